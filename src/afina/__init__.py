@@ -1,0 +1,55 @@
+"""Afina fits a computer-vision model to its user's data and device, and proves it.
+
+Each command of the command line is the function of the same name here.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afina.graph.network import Network, capture
+    from afina.jobs.benchmark import benchmark
+    from afina.jobs.demo import demo
+    from afina.jobs.doctor import doctor
+    from afina.jobs.export import export
+    from afina.jobs.optimize import optimize
+    from afina.jobs.profile import profile
+    from afina.jobs.report import report
+    from afina.types import InputSpec, TaskSpec
+
+__version__ = metadata.version("afina")
+
+__all__ = [
+    "InputSpec",
+    "Network",
+    "TaskSpec",
+    "benchmark",
+    "capture",
+    "demo",
+    "doctor",
+    "export",
+    "optimize",
+    "profile",
+    "report",
+]
+
+_HOME = {
+    "InputSpec": "afina.types",
+    "Network": "afina.graph.network",
+    "TaskSpec": "afina.types",
+    "capture": "afina.graph.network",
+    **{job: f"afina.jobs.{job}" for job in ("benchmark", "demo", "doctor", "export", "optimize", "profile", "report")},
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import afina` and `afina --help` stay fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'afina' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

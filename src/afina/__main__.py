@@ -1,0 +1,5 @@
+"""`python -m afina` is the `afina` command."""
+
+from afina.cli import main
+
+main()

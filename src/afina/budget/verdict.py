@@ -1,0 +1,116 @@
+"""The verdict: which candidate to deploy, and whether it keeps every limit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from afina.types import Budget, Candidate, MetricInfo
+
+# Which measurement each limit is about; the drop is derived from `quality`.
+_MEASUREMENT = {"size": "size", "latency": "latency", "memory": "peak_memory"}
+# A miss of one point of quality weighs as much as a miss of this share of a size, time or memory limit.
+_POINTS_AS_SHARE = 10.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to deploy.
+
+    Attributes:
+        verdict: `fits` or `misses`.
+        winner: The candidate to deploy; with `misses`, the nearest to the limits.
+        drop: Quality that the winner loses against the original (negative: a gain).
+        best_achievable: With `misses`, for each limit the candidate that comes nearest to it.
+        warnings: In what the winner is worse than the original, one sentence each.
+    """
+
+    verdict: Literal["fits", "misses"]
+    winner: Candidate
+    drop: float
+    best_achievable: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget, metric: MetricInfo) -> Decision:
+    """Choose among the judged candidates (the original is one of them).
+
+    Among those that keep every limit: with `max_drop` set, the user has said what quality is worth, and what is
+    left to win is size and speed: the smallest product of size and latency, both relative to the original.
+    Without it: the best quality, then the same product. Among those that do not, the one that exceeds least.
+    """
+    judged = [c for c in candidates if c.status == "judged"]
+    misses = {c.name: excess(c, original, budget, metric) for c in judged}
+    fitting = [c for c in judged if not misses[c.name]]
+    if fitting:
+        winner = min(fitting, key=lambda c: _preference(c, original, budget, metric))
+        best: dict[str, str] = {}
+    else:
+        winner = min(judged, key=lambda c: (sum(misses[c.name].values()), _cost(c, original)))
+        best = {limit: _nearest(limit, judged, original, metric) for limit in _limits(budget)}
+    return Decision(
+        verdict="fits" if fitting else "misses",
+        winner=winner,
+        drop=_drop(winner, original, metric),
+        best_achievable=best,
+        warnings=_warnings(winner, original, budget),
+    )
+
+
+def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> dict[str, float]:
+    """By how much `candidate` exceeds each limit that it does not keep, as a share of the limit; empty if it fits."""
+    over: dict[str, float] = {}
+    for limit, allowed in _limits(budget).items():
+        if limit == "max_drop":
+            beyond = _drop(candidate, original, metric) - allowed
+            # Quality is a mean of floats: a drop that equals the limit but for rounding keeps it.
+            if beyond > 1e-9:
+                over[limit] = beyond * _POINTS_AS_SHARE
+        else:
+            value = candidate.measurements[_MEASUREMENT[limit]].value
+            if value > allowed:
+                over[limit] = value / allowed - 1
+    return over
+
+
+def _limits(budget: Budget) -> dict[str, float]:
+    given = {
+        "size": budget.size,
+        "latency": budget.latency,
+        "memory": budget.memory,
+        "max_drop": budget.max_drop,
+    }
+    return {limit: float(value) for limit, value in given.items() if value is not None}
+
+
+def _drop(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
+    lost = original.measurements["quality"].value - candidate.measurements["quality"].value
+    return lost if metric.higher_is_better else -lost
+
+
+def _preference(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> tuple[float, float]:
+    cost, drop = _cost(candidate, original), _drop(candidate, original, metric)
+    return (cost, drop) if budget.max_drop is not None else (drop, cost)
+
+
+def _cost(candidate: Candidate, original: Candidate) -> float:
+    return math.prod(
+        candidate.measurements[key].value / original.measurements[key].value
+        for key in ("size", "latency")
+        if key in candidate.measurements and key in original.measurements
+    )
+
+
+def _nearest(limit: str, judged: Sequence[Candidate], original: Candidate, metric: MetricInfo) -> str:
+    if limit == "max_drop":
+        return min(judged, key=lambda c: _drop(c, original, metric)).name
+    return min(judged, key=lambda c: c.measurements[_MEASUREMENT[limit]].value).name
+
+
+def _warnings(winner: Candidate, original: Candidate, budget: Budget) -> tuple[str, ...]:
+    said = []
+    for key, word in (("size", "larger"), ("latency", "slower")):
+        mine, base = winner.measurements[key], original.measurements[key]
+        if winner.name != original.name and mine.value > base.value + (mine.spread or 0) + (base.spread or 0):
+            said.append(f"{winner.name} is {word} than the original ({mine.value / base.value:.2f} times).")
+    return tuple(said)

@@ -1,0 +1,21 @@
+"""Where images come from: folders, zips, tables, torch datasets and digits, all as one `ImageData`.
+
+Each kind of source is brought to a `Listing` (images, targets, a way to read one); `ImageData` does the rest.
+`decode` is the one definition of preprocessing, `augment` of random variation.
+"""
+
+from afina.data.augment import AUGMENTATIONS, Augmentation
+from afina.data.base import Batches, ImageData
+from afina.data.decode import PREPROCESSING, decode, preprocess
+from afina.data.sources import open_data
+
+__all__ = [
+    "AUGMENTATIONS",
+    "PREPROCESSING",
+    "Augmentation",
+    "Batches",
+    "ImageData",
+    "decode",
+    "open_data",
+    "preprocess",
+]

@@ -1,0 +1,77 @@
+"""Random variation of training images, on whole batches at once."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SHIFT = 8  # an image moves by at most one in this many of its pixels
+_AREA = (0.5, 1.0)
+_ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may vary: `shift` by whole pixels (reflected at the border), mirror left and right (`flip`), or
+    `crop`: a random part of 0.5 to 1 of the area, aspect ratio 3:4 to 4:3, scaled up to the full size
+    (Szegedy et al. 2015, section 6)."""
+
+    shift: bool = False
+    flip: bool = False
+    crop: bool = False
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "shift": Augmentation(shift=True),
+    "shift+flip": Augmentation(shift=True, flip=True),
+    "crop": Augmentation(crop=True),
+    "crop+flip": Augmentation(crop=True, flip=True),
+}
+
+
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """A varied copy of `[N, C, H, W]`: of the same dtype, or float32 after a crop (of the same range)."""
+    flips = torch.rand(len(images), generator=generator) < 0.5 if kind.flip else None
+    if kind.crop:
+        return _crop(images, flips, generator)
+    if kind.shift or kind.flip:
+        return _move(images, kind.shift, flips, generator)
+    return images
+
+
+def _move(images: Tensor, shift: bool, flips: Tensor | None, generator: torch.Generator) -> Tensor:
+    n, channels, height, width = images.shape
+    rows, columns = (_positions(n, size, shift, generator) for size in (height, width))
+    if flips is not None:
+        columns = torch.where(flips[:, None], columns.flip(1), columns)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, height * width)
+    moved = images.reshape(n, channels, height * width).gather(2, pixels.expand(n, channels, -1))
+    return moved.view(n, channels, height, width)
+
+
+def _positions(n: int, size: int, shift: bool, generator: torch.Generator) -> Tensor:
+    """For each image and each place along one side, where its pixel comes from: int64 `[n, size]`."""
+    places = torch.arange(size).expand(n, size)
+    most = size // _SHIFT if shift else 0
+    if most == 0:
+        return places
+    places = (places + torch.randint(-most, most + 1, (n, 1), generator=generator)).abs()
+    return torch.where(places >= size, 2 * (size - 1) - places, places)
+
+
+def _crop(images: Tensor, flips: Tensor | None, generator: torch.Generator) -> Tensor:
+    n = len(images)
+    draw = torch.rand(4, n, generator=generator)
+    side = (_AREA[0] + (_AREA[1] - _AREA[0]) * draw[0]).sqrt()
+    low, high = (math.log(ratio) / 2 for ratio in _ASPECT)
+    stretch = (low + (high - low) * draw[1]).exp()
+    width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
+    matrix = torch.zeros(n, 2, 3)
+    matrix[:, 0, 2], matrix[:, 1, 2] = (1 - width) * (2 * draw[2] - 1), (1 - height) * (2 * draw[3] - 1)
+    matrix[:, 0, 0] = width if flips is None else torch.where(flips, -width, width)
+    matrix[:, 1, 1] = height
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)

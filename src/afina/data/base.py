@@ -1,0 +1,255 @@
+"""`ImageData`: the images of a job, in two splits, as batches that a network takes."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from afina.data.augment import AUGMENTATIONS, Augmentation, augment
+from afina.data.decode import normalise, upright_size
+from afina.data.listing import SPLITS, Listing, Part, in_fixed_order
+from afina.data.loading import decode_all, stream
+from afina.errors import InputError, did_you_mean
+from afina.progress import Progress
+from afina.types import InputSpec
+
+MEMORY = 10**9  # bytes of decoded images that are kept
+_MOST_UNREADABLE = 0.01
+_SAMPLE = 256
+_LARGEST_NATIVE, _USUAL = 512, 224
+_CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
+
+
+class ImageData:
+    """Images and targets in the splits `train` and `validation`.
+
+    All images are decoded once when it is made, which finds the unreadable ones and fills a cache of pixels
+    (uint8, for `input`, or `native` where it is not given). Where that would take more than `memory` bytes,
+    images are decoded again for each batch instead. Each split has one fixed order, shuffled once by `seed`,
+    that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
+
+    Attributes:
+        name: What the user calls it.
+        task: Task and labels; no labels (and the number of outputs open) where the images have none.
+        labelled: Whether the targets mean anything.
+        native: The size and channels that the data suggests.
+        unreadable: Images left out, with the reason.
+        fingerprint: Changes when the files do.
+
+    Raises:
+        InputError: more than 1% of the images are unreadable, or a split or its classes do not do.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        seed: int = 0,
+        input: InputSpec | None = None,
+        augment: str | None = None,
+        memory: int = MEMORY,
+        progress: Progress | None = None,
+    ) -> None:
+        if augment is not None and augment not in AUGMENTATIONS:
+            raise InputError(f"There is no augmentation {augment!r}.", fix=did_you_mean(augment, AUGMENTATIONS))
+        _check_readable(listing, listing.unreadable)
+        listing.check()
+        self.name, self.task, self.labelled = listing.name, listing.task, listing.labelled
+        self.fingerprint = listing.fingerprint
+        self._augment, self._memory, self._progress = augment, memory, progress or Progress()
+        self._caches: dict[tuple[str, InputSpec], Tensor] = {}
+        self.native = listing.native or _native(listing)
+        parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
+        self._listing = self._read(replace(listing, parts=parts), input or self.native)
+        self.unreadable = self._listing.unreadable
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)
+        return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
+
+    def count(self, split: str) -> int:
+        """Readable images of a split."""
+        return len(self._part(split).keys)
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """File names (or numbers) of the images, in the order of `targets`."""
+        return self._part(split).keys
+
+    def targets(self, split: str) -> Tensor:
+        """Class numbers int64 `[N]`, or float32 `[N, outputs]`; zeros where the images have no labels."""
+        return torch.from_numpy(self._part(split).targets)
+
+    def batches(
+        self,
+        split: str,
+        input: InputSpec,
+        *,
+        batch_size: int,
+        augment: bool = False,
+        shuffle: bool = False,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> "Batches":
+        """Preprocessed images with their targets, as `Batches`.
+
+        Args:
+            split: `train` or `validation`.
+            input: What the network expects.
+            batch_size: Images in a batch; the last one may be smaller.
+            augment: Vary the images at random.
+            shuffle: In an order drawn by `seed` instead of the fixed one. A single image that would be left
+                for the last batch joins the one before, since batch norm cannot train on it alone.
+            seed: The same seed gives the same batches.
+            limit: Only so many of the images.
+
+        Raises:
+            InputError: there is no such split, a size is less than 1, or tensors that were given ready for a
+                network are of another size than `input`.
+        """
+        part = self._part(split)
+        for name, value in (("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
+            if value < 1:
+                raise InputError(f"{name} is {value}.", fix="Give 1 or more.")
+        if self._listing.source.prepared and input.shape != self.native.shape:
+            raise InputError(
+                f"The data's tensors are {_shape(self.native)}, and the network expects {_shape(input)}.",
+                why="Tensors are taken as they are: they are not resized.",
+                fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
+            )
+        order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
+        kind = self._augmentation(input) if augment else None
+        pixels = self._cache(split, input)
+        return Batches(self._listing, part, input, pixels, order[:limit], batch_size, kind, seed, join=shuffle)
+
+    def _part(self, split: str) -> Part:
+        if split not in self._listing.parts:
+            raise InputError(f"There is no split {split!r}.", fix=did_you_mean(split, SPLITS))
+        return self._listing.parts[split]
+
+    def _augmentation(self, input: InputSpec) -> Augmentation:
+        if self._augment is not None:
+            return AUGMENTATIONS[self._augment]
+        if self._listing.varies:
+            return Augmentation()
+        # A part of the image may hold fewer of what a regression counts or measures: no crops there.
+        crop = min(input.height, input.width) >= _CROP_FROM and self.task.name == "classification"
+        return Augmentation(shift=not crop, crop=crop, flip=self._listing.flips)
+
+    def _read(self, listing: Listing, input: InputSpec) -> Listing:
+        """The one pass over all images, that leaves out those that cannot be read."""
+        if listing.source.prepared:
+            return listing
+        keep = listing.total * math.prod(input.shape) <= self._memory
+        unreadable: dict[str, str] = {}
+        for split, part in listing.parts.items():
+            pixels, bad = decode_all(listing.source, part.keys, input, self._progress, keep=keep)
+            unreadable |= bad
+            if pixels is not None:
+                self._caches[split, _pixels_of(input)] = torch.from_numpy(pixels)
+        _check_readable(listing, {**listing.unreadable, **unreadable})
+        listing = listing.without(unreadable)
+        listing.check()
+        return listing
+
+    def _cache(self, split: str, input: InputSpec) -> Tensor | None:
+        """All images of a split for `input`, uint8 `[N, C, H, W]`; None where memory does not allow it."""
+        key = split, _pixels_of(input)
+        if key in self._caches or self._listing.source.prepared:
+            return self._caches.get(key)
+        if self._listing.total * math.prod(input.shape) > self._memory:
+            return None
+        # Caches of other sizes go first: together they must stay within the bound.
+        self._caches = {k: v for k, v in self._caches.items() if k[1] == key[1]}
+        part = self._listing.parts[split]
+        pixels, bad = decode_all(self._listing.source, part.keys, input, self._progress, keep=True)
+        if bad or pixels is None:
+            raise InputError(f"{next(iter(bad))} can no longer be read.", fix="Leave the data in place.")
+        return self._caches.setdefault(key, torch.from_numpy(pixels))
+
+
+class Batches:
+    """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        part: Part,
+        input: InputSpec,
+        pixels: Tensor | None,
+        order: np.ndarray,
+        batch_size: int,
+        kind: Augmentation | None,
+        seed: int,
+        *,
+        join: bool,
+    ) -> None:
+        self._listing, self._part, self._input, self._pixels = listing, part, input, pixels
+        self._kind, self._seed = kind, seed
+        starts = list(range(0, len(order), batch_size))
+        if join and len(starts) > 1 and len(order) - starts[-1] == 1:
+            starts.pop()
+        self._batches = np.split(order, starts[1:])
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self._seed)
+        targets = torch.from_numpy(self._part.targets)
+        for places, images in zip(self._batches, self._images(), strict=True):
+            if self._kind is not None:
+                images = augment(images, self._kind, generator)
+            if not self._listing.source.prepared:
+                images = normalise(images, self._input)
+            yield images, targets[places]
+
+    def _images(self) -> Iterator[Tensor]:
+        if self._pixels is not None:
+            for places in self._batches:
+                yield self._pixels[places]
+            return
+        keys = ([self._part.keys[i] for i in places] for places in self._batches)
+        for images in stream(self._listing.source, keys, self._input):
+            yield torch.from_numpy(images)
+
+
+def _check_readable(listing: Listing, unreadable: dict[str, str]) -> None:
+    total = listing.total + len(listing.unreadable)
+    if len(unreadable) <= _MOST_UNREADABLE * total:
+        return
+    first = "; ".join(f"{name}: {why}" for name, why in list(unreadable.items())[:3])
+    raise InputError(
+        f"{len(unreadable)} of the {total} images of {listing.name} cannot be read.",
+        why=f"That is more than {_MOST_UNREADABLE:.0%}. {first}{'; ...' if len(unreadable) > 3 else ''}",
+        fix="Repair or remove them, then run again.",
+    )
+
+
+def _native(listing: Listing) -> InputSpec:
+    """The size of the images where a sample of them agrees on one that is not large; else 224 x 224."""
+    keys = [key for part in listing.parts.values() for key in part.keys]
+    sizes: Counter[tuple[int, int]] = Counter()
+    for i in np.linspace(0, len(keys) - 1, min(_SAMPLE, len(keys))).astype(int):
+        try:
+            image = listing.source.image(keys[i])
+            if isinstance(image, Image.Image):
+                sizes[upright_size(image)] += 1
+        except Exception:  # found and reported by the pass over all images
+            continue
+    if len(sizes) == 1 and max(width_height := next(iter(sizes))) <= _LARGEST_NATIVE:
+        return InputSpec(height=width_height[1], width=width_height[0])
+    return InputSpec(_USUAL, _USUAL)
+
+
+def _pixels_of(input: InputSpec) -> InputSpec:
+    """The part of `input` that decoded pixels depend on."""
+    return InputSpec(input.height, input.width, (), (), input.order)
+
+
+def _shape(input: InputSpec) -> str:
+    return f"{input.channels} x {input.height} x {input.width} (channels, height, width)"

@@ -1,0 +1,86 @@
+"""Folders of images, one folder per class, with or without splits above them."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from afina.data.files import Files, FileSource, is_image
+from afina.data.listing import SPLITS, Listing, Part, split_one
+from afina.errors import InputError
+from afina.types import TaskSpec
+
+VALIDATION_NAMES = ("val", "valid", "validation", "test")  # the first that is there is used
+SPLIT_NAMES = ("train", *VALIDATION_NAMES)
+_Path = tuple[str, ...]
+_LAYOUT = "Lay it out as train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE."
+
+
+def list_folder(files: Files, name: str, seed: int) -> Listing:
+    """The images of `train/<class>/*` and `val|valid|validation|test/<class>/*`, or of `<class>/*`.
+
+    A folder that wraps all of it is looked through. With one split only, 20% of it becomes the other one.
+
+    Raises:
+        InputError: there are no images, no class folders, or one class only.
+    """
+    images = [tuple(path.split("/")) for path in files.names if is_image(path)]
+    if not images:
+        others = len(files.names)
+        raise InputError(f"{name} holds no images{f' (but {others} other files)' if others else ''}.", fix=_LAYOUT)
+    splits = _splits(_unwrap(images, name), name)
+    labels = tuple(sorted({label for found in splits.values() for label, _ in found}))
+    if len(labels) < 2:
+        raise InputError(
+            f"{name} has one class only ({labels[0]}).",
+            why="A classifier needs at least two classes to tell apart.",
+            fix=f"Add a folder of images for each other class. {_LAYOUT}",
+        )
+    number = {label: i for i, label in enumerate(labels)}
+    parts = {
+        split: Part(tuple(key for _, key in found), np.array([number[label] for label, _ in found], dtype=np.int64))
+        for split, found in splits.items()
+    }
+    if "validation" not in parts:
+        parts = split_one(parts["train"], labels, seed, name)
+    fingerprint = fingerprint_of(files, (key for part in parts.values() for key in part.keys))
+    return Listing(name, TaskSpec("classification", labels), FileSource(files), parts, fingerprint)
+
+
+def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:
+    """SHA-256 over the sorted names with their sizes (in a zip: and checksums), and over the table if any."""
+    digest = hashlib.sha256(table)
+    for name in sorted(names):
+        digest.update(f"{name}\0{files.signature(name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _unwrap(images: list[_Path], name: str) -> list[tuple[_Path, str]]:
+    """Path below the wrapping folders, and full name, of each image that is in some folder."""
+    paths = [(path, "/".join(path)) for path in images if len(path) > 1]
+    if not paths:
+        raise InputError(f"{name} has images but no class folders.", fix=_LAYOUT)
+    while True:
+        tops = {path[0] for path, _ in paths}
+        if len(tops) > 1 or next(iter(tops)).lower() in SPLIT_NAMES or any(len(path) < 3 for path, _ in paths):
+            return paths
+        paths = [(path[1:], key) for path, key in paths]
+
+
+def _splits(images: list[tuple[_Path, str]], name: str) -> dict[str, list[tuple[str, str]]]:
+    """For each split that is there, the class and the full name of its images."""
+    tops = {path[0].lower() for path, _ in images}
+    named = {path[0].lower() for path, _ in images if len(path) > 2} & set(SPLIT_NAMES)
+    if not named:
+        if tops <= set(SPLIT_NAMES):
+            raise InputError(f"{name}: no class folders inside {', '.join(sorted(tops))}.", fix=_LAYOUT)
+        return {"train": [(path[0], key) for path, key in images]}
+    judged = next((split for split in VALIDATION_NAMES if split in named), None)
+    if "train" not in named and len(named) > 1:
+        raise InputError(f"{name} has {' and '.join(sorted(named))} but no train folder.", fix=_LAYOUT)
+    chosen = {"train": "train", "validation": judged} if "train" in named else {"train": judged}
+    return {
+        split: [(path[1], key) for path, key in images if path[0].lower() == chosen[split] and len(path) > 2]
+        for split in SPLITS
+        if chosen.get(split)
+    }

@@ -1,0 +1,84 @@
+"""`open_data`: whatever a user calls data becomes `ImageData` here, once."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from afina.data.base import MEMORY, ImageData
+from afina.data.digits import list_digits
+from afina.data.files import find_files
+from afina.data.folders import list_folder
+from afina.data.listing import Listing
+from afina.data.tables import find_table, list_table, top_tables
+from afina.data.torch_data import is_torch_data, list_torch
+from afina.errors import InputError, did_you_mean
+from afina.progress import Progress
+from afina.types import InputSpec
+
+_TASKS = ("classification", "regression")
+
+
+def open_data(
+    source: Any,
+    *,
+    seed: int = 0,
+    task: str | None = None,
+    augment: str | None = None,
+    input: InputSpec | None = None,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> ImageData:
+    """Open images and read all of them once.
+
+    Args:
+        source: `digits`; an image folder or a `.zip` of one (`train/CLASS/IMAGE` and `val|test/CLASS/IMAGE`,
+            or `CLASS/IMAGE`); a CSV table `image,target` with images beside it, also inside a zip
+            (`cells.zip/train.csv`); a torch `Dataset` or `DataLoader`, or a pair of them; an `ImageData`, as
+            it is.
+        seed: Draws the validation split where there is none, and the order of the images.
+        task: `classification` or `regression`, where the data leaves it open; None to tell from the targets.
+        augment: A name in `AUGMENTATIONS`; None to choose by the kind and size of the images.
+        input: What the network expects, where it is known already: images are then decoded at that size in
+            the one pass, instead of in a second one.
+        memory: Bytes of decoded images that may be kept.
+        progress: Is told about the pass.
+
+    Raises:
+        InputError: the data is missing, broken or does not do; it says which, why, and what to do.
+    """
+    if isinstance(source, ImageData):
+        return source
+    if task is not None and task not in _TASKS:
+        raise InputError(f"There is no task {task!r}.", fix=did_you_mean(task, _TASKS))
+    listing = _list(source, seed, task, memory)
+    if task is not None and listing.task.name != task:
+        raise InputError(
+            f"{listing.name} is data for {listing.task.name}, not for {task}.",
+            fix="Give a CSV table image,target for regression." if task == "regression" else "Leave the task out.",
+        )
+    return ImageData(listing, seed=seed, input=input, augment=augment, memory=memory, progress=progress)
+
+
+def _list(source: Any, seed: int, task: str | None, memory: int) -> Listing:
+    if is_torch_data(source):
+        return list_torch(source, seed, task, memory)
+    if not isinstance(source, (str, PathLike)):
+        raise InputError(
+            f"Data cannot be a {type(source).__name__}.",
+            fix="Give a path, 'digits', a torch Dataset or DataLoader, or a pair (train, validation).",
+        )
+    # A folder that happens to be called digits is reached as ./digits.
+    if str(source) == "digits":
+        return list_digits()
+    path = Path(source).expanduser()
+    files, table = find_files(path)
+    table = table or find_table(files, str(source))
+    name = path.name or files.label
+    if table:
+        return list_table(files, table, name, seed, task)
+    try:
+        return list_folder(files, name, seed)
+    except InputError:
+        for other in top_tables(files):  # probably what was meant: say what is wrong with it
+            list_table(files, other, name, seed, task)
+        raise

@@ -1,0 +1,223 @@
+"""Tables `image,target` (CSV) with images beside them: numbers to predict, or class names."""
+
+import contextlib
+import csv
+import io
+import math
+import posixpath
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from afina.data.files import Files, FileSource
+from afina.data.folders import SPLIT_NAMES, VALIDATION_NAMES, fingerprint_of
+from afina.data.listing import Listing, Part, split_one
+from afina.errors import InputError
+from afina.types import TaskSpec
+
+_COLUMNS = ("image", "target")
+_FAMILY = re.compile(rf"(?P<stem>(?:.*[_./-])?)(?P<split>{'|'.join(SPLIT_NAMES)})\.csv", re.IGNORECASE)
+_MISSING = "named in the table, but there is no such file"
+
+
+class Row(NamedTuple):
+    """One line of a table; `place` is the file and line, for messages."""
+
+    place: str
+    image: str
+    target: str
+    split: str
+
+
+def find_table(files: Files, name: str) -> str:
+    """The table of a folder or zip, at its top or in the one folder there; "" where there is none.
+
+    Tables that differ by `_train`, `_val`, ... in their names count as one.
+
+    Raises:
+        InputError: there are several, and which one is meant cannot be known.
+    """
+    tables = [path for path in top_tables(files) if set(_COLUMNS) <= set(_header(_text(files, path)))]
+    families: dict[str, list[str]] = {}
+    for path in tables:
+        match = _FAMILY.fullmatch(path)
+        families.setdefault(match["stem"] if match else path, []).append(path)
+    if len(families) > 1:
+        raise InputError(
+            f"{name} holds {len(tables)} tables: {', '.join(tables[:5])}.",
+            fix=f"Choose one: {name}/{tables[0]}",
+        )
+    members = next(iter(families.values()), [])
+    return min(members, key=_rank, default="")
+
+
+def top_tables(files: Files) -> list[str]:
+    """CSV files at the top of a folder or zip, or in the one folder there, that can be read as text."""
+    folders = {posixpath.dirname(path) for path in files.names} or {""}
+    top = posixpath.commonpath(folders)
+    return [
+        path
+        for path in files.names
+        if path.lower().endswith(".csv") and posixpath.dirname(path) in ("", top) and _is_text(files, path)
+    ]
+
+
+def list_table(files: Files, table: str, name: str, seed: int, task: str | None) -> Listing:
+    """The images that a table names, split by its `split` column, by a sibling table, or 80/20 by `seed`.
+
+    Raises:
+        InputError: columns are missing, or a target is not a finite number where numbers are expected.
+    """
+    tables = _split_tables(files, table)
+    texts = {path: _text(files, path) for path in tables}
+    rows = {tables[path]: _rows(texts[path], path) for path in tables}
+    if len(tables) == 1 and any(row.split for row in next(iter(rows.values()))):
+        rows = _by_column(next(iter(rows.values())))
+    spec = _task([row for split in rows.values() for row in split], task)
+    parts, missing = {}, dict[str, str]()
+    for split, found in rows.items():
+        parts[split] = _part(files, posixpath.dirname(table), found, spec, missing)
+    if len(parts) == 1:
+        labels = spec.labels if spec.name == "classification" else ()
+        parts = split_one(next(iter(parts.values())), labels, seed, name)
+    content = "\0".join(texts[path] for path in sorted(texts)).encode()
+    fingerprint = fingerprint_of(files, {key for part in parts.values() for key in part.keys}, content)
+    return Listing(name, spec, FileSource(files), parts, fingerprint, unreadable=missing)
+
+
+def _rank(path: str) -> int:
+    match = _FAMILY.fullmatch(path)
+    return SPLIT_NAMES.index(match["split"].lower()) if match else -1
+
+
+def _split_tables(files: Files, table: str) -> dict[str, str]:
+    """Table and the split that it holds, for the given table and its sibling if it has one."""
+    match = _FAMILY.fullmatch(table)
+    if not match or "split" in _header(_text(files, table)):
+        return {table: "train"}
+    own = match["split"]
+    sibling = {
+        word: f"{table[: match.start('split')]}{_like(own, word)}{table[match.end('split') :]}" for word in SPLIT_NAMES
+    }
+    if own.lower() == "train":
+        other = next((sibling[word] for word in VALIDATION_NAMES if files.has(sibling[word])), None)
+        return {table: "train"} if other is None else {table: "train", other: "validation"}
+    return {sibling["train"]: "train", table: "validation"} if files.has(sibling["train"]) else {table: "train"}
+
+
+def _like(example: str, word: str) -> str:
+    return word.upper() if example.isupper() else word.capitalize() if example.istitle() else word
+
+
+def _text(files: Files, table: str) -> str:
+    try:
+        return files.read(table).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is not UTF-8 text.", why=str(error), fix="Save it as CSV in UTF-8.") from error
+    except (OSError, KeyError) as error:
+        raise InputError(f"{table} cannot be read.", why=str(error)) from error
+
+
+def _is_text(files: Files, table: str) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(_text(files, table).strip())
+    return False
+
+
+def _delimiter(text: str) -> str:
+    first = text.split("\n", 1)[0]
+    return max(",;\t", key=first.count)
+
+
+def _header(text: str) -> list[str]:
+    first = next(csv.reader(io.StringIO(text), delimiter=_delimiter(text)), [])
+    return [column.strip().lower() for column in first]
+
+
+def _rows(text: str, table: str) -> list[Row]:
+    columns = _header(text)
+    if not set(_COLUMNS) <= set(columns):
+        raise InputError(
+            f"{table} has no column named {' or '.join(c for c in _COLUMNS if c not in columns)}.",
+            why=f"Its columns are: {', '.join(columns) or 'none, it is empty'}.",
+            fix="Name the columns image and target in the first line.",
+        )
+    places = [columns.index(c) if c in columns else -1 for c in (*_COLUMNS, "split")]
+    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
+    next(reader)
+    rows = []
+    for line in reader:
+        if any(cell.strip() for cell in line):
+            image, target, split = (line[i].strip() if 0 <= i < len(line) else "" for i in places)
+            rows.append(Row(f"{table}, line {reader.line_num}", image, target, split.lower()))
+    if not rows:
+        raise InputError(f"{table} has no rows.", fix="Add a line with an image and its target for each image.")
+    return rows
+
+
+def _by_column(rows: list[Row]) -> dict[str, list[Row]]:
+    wrong = next((row for row in rows if row.split not in SPLIT_NAMES), None)
+    if wrong:
+        raise InputError(
+            f"{wrong.place}: the split is {wrong.split!r}.", fix=f"Write one of: {', '.join(SPLIT_NAMES)}."
+        )
+    found = {row.split for row in rows}
+    judged = next((word for word in VALIDATION_NAMES if word in found), None)
+    if "train" not in found and len(found) > 1:
+        raise InputError(f"{rows[0].place}: the column split never says train.", fix="Mark rows with train.")
+    splits = {"train": [row for row in rows if row.split == "train"]} if "train" in found else {}
+    return {
+        **splits,
+        **({"validation" if splits else "train": [r for r in rows if r.split == judged]} if judged else {}),
+    }
+
+
+def _task(rows: list[Row], task: str | None) -> TaskSpec:
+    numbers = [_number(row.target) for row in rows]
+    if task == "classification" or (task is None and all(n is None for n in numbers)):
+        empty = next((row for row in rows if not row.target), None)
+        if empty:
+            raise InputError(f"{empty.place}: the target is empty.", fix="Write the class, or delete the line.")
+        return TaskSpec("classification", tuple(sorted({row.target for row in rows})))
+    for row, number in zip(rows, numbers, strict=True):
+        if number is None or not math.isfinite(number):
+            raise InputError(
+                f"{row.place}: the target {row.target!r} is not a {'finite ' * (number is not None)}number.",
+                why="The other targets are numbers." if task is None else "Regression predicts numbers.",
+                fix="Correct the line or delete it; or ask for the task classification, if targets are names.",
+            )
+    return TaskSpec("regression", ("target",))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _part(files: Files, base: str, rows: Iterable[Row], spec: TaskSpec, missing: dict[str, str]) -> Part:
+    number = {label: i for i, label in enumerate(spec.labels)}
+    keys, targets = [], []
+    for row in rows:
+        key = _find_image(files, base, row.image)
+        if key is None:
+            missing[row.image or row.place] = _MISSING
+            continue
+        keys.append(key)
+        targets.append(row.target)
+    if spec.name == "classification":
+        return Part(tuple(keys), np.array([number[t] for t in targets], dtype=np.int64))
+    return Part(tuple(keys), np.array([float(t) for t in targets], dtype=np.float32).reshape(-1, 1))
+
+
+def _find_image(files: Files, base: str, image: str) -> str | None:
+    if not image:
+        return None
+    for written in (image, image.replace("\\", "/")):
+        for folder in (base, posixpath.join(base, "images")):
+            if files.has(name := posixpath.join(folder, written)):
+                return name
+    return None

@@ -1,0 +1,56 @@
+"""Errors that a user can act on: what went wrong, why, and what to do about it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AfinaError(Exception):
+    """What was wrong, why, and the fix; the command line prints these three and no traceback.
+
+    Args:
+        what: What was wrong, in one sentence.
+        why: The reason, when it is not plain from `what`.
+        fix: What the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        super().__init__("\n".join(part for part in (what, why, fix) if part))
+        self.what, self.why, self.fix = what, why, fix
+
+
+class InputError(AfinaError):
+    """The command, the model, the data or the budget that was given cannot be used."""
+
+    exit_code = 2
+
+
+class NothingToDo(AfinaError):
+    """A technique found nothing that it could change: never a silent success."""
+
+
+class Unsupported(AfinaError):
+    """A network holds something that a step does not understand; it is refused by name, never guessed."""
+
+
+class ParityError(AfinaError):
+    """An exported file does not answer as the network it was made from."""
+
+
+class TrainingError(AfinaError):
+    """Training cannot go on: the loss is not a finite number, or no step could be taken."""
+
+
+class StorageError(AfinaError):
+    """Something could not be written or read: the disk is full, or the folder is not writable."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the known names nearest to `name`, or lists a few of them where none is near."""
+    names = sorted(set(known))
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    shown = ", ".join(names[:8])
+    return f"Choose one of: {shown}{', ...' if len(names) > 8 else ''}." if names else ""

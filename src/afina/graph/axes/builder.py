@@ -1,0 +1,184 @@
+"""`Builder`: what a rule for an op sees of the graph, and where it puts what it found out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from afina.graph.axes.labels import FIXED, Expr, Labels
+from afina.graph.propagate import attribute
+
+Dims = tuple[Expr, ...]
+# One tensor's dimensions, or one entry for each tensor of an op that gives several.
+Axing = Dims | list[Dims]
+Count = Callable[[Expr], int]
+
+
+class NotUnderstood(Exception):
+    """A rule meets a form of its op that it does not know; the axes that reach the op are then fixed."""
+
+
+@dataclass(frozen=True)
+class Respelling:
+    """A number spelled out in the graph that changes with the axes: `write(count)` puts it right in `node`."""
+
+    node: Node
+    write: Callable[[Count], None]
+
+
+class Builder:
+    """The expressions of all tensors found so far.
+
+    Args:
+        module: The graph.
+        values: Fake tensors of all nodes (`fake_values`).
+
+    Attributes:
+        labels: Where dimensions are united, split and fixed.
+        respellings: What surgery must rewrite.
+        producers: `(weight, dimension)` in which a layer writes its output.
+        consumers: `(weight, dimension)` over which a layer sums its input.
+    """
+
+    def __init__(self, module: GraphModule, values: dict[Node, Any]) -> None:
+        self.module, self.labels = module, Labels()
+        self.respellings: list[Respelling] = []
+        self.producers: set[tuple[str, int]] = set()
+        self.consumers: set[tuple[str, int]] = set()
+        self.held: dict[str, Dims] = {}
+        self._values = values
+        self._dims: dict[Node, Axing] = {}
+        self._names: dict[int, str] = {}
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The node's shape; raises `NotUnderstood` where it does not give one tensor."""
+        value = self._values.get(node)
+        if not isinstance(value, Tensor):
+            raise NotUnderstood(f"{node.name} is not a tensor")
+        return tuple(int(size) for size in value.shape)
+
+    def shapes(self, node: Node) -> list[tuple[int, ...]] | None:
+        """The shapes of the tensors that a node gives, or None where it gives no tensor."""
+        value = self._values.get(node)
+        if isinstance(value, Tensor):
+            return [tuple(value.shape)]
+        if isinstance(value, (tuple, list)) and value and all(isinstance(v, Tensor) for v in value):
+            return [tuple(v.shape) for v in value]
+        return None
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, Node) and isinstance(self._values.get(value), Tensor)
+
+    def is_multiple(self, node: Node) -> bool:
+        """Whether the node gives a list of tensors."""
+        return not isinstance(self._values.get(node), Tensor)
+
+    def dims(self, node: Node) -> Dims:
+        """The expressions of the one tensor that `node` gives."""
+        dims = self._dims.get(node)
+        if not isinstance(dims, tuple):
+            raise NotUnderstood(f"{node.name} is not one tensor")
+        return dims
+
+    def parts(self, node: Node) -> list[Dims]:
+        """The expressions of the tensors that `node` gives."""
+        dims = self._dims.get(node, [])
+        return [dims] if isinstance(dims, tuple) else dims
+
+    def put(self, node: Node, dims: Axing) -> None:
+        """The expressions of what `node` gives; they are checked against its shape."""
+        shapes = self.shapes(node)
+        parts = [dims] if isinstance(dims, tuple) else dims
+        if shapes is None or len(shapes) != len(parts):
+            raise NotUnderstood("it gives another number of tensors than expected")
+        for part, shape in zip(parts, shapes, strict=True):
+            sizes = tuple(len(expr[0]) if expr else size for expr, size in zip(part, shape, strict=False))
+            if len(part) != len(shape) or sizes != tuple(shape):
+                raise NotUnderstood(f"its shape is {tuple(shape)}, which was not expected")
+        self._dims[node] = dims
+
+    def put_fixed(self, node: Node) -> None:
+        """All dimensions of what `node` gives never change."""
+        shapes = self.shapes(node)
+        if shapes is not None:
+            fixed = [(FIXED,) * len(shape) for shape in shapes]
+            self._dims[node] = fixed if self.is_multiple(node) else fixed[0]
+
+    def put_attribute(self, node: Node) -> None:
+        """A parameter, buffer or constant: each dimension gets labels of its own, the same for all its names."""
+        target = str(node.target)
+        value = attribute(self.module, target)
+        if not isinstance(value, Tensor):
+            return
+        name = self._names.setdefault(id(value), target)
+        if name not in self.held:
+            self.held[name] = tuple(self.labels.fresh(size) if size > 1 else FIXED for size in value.shape)
+        self._dims[node] = self.held[name]
+
+    def unite(self, node: Node, a: Expr, b: Expr) -> Expr:
+        """The two dimensions are the same one, because of `node`."""
+        return self.labels.unite(a, b, f"meets an axis that is fixed, at {describe(node)}")
+
+    def fix(self, node: Node, exprs: Sequence[Expr], reason: str) -> None:
+        """These dimensions stay, because of `node`."""
+        for expr in exprs:
+            self.labels.fix(expr, f"{reason} ({describe(node)})")
+
+    def mark(self, weight: Node, *, produces: int | None = None, consumes: int | None = None) -> None:
+        """`weight` writes a layer's output along one dimension and sums its input over another."""
+        if weight.op != "get_attr":
+            return
+        name = self._names.get(id(attribute(self.module, str(weight.target))), str(weight.target))
+        if produces is not None:
+            self.producers.add((name, produces))
+        if consumes is not None:
+            self.consumers.add((name, consumes))
+
+    def respell(self, node: Node, write: Callable[[Count], None]) -> None:
+        """Surgery calls `write(count)`, where `count(expr)` is how many positions are left."""
+        self.respellings.append(Respelling(node, write))
+
+
+def describe(node: Node) -> str:
+    """An op and where it is, for people."""
+    path = module_path(node)
+    return f"{op_name(node)} in {path}" if path else f"{op_name(node)}, node {node.name}"
+
+
+def op_name(node: Node) -> str:
+    """`conv2d` for `aten.conv2d.default`."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def module_path(node: Node) -> str:
+    """The module of the user's model that the node comes from; empty where it is not known."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an ATen op by the names in its schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        if not argument.kwarg_only and index < len(node.args):
+            found[argument.name] = node.args[index]
+        else:
+            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return found
+
+
+def set_argument(node: Node, name: str, value: Any) -> None:
+    """Change one argument of an ATen op, where it is spelled out already or not."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema.arguments
+    index = next(i for i, argument in enumerate(schema) if argument.name == name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        node.update_kwarg(name, value)

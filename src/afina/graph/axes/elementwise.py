@@ -1,0 +1,126 @@
+"""How axes run through ops that keep each position on its own: pointwise ops, pooling, reductions, softmax."""
+
+import re
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from afina.graph.axes.builder import Builder, NotUnderstood, arguments, op_name
+from afina.graph.axes.labels import FIXED, take
+from afina.graph.axes.layers import broadcast
+
+
+def is_pointwise(node: Node) -> bool:
+    """ATen tags its pointwise ops; a few more (composite ones) are listed here."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.pointwise in tags or op_name(node) in _MORE_POINTWISE
+
+
+def pointwise(g: Builder, node: Node) -> None:
+    """Any number of tensors, broadcast."""
+    tensors = [n for n in node.all_input_nodes if g.is_tensor(n)]
+    if len(tensors) < len([n for n in node.all_input_nodes if g.shapes(n) is not None]):
+        raise NotUnderstood("it takes lists of tensors")
+    dims = broadcast(g, node, [(g.dims(n), g.shape(n)) for n in tensors])
+    g.put(node, dims)
+
+
+def same(g: Builder, node: Node) -> None:
+    """The output has the axes of the first argument: copies, casts, dropout."""
+    g.put(node, g.dims(node.all_input_nodes[0]))
+
+
+def pooling(g: Builder, node: Node) -> None:
+    """Pooling, resizing and padding of the last dimensions only, as many as the op's name says."""
+    spatial = int(re.findall(r"(\d)d", op_name(node))[0])
+    dims = g.dims(node.all_input_nodes[0])
+    g.fix(node, dims[-spatial:], "it is pooled or resized")
+    out = (*dims[:-spatial], *(FIXED,) * spatial)
+    shapes = g.shapes(node) or []
+    g.put(node, [out for _ in shapes] if g.is_multiple(node) else out)
+
+
+def resize(g: Builder, node: Node) -> None:
+    """`upsample_*`: all dimensions but batch and channels."""
+    dims = g.dims(node.all_input_nodes[0])
+    g.fix(node, dims[2:], "it is resized")
+    g.put(node, (*dims[:2], *(FIXED,) * (len(dims) - 2)))
+
+
+def reduction(g: Builder, node: Node) -> None:
+    """Mean, sum and the like over some dimensions, which are fixed."""
+    a = arguments(node)
+    dims = g.dims(a["self"])
+    reduced = reduced_dimensions(a.get("dim"), len(dims))
+    g.fix(node, [dims[d] for d in reduced], "it is reduced")
+    if a.get("keepdim"):
+        out: tuple[Any, ...] = tuple(FIXED if d in reduced else expr for d, expr in enumerate(dims))
+    else:
+        out = tuple(expr for d, expr in enumerate(dims) if d not in reduced)
+    shapes = g.shapes(node) or []
+    g.put(node, [out for _ in shapes] if g.is_multiple(node) else out)
+
+
+def along(g: Builder, node: Node) -> None:
+    """Softmax, cumulative sums, flips and rolls: the dimension that they run along is fixed, the others pass."""
+    a = arguments(node)
+    dims = g.dims(a["self"])
+    where = a.get("dim", a.get("dims"))
+    if where is None or where == []:
+        raise NotUnderstood("it runs along all dimensions")
+    run = reduced_dimensions(where, len(dims))
+    g.fix(node, [dims[d] for d in run], f"{op_name(node)} runs along it")
+    g.put(node, tuple(FIXED if d in run else expr for d, expr in enumerate(dims)))
+
+
+def gated(g: Builder, node: Node) -> None:
+    """`glu`: the first half of a dimension gates the second."""
+    a = arguments(node)
+    dims, shape = list(g.dims(a["self"])), g.shape(a["self"])
+    d = a["dim"] % len(dims)
+    half = shape[d] // 2
+    dims[d] = g.unite(node, take(dims[d], slice(0, half)), take(dims[d], slice(half, None)))
+    g.put(node, tuple(dims))
+
+
+def reduced_dimensions(dim: Any, rank: int) -> list[int]:
+    """A `dim` argument as a list of dimensions counted from the front; none means all."""
+    if dim is None or dim == []:
+        return list(range(rank))
+    return [d % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim])]
+
+
+_MORE_POINTWISE = frozenset(
+    "hardswish_ log_sigmoid logsigmoid copy_ zeros_like ones_like full_like empty_like rand_like randn_like "
+    "type_as fill fill_ expand_as clamp_min clamp_max".split()
+)
+_SAME = (
+    "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout clone "
+    "contiguous alias detach detach_ lift_fresh_copy lift_fresh to _to_copy"
+)
+_REDUCTIONS = (
+    "mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm prod argmax argmin logsumexp any all"
+)
+_ALONG = "softmax _softmax log_softmax _log_softmax cumsum cumprod flip roll"
+_POOLING = [
+    *(f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for n in (1, 2, 3)),
+    *(f"_adaptive_avg_pool{n}d" for n in (2, 3)),
+    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
+    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+]
+_RESIZING = [
+    *(f"upsample_{kind}{n}d" for kind in ("nearest", "_nearest_exact") for n in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)),
+    *(f"upsample_{kind}" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
+    *(f"_upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")),
+]
+
+RULES = {
+    **dict.fromkeys(_SAME.split(), same),
+    **dict.fromkeys(_REDUCTIONS.split(), reduction),
+    **dict.fromkeys(_ALONG.split(), along),
+    **dict.fromkeys(_POOLING, pooling),
+    **dict.fromkeys(_RESIZING, resize),
+    "glu": gated,
+}

@@ -1,0 +1,219 @@
+"""`Network`: a captured `torch.export` graph with what is needed to use it, train it, save it and load it.
+
+A network is captured once from any `nn.Module`; from then on the module's class is not needed. The graph is
+captured in inference form with a dynamic batch; the nodes that behave differently in training (batch norm,
+dropout) are switched by rewriting their training flag, so one graph serves both.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from afina.errors import InputError, Unsupported
+from afina.types import InputSpec, TaskSpec
+
+# Position of the argument that says "training" in the ops that behave differently there.
+_TRAINING_ARGUMENT = {
+    torch.ops.aten.batch_norm.default: 5,
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.alpha_dropout.default: 2,
+}
+_BATCH_NORM_RUNNING_MEAN = 3
+_EXAMPLE_BATCH = 2
+
+
+class Network:
+    """A captured graph (ATen ops, dynamic batch, trainable), its input specification and its task.
+
+    Args:
+        module: The unlifted graph: parameters and buffers are attributes under the names of the user's model.
+        input: What it expects of an image.
+        task: What its output means.
+        frozen: Names of running means whose batch norm stays in inference form also in training.
+
+    It takes `[N, C, H, W]` float32 and gives one tensor `[N, outputs]`.
+    """
+
+    def __init__(self, module: GraphModule, input: InputSpec, task: TaskSpec, frozen: frozenset[str] = frozenset()):
+        self.module, self.input, self.task, self.frozen = module, input, task, frozen
+        self.training = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return outputs_of(self.module(images))
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.module.parameters())
+        return f"Network({self.task.name}, input={self.input.shape}, outputs={self.task.outputs}, parameters={count})"
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.module.graph
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in self.module.parameters()), torch.device("cpu"))
+
+    def train(self, mode: bool = True) -> "Network":
+        """Switch batch norm and dropout to training (or, with `mode=False`, to inference); returns itself."""
+        changed = False
+        for node in self.module.graph.nodes:
+            index = _TRAINING_ARGUMENT.get(node.target)
+            if index is not None and not self._is_frozen(node) and node.args[index] != mode:
+                node.update_arg(index, mode)
+                changed = True
+        if changed:
+            self.module.recompile()
+        self.training = mode
+        return self
+
+    def eval(self) -> "Network":
+        """Switch to inference; returns itself."""
+        return self.train(False)
+
+    def copy(self) -> "Network":
+        """An independent copy: weights, graph and mode."""
+        twin = Network(copy.deepcopy(self.module), self.input, self.task, self.frozen)
+        twin.training = self.training
+        return twin
+
+    def example(self, batch: int = _EXAMPLE_BATCH) -> Tensor:
+        """A batch of noise of the right shape, on the network's device; the same on each call."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.input.shape, generator=generator).to(self.device)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator["Network"]:
+        """Inference form, without gradients, for the length of a `with` block; the mode is put back after it."""
+        was = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield self
+        finally:
+            self.train(was)
+
+    def exported(self) -> torch.export.ExportedProgram:
+        """The network in inference form as an `ExportedProgram` with a dynamic batch, for runtimes and files."""
+        with self.inference():
+            return _export(self.module, self.example())
+
+    def save(self, path: str | Path) -> Path:
+        """Write one `.pt2` file, which `Network.load` reads without the model's class; whole or not at all."""
+        from afina.graph.archive import write
+
+        return write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Network":
+        """Read a `.pt2` file written by `save`.
+
+        No code from the file is run: anything in it that is not a plain tensor or a plain operator is refused.
+
+        Raises:
+            InputError: the file is missing, not such a file, or holds something that is not plain data.
+        """
+        from afina.graph.archive import read
+
+        return read(Path(path))
+
+    def _is_frozen(self, node: Node) -> bool:
+        if not self.frozen or node.target is not torch.ops.aten.batch_norm.default:
+            return False
+        mean = node.args[_BATCH_NORM_RUNNING_MEAN]
+        return isinstance(mean, Node) and mean.target in self.frozen
+
+
+def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
+    """Capture `module` as a `Network`; the module itself is left as it was (mode included).
+
+    Regularisers that a module builds only while it trains and that leave no trace in inference (stochastic
+    depth) are not captured; batch norm and dropout are.
+
+    Raises:
+        InputError: the module fails on images of this size, or does not return one tensor `[N, outputs]`.
+        Unsupported: `torch.export` cannot capture it (the reason is given).
+    """
+    twin = copy.deepcopy(module).cpu().float()
+    twin.train()
+    frozen = frozenset(f"{name}.running_mean" for name, m in twin.named_modules() if _is_frozen_norm(m))
+    twin.eval()
+    example = torch.randn(_EXAMPLE_BATCH, *input.shape, generator=torch.Generator().manual_seed(0))
+    _check_output(twin, example, task)
+    try:
+        graph = unlifted(_export(twin, example))
+    except Exception as error:
+        raise Unsupported(
+            f"{type(module).__name__} could not be captured as a graph.",
+            why=f"torch.export says: {_first_lines(error)}",
+            fix="Rewrite the part that depends on the data (such as `if x.sum() > 0`), then try again.",
+        ) from error
+    return Network(graph, input, task, frozen)
+
+
+def unlifted(program: torch.export.ExportedProgram) -> GraphModule:
+    """The program as a module whose weights are attributes again, without shape guards.
+
+    The mode of the GraphModule itself means nothing here (the flags in its nodes do), so its own `train` and
+    `eval`, which `torch.export` forbids, are never called.
+    """
+    return program.module(check_guards=False)
+
+
+def outputs_of(value: Any) -> Tensor:
+    """The one tensor that a network gives, also where it comes in a tuple or list of one."""
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"The network returns {_describe(value)} instead of one tensor.",
+            fix="Wrap it in a module whose forward returns the one tensor that the task needs.",
+        )
+    return value
+
+
+def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+
+
+def _check_output(module: nn.Module, example: Tensor, task: TaskSpec) -> None:
+    try:
+        with torch.no_grad():
+            output = outputs_of(module(example))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} fails on images of shape {tuple(example.shape[1:])} (channels, height, width).",
+            why=f"It says: {_first_lines(error)}",
+            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH, or another model.",
+        ) from error
+    if output.ndim != 2 or output.shape[1] != task.outputs:
+        raise InputError(
+            f"The network's output has shape {list(output.shape)}, and {task.name} needs [N, {task.outputs}].",
+            why=f"The data has {task.outputs} {'classes' if task.name == 'classification' else 'outputs'}.",
+            fix="Give a model with a head of that width, or data that matches the model.",
+        )
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _first_lines(error: Exception, lines: int = 3) -> str:
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(text[:lines])[:500] or type(error).__name__

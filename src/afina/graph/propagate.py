@@ -1,0 +1,85 @@
+"""Shapes of everything in a graph, computed anew: the shapes noted in a graph go stale when it is rewritten."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from afina.errors import Unsupported
+
+
+def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
+    """What each node gives for an input of `shape` (batch first), as tensors without data; nothing is computed.
+
+    Raises:
+        Unsupported: a node cannot be run on shapes alone, or not on this shape.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        example = torch.empty(shape)
+    return _run(module, mode, example)
+
+
+def refresh_meta(module: GraphModule) -> None:
+    """Write the shapes that each node has now into its `meta["val"]`, with the batch size that the graph has."""
+    placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
+    example = placeholder.meta["val"]
+    for node, value in _run(module, example.fake_mode, example).items():
+        if node.op != "output" and "val" in node.meta:
+            node.meta["val"] = value
+
+
+def attribute(module: torch.nn.Module, target: str) -> Any:
+    """The parameter, buffer or constant that a `get_attr` node names."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:
+    values: dict[Node, Any] = {}
+    with mode, torch.no_grad(), _unguarded(mode):
+        for node in module.graph.nodes:
+            try:
+                values[node] = _value(module, mode, node, example, values.__getitem__)
+            except Exception as error:
+                said = str(error).strip() or type(error).__name__
+                raise Unsupported(
+                    f"The shapes in the network cannot be followed through {node.target} (node {node.name}).",
+                    why=f"It says: {said.splitlines()[0]}",
+                    fix="Rewrite the part of the model whose shapes depend on the values of the data.",
+                ) from error
+    return values
+
+
+def _value(module: GraphModule, mode: FakeTensorMode, node: Node, example: Tensor, known: Callable[[Node], Any]) -> Any:
+    if node.op == "placeholder":
+        return example
+    if node.op == "get_attr":
+        value = attribute(module, str(node.target))
+        return mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+    args, kwargs = map_arg(node.args, known), map_arg(node.kwargs, known)
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_module":
+        return attribute(module, str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _unguarded(mode: FakeTensorMode) -> Iterator[None]:
+    """Following shapes must leave no new guards on the symbol of the batch size."""
+    if mode.shape_env is None:
+        yield
+        return
+    with mode.shape_env.suppress_guards():
+        yield

@@ -1,0 +1,1 @@
+"""The jobs: they put the parts below in order. Each is a function, a command, and a name in `afina`."""

@@ -1,0 +1,144 @@
+"""`afina benchmark`: files for any runtime side by side, on the same images and the same machine."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afina.data import ImageData, open_data
+from afina.errors import InputError
+from afina.jobs.machine import available_cores
+from afina.jobs.target import parse_input_size
+from afina.progress import Progress
+from afina.runtimes import (
+    judge_quality,
+    measure_latency,
+    measure_memory,
+    outputs_of_file,
+    read_metadata,
+    runtime_of,
+)
+from afina.tasks import get_task
+from afina.types import InputSpec, Measurement
+from afina.units import format_value
+
+_COLUMNS = ("quality", "size", "latency", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file and what was measured on it: `quality`, `size`, `latency`, `peak_memory`."""
+
+    file: str
+    runtime: str
+    measurements: dict[str, Measurement]
+
+
+def benchmark(
+    files: Sequence[str | Path],
+    data: Any,
+    *,
+    input_size: str | tuple[int, int] | None = None,
+    threads: int | None = None,
+    batch: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Row, ...]:
+    """Run `files` over the validation images of `data`, each on the runtime that its suffix names.
+
+    A file that Afina wrote says how its images must be prepared; for others the data's own size and the usual
+    mean and standard deviation are taken, or `input_size`. Without labels, quality is the agreement with the
+    first file.
+
+    Args:
+        files: `.onnx`, OpenVINO `.xml` or `.pt2` files.
+        data: As in `optimize`.
+        input_size: Height and width for files that do not say.
+        threads: Threads of the runtimes; all cores by default.
+        batch: Images per call when latency is measured.
+        seed: Seed of the split where the data has none.
+        progress: What the user sees.
+
+    Raises:
+        InputError: a file is missing, of an unknown kind, or does not match the data.
+    """
+    paths = [Path(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"There is no file {path}.", fix="Check the path.")
+        runtime_of(path)
+    progress = progress or Progress()
+    images = open_data(data, seed=seed, progress=progress)
+    threads = threads or available_cores()
+    inputs = [_input(path, images, input_size) for path in paths]
+    times = _latencies(paths, inputs, threads, batch)
+    rows: list[Row] = []
+    reference: np.ndarray | None = None
+    for path, spec in zip(paths, inputs, strict=True):
+        runtime = runtime_of(path)
+        progress.say(f"Running {path}.")
+        outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
+        if outputs.ndim != 2 or outputs.shape[1] != images.task.outputs:
+            raise InputError(
+                f"{path} gives outputs of shape {list(outputs.shape)}, and the data needs [N, {images.task.outputs}].",
+                fix="Give a file made for this data.",
+            )
+        reference = outputs if reference is None else reference
+        quality = judge_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
+        size = sum(part.stat().st_size for part in runtime.files(path))
+        measured = {
+            "quality": quality,
+            "size": Measurement(size, "B", "measured", where="bytes on disk"),
+            "latency": times[str(path)],
+            "peak_memory": measure_memory(path, spec.shape, threads=threads),
+        }
+        rows.append(Row(str(path), runtime.name, measured))
+    return tuple(rows)
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """The rows as a text table."""
+    width = max(len(row.file) for row in rows)
+    metric = rows[0].measurements["quality"].unit
+    lines = [f"{'file':{width}}  {'runtime':12} {metric:>10} {'size':>10} {'latency':>10} {'memory':>10}"]
+    for row in rows:
+        cells = " ".join(
+            f"{format_value(row.measurements[key].value, row.measurements[key].unit):>10}" for key in _COLUMNS
+        )
+        lines.append(f"{row.file:{width}}  {row.runtime:12} {cells}")
+    return "\n".join([*lines, f"({rows[0].measurements['latency'].where})"])
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """The rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "runtime", *(f"{key}{part}" for key in _COLUMNS for part in ("", "_unit", "_spread"))])
+        for row in rows:
+            values = (row.measurements[key] for key in _COLUMNS)
+            table.writerow([row.file, row.runtime, *(cell for m in values for cell in (m.value, m.unit, m.spread))])
+
+
+def _input(path: Path, images: ImageData, size: str | tuple[int, int] | None) -> InputSpec:
+    known = read_metadata(path)
+    if known is not None:
+        return known[0]
+    if size is None:
+        return images.native
+    height, width = parse_input_size(size)
+    return replace(images.native, height=height, width=width)
+
+
+def _latencies(paths: Sequence[Path], inputs: Sequence[InputSpec], threads: int, batch: int) -> dict[str, Measurement]:
+    """Interleaved among the files of one input shape and runtime: only those are in one process."""
+    groups: dict[tuple[str, tuple[int, int, int]], dict[str, Path]] = {}
+    for path, spec in zip(paths, inputs, strict=True):
+        groups.setdefault((runtime_of(path).name, spec.shape), {})[str(path)] = path
+    times: dict[str, Measurement] = {}
+    for (_, shape), group in groups.items():
+        times.update(measure_latency(group, shape, threads=threads, batch=batch))
+    return times

@@ -1,0 +1,246 @@
+"""The candidates of a run, cheap ones first: the original, half precision, int8; then pruned, fine-tuned, int8.
+
+Before any pruned network is trained it is exported untrained, since its size and latency do not depend on what it
+has learned: only ratios that can keep the limits on size, latency and memory cost a training.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from afina.budget import decide, excess
+from afina.errors import AfinaError
+from afina.graph.cost import layer_rows
+from afina.graph.network import Network
+from afina.jobs.judge import ORIGINAL, Draft, add_latency, file_size, judge, rejected
+from afina.jobs.stages import Job
+from afina.runtimes import measure_latency
+from afina.techniques import prune, quantize
+from afina.training import FitConfig, fit
+from afina.types import Budget, Candidate, Epoch, Measurement, MetricInfo, Record, Step
+
+# Ratios that are looked at when a limit on resources says how far to go; without one, a few plain ones are tried.
+RATIOS = tuple(step / 16 for step in range(1, 15))
+PLAIN_RATIOS = (0.25, 0.5, 0.75)
+# Kernels like channels in eights; where layers are narrower than this, steps of eight would be too coarse.
+_NARROW = 64
+_PROBE_IMAGES = 32
+# A probe is a file of the same shape, timed once: within this share of the limit it is worth a training.
+_PROBE_SLACK = 1.05
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What pruning at `ratio`, then int8, would weigh and take; nothing is known yet of its quality."""
+
+    ratio: float
+    size: float
+    latency: float
+
+
+class Search:
+    """Tries candidates in order of their cost to the user's time, until the budget is met.
+
+    Args:
+        job: The run.
+        original: The adapted network.
+        budget: Limits.
+        metric: The metric that the drop is in.
+        finetune: How a pruned network is trained.
+        thorough: Go on when a candidate already fits.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        original: Network,
+        budget: Budget,
+        metric: MetricInfo,
+        finetune: FitConfig,
+        thorough: bool,
+    ) -> None:
+        self.job, self.original, self.budget, self.metric = job, original, budget, metric
+        self.finetune, self.thorough = finetune, thorough
+        self.candidates: list[Candidate] = []
+
+    def run(self) -> list[Candidate]:
+        """All candidates, judged or rejected; the original is the first."""
+        self._try("untrained", self._untrained())
+        if self._enough():
+            return self.candidates
+        for ratio in self._ratios():
+            self._try(f"pruned-{ratio:.3f}", self._pruned(ratio))
+            if self._enough() or self._too_far(ratio):
+                break
+        return self.candidates
+
+    def _untrained(self) -> dict[str, Callable[[], Draft]]:
+        return {
+            ORIGINAL: lambda: Draft(ORIGINAL, self.original),
+            "half": lambda: Draft("half", self.original, (Step("half"),), half=True),
+            "int8": lambda: self._int8(Draft(ORIGINAL, self.original), "int8"),
+        }
+
+    def _pruned(self, ratio: float) -> dict[str, Callable[[], Draft]]:
+        name = f"prune-{ratio:g}"
+        return {
+            name: lambda: self._trained(name, ratio),
+            f"{name}-int8": lambda: self._int8(self._trained(name, ratio), f"{name}-int8"),
+        }
+
+    def _try(self, tier: str, drafts: dict[str, Callable[[], Draft]]) -> None:
+        """Judge the drafts of one tier, then time them interleaved with the original."""
+        known = [self._judged(name, make) for name, make in drafts.items()]
+        timed = [c for c in self.candidates if c.name == ORIGINAL] + known
+        result = self.job.stage(
+            f"latency-{tier}",
+            list[Candidate],
+            lambda: add_latency(self.job, timed, self.original.input.shape),
+        )
+        for candidate in result[len(timed) - len(known) :]:
+            self.candidates.append(self._relative(candidate, result[0]))
+        for candidate in known:
+            text = (
+                f"{candidate.name}: {candidate.reason}"
+                if candidate.status == "rejected"
+                else self._line(candidate.name)
+            )
+            self.job.progress.say(text)
+            self.job.run.log(text)
+
+    def _judged(self, name: str, make: Callable[[], Draft]) -> Candidate:
+        files = ["work/original-outputs.npy"] if name == ORIGINAL else []
+
+        def build() -> Candidate:
+            try:
+                draft = make()
+            except AfinaError as error:
+                if name == ORIGINAL:
+                    raise
+                return rejected(name, (), error)
+            candidate = judge(self.job, draft, self.original)
+            if candidate.file:
+                path = self.job.run.path(candidate.file)
+                files.extend(str(part.relative_to(self.job.run.folder)) for part in self.job.runtime.files(path))
+            return candidate
+
+        return self.job.stage(f"judge-{name}", Candidate, build, files=files)
+
+    def _relative(self, candidate: Candidate, original: Candidate) -> Candidate:
+        """Latency on the original's scale: later tiers are timed beside the original, and a machine's pace drifts."""
+        if candidate.name == ORIGINAL or candidate.status == "rejected" or not self.candidates:
+            return candidate
+        first, again = self.candidates[0].measurements["latency"], original.measurements["latency"]
+        mine = candidate.measurements["latency"]
+        pace = first.value / again.value
+        spread = None if mine.spread is None else mine.spread * pace
+        scaled = replace(mine, value=mine.value * pace, spread=spread)
+        return replace(candidate, measurements={**candidate.measurements, "latency": scaled})
+
+    def _int8(self, draft: Draft, name: str, images: int | None = None) -> Draft:
+        context = self.job.context(draft.network) if images is None else self.job.context(draft.network, images)
+        config = quantize.QuantizeConfig(weight_bits=self.job.runtime.weight_bits())
+        network, record = quantize.apply(draft.network, config, context)
+        return replace(
+            draft,
+            name=name,
+            network=network,
+            recipe=(*draft.recipe, record.step),
+            records=(*draft.records, record),
+        )
+
+    def _prune(self, ratio: float, criterion: str = "activation") -> tuple[Network, Record]:
+        widths = [row.output[0] for row in layer_rows(self.original)[:-1] if row.output]
+        multiple = 8 if min(widths, default=_NARROW) >= _NARROW else 4
+        config = prune.PruneConfig(ratio=ratio, criterion=criterion, multiple=multiple)
+        return prune.apply(self.original, config, self.job.context(self.original))
+
+    def _trained(self, name: str, ratio: float) -> Draft:
+        """The pruned network, fine-tuned with the original as its teacher; kept in the run folder."""
+
+        def build() -> tuple[Record, tuple[Epoch, ...]]:
+            network, record = self._prune(ratio)
+            self.job.progress.say(f"Fine-tuning {name} for {self.finetune.epochs} epochs, taught by the original.")
+            tuned, curve = fit(
+                network, self.job.data, self.finetune, teacher=self.original, progress=self.job.progress,
+                checkpoint=self.job.run.path(f"work/{name}.checkpoint"),
+            )  # fmt: skip
+            self.job.keep_network(name, tuned)
+            return record, curve
+
+        record, curve = self.job.stage(
+            f"train-{name}", tuple[Record, tuple[Epoch, ...]], build, files=[self.job.network_file(name)]
+        )
+        self.job.run.path(f"work/{name}.checkpoint").unlink(missing_ok=True)
+        recipe = (record.step, Step("finetune", {**asdict(self.finetune), "teacher": ORIGINAL}))
+        return Draft(name, self.job.load_network(name), recipe, (record,), curve)
+
+    def _ratios(self) -> tuple[float, ...]:
+        """Which ratios to train: the gentlest that can keep the limits on resources, or the harshest if none can.
+
+        Size and latency fall as the ratio grows, so the gentlest is found by bisection.
+        """
+        if self._resources() == Budget():
+            return PLAIN_RATIOS
+        low, high = 0, len(RATIOS) - 1
+        with self.job.progress.work("Sizing pruned networks", math.ceil(math.log2(len(RATIOS)))) as bar:
+            while low < high:
+                middle = (low + high) // 2
+                if self._can_fit(self._probe(RATIOS[middle])):
+                    high = middle
+                else:
+                    low = middle + 1
+                bar.advance(note=f"ratio {RATIOS[middle]:g}")
+        return (RATIOS[low],)
+
+    def _probe(self, ratio: float) -> Probe:
+        """Export the network pruned at `ratio`, untrained, in int8, and time it beside the original."""
+
+        def build() -> Probe:
+            name = f"probe-{ratio:g}"
+            try:
+                network, record = self._prune(ratio, "magnitude")
+                draft = self._int8(Draft(name, network, (record.step,)), name, _PROBE_IMAGES)
+            except AfinaError as error:
+                self.job.run.log(f"{name}: {error}")
+                return Probe(ratio, math.inf, math.inf)
+            path = self.job.run.path(f"work/{name}/model{self.job.runtime.suffix}")
+            self.job.runtime.export(draft.network, path)
+            files = {ORIGINAL: self.job.run.path(self.candidates[0].file or ""), name: path}
+            shape = self.original.input.shape
+            times = measure_latency(files, shape, threads=self.job.threads, batch=self.job.batch)
+            pace = self.candidates[0].measurements["latency"].value / times[ORIGINAL].value
+            probe = Probe(ratio, file_size(self.job, path).value, times[name].value * pace)
+            self.job.run.log(f"{name}: int8 would take {probe.size:.0f} B and {probe.latency * 1e3:.3f} ms")
+            return probe
+
+        return self.job.stage(f"probe-{ratio:g}", Probe, build)
+
+    def _can_fit(self, probe: Probe) -> bool:
+        size, latency = self.budget.size, self.budget.latency
+        return (size is None or probe.size <= size) and (latency is None or probe.latency <= latency * _PROBE_SLACK)
+
+    def _resources(self) -> Budget:
+        return replace(self.budget, max_drop=None)
+
+    def _enough(self) -> bool:
+        """Whether to stop: everything asked for is met, and a limit on resources says when it is enough."""
+        if self.thorough or self._resources() == Budget():
+            return False
+        return decide(self.candidates, self.candidates[0], self.budget, self.metric).verdict == "fits"
+
+    def _too_far(self, ratio: float) -> bool:
+        """Whether a harsher ratio is pointless: this one keeps all limits but the drop."""
+        if self.thorough or self.budget.max_drop is None:
+            return False
+        tried = [c for c in self.candidates if c.name.startswith(f"prune-{ratio:g}") and c.status == "judged"]
+        over = [excess(c, self.candidates[0], self.budget, self.metric) for c in tried]
+        return bool(over) and all("max_drop" in limits for limits in over)
+
+    def _line(self, name: str) -> str:
+        from afina.units import format_value
+
+        candidate = next(c for c in self.candidates if c.name == name)
+        shown = ("quality", "size", "latency", "peak_memory")
+        numbers: list[Measurement] = [candidate.measurements[key] for key in shown if key in candidate.measurements]
+        return f"{name}: " + ", ".join(format_value(m.value, m.unit) for m in numbers)

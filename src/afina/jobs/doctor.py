@@ -1,0 +1,73 @@
+"""`afina doctor`: what is installed, what is missing and how to get it, what this machine can measure."""
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from afina.jobs.machine import available_cores, describe_machine
+from afina.runtimes import RUNTIMES
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, whether it is there, and what to do where it is not."""
+
+    name: str
+    good: bool
+    found: str
+    fix: str = ""
+
+
+def doctor() -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """The machine, and what was checked on it; nothing is installed or changed."""
+    machine = describe_machine(available_cores())
+    checks = [*_runtimes(), _int8(machine["features"]), _training(), _browser(), _disk()]
+    return machine, tuple(checks)
+
+
+def _runtimes() -> list[Check]:
+    checks = []
+    for name, runtime in RUNTIMES.items():
+        there = runtime.available()
+        fix = "" if there else f'pip install "afina[{runtime.extra}]"'
+        checks.append(Check(f"runtime {name}", there, runtime.version() if there else "not installed", fix))
+    return checks
+
+
+def _int8(features: list[str]) -> Check:
+    exact = [name for name in features if name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
+    if exact:
+        return Check("int8 kernels", True, f"exact products ({', '.join(exact)})")
+    return Check(
+        "int8 kernels",
+        True,
+        "no int8 dot-product instructions found: weights are kept to 7 bits, and int8 gains less speed here",
+    )
+
+
+def _training() -> Check:
+    import torch
+
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    if not devices and torch.backends.mps.is_available():
+        devices = ["Apple GPU (MPS)"]
+    return Check("training device", True, ", ".join(devices) or f"CPU, {available_cores()} cores")
+
+
+def _browser() -> Check:
+    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    return Check(
+        "browser (only the report's own test needs one)",
+        found is not None,
+        found or "none found",
+        "" if found else "apt-get install chromium chromium-driver",
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(".").free
+    return Check("free disk here", free > 1e9, f"{free / 1e9:.0f} GB", "" if free > 1e9 else "A run needs up to 1 GB.")

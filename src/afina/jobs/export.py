@@ -1,0 +1,76 @@
+"""`afina export`: a model as a file for a runtime, checked against the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afina.errors import InputError, did_you_mean
+from afina.jobs.machine import available_cores
+from afina.jobs.target import ModelSource, load_plain, name_of
+from afina.progress import Progress
+from afina.runtimes import Runtime, check_parity, get_runtime
+from afina.types import Measurement
+
+FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "pt2"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file, its size, and the largest relative difference between its outputs and the model's."""
+
+    file: str
+    size: Measurement
+    parity: float
+
+
+def export(
+    model: ModelSource,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    weights: str | None = None,
+    input_size: str | tuple[int, int] | None = None,
+    half: bool = False,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write `model` for a runtime and run the file beside the model on the same inputs.
+
+    Args:
+        model: As in `optimize`.
+        to: `onnx`, `openvino` or `pt2`.
+        out: The file; `NAME.onnx` (or `.xml`, `.pt2`) in the current folder by default.
+        weights: `pretrained`, `random` or a file of weights.
+        input_size: Height and width of the input, where the model's own is wrong.
+        half: Store the weights in 16 bits.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees.
+
+    Raises:
+        InputError: unknown format, wrong suffix, or a model that cannot be used.
+        ParityError: the file does not answer as the model does; it is removed.
+    """
+    if to not in FORMATS:
+        raise InputError(f"--to {to!r} is not a format.", fix=did_you_mean(to, FORMATS))
+    runtime = get_runtime(FORMATS[to])
+    path = _target(out, runtime, name_of(model))
+    loaded = load_plain(model, weights, input_size, example, progress or Progress())
+    runtime.export(loaded.network, path, half=half)
+    try:
+        parity = check_parity(loaded.network, path, None, threads=available_cores(), half=half)
+    except BaseException:
+        for part in runtime.files(path):
+            part.unlink(missing_ok=True)
+        raise
+    size = sum(part.stat().st_size for part in runtime.files(path))
+    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity)
+
+
+def _target(out: str | Path | None, runtime: Runtime, name: str) -> Path:
+    path = Path(out) if out is not None else Path(f"{name}{runtime.suffix}")
+    if path.suffix != runtime.suffix:
+        raise InputError(
+            f"--out {path} does not end in {runtime.suffix}.",
+            fix=f"Write {path.with_suffix(runtime.suffix)}.",
+        )
+    return path

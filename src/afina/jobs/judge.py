@@ -1,0 +1,119 @@
+"""From a network to a judged candidate: export it, compare the file with the network, measure the file."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from afina.errors import AfinaError
+from afina.graph.cost import cost_of, layer_rows
+from afina.graph.network import Network
+from afina.jobs.stages import Job
+from afina.runtimes import check_parity, judge_quality, measure_latency, measure_memory, outputs_of_file
+from afina.tasks import get_task
+from afina.types import Candidate, Epoch, LayerRow, Measurement, Record, Step
+
+ORIGINAL = "original"
+_REFERENCE = "work/original-outputs.npy"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A candidate before it is judged.
+
+    Attributes:
+        name: Name of the candidate.
+        network: The network to export.
+        recipe: The steps that led to it.
+        records: What each technique did.
+        curve: Training curve.
+        half: Whether its weights are stored in 16 bits.
+    """
+
+    name: str
+    network: Network
+    recipe: tuple[Step, ...] = ()
+    records: tuple[Record, ...] = ()
+    curve: tuple[Epoch, ...] = ()
+    half: bool = False
+
+
+def judge(job: Job, draft: Draft, original: Network) -> Candidate:
+    """Export and measure everything but latency, which `add_latency` measures for all candidates together.
+
+    A candidate whose file cannot be made or disagrees with its network is rejected with the reason; the original
+    must succeed, since everything is compared with it.
+    """
+    job.progress.say(f"Judging {draft.name} on {job.runtime.name}.")
+    file = f"candidates/{draft.name}/model{job.runtime.suffix}"
+    try:
+        path = job.runtime.export(draft.network, job.run.path(file), half=draft.half)
+        difference = check_parity(draft.network, path, job.data, threads=job.threads, half=draft.half)
+        measurements = _measure(job, draft, path)
+    except AfinaError as error:
+        if draft.name == ORIGINAL:
+            raise
+        return rejected(draft.name, draft.recipe, error)
+    rows = _rows(draft, original)
+    return Candidate(
+        name=draft.name,
+        recipe=draft.recipe,
+        status="judged",
+        file=file,
+        measurements=measurements,
+        parity=difference,
+        layers=rows,
+        curve=draft.curve,
+        records=draft.records,
+    )
+
+
+def rejected(name: str, recipe: tuple[Step, ...], error: AfinaError) -> Candidate:
+    """A candidate that could not be made, with the reason."""
+    return Candidate(name=name, recipe=recipe, status="rejected", reason=" ".join(str(error).split("\n")[:2]))
+
+
+def add_latency(job: Job, candidates: list[Candidate], shape: tuple[int, int, int]) -> list[Candidate]:
+    """The same candidates with their latencies, measured interleaved in one fresh process."""
+    files = {c.name: job.run.path(c.file) for c in candidates if c.status == "judged" and c.file}
+    job.progress.say(f"Timing {len(files)} files, interleaved, {job.threads} threads, batch {job.batch}.")
+    times = measure_latency(files, shape, threads=job.threads, batch=job.batch)
+    return [
+        replace(c, measurements={**c.measurements, "latency": times[c.name]}) if c.name in times else c
+        for c in candidates
+    ]
+
+
+def file_size(job: Job, path: Path) -> Measurement:
+    """Bytes of all the files that belong to an artifact."""
+    total = sum(part.stat().st_size for part in job.runtime.files(path))
+    return Measurement(total, "B", "measured", where="bytes on disk")
+
+
+def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
+    network = draft.network
+    outputs = outputs_of_file(path, job.data, network.input, threads=job.threads, progress=job.progress)
+    reference = job.run.path(_REFERENCE)
+    if draft.name == ORIGINAL:
+        job.keep_array(_REFERENCE, outputs)
+    quality = judge_quality(
+        outputs, job.data, get_task(network.task), reference=np.load(reference), runtime=job.runtime
+    )
+    cost = cost_of(network)
+    return {
+        "quality": quality,
+        "size": file_size(job, path),
+        "peak_memory": measure_memory(path, network.input.shape, threads=job.threads),
+        "parameters": Measurement(cost.parameters, "1", "computed", where="the network"),
+        "macs": Measurement(cost.macs, "1", "computed", where="the network, one image"),
+    }
+
+
+def _rows(draft: Draft, original: Network) -> tuple[LayerRow, ...]:
+    """The per-layer table; half precision is only in the file, so the network's own rows do not show it."""
+    rows = layer_rows(draft.network, original if draft.network is not original else None)
+    if not draft.half:
+        return rows
+    return tuple(
+        replace(row, precision="fp16", bytes=row.bytes // 2) if row.precision == "fp32" else row for row in rows
+    )

@@ -1,0 +1,285 @@
+"""The main job: one model, one folder of images and one budget in; one judged artifact out."""
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afina.budget import decide, make_budget
+from afina.data import ImageData, open_data
+from afina.graph.network import Network
+from afina.jobs.candidates import Search
+from afina.jobs.judge import ORIGINAL
+from afina.jobs.machine import available_cores, describe_machine
+from afina.jobs.report import write_all
+from afina.jobs.stages import Job
+from afina.jobs.target import ModelSource, input_of, name_of, parse_input_size
+from afina.models import Loaded, load_model
+from afina.progress import Progress
+from afina.reporting import write_metadata
+from afina.runtimes import get_runtime
+from afina.store import Run
+from afina.tasks import get_task
+from afina.training import FitConfig, fit
+from afina.training.config import Optimizer, Precision
+from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
+
+# Trainings are sized in steps, so that a small data set gets more epochs than a large one.
+_ADAPT_STEPS, _FINETUNE_STEPS = 4000, 4000
+_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 20
+_BATCH = 128
+# Highest learning rates: from random weights, from given weights, of a pruned network.
+_RATES: dict[Optimizer, tuple[float, float, float]] = {"sgd": (0.1, 0.02, 0.05), "adamw": (1e-3, 2e-4, 5e-4)}
+# Of classification; a regression has nothing to smooth and takes no notice.
+_SMOOTHING = 0.1
+_REPEATED = (
+    "runtime",
+    "weights",
+    "epochs",
+    "finetune",
+    "learning_rate",
+    "optimizer",
+    "precision",
+    "threads",
+    "batch",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The network before compression: whether it was trained here, and what the user should know."""
+
+    notes: tuple[str, ...]
+    curve: tuple[Epoch, ...]
+
+
+def optimize(
+    model: ModelSource,
+    data: Any,
+    *,
+    size: str | float | None = None,
+    latency: str | float | None = None,
+    memory: str | float | None = None,
+    max_drop: str | float | None = None,
+    runtime: str = "onnxruntime",
+    out: str | Path | None = None,
+    weights: str | None = None,
+    input_size: str | tuple[int, int] | None = None,
+    epochs: int | None = None,
+    finetune: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    precision: Precision = "32",
+    threads: int | None = None,
+    batch: int = 1,
+    thorough: bool = False,
+    seed: int = 0,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Fit `model` to `data` and to a budget, and prove it on the exported file.
+
+    Args:
+        model: A name (`resnet18`, `timm:NAME`, `torchvision:NAME`, `path/file.py:builder`, a saved `.pt2`), an
+            `nn.Module` or a `Network`.
+        data: A folder of images, a `.zip` of one, a table `image,target`, `digits`; a `Dataset` or `DataLoader`.
+        size: Limit on the file, as in `350KB`; a number is bytes.
+        latency: Limit on the time for one batch, as in `5ms`; a number is seconds.
+        memory: Limit on the peak memory that loading and running the file adds.
+        max_drop: Limit on the loss of quality, absolute in the metric's points: `1%` = 0.01 of accuracy.
+        runtime: What will run the file: `onnxruntime` or `openvino`.
+        out: The run folder; `runs/MODEL-DATA` by default. The same call on the same folder resumes.
+        weights: `pretrained`, `random` or a file of weights.
+        input_size: Height and width of the network's input (`224` or `224x224`), where the model's own is wrong.
+        epochs: Epochs of training before compression; 0 for none. By default a model that already fits the data
+            (weights given, head matches) is not trained.
+        finetune: Epochs of fine-tuning after pruning.
+        learning_rate: Of training and fine-tuning; by default one that suits each.
+        optimizer: `sgd` or `adamw`; by default the first for networks with batch norm, the second for others.
+        precision: Of training: `32`, `bf16-mixed` or `16-mixed`.
+        threads: Threads of the runtime; all cores by default.
+        batch: Images per call when latency is measured.
+        thorough: Try every candidate, also when a cheap one already fits.
+        seed: Seed of every random choice.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees; nothing by default.
+
+    Returns:
+        The result, as in `result.json`: `verdict` is `fits` or `misses`.
+
+    Raises:
+        InputError: the model, the data or the budget cannot be used.
+        TrainingError: training does not converge to finite numbers.
+        StorageError: the run folder cannot be written; what is finished is kept.
+    """
+    progress = progress or Progress()
+    chosen = get_runtime(runtime)
+    images = open_data(data, seed=seed, progress=progress)
+    metric = _metric(images)
+    budget = make_budget(metric, size, latency, memory, max_drop)
+    folder = Path(out) if out is not None else Path("runs") / f"{name_of(model)}-{name_of(images.name)}"
+    threads = threads or available_cores()
+    config: dict[str, Any] = {
+        "model": name_of(model, full=True), "weights": weights, "data": images.name, "fingerprint": images.fingerprint,
+        "budget": asdict(budget), "runtime": runtime, "input_size": input_size and list(parse_input_size(input_size)),
+        "epochs": epochs, "finetune": finetune, "learning_rate": learning_rate, "optimizer": optimizer,
+        "precision": precision, "threads": threads, "batch": batch, "thorough": thorough, "seed": seed,
+    }  # fmt: skip
+    source = _load(images, model, weights, input_size, example, progress)
+    common = FitConfig(
+        optimizer=optimizer or _optimizer(source.network), precision=precision, seed=seed, batch_size=_batch(images)
+    )
+    training = replace(
+        common,
+        epochs=epochs or _epochs(images, _ADAPT_STEPS),
+        learning_rate=learning_rate or _RATES[common.optimizer][0 if not source.pretrained else 1],
+        label_smoothing=_SMOOTHING,
+    )
+    tuning = replace(
+        common,
+        epochs=finetune or _epochs(images, _FINETUNE_STEPS),
+        learning_rate=learning_rate or _RATES[common.optimizer][2],
+    )
+    with Run.open(folder, config, argv=_command(config, folder)) as run:
+        job = Job(run, images, chosen, threads, batch, seed, progress)
+        _tell_data(job)
+        adapted, network = _adapt(job, source, training, epochs)
+        candidates = Search(job, network, budget, metric, tuning, thorough).run()
+        result = _decide(job, candidates, adapted, network, budget, metric, name_of(model, full=True))
+        _write(job, result)
+    return result
+
+
+def _command(config: dict[str, Any], folder: Path) -> str:
+    """The command line that does the same, which a user repeats to resume."""
+    budget = {"size": None, "latency": None, "memory": None, **config["budget"]}
+    options = {
+        "data": config["data"], "size": budget["size"], "latency": budget["latency"], "memory": budget["memory"],
+        "max-drop": budget["max_drop"], "out": folder,
+        **{key.replace("_", "-"): config[key] for key in _REPEATED},
+    }  # fmt: skip
+    if config["thorough"]:
+        options["thorough"] = ""
+    given = [f"--{key} {value}".strip() for key, value in options.items() if value is not None]
+    return f"afina optimize {config['model']} {' '.join(given)}"
+
+
+def _metric(images: ImageData) -> MetricInfo:
+    task = get_task(images.task)
+    return task.metric if images.labelled else task.agreement
+
+
+def _epochs(images: ImageData, steps: int) -> int:
+    per_epoch = max(1, images.count("train") // _batch(images))
+    return max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, steps // per_epoch))
+
+
+def _batch(images: ImageData) -> int:
+    """Batch size of training: enough steps in an epoch also where there are few images."""
+    return max(8, min(_BATCH, images.count("train") // 16))
+
+
+def _tell_data(job: Job) -> None:
+    data = job.data
+    kind = f"{len(data.task.labels)} classes" if data.task.name == "classification" else data.task.name
+    text = f"{data.name}: {data.count('train')} images to train, {data.count('validation')} to judge, {kind}."
+    if data.unreadable:
+        with job.run.file("unreadable.txt") as partial:
+            Path(partial).write_text("".join(f"{path}: {reason}\n" for path, reason in sorted(data.unreadable.items())))
+        text += f" {len(data.unreadable)} unreadable images are skipped, listed in unreadable.txt."
+    job.progress.say(text)
+    job.run.log(text)
+
+
+def _load(
+    data: ImageData, model: ModelSource, weights: str | None, size: Any, example: Any, progress: Progress
+) -> Loaded:
+    return load_model(
+        model,
+        weights=weights,
+        task=data.task,
+        input=input_of(example) or data.native,
+        input_size=parse_input_size(size) if size is not None else None,
+        targets=data.targets("train"),
+        progress=progress,
+    )
+
+
+def _optimizer(network: Network) -> Optimizer:
+    """SGD suits networks with batch norm; those without it (transformers, plain VGG) need adaptive steps."""
+    normed = any(node.target is torch.ops.aten.batch_norm.default for node in network.graph.nodes)
+    return "sgd" if normed else "adamw"
+
+
+def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> tuple[Adapted, Network]:
+    """The network to compress: trained when it must be or was asked to be, and kept in the run folder."""
+
+    def build() -> Adapted:
+        for note in source.notes:
+            job.progress.say(note)
+        network, curve = source.network, tuple[Epoch, ...]()
+        if epochs or (epochs is None and not source.pretrained):
+            job.progress.say(f"Training for {config.epochs} epochs.")
+            checkpoint = job.run.path("work/adapt.checkpoint")
+            network, curve = fit(network, job.data, config, progress=job.progress, checkpoint=checkpoint)
+            checkpoint.unlink(missing_ok=True)
+        job.keep_network("adapted", network)
+        return Adapted(source.notes, curve)
+
+    adapted = job.stage("adapt", Adapted, build, files=(job.network_file("adapted"),))
+    return adapted, job.load_network("adapted")
+
+
+def _decide(
+    job: Job,
+    candidates: list[Candidate],
+    adapted: Adapted,
+    network: Network,
+    budget: Budget,
+    metric: MetricInfo,
+    model: str,
+) -> Result:
+    first = replace(candidates[0], curve=adapted.curve)
+    candidates = [first, *candidates[1:]]
+    decision = decide(candidates, first, budget, metric)
+    file = decision.winner.file or ""
+    return Result(
+        verdict=decision.verdict,
+        metric=metric,
+        budget=budget,
+        drop=decision.drop,
+        original=ORIGINAL,
+        winner=decision.winner.name,
+        machine=describe_machine(job.threads),
+        runtime=job.runtime.name,
+        model=model,
+        data=job.data.name,
+        task=network.task,
+        input=network.input,
+        candidates=tuple(candidates),
+        best_achievable=decision.best_achievable,
+        notes=(*adapted.notes, *decision.warnings),
+        artifact=f"artifact/{Path(file).name}",
+        out=str(job.run.folder),
+    )
+
+
+def _write(job: Job, result: Result) -> None:
+    """The artifact and everything that is said about it; `result.json` last, since it says that the rest is there."""
+    winner = job.run.path(result.candidate(result.winner).file or "")
+    folder = job.run.path("artifact")
+    folder.mkdir(exist_ok=True)
+    wanted = {part.name for part in job.runtime.files(winner)}
+    for part in job.runtime.files(winner):
+        with job.run.file(f"artifact/{part.name}") as partial:
+            shutil.copyfile(part, partial)
+    for stale in folder.iterdir():
+        if stale.name not in wanted:
+            stale.unlink()
+    write_metadata(result, folder / "metadata.json")
+    job.run.log(f"{result.verdict}: {result.winner}")
+    write_all(result, job.run.folder)
+    job.run.result(result)

@@ -1,0 +1,139 @@
+"""`afina profile`: what a model costs, per layer and on each runtime."""
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from afina.errors import AfinaError
+from afina.graph.cost import cost_of, layer_rows
+from afina.graph.network import Network
+from afina.jobs.machine import available_cores, describe_machine
+from afina.jobs.target import ModelSource, load_plain, name_of
+from afina.progress import Progress
+from afina.runtimes import RUNTIMES, get_runtime, measure_latency, measure_memory
+from afina.types import InputSpec, LayerRow, Measurement
+from afina.units import format_count, format_size, format_value
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs.
+
+    Attributes:
+        model: The model as the user named it.
+        input: What it expects.
+        totals: `parameters`, `macs`, `bytes`, `peak_activations`, for one image.
+        layers: One row per layer.
+        runtimes: For each runtime: `latency`, `peak_memory`, `size`.
+        failed: Runtimes that could not run it, with the reason.
+        machine: What it was measured on.
+        notes: What the user should know.
+    """
+
+    model: str
+    input: InputSpec
+    totals: dict[str, Measurement]
+    layers: tuple[LayerRow, ...]
+    runtimes: dict[str, dict[str, Measurement]]
+    failed: dict[str, str]
+    machine: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def profile(
+    model: ModelSource,
+    *,
+    weights: str | None = "random",
+    input_size: str | tuple[int, int] | None = None,
+    runtimes: Sequence[str] | None = None,
+    threads: int | None = None,
+    batch: int = 1,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Count what `model` costs from its graph, and measure it on the runtimes.
+
+    Args:
+        model: As in `optimize`.
+        weights: Cost does not depend on them, so `random` (nothing is downloaded).
+        input_size: Height and width of the input, where the model's own is wrong.
+        runtimes: Names of runtimes; all that are installed by default.
+        threads: Threads of the runtimes; all cores by default.
+        batch: Images per call when latency is measured.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees.
+    """
+    progress = progress or Progress()
+    names = list(runtimes or (name for name, runtime in RUNTIMES.items() if runtime.available()))
+    for name in names:
+        get_runtime(name)
+    loaded = load_plain(model, weights, input_size, example, progress)
+    threads = threads or available_cores()
+    measured, failed = {}, {}
+    with progress.work("Measuring", len(names)) as bar:
+        for name in names:
+            try:
+                measured[name] = _measure(loaded.network, name, threads, batch)
+            except AfinaError as error:
+                failed[name] = str(error).replace("\n", " ")
+            bar.advance(note=name)
+    cost = cost_of(loaded.network)
+    totals = {
+        "parameters": Measurement(cost.parameters, "1", "computed"),
+        "macs": Measurement(cost.macs, "1", "computed", where="one image"),
+        "bytes": Measurement(cost.bytes, "B", "computed", where="weights"),
+        "peak_activations": Measurement(cost.peak_activations, "B", "computed", where="one image, in graph order"),
+    }
+    return Profile(
+        model=name_of(model, full=True),
+        input=loaded.network.input,
+        totals=totals,
+        layers=layer_rows(loaded.network),
+        runtimes=measured,
+        failed=failed,
+        machine=describe_machine(threads),
+        notes=loaded.notes,
+    )
+
+
+def describe(result: Profile) -> str:
+    """The profile as text."""
+    lines = [f"{result.model}, input {' x '.join(map(str, result.input.shape))}"]
+    lines += [f"  {key.replace('_', ' ')}: {format_value(m.value, m.unit)}" for key, m in result.totals.items()]
+    for name, values in result.runtimes.items():
+        told = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
+        lines.append(f"  {name}: {told} ({values['latency'].where})")
+    lines += [f"  {name}: failed: {reason}" for name, reason in result.failed.items()]
+    width = max((len(row.name) for row in result.layers), default=5)
+    lines.append("")
+    lines.append(f"{'layer':{width}}  {'kind':12} {'output':>14} {'MACs':>8} {'params':>8} {'bytes':>8}")
+    for row in result.layers:
+        shape = "x".join(map(str, row.output))
+        cells = f"{shape:>14} {format_count(row.macs):>8} {format_count(row.parameters):>8} {format_size(row.bytes):>8}"
+        lines.append(f"{row.name:{width}}  {row.kind:12} {cells}")
+    lines += ["", *result.notes] if result.notes else []
+    return "\n".join(lines)
+
+
+def write_layers(result: Profile, path: Path) -> None:
+    """The per-layer table as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(LayerRow)])
+        table.writeheader()
+        table.writerows(asdict(row) for row in result.layers)
+
+
+def _measure(network: Network, name: str, threads: int, batch: int) -> dict[str, Measurement]:
+    runtime = get_runtime(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = runtime.export(network, Path(folder) / f"model{runtime.suffix}")
+        size = sum(part.stat().st_size for part in runtime.files(path))
+        return {
+            "latency": measure_latency({"model": path}, network.input.shape, threads=threads, batch=batch)["model"],
+            "peak_memory": measure_memory(path, network.input.shape, threads=threads),
+            "size": Measurement(size, "B", "measured", where="bytes on disk"),
+        }

@@ -1,0 +1,33 @@
+"""`afina report`: the report, the model card and the table of a run, rebuilt from its `result.json`."""
+
+from pathlib import Path
+
+from afina.errors import InputError
+from afina.reporting import write_card, write_csv, write_html
+from afina.store import read_result
+from afina.types import Result
+
+
+def report(run: str | Path) -> Path:
+    """Rebuild `report.html`, `card.md` and `candidates.csv` in the folder of a finished run; gives the page.
+
+    Raises:
+        InputError: there is no finished run in that folder.
+    """
+    folder = Path(run)
+    if not (folder / "result.json").is_file():
+        why = "It holds a run that has not finished." if (folder / "config.yaml").is_file() else "It holds no run."
+        raise InputError(
+            f"There is no result in {folder}.",
+            why=why,
+            fix="Give the folder named with --out, or run `afina optimize` again: it resumes.",
+        )
+    return write_all(read_result(folder / "result.json"), folder)
+
+
+def write_all(result: Result, folder: Path) -> Path:
+    """The page, the card and the table of a result; gives the page."""
+    log = folder / "log.txt"
+    write_card(result, folder / "card.md")
+    write_csv(result, folder / "candidates.csv")
+    return write_html(result, folder / "report.html", log=log.read_text() if log.is_file() else "")

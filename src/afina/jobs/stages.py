@@ -1,0 +1,88 @@
+"""What the stages of a job share, and how a stage is taken from the run folder when it is already there."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from afina.data import ImageData
+from afina.graph.network import Network
+from afina.progress import Progress
+from afina.runtimes import Runtime
+from afina.store import Run, from_plain, to_plain
+from afina.techniques.context import Context
+
+T = TypeVar("T")
+CALIBRATION_IMAGES = 512
+_CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `afina optimize`: where it writes, what it works on, how it measures.
+
+    Attributes:
+        run: The run folder.
+        data: Images.
+        runtime: Where the artifact will run.
+        threads: Threads that the runtime gets.
+        batch: Images per call when latency is measured.
+        seed: Every random choice comes from it.
+        progress: What the user sees.
+    """
+
+    run: Run
+    data: ImageData
+    runtime: Runtime
+    threads: int
+    batch: int
+    seed: int
+    progress: Progress
+
+    def context(self, network: Network, images: int = CALIBRATION_IMAGES) -> Context:
+        """What a technique may use: a stream of training images, the seed, the progress."""
+
+        def calibration() -> Iterator[Tensor]:
+            batches = self.data.batches(
+                "train",
+                network.input,
+                batch_size=min(_CALIBRATION_BATCH, images),
+                shuffle=True,
+                seed=self.seed,
+                limit=images,
+            )
+            return (batch for batch, _ in batches)
+
+        return Context(calibration=calibration, seed=self.seed, progress=self.progress)
+
+    def stage(self, name: str, kind: type[T], build: Callable[[], T], files: Iterable[str] = ()) -> T:
+        """The value of a finished stage, or `build()` of it, kept with the files that it wrote."""
+        known = self.run.done(name)
+        if known is not None:
+            return from_plain(kind, known["value"])
+        plain = to_plain(build())
+        self.run.finish(name, {"value": plain}, files=files)
+        # Read back, so that a value is the same whether it was built now or in an earlier session.
+        return from_plain(kind, plain)
+
+    def network_file(self, name: str) -> str:
+        """Where the network of that name is kept, relative to the run folder."""
+        return f"work/{name}.pt2"
+
+    def keep_network(self, name: str, network: Network) -> str:
+        """Save a network in the run folder; gives the file's name relative to it."""
+        network.save(self.run.path(self.network_file(name)))
+        return self.network_file(name)
+
+    def load_network(self, name: str) -> Network:
+        """A network saved by `keep_network`."""
+        return Network.load(self.run.path(self.network_file(name)))
+
+    def keep_array(self, file: str, array: np.ndarray) -> str:
+        """Save an array in the run folder, whole or not at all."""
+        with self.run.file(file) as partial, Path(partial).open("wb") as stream:
+            np.save(stream, array)
+        return file

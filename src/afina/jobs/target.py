@@ -1,0 +1,87 @@
+"""What a user may name as a model: a string from the command line, a module or a network from Python."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from afina.errors import InputError
+from afina.graph.network import Network
+from afina.models import Loaded, load_model
+from afina.progress import Progress
+from afina.types import InputSpec
+
+ModelSource = str | Path | nn.Module | Network
+
+
+def name_of(model: ModelSource, full: bool = False) -> str:
+    """A short name for folders and titles; with `full`, one that also tells two models of the same class apart."""
+    if isinstance(model, (str, Path)):
+        text = str(model)
+        return (
+            text if full else re.sub(r"\W+", "-", Path(text).name.replace(".py:", "-").removesuffix(".pt2")).strip("-")
+        )
+    module = model.module if isinstance(model, Network) else model
+    short = type(model).__name__.lower()
+    if not full:
+        return short
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f"{short}:{digest.hexdigest()[:16]}"
+
+
+def parse_input_size(text: str | int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of `224`, `224x320` or a pair. Raises `InputError`."""
+    if isinstance(text, tuple):
+        height, width = text
+    else:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:[xX,]\s*(\d+)\s*)?", str(text))
+        if not match:
+            raise InputError(f"--input-size {text!r} is not a size.", fix="Write it as in --input-size 224 or 224x320.")
+        height = int(match.group(1))
+        width = int(match.group(2) or height)
+    if not (0 < height <= 8192 and 0 < width <= 8192):
+        raise InputError(f"--input-size {text!r} is out of range.", fix="Give 1 to 8192 pixels.")
+    return height, width
+
+
+def input_of(example: Any) -> InputSpec | None:
+    """The input specification that an `example` stands for: itself, or one of a tensor's size; None for None.
+
+    Raises:
+        InputError: `example` is neither, or has not 1 or 3 channels.
+    """
+    if example is None or isinstance(example, InputSpec):
+        return example
+    shape = tuple(getattr(example, "shape", ()))
+    if len(shape) not in (3, 4) or shape[-3] not in (1, 3):
+        raise InputError(
+            f"example= has shape {shape}.",
+            fix="Give a tensor [N, C, H, W] or [C, H, W] with 1 or 3 channels, or an InputSpec.",
+        )
+    channels, height, width = shape[-3:]
+    if channels == 1:
+        return InputSpec(height, width, mean=(0.5,), std=(0.5,), order="L")
+    return InputSpec(height, width)
+
+
+def load_plain(
+    model: ModelSource, weights: str | None, input_size: str | tuple[int, int] | None, example: Any, progress: Progress
+) -> Loaded:
+    """The model as it is, for jobs that have no data: its own head, its own size unless `input_size` is given."""
+    loaded = load_model(
+        model,
+        weights=weights,
+        task=None,
+        input=input_of(example),
+        input_size=parse_input_size(input_size) if input_size is not None else None,
+        targets=None,
+        progress=progress,
+    )
+    for note in loaded.notes:
+        progress.say(note)
+    return loaded

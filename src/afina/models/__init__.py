@@ -1,0 +1,9 @@
+"""Where models come from, and how they get their weights, their input size and their last layer.
+
+`loading` puts it together; `sources` (timm, torchvision, our own), `userfile` and `weights` bring the parts;
+`inputs` and `head` fit the network to the data.
+"""
+
+from afina.models.loading import Loaded, load_model
+
+__all__ = ["Loaded", "load_model"]

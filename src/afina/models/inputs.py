@@ -1,0 +1,119 @@
+"""Which images a model is given: the model's own specification, the data's, or the user's wish."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from afina.graph.network import outputs_of
+from afina.types import InputSpec
+
+_DEFAULT_SIZE = 224
+_GREY = ((0.5,), (0.5,))
+
+
+def choose_input(
+    module: nn.Module, own: InputSpec | None, hint: InputSpec | None, size: tuple[int, int] | None, trained: bool
+) -> tuple[InputSpec, str]:
+    """The input of `module`, and a note where it had to be assumed.
+
+    Args:
+        module: In evaluation form.
+        own: What the model's source says of its input; None where it says nothing.
+        hint: What the data suggests.
+        size: Height and width that the user asked for; it wins.
+        trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
+            are where the model takes them: enlarging them would cost time and add nothing.
+    """
+    said = described_input(module)
+    base = own or said or _assumed(module, hint)
+    if size is not None:
+        return replace(base, height=size[0], width=size[1]), ""
+    if hint is not None and own is not None and said is None and not trained:
+        native = replace(own, height=hint.height, width=hint.width)
+        if max(hint.height / own.height, hint.width / own.width) < 1 and output_width(module, native) is not None:
+            return native, ""
+    if own is None and said is None and hint is None:
+        shown = f"{base.height}x{base.width}"
+        return base, f"The model does not say what size it takes: {shown} is assumed, --input-size changes it."
+    return base, ""
+
+
+def described_input(module: nn.Module) -> InputSpec | None:
+    """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`."""
+    size, mean, std = (getattr(module, name, None) for name in ("input_size", "mean", "std"))
+    if size is None:
+        return None
+    sides = _numbers(size)
+    if sides is None or len(sides) not in (1, 2, 3) or any(n < 1 or n != int(n) for n in sides):
+        return None
+    channels = int(sides[0]) if len(sides) == 3 else stem_channels(module) or 3
+    if channels not in (1, 3):
+        return None
+    blank = _blank(channels)
+    mean, std = _numbers(mean), _numbers(std)
+    return replace(
+        blank,
+        height=int(sides[-2] if len(sides) > 1 else sides[0]),
+        width=int(sides[-1]),
+        mean=mean if mean is not None and len(mean) == channels else blank.mean,
+        std=std if std is not None and len(std) == channels else blank.std,
+    )
+
+
+def stem_channels(module: nn.Module) -> int | None:
+    """Channels that the first convolution takes; None where there is none."""
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return first.in_channels if first is not None else None
+
+
+def output_width(module: nn.Module, input: InputSpec) -> int | None:
+    """Second dimension of the output for images of this kind; None where the module does not take them."""
+    images = torch.zeros(2, *input.shape)
+    modes = {m: m.training for m in module.modules()}
+    try:
+        with torch.no_grad():
+            output = outputs_of(module.eval()(images))
+    except Exception:  # whatever a user's forward may raise; `capture` says what it was
+        return None
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return int(output.shape[1]) if output.ndim == 2 else None
+
+
+def _assumed(module: nn.Module, hint: InputSpec | None) -> InputSpec:
+    """The data's size and scale, in the channels that the first layer takes."""
+    channels = stem_channels(module)
+    if channels is None and hint is not None:
+        first = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
+        area = hint.height * hint.width
+        channels = {area: 1, 3 * area: 3}.get(first.in_features) if first is not None else None
+    if hint is not None and channels not in (1, 3):
+        return hint
+    if hint is not None and hint.channels == channels:
+        return hint
+    blank = _blank(channels or 3)
+    return blank if hint is None else replace(blank, height=hint.height, width=hint.width)
+
+
+def _blank(channels: int) -> InputSpec:
+    if channels == 1:
+        return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE, *_GREY, order="L")
+    return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE)
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """One number or several (list, tuple, tensor, array) as floats; None where it is anything else."""
+    try:
+        if isinstance(value, Tensor):
+            value = value.detach().flatten().tolist()
+        elif isinstance(value, (str, Mapping)) or value is None:
+            return None
+        numbers = tuple(float(n) for n in (value if hasattr(value, "__iter__") else (value,)))
+    except (TypeError, ValueError):
+        return None
+    return numbers if all(math.isfinite(n) for n in numbers) else None

@@ -1,0 +1,302 @@
+"""`load_model`: from what a user calls a model to a captured network with the right head, weights and input."""
+
+import copy
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from afina.errors import InputError, did_you_mean
+from afina.graph.network import Network, capture, unlifted
+from afina.models.head import find_head, set_bias, with_new_head, with_order
+from afina.models.inputs import choose_input, output_width
+from afina.models.sources import Request, Source, named_source
+from afina.models.userfile import build_from_file
+from afina.models.weights import SUFFIXES, Fit, load_weights, looks_trained, reset
+from afina.progress import Progress
+from afina.tasks import get_task
+from afina.types import InputSpec, TaskSpec
+
+_RANDOM, _PRETRAINED = "random", "pretrained"
+_LIBRARIES = ("timm", "torchvision", "builtin")
+_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
+_WEIGHTS_SUFFIXES, _ARTIFACT_SUFFIXES = SUFFIXES, (".onnx", ".xml")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready for the jobs.
+
+    Attributes:
+        network: Captured, with the task's number of outputs, in inference form.
+        source: The model as the user named it.
+        pretrained: It holds trained weights and its head is the trained one, so it needs no training.
+        notes: What the user should know, one sentence each.
+        layers_of_head: Names of the layers that make the outputs; empty where they could not be found.
+    """
+
+    network: Network
+    source: str
+    pretrained: bool
+    notes: tuple[str, ...] = ()
+    layers_of_head: tuple[str, ...] = ()
+
+
+def load_model(
+    model: str | Path | nn.Module | Network,
+    *,
+    weights: str | Path | None = None,
+    task: TaskSpec | None = None,
+    input: InputSpec | None = None,
+    input_size: tuple[int, int] | None = None,
+    targets: Tensor | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Load a model and fit its head to the task.
+
+    Args:
+        model: `resnet18` (timm, else torchvision), `timm:NAME`, `torchvision:NAME`, `file.py:builder`,
+            `builtin:convnet`, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
+        weights: None for the trained weights that come with the model, else random ones (with a note); `random`;
+            `pretrained`, which fails where there are none; or a weights file.
+        task: What the outputs should be; None keeps the model's own.
+        input: What the data suggests: size, channels, mean and std.
+        input_size: Height and width that the user asked for; it wins.
+        targets: Of the training data, [N] or [N, outputs]: a new head starts from them.
+        progress: Told about downloads.
+        seed: Of all random weights; the same seed gives the same network.
+
+    Raises:
+        InputError: the model or the weights are not there, broken, or do not fit.
+        Unsupported: the model cannot be captured.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wanted = _Wanted(weights, task, input, input_size, targets, progress or Progress())
+        name = model if isinstance(model, (str, Path)) else type(model).__name__
+        if isinstance(model, (str, Path)) and str(model).endswith(".pt2"):
+            model = Network.load(model)
+        if isinstance(model, Network):
+            return _from_network(model, wanted, str(name))
+        return _from_source(_source(model, wanted), wanted, str(name))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The arguments of `load_model`, but for the model."""
+
+    weights: str | Path | None
+    task: TaskSpec | None
+    input: InputSpec | None
+    size: tuple[int, int] | None
+    targets: Tensor | None
+    progress: Progress
+
+    @property
+    def outputs(self) -> int | None:
+        return None if self.task is None else self.task.outputs
+
+    @property
+    def file(self) -> Path | None:
+        """The weights file, where one is given."""
+        return None if self.weights in (None, _RANDOM, _PRETRAINED) else Path(str(self.weights))
+
+
+def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
+    """The module that `model` names, with the weights that come with it (not yet those of a file)."""
+    random = wanted.weights == _RANDOM
+    if isinstance(model, nn.Module):
+        return _given_module(model, wanted)
+    text = str(model)
+    in_file = _FILE.fullmatch(text)
+    if in_file:
+        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", wanted.outputs)
+        trained = looks_trained(module, otherwise=False)
+        if trained and random:
+            return Source(reset(module))
+        return Source(
+            module, trained=trained, missing="" if trained else "its builder loads none, and --weights is not given"
+        )
+    library, name = _library_and_name(text)
+    trained = wanted.weights == _PRETRAINED or (wanted.weights is None and library != "builtin")
+    return named_source(Request(name, wanted.outputs, trained, wanted.size, wanted.input, wanted.progress), library)
+
+
+def _given_module(module: nn.Module, wanted: _Wanted) -> Source:
+    """A module from Python, which has the weights that it has."""
+    if wanted.weights == _RANDOM:
+        return Source(reset(module))
+    if looks_trained(module, otherwise=True):
+        return Source(module, trained=True)
+    return Source(module, missing="its batch norms have seen no images yet")
+
+
+def _library_and_name(text: str) -> tuple[str | None, str]:
+    prefix, colon, name = text.partition(":")
+    if prefix in _LIBRARIES and colon:
+        return prefix, name
+    suffix = Path(text).suffix.lower()
+    if suffix in _WEIGHTS_SUFFIXES:
+        raise InputError(
+            f"{text} holds weights, not a model.",
+            fix=f"Give the model that they belong to, and them as --weights {text}",
+        )
+    if suffix in _ARTIFACT_SUFFIXES:
+        raise InputError(
+            f"{text} is an exported file, which cannot be trained or compressed further.",
+            fix=f"Give the model that it was made from, or judge the file itself: afina benchmark {text}",
+        )
+    if colon or "/" in text or not text:
+        raise InputError(
+            f"{text!r} is not a model.",
+            why="" if not colon else did_you_mean(prefix, _LIBRARIES),
+            fix="Write NAME, timm:NAME, torchvision:NAME, path/file.py:builder or path/file.pt2.",
+        )
+    return None, text
+
+
+def _from_source(source: Source, wanted: _Wanted, name: str) -> Loaded:
+    if wanted.weights == _PRETRAINED and not source.trained:
+        raise InputError(
+            f"The trained weights of {name} are not available.",
+            why=f"The reason: {source.missing}." if source.missing else "",
+            fix="Give a weights file with --weights, or start from --weights random.",
+        )
+    module, task = source.module, wanted.task
+    trained = source.trained or wanted.file is not None
+    input, note = choose_input(module, source.input, wanted.input, wanted.size, trained)
+    notes = [note] if note else []
+    if source.missing and wanted.weights is None:
+        notes.append(f"{name} starts from random weights: {source.missing}.")
+    width, fit = output_width(module, input), Fit()
+    if wanted.file is not None and width is not None:
+        module = copy.deepcopy(module).cpu()
+        fit = load_weights(module, wanted.file, width, name)
+    # Where the width is not known the module fails on such images, and `capture` says how.
+    labels = _numbered(width) if width is not None else task.labels if task is not None else ("0",)
+    network = capture(module, input, TaskSpec(task.name if task is not None else "classification", labels))
+    return _with_head(network, wanted, name, notes, fit, trained, source.new_head)
+
+
+def _from_network(original: Network, wanted: _Wanted, name: str) -> Loaded:
+    if wanted.weights == _RANDOM:
+        raise InputError(
+            f"{name} is a captured network, which always has weights.",
+            fix="Leave --weights random out, or give the model that it was made from.",
+        )
+    network, fit = original.copy().eval(), Fit()
+    if wanted.file is not None:
+        fit = load_weights(network.module, wanted.file, network.task.outputs, name)
+    if wanted.size is not None and wanted.size != (network.input.height, network.input.width):
+        network = _resized(network, wanted.size)
+    return _with_head(network, wanted, name, [], fit, True, None)
+
+
+def _resized(network: Network, size: tuple[int, int]) -> Network:
+    twin = network.copy()
+    twin.input = replace(network.input, height=size[0], width=size[1])
+    try:
+        again = Network(unlifted(twin.exported()), twin.input, twin.task, twin.frozen)
+        if again(again.example()).shape[1:] == (twin.task.outputs,):
+            return again
+    except Exception as error:  # torch.export raises whatever the graph's operators raise
+        raise _not_resizable(network, size) from error
+    raise _not_resizable(network, size)
+
+
+def _not_resizable(network: Network, size: tuple[int, int]) -> InputError:
+    return InputError(
+        f"The network cannot take images of {size[0]}x{size[1]}.",
+        why=f"It was captured for {network.input.height}x{network.input.width}, and its layers depend on that.",
+        fix="Leave --input-size out, or give the model that it was made from.",
+    )
+
+
+def _with_head(
+    network: Network,
+    wanted: _Wanted,
+    name: str,
+    notes: list[str],
+    fit: Fit,
+    trained: bool,
+    replaced: int | None,
+) -> Loaded:
+    """The network with the outputs that the task needs.
+
+    Args:
+        network: As captured, with the task that it had.
+        wanted: What was asked for.
+        name: The model's name.
+        notes: What there is to tell so far.
+        fit: How the weights of a file went in.
+        trained: Whether it holds trained weights.
+        replaced: How many outputs it had before its library gave it a new last layer; None if it did not.
+    """
+    task, fresh, head = wanted.task, replaced is not None or fit.dropped is not None, find_head(network)
+    if fit.dropped is not None and head is not None and head.layer != fit.dropped:
+        raise InputError(
+            f"The weights in {wanted.file} do not fit {name}.",
+            why=f"Layer {fit.dropped} has another number of outputs there, and it is not the last layer.",
+            fix="Give the weights of this very model.",
+        )
+    notes = [*notes, *fit.notes]
+    if task is not None:
+        if network.task.outputs != task.outputs or not (fresh or _fits(network.task, task)):
+            replaced, fresh = network.task.outputs, True
+            network = with_new_head(network, task, _bias(wanted, task))
+        elif fresh or not trained:
+            set_bias(network, _bias(wanted, task))
+        else:
+            network, note = _matched(network, task)
+            notes += [note] if note else []
+        network.task = task
+    head = find_head(network)
+    layers = () if head is None else (head.layer,)
+    if replaced is not None:
+        notes.append(_new_head_note(replaced, network.task, layers))
+    return Loaded(network, name, trained and not fresh, tuple(notes), layers)
+
+
+def _fits(had: TaskSpec, task: TaskSpec) -> bool:
+    """Whether outputs that mean `had` can serve for `task`: as many, and the same names where they have names."""
+    if had.name != task.name or had.outputs != task.outputs:
+        return False
+    return had.name != "classification" or had.labels == _numbered(had.outputs) or _same_names(had, task)
+
+
+def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
+    """The trained network with its outputs in the task's order, and what there is to tell about the order."""
+    had, shown = network.task, _few(task.labels)
+    if had.labels == task.labels or task.outputs == 1:
+        return network, ""
+    if _same_names(had, task):
+        return with_order(network, task), f"Its outputs were put into the order of the data's classes: {shown}."
+    kind = "classes in sorted order" if task.name == "classification" else "targets in their order"
+    return network, f"The model does not name its outputs; they are taken as the data's {kind}: {shown}."
+
+
+def _same_names(had: TaskSpec, task: TaskSpec) -> bool:
+    return sorted(had.labels) == sorted(task.labels)
+
+
+def _bias(wanted: _Wanted, task: TaskSpec) -> Tensor:
+    if wanted.targets is None:
+        return torch.zeros(task.outputs)
+    return get_task(task).initial_bias(wanted.targets)
+
+
+def _new_head_note(before: int, task: TaskSpec, layers: tuple[str, ...]) -> str:
+    what = "classes" if task.name == "classification" else "outputs"
+    named = f" ({layers[0]})" if layers else ""
+    return f"The model had {before} outputs for other {what}; the data has {task.outputs}: new last layer{named}."
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(index) for index in range(count))
+
+
+def _few(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")

@@ -1,0 +1,202 @@
+"""Where a named module comes from: timm, torchvision, or our own small networks.
+
+Each gives a `Source`: a module on the CPU with what is known about its input and its weights.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import nn
+
+from afina.errors import InputError, did_you_mean
+from afina.models.builtin import BUILTIN
+from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
+from afina.progress import Progress
+from afina.types import InputSpec
+
+_CLASSES = 1000
+_BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a source.
+
+    Attributes:
+        name: Of the model, without the source's prefix.
+        outputs: Width that the last layer should have; None leaves it as it is.
+        trained: Whether the library's own trained weights are wanted.
+        size: Height and width that the user asked for; None for the model's own.
+        input: What the data suggests of the input, or what the user asked for.
+        progress: Told before a download.
+    """
+
+    name: str
+    outputs: int | None
+    trained: bool
+    size: tuple[int, int] | None
+    input: InputSpec | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module as its source gave it.
+
+    Attributes:
+        module: The module, on the CPU.
+        input: What the model expects of an image; None where the source does not say.
+        trained: Whether it holds trained weights.
+        missing: Why it does not, where they were wanted.
+        new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
+    """
+
+    module: nn.Module
+    input: InputSpec | None = None
+    trained: bool = False
+    missing: str = ""
+    new_head: int | None = None
+
+
+def named_source(request: Request, library: str | None) -> Source:
+    """The module of a name: of `library`, or of timm, or of torchvision where timm has none of that name.
+
+    Raises:
+        InputError: nobody knows the name (with the nearest ones), or the library refuses to build it.
+    """
+    if library is None:
+        library = "timm" if _in_timm(request.name) else "torchvision"
+        if library == "torchvision" and request.name not in torchvision_names():
+            raise _unknown(request.name, {*timm_names(), *torchvision_names()})
+    known: dict[str, tuple[Callable[[], Any], Callable[[Request], Source]]] = {
+        "timm": (timm_names, _timm),
+        "torchvision": (torchvision_names, _torchvision),
+        "builtin": (lambda: BUILTIN, _builtin),
+    }
+    names, build = known[library]
+    if not (_in_timm(request.name) if library == "timm" else request.name in names()):
+        raise _unknown(request.name, names(), library)
+    return build(request)
+
+
+def timm_names() -> list[str]:
+    """Names of timm's models, without the tags of their weights."""
+    import timm
+
+    return list(timm.list_models())
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's image classifiers."""
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _in_timm(name: str) -> bool:
+    import timm
+
+    return bool(timm.is_model(name))
+
+
+def _unknown(name: str, names: Any, library: str = "") -> InputError:
+    who = f"{library} has no model" if library else "There is no model"
+    prefix = f"{library}:" if library else ""
+    known = [f"{prefix}{known}" for known in names]
+    return InputError(f"{who} {name!r}.", fix=did_you_mean(f"{prefix}{name}", known))
+
+
+def _timm(request: Request) -> Source:
+    import timm
+
+    name, outputs = request.name, request.outputs
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise InputError(f"timm has no weights {name!r}.", fix=did_you_mean(name, tags)) from error
+    mean, std = tuple(config.mean), tuple(config.std)
+    _, height, width = config.input_size
+    options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
+    if request.size is not None:
+        height, width = request.size
+        if config.fixed_input_size:
+            options["img_size"] = request.size
+    input = _spec(height, width, mean, std)
+
+    def build(trained: bool) -> nn.Module:
+        with _quiet():
+            module: nn.Module = timm.create_model(name, pretrained=trained, **options)
+        return module
+
+    if not request.trained:
+        return Source(build(False), input)
+    missing = "timm has no trained weights for it"
+    if config.has_weights:
+        url = hub_url() if config.hf_hub_id else str(config.url)
+        online = is_reachable(url)
+        request.progress.say(f"Loading the trained weights of {name}.")
+        try:
+            with hub_access(online):
+                module = build(True)
+            changed = outputs is not None and outputs != config.num_classes
+            return Source(module, input, True, new_head=config.num_classes if changed else None)
+        except (OSError, RuntimeError) as error:
+            missing = _why(error, url, online)
+    return Source(build(False), input, missing=missing)
+
+
+def _torchvision(request: Request) -> Source:
+    from torchvision.models import get_model, get_model_weights
+
+    name = request.name
+    best = get_model_weights(name).DEFAULT
+    preset = best.transforms()
+    size = preset.crop_size[0]
+    input = _spec(size, size, tuple(preset.mean), tuple(preset.std))
+    if request.size is not None:
+        input = _spec(*request.size, input.mean, input.std)
+    missing = ""
+    if request.trained:
+        online = is_cached(best.url) or is_reachable(best.url)
+        request.progress.say(f"Loading the trained weights of {name}.")
+        try:
+            if not online:
+                raise OSError(f"no connection to {best.url}")
+            with hub_access(online), _quiet():
+                return Source(get_model(name, weights=best), input, True)
+        except (OSError, RuntimeError) as error:
+            missing = _why(error, best.url, online)
+    with _quiet():
+        module = get_model(name, weights=None, num_classes=request.outputs or _CLASSES)
+    return Source(module, input, missing=missing)
+
+
+def _builtin(request: Request) -> Source:
+    input = request.input or InputSpec(*(request.size or _BUILTIN_SIZE))
+    if request.size is not None:
+        input = replace(input, height=request.size[0], width=request.size[1])
+    missing = "it is a network of our own, which has no trained weights" if request.trained else ""
+    return Source(BUILTIN[request.name](request.outputs or _BUILTIN_CLASSES, input), input, missing=missing)
+
+
+def _spec(height: int, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSpec:
+    return InputSpec(height, width, mean, std, "RGB" if len(mean) == 3 else "L")
+
+
+def _why(error: Exception, url: str, online: bool) -> str:
+    if not online:
+        return f"there is no connection to {urlsplit(url).hostname}, and they are not in the cache"
+    return f"the download failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings about their own initialisers and renamed models."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

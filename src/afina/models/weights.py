@@ -1,0 +1,196 @@
+"""Weights from a file into a module: read without running code, and matched name by name."""
+
+import copy
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from afina.errors import InputError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "state_dict_ema", "model_ema", "net")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_FORBIDDEN = re.compile(r"Unsupported global: GLOBAL (\S+)")
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the weights of a file went into a module.
+
+    Attributes:
+        dropped: The layer whose weights were left out because its outputs differ in number; None for none.
+        notes: What the user should know.
+    """
+
+    dropped: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file, by name.
+
+    Common wrappers (`{"state_dict": ...}`, `{"model": ...}`) and prefixes (`module.`, `_orig_mod.`) are looked
+    through. Nothing in the file is run.
+
+    Raises:
+        InputError: there is no such file, it is broken, or it holds more than plain tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file {path}.", fix="Give --weights a file, `random` or `pretrained`.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path} is not a weights file that can be read.",
+            why=f"Its name ends in {path.suffix or 'nothing'!r}.",
+            fix=f"Give a file in one of: {', '.join(SUFFIXES)}.",
+        )
+    raw = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    return _without_prefix(_unwrapped(raw, path))
+
+
+def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
+    """Put the weights in `path` into `module`, in place.
+
+    Every name and shape must match, except that the last layer may have another number of outputs, or be
+    missing from the file: then it stays as it is, and `Fit.dropped` names it.
+
+    Args:
+        module: A module on the CPU.
+        path: The file, see `read_weights`.
+        outputs: Width of the module's output, by which its last layer is recognised.
+        name: The model's name, for messages.
+
+    Raises:
+        InputError: the file cannot be read, or its names or shapes differ.
+    """
+    found, own = read_weights(path), module.state_dict()
+    found = _matching_prefix(found, own)
+    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in found if key not in own]
+    differ = [key for key in own if key in found and found[key].shape != own[key].shape]
+    if not (missing or unexpected or differ):
+        module.load_state_dict(found, strict=False)
+        return Fit()
+    layer = _head(missing + differ, own, outputs)
+    widths = {found[key].shape[0] for key in differ if found[key].ndim}
+    if unexpected or layer is None or not _only_outputs_differ(differ, found, own):
+        raise _mismatch(path, name, missing, unexpected, [(k, found[k], own[k]) for k in differ])
+    module.load_state_dict({key: value for key, value in found.items() if key not in differ}, strict=False)
+    had = f"has {widths.pop()} outputs" if widths else "is missing"
+    return Fit(layer, (f"The last layer ({layer}) {had} in {path.name} and {outputs} in the model: it starts anew.",))
+
+
+def looks_trained(module: nn.Module, *, otherwise: bool) -> bool:
+    """Whether the batch norms of `module` have seen images; `otherwise` where it has none to tell."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    means = [m.running_mean for m in norms if m.running_mean is not None]
+    return any(bool(mean.any()) for mean in means) if means else otherwise
+
+
+def reset(module: nn.Module) -> nn.Module:
+    """A copy with random weights, by each layer's own initialiser."""
+    twin = copy.deepcopy(module)
+    for layer in twin.modules():
+        initialise = getattr(layer, "reset_parameters", None)
+        if callable(initialise):
+            initialise()
+    return twin
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, str(error)) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, which mean nothing to the user
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = _FORBIDDEN.search(str(error))
+        if named is None:
+            raise _broken(path, "It was not written by torch.save, or is damaged.") from error
+        raise InputError(
+            f"{path} is refused.",
+            why=f"It holds pickled objects besides plain tensors ({named[1]}); reading them could run code.",
+            fix="Save only the weights, torch.save(model.state_dict(), path), or a .safetensors file.",
+        ) from error
+    except Exception as error:  # torch.load raises almost anything on broken files
+        raise _broken(path, next(iter(str(error).splitlines()), "") or type(error).__name__) from error
+
+
+def _broken(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} cannot be read as weights.", reason, "Download or save it again.")
+
+
+def _unwrapped(raw: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(raw, Mapping) and not any(isinstance(value, Tensor) for value in raw.values()):
+        inner = next((raw[key] for key in _WRAPPERS if isinstance(raw.get(key), Mapping)), None)
+        if inner is None:
+            break
+        raw = inner
+    tensors = {str(k): v for k, v in raw.items() if isinstance(v, Tensor)} if isinstance(raw, Mapping) else {}
+    if not tensors:
+        held = ", ".join(map(str, list(raw)[:_SHOWN])) if isinstance(raw, Mapping) else type(raw).__name__
+        raise InputError(
+            f"{path} holds no weights.",
+            why=f"There are no named tensors in it, but: {held or 'nothing'}.",
+            fix="Save the weights with torch.save(model.state_dict(), path).",
+        )
+    return tensors
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _matching_prefix(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off a wrapper's prefix (`model.` of Lightning) where the names fit only without it."""
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in found) and not any(key in own for key in found):
+            return {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _head(keys: list[str], own: Mapping[str, Tensor], outputs: int) -> str | None:
+    """The one layer that all of `keys` belong to, where it has as many outputs as the model."""
+    layers = {key.rpartition(".")[0] for key in keys}
+    if len(layers) != 1:
+        return None
+    layer = layers.pop()
+    wide = all(own[key].ndim and own[key].shape[0] == outputs for key in keys)
+    return layer if wide and f"{layer}.weight" in keys else None
+
+
+def _only_outputs_differ(keys: list[str], found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    return all(found[key].ndim and found[key].shape[1:] == own[key].shape[1:] for key in keys)
+
+
+def _mismatch(
+    path: Path, name: str, missing: list[str], unexpected: list[str], differ: list[tuple[str, Tensor, Tensor]]
+) -> InputError:
+    shapes = [f"{key} ({list(a.shape)} in the file, {list(b.shape)} in the model)" for key, a, b in differ]
+    parts = (("Missing in the file", missing), ("Not in the model", unexpected), ("Of another shape", shapes))
+    why = ". ".join(f"{title}: {_few(keys)}" for title, keys in parts if keys)
+    return InputError(f"The weights in {path} do not fit {name}.", f"{why}.", "Give the weights of this very model.")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

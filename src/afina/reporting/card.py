@@ -1,0 +1,186 @@
+"""The Markdown model card, and the few lines of Python in it that load the artifact and predict."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from afina.reporting.facts import best_achievable, comparison, drop_of, headline, title
+from afina.reporting.words import (
+    difference,
+    flat,
+    input_words,
+    metric_words,
+    provenance,
+    recipe_words,
+    spread_words,
+)
+from afina.store.files import write
+from afina.types import InputSpec, Measurement, Result
+from afina.units import format_value
+
+_SPECIAL = re.compile(r"([\\`*<>\[\]|]|(?<!\w)_|_(?!\w))")
+_MOST_LABELS = 20
+
+# How each runtime loads a file, and turns `x` into `scores`: one line for each, and what they import.
+_LOAD = {
+    "onnxruntime": (
+        "import onnxruntime",
+        'model = onnxruntime.InferenceSession("{file}")',
+        "scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]",
+    ),
+    "openvino": (
+        "import openvino",
+        'model = openvino.Core().compile_model("{file}", "CPU")',
+        "scores = model(x)[0][0]",
+    ),
+    "torch": (
+        "import torch\nfrom afina.graph import Network",
+        'model = Network.load("{file}")',
+        "scores = model(torch.from_numpy(x)).detach().numpy()[0]",
+    ),
+}
+
+
+def write_card(result: Result, path: Path) -> Path:
+    """Write the model card: numbers, recipe, data, machine, use, limits, and code that runs in the run folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("afina", "reporting"),
+        autoescape=False,  # which is for HTML; `finalize` escapes what Markdown would read
+        finalize=_markdown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    winner = result.candidate(result.winner)
+    text = environment.get_template("card.md").render(
+        result=result,
+        title=title(result),
+        headline=headline(result),
+        rows=[(row, _cell(row.original), _cell(row.winner)) for row in comparison(result)],
+        provenance=[(row.label, provenance(row.winner)) for row in comparison(result) if row.winner],
+        winner=winner,
+        recipe=recipe_words(winner.recipe),
+        achievable=best_achievable(result),
+        metric=metric_words(result.metric),
+        labels=result.task.labels[:_MOST_LABELS],
+        more_labels=max(0, len(result.task.labels) - _MOST_LABELS),
+        preprocessing=input_words(result.input),
+        machine=flat(result.machine),
+        limits=limitations(result),
+        code=_Raw(snippet(result)),
+    )
+    write(Path(path), text.encode())
+    return Path(path)
+
+
+def snippet(result: Result) -> str:
+    """Python that loads the artifact and predicts for `photo.jpg`, run in the run folder.
+
+    It preprocesses as the validation images were (transparency and 16-bit images aside, which Pillow converts
+    in its own way here).
+    """
+    imports, load, run = _LOAD.get(result.runtime, _LOAD["torch"])
+    about = 'json.load(open("artifact/metadata.json"))["labels"]'
+    if result.task.name == "classification":
+        answer = f"print({about}[scores.argmax()])"
+    else:
+        answer = f"print(dict(zip({about}, scores.tolist())))"
+    lines = [
+        "import json",
+        "import numpy as np",
+        imports,
+        "from PIL import Image, ImageOps",
+        "",
+        *_preprocessing(result.input),
+        load.format(file=result.artifact),
+        run.format(),
+        answer,
+    ]
+    return "\n".join(lines)
+
+
+def limitations(result: Result) -> list[str]:
+    """What the numbers do not say, from the facts of this run alone."""
+    winner = result.candidate(result.winner)
+    said = []
+    if quality := winner.measurements.get("quality"):
+        said.append(_quality_limit(result, quality))
+    if latency := winner.measurements.get("latency"):
+        said.append(
+            f"Latency was {latency.how} on {result.machine.get('processor', 'the machine below')}"
+            f"{f' ({latency.where})' if latency.where else ''}; other processors, thread counts, batches and versions "
+            f"of {result.runtime} give other times."
+        )
+    missing = [row.label.lower() for row in comparison(result) if row.winner is None]
+    if missing:
+        said.append(f"Not measured: {', '.join(missing)}.")
+    if winner.parity is not None:
+        said.append(
+            f"The file's outputs differ from those of the network it was made from by at most {winner.parity:.2g} "
+            "(relative), on the images that were compared."
+        )
+    said.append(
+        "Nothing was measured on other data: not other cameras, places or times, not damaged or adversarial images, "
+        "and not how errors are spread over groups of people or things."
+    )
+    return said
+
+
+def _quality_limit(result: Result, quality: Measurement) -> str:
+    metric = metric_words(result.metric)
+    images = f"{quality.n} validation images" if quality.n else "validation images"
+    text = f"The {metric} is {quality.how} on {images} of {result.data}"
+    if spread := spread_words(quality):
+        text += f" ({spread}, one standard error)"
+    text += "."
+    drop = drop_of(result, result.candidate(result.winner))
+    if quality.spread and drop and abs(drop) < quality.spread:
+        text += f" The drop of {difference(drop, quality.unit)} is smaller than that error." if drop > 0 else ""
+    if metric_words(result.metric).endswith("original"):
+        text += " The data has no labels, so it compares with the original model, whatever that is worth."
+    return text
+
+
+def _preprocessing(spec: InputSpec) -> list[str]:
+    """Lines that turn `photo.jpg` into `x`, float32 [1, C, H, W], as `afina.data` does."""
+    mode = "L" if spec.order == "L" else "RGB"
+    ratio = f"abs(np.log(image.width / image.height * {spec.height} / {spec.width}))"
+    pixels = f"np.asarray(resize(image, ({spec.width}, {spec.height}), Image.Resampling.BILINEAR))"
+    pixels += "[:, :, ::-1]" if spec.order == "BGR" else ""
+    batch = "[None, None]" if spec.order == "L" else ".transpose(2, 0, 1)[None]"
+    mean, std = (_numbers(numbers) for numbers in (spec.mean, spec.std))
+    return [
+        f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")',
+        f"resize = Image.Image.resize if {ratio} <= np.log(1.1) else ImageOps.fit",
+        f'x = (({pixels} / 255 - {mean}) / {std}){batch}.astype("float32", order="C")',
+    ]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"[{', '.join(f'{value:g}' for value in values)}]"
+
+
+class _Raw(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def _markdown(value: Any) -> Any:
+    """User's text so that Markdown shows it as it is, on one line."""
+    if not isinstance(value, str) or isinstance(value, _Raw):
+        return value
+    return _SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value)).replace("&", "&amp;")
+
+
+def _cell(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "not measured"
+    return f"{format_value(measurement.value, measurement.unit)} {spread_words(measurement)}".strip()

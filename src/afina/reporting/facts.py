@@ -1,0 +1,281 @@
+"""What was asked and what was reached: the comparison, the limits and the verdict in one sentence.
+
+Derived from a `Result` once, and shown by the page, the card and the terminal alike, so that they cannot
+disagree.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from afina.reporting.words import difference, in_points, listing, metric_words, signed_difference, times
+from afina.types import Candidate, Measurement, Result
+from afina.units import format_value
+
+# A drop of exactly the limit is allowed, and 0.98 - 0.97 is a little more than 0.01 in binary.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement by its key in `Candidate.measurements`, with the words for less and for more of it."""
+
+    key: str
+    label: str
+    less: str = ""
+    more: str = ""
+
+
+MEASURES = (
+    Measure("quality", "Quality"),
+    Measure("size", "Size", "smaller", "larger"),
+    Measure("latency", "Latency", "faster", "slower"),
+    Measure("peak_memory", "Peak memory", "less", "more"),
+    Measure("parameters", "Parameters", "fewer", "more"),
+    Measure("macs", "MACs", "fewer", "more"),
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of the budget, and how the winner stands to it.
+
+    Attributes:
+        name: The field of `Budget`.
+        measure: The key of the measurement that it limits.
+        label: For people.
+        asked: The limit, formatted.
+        reached: The winner's value, formatted; `not measured` where it is missing.
+        met: Whether it is met; None where it was not measured.
+        share: The winner's value as a share of the limit (negative: a gain); None where that means nothing.
+    """
+
+    name: str
+    measure: str
+    label: str
+    asked: str
+    reached: str
+    met: bool | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison of the original with the winner."""
+
+    measure: Measure
+    label: str
+    original: Measurement | None
+    winner: Measurement | None
+    change: str
+    better: bool | None
+    limit: Limit | None
+
+
+def comparison(result: Result) -> tuple[Row, ...]:
+    """The original beside the winner, measurement by measurement; those that neither has are left out."""
+    original, winner = result.candidate(result.original), result.candidate(result.winner)
+    by_measure = {limit.measure: limit for limit in limits(result)}
+    rows = []
+    for measure in MEASURES:
+        before, after = original.measurements.get(measure.key), winner.measurements.get(measure.key)
+        limit = by_measure.get(measure.key)
+        if before or after or limit:
+            change, better = _change(result, measure, before, after)
+            label = quality_label(result) if measure.key == "quality" else measure.label
+            rows.append(Row(measure, label, before, after, change, better, limit))
+    return tuple(rows)
+
+
+def limits(result: Result) -> tuple[Limit, ...]:
+    """The limits that were set, in the order size, latency, memory, drop, and where the winner stands."""
+    budget, winner = result.budget, result.candidate(result.winner)
+    asked = (
+        ("size", "size", "Size", budget.size),
+        ("latency", "latency", "Latency", budget.latency),
+        ("memory", "peak_memory", "Peak memory", budget.memory),
+    )
+    found = [_limit(winner, name, key, label, most) for name, key, label, most in asked if most is not None]
+    if budget.max_drop is not None:
+        found.append(_drop_limit(result, winner, budget.max_drop))
+    return tuple(found)
+
+
+def exceeded(result: Result, candidate: Candidate) -> frozenset[str]:
+    """The keys of the measurements in which a candidate exceeds the budget."""
+    budget = result.budget
+    most = {"size": budget.size, "latency": budget.latency, "peak_memory": budget.memory}
+    over = {
+        key
+        for key, limit in most.items()
+        if limit is not None and key in candidate.measurements and candidate.measurements[key].value > limit
+    }
+    drop = drop_of(result, candidate)
+    if budget.max_drop is not None and drop is not None and drop > budget.max_drop + _ROUNDING:
+        over.add("quality")
+    return frozenset(over)
+
+
+def drop_of(result: Result, candidate: Candidate) -> float | None:
+    """How much of the original's quality a candidate loses; None where one of them has no quality."""
+    before = result.candidate(result.original).measurements.get("quality")
+    after = candidate.measurements.get("quality")
+    if before is None or after is None:
+        return None
+    return before.value - after.value if result.metric.higher_is_better else after.value - before.value
+
+
+def quality_bound(result: Result) -> float | None:
+    """The worst quality that the budget allows; None where it does not say."""
+    before = result.candidate(result.original).measurements.get("quality")
+    if before is None or result.budget.max_drop is None:
+        return None
+    return before.value + (-1 if result.metric.higher_is_better else 1) * result.budget.max_drop
+
+
+def best_achievable(result: Result) -> tuple[tuple[str, str, str], ...]:
+    """With `misses`: for each limit that was set, its label, the best value reached, and by which candidate."""
+    names = {candidate.name for candidate in result.candidates}
+    rows = []
+    for limit in limits(result):
+        name = result.best_achievable.get(limit.name, "")
+        if name in names:
+            rows.append((limit.label, _reached(result, result.candidate(name), limit), name))
+        elif name:
+            rows.append((limit.label, name, ""))
+    return tuple(rows)
+
+
+def headline(result: Result) -> str:
+    """The verdict in one or two sentences: what was asked, what was reached."""
+    winner, all_limits = result.winner, limits(result)
+    got = _got(result)
+    if not all_limits:
+        return f"No limit was set. {winner} {got}."
+    asked = f"You asked for at most {listing(_asked(result, all_limits))}"
+    if result.verdict == "fits":
+        if result.winner == result.original:
+            return f"{asked}; the original already fits: it {got}."
+        return f"{asked}; {winner} {got}."
+    over = [limit.label.lower() for limit in all_limits if limit.met is False]
+    unknown = [limit.label.lower() for limit in all_limits if limit.met is None]
+    reasons = [f"over in {listing(over)}"] if over else []
+    reasons += [f"without a figure for {listing(unknown)}"] if unknown else []
+    blame = f"; it is {listing(reasons)}" if reasons else ""
+    return f"{asked}; no candidate fits. The nearest, {winner}, {got}{blame}."
+
+
+def title(result: Result) -> str:
+    """`resnet20 on cifar10`: the last part of each name, without the path to it."""
+    return f"{_short(result.model)} on {_short(result.data)}"
+
+
+def quality_label(result: Result) -> str:
+    """The metric's name with a capital."""
+    words = metric_words(result.metric)
+    return words[:1].upper() + words[1:]
+
+
+def pareto(points: Iterable[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """The points (cost, quality) that no other point beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    sign = 1 if higher_is_better else -1
+    best = -math.inf
+    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if sign * quality > best:
+            best = sign * quality
+            front.append((cost, quality))
+    return front
+
+
+def _change(
+    result: Result, measure: Measure, before: Measurement | None, after: Measurement | None
+) -> tuple[str, bool | None]:
+    """The change in words, and whether it is for the better."""
+    if before is None or after is None:
+        return "", None
+    if measure.key == "quality":
+        gain = after.value - before.value
+        text = signed_difference(gain, after.unit)
+        return text, None if text == "same" else (gain > 0) == result.metric.higher_is_better
+    if before.value <= 0 or after.value <= 0:
+        return "", None
+    ratio = before.value / after.value
+    if 0.995 < ratio < 1.005:
+        return "same", None
+    return (f"{times(ratio)} {measure.less}", True) if ratio > 1 else (f"{times(1 / ratio)} {measure.more}", False)
+
+
+def _limit(winner: Candidate, name: str, key: str, label: str, most: float) -> Limit:
+    reached = winner.measurements.get(key)
+    unit = "s" if name == "latency" else "B"
+    if reached is None:
+        return Limit(name, key, label, format_value(most, unit), "not measured", None, None)
+    text = format_value(reached.value, reached.unit)
+    return Limit(name, key, label, format_value(most, unit), text, reached.value <= most, reached.value / most)
+
+
+def _drop_limit(result: Result, winner: Candidate, most: float) -> Limit:
+    unit = _quality_unit(result)
+    asked = difference(most, unit)
+    if "quality" not in winner.measurements:
+        return Limit("max_drop", "quality", "Drop", asked, "not measured", None, None)
+    share = result.drop / most if most > 0 else None
+    return Limit(
+        "max_drop", "quality", "Drop", asked, _drop_words(result.drop, unit), result.drop <= most + _ROUNDING, share
+    )
+
+
+def _drop_words(drop: float, unit: str) -> str:
+    if signed_difference(drop, unit) == "same":
+        return "none"
+    return difference(drop, unit) if drop > 0 else f"a gain of {difference(drop, unit)}"
+
+
+def _reached(result: Result, candidate: Candidate, limit: Limit) -> str:
+    if limit.name == "max_drop":
+        drop = drop_of(result, candidate)
+        return "not measured" if drop is None else _drop_words(drop, _quality_unit(result))
+    measurement = candidate.measurements.get(limit.measure)
+    return format_value(measurement.value, measurement.unit) if measurement else "not measured"
+
+
+def _asked(result: Result, all_limits: Iterable[Limit]) -> list[str]:
+    words = {"size": "{}", "latency": "{}", "memory": "{} of memory", "max_drop": "a drop of {}"}
+    return [words[limit.name].format(limit.asked) for limit in all_limits]
+
+
+def _got(result: Result) -> str:
+    """What the winner needs and what it loses: `needs 117 KB (9.4× smaller) and 0.41 ms, and loses 0.28 points`."""
+    parts = []
+    for row in comparison(result):
+        if row.measure.key in ("size", "latency") or (row.limit and row.measure.key == "peak_memory"):
+            if row.winner is None:
+                continue
+            text = format_value(row.winner.value, row.winner.unit)
+            text += " of memory" if row.measure.key == "peak_memory" else ""
+            parts.append(f"{text} ({row.change})" if row.change not in ("", "same") else text)
+    needs = f"needs {listing(parts)}" if parts else ""
+    quality = result.candidate(result.winner).measurements.get("quality")
+    if quality is None or result.winner == result.original:
+        return needs or "was not measured"
+    loses = _drop_words(result.drop, quality.unit)
+    metric = metric_words(result.metric)
+    if loses == "none":
+        effect = f"keeps the {metric} of the original"
+    elif in_points(quality.unit):
+        effect = f"{'loses' if result.drop > 0 else 'gains'} {difference(result.drop, quality.unit)} of {metric}"
+    else:
+        effect = f"is {'worse' if result.drop > 0 else 'better'} by {difference(result.drop, quality.unit)} ({metric})"
+    return f"{needs}, and {effect}" if needs else effect
+
+
+def _quality_unit(result: Result) -> str:
+    for name in (result.winner, result.original):
+        if quality := result.candidate(name).measurements.get("quality"):
+            return quality.unit
+    return result.metric.name
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1] or name

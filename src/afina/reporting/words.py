@@ -1,0 +1,141 @@
+"""Numbers, recipes and provenance in words: the one place where the report decides how something reads."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from afina.types import InputSpec, Measurement, MetricInfo, Step
+from afina.units import format_size, format_value
+
+_METRICS = {
+    "mae": "mean absolute error",
+    "agreement": "agreement with the original",
+    "mae_to_original": "mean difference from the original",
+}
+_ORDERS = {"RGB": "RGB", "BGR": "BGR", "L": "grey"}
+_LONG_VALUE = 60
+
+
+def metric_words(metric: MetricInfo) -> str:
+    """`accuracy`, `mean absolute error`."""
+    return _METRICS.get(metric.name, metric.name.replace("_", " "))
+
+
+def in_points(unit: str) -> bool:
+    """Whether values of this unit are written as percentages, and their differences as points."""
+    return format_value(1.0, unit).endswith("%")
+
+
+def difference(value: float, unit: str) -> str:
+    """A quality difference without its sign: `0.28 points`, `1 point`, `0.031`."""
+    if not in_points(unit):
+        return f"{abs(value):.3g}"
+    text = f"{abs(value) * 100:.2f}".rstrip("0").rstrip(".")
+    return f"{text} {'point' if text == '1' else 'points'}"
+
+
+def signed_difference(value: float, unit: str) -> str:
+    """A quality difference with its sign: `−0.28 points`; `same` where nothing of it would show."""
+    text = difference(value, unit)
+    if not any(digit in text for digit in "123456789"):
+        return "same"
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as a factor: `9.4×`, `12×`, `1.04×`."""
+    return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 10 else 0}f}×"
+
+
+def spread_words(measurement: Measurement) -> str:
+    """`± 0.52 points`, `± 12 µs`; empty where no spread is known."""
+    if measurement.spread is None or not math.isfinite(measurement.spread):
+        return ""
+    if in_points(measurement.unit):
+        return f"± {difference(measurement.spread, measurement.unit)}"
+    return f"± {format_value(measurement.spread, measurement.unit)}"
+
+
+def provenance(measurement: Measurement) -> str:
+    """How a number was obtained: `measured; ± 0.52 points (one standard error); n = 360; onnxruntime, 1 thread`."""
+    parts: list[str] = [measurement.how]
+    if spread := spread_words(measurement):
+        kind = "half the interquartile range" if measurement.unit == "s" else "one standard error"
+        parts.append(f"{spread} ({kind})")
+    if measurement.n is not None:
+        parts.append(f"n = {measurement.n}")
+    if measurement.where:
+        parts.append(measurement.where)
+    return "; ".join(parts)
+
+
+def step_words(step: Step, most: int | None = None) -> str:
+    """`prune (ratio 0.5, epochs 3)`; with `most`, only so many settings."""
+    settings = [
+        f"{_spaced(key)} {shortened(_plain(value), _LONG_VALUE)}"
+        for key, value in step.config.items()
+        if value is not None
+    ]
+    if most is not None and len(settings) > most:
+        settings = [*settings[:most], "…"]
+    return _spaced(step.technique) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def recipe_words(recipe: Iterable[Step], most: int | None = None) -> str:
+    """The steps in order, or that there are none; with `most`, only so many settings of each."""
+    return ", then ".join(step_words(step, most) for step in recipe) or "as it is"
+
+
+def input_words(spec: InputSpec) -> tuple[str, ...]:
+    """How to preprocess an image, one sentence for each step."""
+    mean, std = (", ".join(f"{x:g}" for x in numbers) for numbers in (spec.mean, spec.std))
+    return (
+        "Decode the image, turn it upright (EXIF), lay it over white where it is transparent, and convert it to "
+        f"{_ORDERS[spec.order]} ({spec.channels} channel{'s' if spec.channels > 1 else ''}).",
+        f"If its aspect ratio is within 10% of {spec.width}:{spec.height}, resize it whole to {spec.width} pixels wide "
+        f"and {spec.height} high; otherwise cut out the largest centred part of that aspect ratio and resize that "
+        "(bilinear, antialiased).",
+        "Divide by 255, so that pixels lie in 0 to 1.",
+        f"Subtract the mean ({mean}) and divide by the standard deviation ({std}), channel by channel.",
+        f"Arrange as float32 [N, {spec.channels}, {spec.height}, {spec.width}]: batch, channels, height, width.",
+    )
+
+
+def listing(parts: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def flat(machine: Mapping[str, Any]) -> dict[str, str]:
+    """A machine as lines for a table; `{"versions": {"torch": "2"}}` gives `versions: torch 2`."""
+    rows: dict[str, str] = {}
+    for key, value in machine.items():
+        if isinstance(value, Mapping):
+            rows[_spaced(key)] = ", ".join(f"{name} {text}" for name, text in flat(value).items())
+        elif key == "memory" and isinstance(value, int):
+            rows[_spaced(key)] = format_size(value)
+        elif value not in ((), [], None, ""):
+            rows[_spaced(key)] = _plain(value)
+    return rows
+
+
+def shortened(text: str, width: int) -> str:
+    """`text`, or its beginning and an ellipsis where it is longer than `width`."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _spaced(name: str) -> str:
+    return str(name).replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        value = ", ".join(_plain(item) for item in value)
+    return str(value)

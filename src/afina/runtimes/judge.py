@@ -1,0 +1,212 @@
+"""What an exported file answers: its outputs over the data, its quality, and whether it agrees with its network.
+
+How large a difference is allowed between a file and its network:
+
+- float: 1e-3 of the largest output. Kernels add in another order and batch norm is folded, which gives 1e-6 to 1e-5;
+  a wrong weight or padding gives 1e-1 and more.
+- half: 2e-2 of the largest output. Rounding each weight to 11 bits gives 1e-4 to 5e-3 in trained networks.
+- int8: a noise of at most 0.1 of the outputs' energy (root mean square, 20 dB), compared with the quantized network,
+  not the float one. A value that lies between two steps may round either way in another kernel, and a flipped step
+  moves all that comes after it, so that the largest difference says little. Flips alone gave 0.016 (ONNX Runtime)
+  and 0.02 (OpenVINO) on a ResNet-20; 8-bit weights on a processor that saturates gave 0.15 and 0.17.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from afina.errors import InputError, ParityError
+from afina.progress import Progress
+from afina.runtimes.base import Runtime, Session
+from afina.runtimes.table import runtime_of
+from afina.types import InputSpec, Measurement
+
+if TYPE_CHECKING:
+    from afina.data import ImageData
+    from afina.graph import Network
+    from afina.tasks import Task
+
+FLOAT_TOLERANCE = 1e-3
+HALF_TOLERANCE = 2e-2
+INT8_NOISE = 0.1
+_PARITY_IMAGES = 64
+_PARITY_BATCH = 32
+_TINY = float(np.finfo(np.float32).tiny)  # outputs that are all zero are compared as they are
+
+
+def outputs_of_file(
+    path: Path,
+    data: "ImageData",
+    input: InputSpec,
+    *,
+    threads: int,
+    split: str = "validation",
+    batch_size: int = 64,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The file's outputs `[N, outputs]` (float32) for the images of a split, in the order of its targets.
+
+    Args:
+        path: An exported file.
+        data: The images.
+        input: How they are prepared.
+        threads: Threads that the runtime may use.
+        split: `train` or `validation`.
+        batch_size: Images in one run.
+        limit: Only so many of the images.
+        progress: What the user sees.
+
+    Raises:
+        InputError: the file cannot be read, or does not take images of this shape.
+    """
+    session = runtime_of(path).load(Path(path), threads=threads)
+    batches = data.batches(split, input, batch_size=batch_size, limit=limit)
+    found = []
+    with (progress or Progress()).work(f"Running {Path(path).name}", len(batches)) as bar:
+        for images, _ in batches:
+            found.append(_run(session, path, np.ascontiguousarray(images.numpy())))
+            bar.advance()
+    return np.concatenate(found)
+
+
+def judge_quality(
+    outputs: np.ndarray,
+    data: "ImageData",
+    task: "Task",
+    *,
+    reference: np.ndarray | None = None,
+    runtime: Runtime | None = None,
+    split: str = "validation",
+) -> Measurement:
+    """The task's metric over outputs of a file; where there are no labels, its agreement with `reference`.
+
+    Args:
+        outputs: `[N, outputs]`, of the first N images of the split.
+        data: Where they come from.
+        task: What they mean.
+        reference: Outputs of the original for the same images; needed where the data has no labels.
+        runtime: What computed them, for the record.
+        split: The split that they belong to.
+
+    Returns:
+        The mean over images, with its standard error as the spread.
+
+    Raises:
+        InputError: there are neither labels nor a reference, or the reference is of other images.
+    """
+    if data.labelled:
+        scores, metric = task.scores(outputs, data.targets(split).numpy()[: len(outputs)]), task.metric
+    elif reference is None or reference.shape != outputs.shape:
+        raise InputError(
+            "There is nothing to judge the outputs by.",
+            why="The data has no labels, and there are no outputs of an original for the same images.",
+            fix="Give data with labels, or the original beside the file.",
+        )
+    else:
+        scores, metric = task.agreements(outputs, reference), task.agreement
+    count = len(scores)
+    error = float(np.std(scores, ddof=1) / np.sqrt(count)) if count > 1 else None
+    label = f"{runtime.package} {runtime.version()}, " if runtime else ""
+    where = f"{label}{count} {split} images of {data.name}"
+    return Measurement(float(np.mean(scores)), metric.name, "measured", spread=error, n=count, where=where)
+
+
+def check_parity(
+    network: "Network", path: Path, data: "ImageData | None", *, threads: int, half: bool = False
+) -> float:
+    """Run the file beside the network it was made from; the relative difference between their outputs (`parity`).
+
+    Args:
+        network: Float or quantized: what was exported.
+        path: The file.
+        data: Where images come from (64 of the validation split); noise where it is None.
+        threads: Threads that the runtime may use.
+        half: Whether the file stores weights in half precision.
+
+    Raises:
+        ParityError: they disagree by more than this module's description allows, or the file gives no finite numbers.
+        InputError: the file cannot be read.
+    """
+    session = runtime_of(path).load(Path(path), threads=threads)
+    expected, found = _both(network, session, path, _parity_images(network, data))
+    if not np.isfinite(expected).all():
+        raise ParityError(
+            f"The network behind {Path(path).name} gives outputs that are not finite numbers.",
+            fix="Check its weights and its training.",
+        )
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise ParityError(
+            f"{Path(path).name} does not answer as the network it was made from.",
+            why=f"It gives shape {list(found.shape)} with {np.count_nonzero(~np.isfinite(found))} numbers that are "
+            f"not finite, the network {list(expected.shape)}, all finite.",
+        )
+    difference = parity(expected, found)
+    if is_quantized(network):
+        measured, allowed, unit = _noise(expected, found), INT8_NOISE, "of the outputs' energy"
+    else:
+        measured, allowed = difference, HALF_TOLERANCE if half else FLOAT_TOLERANCE
+        unit = "of the largest output"
+    if measured > allowed:
+        raise ParityError(
+            f"{Path(path).name} does not answer as the network it was made from.",
+            why=f"Over {len(found)} images they differ by {measured:.2g} {unit}; up to {allowed:g} is allowed.",
+            fix="On a processor whose int8 products saturate, quantize weights to 7 bits."
+            if is_quantized(network)
+            else "Try the other runtime, or full precision.",
+        )
+    return difference
+
+
+def parity(expected: np.ndarray, found: np.ndarray) -> float:
+    """Largest difference between two sets of outputs, relative to the largest of the expected ones."""
+    scale = float(np.abs(expected).max(initial=0.0))
+    return float(np.abs(found - expected).max(initial=0.0)) / max(scale, _TINY)
+
+
+def is_quantized(network: "Network") -> bool:
+    """Whether the network computes on quantized values."""
+    return any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes)
+
+
+def _noise(expected: np.ndarray, found: np.ndarray) -> float:
+    """Root mean square of the difference, relative to that of the expected outputs."""
+    wide = expected.astype(np.float64)
+    energy = float(np.sqrt(np.mean(wide**2)))
+    return float(np.sqrt(np.mean((found - wide) ** 2))) / max(energy, _TINY)
+
+
+def _parity_images(network: "Network", data: "ImageData | None") -> Iterator[np.ndarray]:
+    if data is None:
+        yield network.example(_PARITY_BATCH).cpu().numpy()
+        return
+    count = min(_PARITY_IMAGES, data.count("validation"))
+    for images, _ in data.batches("validation", network.input, batch_size=_PARITY_BATCH, limit=count):
+        yield np.ascontiguousarray(images.numpy())
+
+
+def _both(
+    network: "Network", session: Session, path: Path, batches: Iterator[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    expected, found = [], []
+    with network.inference():
+        for images in batches:
+            expected.append(network(torch.from_numpy(images).to(network.device)).cpu().numpy())
+            found.append(_run(session, path, images))
+    return np.concatenate(expected), np.concatenate(found)
+
+
+def _run(session: Session, path: Path, images: np.ndarray) -> np.ndarray:
+    try:
+        return session(images)[0]
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"{path} does not run on images of shape {list(images.shape[1:])} (channels, height, width).",
+            why=f"It says: {first[:300]}",
+            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH.",
+        ) from error

@@ -1,0 +1,379 @@
+"""A network as a small ONNX model: exported, rewritten so that int8 stays int8, and stripped to what is needed.
+
+A plain export carries Python stack traces, the user's module paths and every intermediate shape: for an int8
+ResNet-20 they are a third of the file. What is left here is the graph, its weights, and two texts of metadata.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from afina.errors import AfinaError, Unsupported
+from afina.runtimes.metadata import describe
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from afina.graph import Network
+
+# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13, and 21 to 23 add types and
+# block sizes that are not used here. ONNX Runtime fuses the same graph to the same QLinear operators at 20, 21 and 23
+# (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
+OPSET = 20
+
+INPUT, OUTPUT = "images", "outputs"
+_LIMIT = 2**31 - 2**20  # protobuf cannot hold 2 GiB; some room is left for the graph itself
+_HALF_MAX = 65504.0
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+# Operators that only move values of their first input (or pick the largest): what was on a quantized grid stays on it.
+_MOVES = frozenset("Slice Pad Reshape Flatten Squeeze Unsqueeze Transpose MaxPool Expand Identity".split())
+
+
+def onnx_bytes(network: "Network", *, half: bool = False) -> bytes:
+    """The network in inference form as one serialized ONNX model, checked.
+
+    Input `images` float32 [batch, C, H, W], output `outputs` float32 [batch, outputs], dynamic batch. Batch norm is
+    folded into the convolution (or linear layer) in front of it. A quantized network becomes QuantizeLinear and
+    DequantizeLinear around float operators, with int8 weights: the form from which runtimes make int8 kernels.
+
+    Args:
+        network: Float or quantized (converted PT2E graph).
+        half: Store float weights in half precision, each with a Cast in front. A runtime undoes the Cast once, when it
+            loads: half the bytes, the same speed. Drawback: weights lose 13 bits of mantissa, and peak memory while
+            loading is higher.
+
+    Raises:
+        Unsupported: an operator has no ONNX form, or the model does not fit in one file (2 GiB).
+    """
+    model = _translate(network)
+    _use_global_average_pool(model.graph)
+    _carry_quantization(model.graph)
+    _quantize_bias_of_gemm(model.graph)
+    if half:
+        _store_half(model.graph)
+    _strip(model, network)
+    return _serialize(model)
+
+
+def _translate(network: "Network") -> "ir.Model":
+    import torch
+
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                _with_clamps(network).exported(),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+    except Exception as error:
+        raise Unsupported(
+            "The network could not be exported to ONNX.",
+            why=f"torch.onnx says: {first_lines(error)}",
+            fix="Rewrite the part that it names with operators that ONNX has, then try again.",
+        ) from error
+    if program is None:
+        raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
+    return program.model
+
+
+def first_lines(error: BaseException, lines: int = 3) -> str:
+    """The first lines of an error that say something, of this or of the error that caused it, in one short text."""
+    cause = error.__cause__ or error
+    text = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return " ".join(text[:lines])[:500] or type(cause).__name__
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence what torch.onnx says about its own insides (deprecations there, operators it does not know)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for module in (r"torch\..*", r"onnxscript\..*", r"onnx_ir\..*", r"copyreg", r"ast"):
+                warnings.filterwarnings("ignore", module=module)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _with_clamps(network: "Network") -> "Network":
+    """The network, with a clamp in front of each quantization whose range is narrower than its type.
+
+    QuantizeLinear saturates to the range of the type (0..255), and knows no other. The clamp keeps the answer right;
+    it costs the fusion of that layer, so quantize activations to the full range.
+    """
+    import torch
+
+    def is_narrow(node: torch.fx.Node) -> bool:
+        if str(node.target) != "quantized_decomposed.quantize_per_tensor.default":
+            return False
+        *_, low, high, dtype = node.args
+        assert isinstance(dtype, torch.dtype)
+        limits = torch.iinfo(dtype)
+        return (low, high) != (limits.min, limits.max)
+
+    if not any(is_narrow(node) for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    for node in [node for node in twin.graph.nodes if is_narrow(node)]:
+        source, scale, zero, low, high = node.args[:5]
+        with twin.graph.inserting_before(node):
+            bounds = ((low - zero) * scale, (high - zero) * scale)
+            clamp = twin.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+        clamp.meta = dict(source.meta)
+        node.update_arg(0, clamp)
+    twin.module.recompile()
+    return twin
+
+
+def _use_global_average_pool(graph: "ir.Graph") -> None:
+    """Rewrite the mean over height and width as GlobalAveragePool: runtimes have int8 kernels for that one only."""
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "ReduceMean" or source is None or source.shape is None or len(source.shape) != 4:
+            continue
+        axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
+            continue
+        keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+        pool = ir.node("GlobalAveragePool", [source])
+        graph.insert_before(node, pool)
+        result = pool.outputs[0]
+        result.type = source.type
+        if not keep:
+            squeeze = ir.node(
+                "Squeeze", [result, _new_constant(graph, f"{node.outputs[0].name}_axes", np.array([2, 3]))]
+            )
+            graph.insert_before(node, squeeze)
+            result = squeeze.outputs[0]
+        _replace(graph, node, result)
+
+
+def _carry_quantization(graph: "ir.Graph") -> None:
+    """Repeat the quantization of a value behind each operator that only moves it.
+
+    Runtimes fuse an operator to int8 where all its inputs come from DequantizeLinear; a slice, a pad with zeros or a
+    flatten between the two hides that. Values that are moved stay on the grid of their quantization, so quantizing
+    them again with the same scale changes nothing in the answer.
+    """
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in _MOVES or not node.inputs or not _stays_on_grid(node):
+            continue
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 3:
+            continue
+        if source.inputs[1] is None or source.inputs[1].shape is None or len(source.inputs[1].shape):
+            continue  # per channel: moving values may move the channels
+        moved = node.outputs[0]
+        behind = [(user, index) for user, index in moved.uses() if user.op_type != "QuantizeLinear"]
+        if not behind or moved.is_graph_output():
+            continue
+        quantize = ir.node("QuantizeLinear", [moved, source.inputs[1], source.inputs[2]])
+        restore = ir.node("DequantizeLinear", [quantize.outputs[0], source.inputs[1], source.inputs[2]])
+        graph.insert_after(node, [quantize, restore])
+        for user, index in behind:
+            user.replace_input_with(index, restore.outputs[0])
+
+
+def _stays_on_grid(node: "ir.Node") -> bool:
+    """Whether a moving operator adds no values but zero, which every quantization holds exactly."""
+    if node.op_type != "Pad":
+        return True
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    value = _constant(fill) if fill is not None else None
+    return mode != "constant" or fill is None or (value is not None and float(value.reshape(-1)[0]) == 0.0)
+
+
+def _quantize_bias_of_gemm(graph: "ir.Graph") -> None:
+    """Give each int8 Gemm an int32 bias, on the scale of its products (scale of the input x scale of the weights).
+
+    ONNX Runtime does this by itself where the output is quantized too. The last layer's output is not, and its Gemm
+    would be computed in float. The rounding is at most half a product's step, far below one step of the input.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in list(graph):
+        given = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+        if given is None:
+            continue
+        bias, sources = _constant(given), [value.producer() for value in node.inputs[:2] if value is not None]
+        if bias is None or any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+            continue
+        scales = [_constant(source.inputs[1]) for source in sources if source is not None]
+        if any(scale is None for scale in scales) or scales[0].size != 1:
+            continue
+        scale = (scales[0].reshape(()).astype(np.float64) * scales[1]).astype(np.float32)
+        steps = np.rint(bias.astype(np.float64) / scale)
+        if scale.size not in (1, bias.size) or np.abs(steps).max(initial=0) >= 2**31:
+            continue
+        whole = _new_constant(graph, f"{given.name}_steps", steps.astype(np.int32))
+        attributes = {"axis": 0} if scale.ndim else {}
+        restore = ir.node(
+            "DequantizeLinear", [whole, _new_constant(graph, f"{given.name}_scale", scale)], attributes=attributes
+        )
+        graph.insert_before(node, restore)
+        node.replace_input_with(2, restore.outputs[0])
+
+
+def _store_half(graph: "ir.Graph") -> None:
+    """Keep float32 weights of two or more dimensions in half precision, with a Cast to float32 in front.
+
+    Vectors (biases, scales) stay as they are: they are few bytes, and errors in them reach every output. So does a
+    weight that half precision cannot hold.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2 or value.is_graph_output():
+            continue
+        weights = tensor.numpy()
+        if not np.all(np.abs(weights) <= _HALF_MAX):
+            continue
+        small = _new_constant(graph, f"{name}_half", weights.astype(np.float16))
+        cast = ir.node("Cast", [small], attributes={"to": int(ir.DataType.FLOAT)})
+        graph.insert_before(graph[0], cast)
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+
+
+def _strip(model: "ir.Model", network: "Network") -> None:
+    """Leave only what a runtime needs: no documentation, no shapes inside the graph, names of one to three letters."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    for step in (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)
+    graph = model.graph
+    _drop_defaults(graph)
+    _shorten_names(graph)
+    graph.name = "afina"
+    for value, shape in ((graph.inputs[0], network.input.shape), (graph.outputs[0], (network.task.outputs,))):
+        value.shape = ir.Shape(["batch", *shape])
+    model.metadata_props.update(describe(network))
+    model.producer_name, model.producer_version = "afina", None
+
+
+def _drop_defaults(graph: "ir.Graph") -> None:
+    """Leave out attributes that say what the operator's definition says anyway."""
+    import onnx
+
+    for node in graph:
+        try:
+            schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+        except onnx.defs.SchemaError:
+            continue
+        for name, attribute in list(node.attributes.items()):
+            default = schema.attributes[name].default_value if name in schema.attributes else None
+            if (
+                default is not None
+                and default.type
+                and onnx.helper.get_attribute_value(default) == _plain(attribute.value)
+            ):
+                del node.attributes[name]
+
+
+def _shorten_names(graph: "ir.Graph") -> None:
+    """Number all values and drop the names of nodes, which nothing refers to."""
+    names = (_base36(number) for number in count())
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    fixed = {*graph.inputs, *graph.outputs}
+    for value in values:
+        if value.name and value not in fixed:  # an output without a name is an optional one that is not wanted
+            value.name = f"afina.{value.name}"  # out of the way of the short names that follow
+    for value in values:
+        if value not in fixed:
+            if value.name:
+                value.name = next(names)
+            if value.producer() is not None:
+                value.shape = value.type = None
+    for node in graph:
+        node.name = ""
+    graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
+
+
+def _serialize(model: "ir.Model") -> bytes:
+    import onnx
+    import onnx_ir as ir
+
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if weights > _LIMIT:
+        raise Unsupported(
+            f"The model's weights take {weights / 1e9:.2f} GB, and one ONNX file holds at most 2.1 GB.",
+            fix="Make it smaller first (half precision, int8, pruning), or export it as .pt2.",
+        )
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise AfinaError("The exported model is not valid ONNX.", why=first_lines(error)) from error
+    return bytes(proto.SerializeToString())
+
+
+def _constant(value: "ir.Value | None") -> Any:
+    """The value as an array where it is known, else None."""
+    import onnx_ir as ir
+
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def _new_constant(graph: "ir.Graph", name: str, array: Any) -> "ir.Value":
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _replace(graph: "ir.Graph", node: "ir.Node", result: "ir.Value") -> None:
+    """Put `result` in the place of the node's only output, as an output of the graph too."""
+    import onnx_ir as ir
+
+    old = node.outputs[0]
+    result.type, result.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's value as `onnx.helper` gives it."""
+    return value.encode() if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while True:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+        if not number:
+            return digits

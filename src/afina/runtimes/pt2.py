@@ -1,0 +1,67 @@
+"""torch itself: `.pt2` files, the saved network, so that it can be measured beside the others."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from afina.errors import Unsupported
+from afina.runtimes.base import Runtime, Session
+from afina.runtimes.metadata import parse_values
+from afina.types import InputSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from afina.graph import Network
+
+
+class TorchRuntime(Runtime):
+    """The saved network, run by torch operator by operator.
+
+    It is what training and compression work on, and needs no conversion. The drawback: it is the slowest and largest
+    way to deploy, and an int8 network is computed in float between its quantizations.
+    """
+
+    name = "pt2"
+    extra = None
+    suffix = ".pt2"
+    package = "torch"
+
+    def start(self) -> None:
+        import torch.export.pt2_archive  # noqa: F401 (what reading a file needs beside torch itself)
+
+        import afina.graph  # noqa: F401
+
+    def weight_bits(self) -> int:
+        return 8  # quantized layers are computed in float: nothing saturates
+
+    def _write(self, network: "Network", path: Path, half: bool) -> None:
+        if half:
+            raise Unsupported(
+                "A .pt2 file is not written in half precision.",
+                why="It is the network itself, which training goes on from.",
+                fix="Export to onnxruntime or openvino for half precision.",
+            )
+        network.save(path)
+
+    def _open(self, path: Path, threads: int) -> Session:
+        import torch
+
+        from afina.graph import Network
+
+        network = Network.load(path)
+        torch.set_num_threads(threads)
+
+        def session(images: np.ndarray) -> tuple[np.ndarray, ...]:
+            with torch.inference_mode():
+                return (network(torch.from_numpy(images)).numpy(),)
+
+        return session
+
+    def _metadata(self, path: Path) -> tuple[InputSpec, TaskSpec] | None:
+        # Read from the archive directly: torch takes seconds to import, and is not needed for two texts.
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("/afina.json")), None)
+            about = json.loads(archive.read(name)) if name else {}
+        return parse_values(about.get("input"), about.get("task"))

@@ -1,0 +1,7 @@
+"""Print the JSON schema of `result.json`: `python -m afina.store > docs/result.schema.json`."""
+
+import json
+
+from afina.store import result_schema
+
+print(json.dumps(result_schema(), indent=2))

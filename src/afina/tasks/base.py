@@ -1,0 +1,52 @@
+"""The contract of a task. A new one is a file with a subclass, and a row in `TASKS`."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from afina.types import MetricInfo, TaskSpec
+
+
+class Task(ABC):
+    """What a network's outputs `[N, outputs]` mean, how they are trained and how they are judged.
+
+    Attributes:
+        metric: What `scores` measures; the quality of a network is the mean of its scores.
+        agreement: What `agreements` measures; it stands in for the metric where there are no labels.
+    """
+
+    metric: ClassVar[MetricInfo]
+    agreement: ClassVar[MetricInfo]
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean loss over the batch; `targets` as `ImageData.targets` gives them."""
+
+    @abstractmethod
+    def distillation(self, student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+        """How far the student's outputs are from the teacher's, mean over the batch."""
+
+    @abstractmethod
+    def scores(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The metric for each image, float64 `[N]`; outputs that are not finite get the worst score."""
+
+    @abstractmethod
+    def agreements(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """How well each image's outputs agree with those of the reference network, float64 `[N]`."""
+
+    @abstractmethod
+    def predictions(self, outputs: np.ndarray) -> list[Any]:
+        """What a user reads for each image: the name of a class, a number, or a list of numbers."""
+
+    @abstractmethod
+    def initial_bias(self, targets: Tensor) -> Tensor:
+        """Bias `[outputs]` with which a new head starts, from the training targets."""
+
+    def drop(self, original: float, value: float) -> float:
+        """Quality lost from `original` to `value`, in the metric's points; negative is a gain."""
+        return original - value if self.metric.higher_is_better else value - original

@@ -1,0 +1,91 @@
+"""The state of a training on disk: plain tensors and numbers, written whole or not at all."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afina.errors import StorageError
+from afina.graph.network import Network
+from afina.progress import Progress
+from afina.training.config import FitConfig
+
+_FORMAT = "afina/training/1"
+
+
+def identity(network: Network, teacher: Network | None, config: FitConfig, data: str, device: str) -> str:
+    """A digest of all that decides how a training goes: another digest, another training.
+
+    Args:
+        network: As it is before training.
+        teacher: Likewise, or None.
+        config: How it is trained.
+        data: Fingerprint of the data.
+        device: Type of the device.
+    """
+    digest = hashlib.sha256()
+    plain = dataclasses.asdict(config.resolved())
+    digest.update(json.dumps([_FORMAT, torch.__version__, plain, data, device], sort_keys=True).encode())
+    for part in (network, teacher):
+        digest.update(b"network" if part else b"none")
+        if part is not None:
+            _add_network(digest, part)
+    return digest.hexdigest()
+
+
+def write_state(path: Path, identity: str, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, and lists and dicts of them) under `identity`, atomically.
+
+    Raises:
+        StorageError: it could not be written; what was there before is as it was.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            torch.save({"format": _FORMAT, "identity": identity, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch gives a RuntimeError where the disk is full
+        raise StorageError(
+            f"The training checkpoint {path} could not be written.",
+            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="Free some space or choose a folder that can be written; training then goes on from the epoch before.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may not be there
+            part.unlink()
+
+
+def read_state(path: Path, identity: str, progress: Progress) -> dict[str, Any] | None:
+    """The state that was written under `identity`; None, with a line to the user, where there is none to go on from."""
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        known = content["format"] == _FORMAT
+        same, state = content["identity"] == identity, content["state"]
+    except Exception:
+        # Whatever a broken file makes torch.load raise (it has many ways), the answer is the same.
+        progress.say(f"{path.name} is damaged and is left aside: training starts from the beginning.")
+        return None
+    if not known or not same:
+        progress.say(f"{path.name} is of another training and is left aside: training starts from the beginning.")
+        return None
+    return dict(state)
+
+
+def _add_network(digest: "hashlib._Hash", network: Network) -> None:
+    digest.update(repr((network.input, network.task, sorted(network.frozen))).encode())
+    with network.inference():  # the mode it happens to be in is not part of what it is
+        digest.update(str(network.graph).encode())
+    trainable = {name for name, p in network.module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    for name, tensor in network.module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {name in trainable}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,145 @@
+"""`FitConfig`: how a network is trained, as plain data that is checked when it is made."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from afina.errors import InputError, did_you_mean
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["onecycle", "cosine"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}
+_WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
+_WARMUP = {"onecycle": 0.3, "cosine": 0.1}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a network is trained. Options whose default depends on another one are None until `resolved`.
+
+    Attributes:
+        epochs: Passes over the training images.
+        optimizer: `sgd` (Nesterov momentum) or `adamw` (Loshchilov & Hutter 2019).
+        learning_rate: The highest that the schedule reaches; default 0.1 for `sgd`, 0.001 for `adamw`.
+        weight_decay: Default 5e-4 for `sgd`, 0.05 for `adamw`; never on norms and biases.
+        momentum: Of `sgd`.
+        batch_size: Images in one step; at least 2, which batch norm needs.
+        schedule: `onecycle` (Smith & Topin 2018) or `cosine` (Loshchilov & Hutter 2017) with linear warm-up.
+        warmup: Share of the steps on which the learning rate rises; default 0.3 for `onecycle`, 0.1 for `cosine`.
+        label_smoothing: Share of each target spread over all classes (classification).
+        augment: Whether training images are varied.
+        ema: Decay of the moving average of the weights that is judged and returned; None for the weights themselves.
+        early_stopping: Epochs without improvement after which training stops; None for never.
+        precision: `32`, `bf16-mixed` or `16-mixed` (autocast, with loss scaling where fp16 needs it).
+        channels_last: Memory layout NHWC, which convolutions like; networks that cannot take it stay in NCHW.
+        clip: Largest norm of the gradient; None for no limit.
+        distillation: Weight of the teacher's part of the loss, where there is a teacher; the labels have the rest.
+        temperature: Of that part (Hinton et al. 2015).
+        seed: Of the order of images, augmentation and dropout.
+
+    Raises:
+        InputError: a value is out of range; it names the option, what is allowed and what was given.
+    """
+
+    epochs: int = 10
+    optimizer: Optimizer = "sgd"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    momentum: float = 0.9
+    batch_size: int = 128
+    schedule: Schedule = "onecycle"
+    warmup: float | None = None
+    label_smoothing: float = 0.0
+    augment: bool = True
+    ema: float | None = 0.999
+    early_stopping: int | None = None
+    precision: Precision = "32"
+    channels_last: bool = True
+    clip: float | None = 5.0
+    distillation: float = 0.9
+    temperature: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", Precision)):
+            _check_choice(name, getattr(self, name), get_args(kind))
+        _check_whole("epochs", self.epochs, 1)
+        _check_whole("batch_size", self.batch_size, 2)
+        _check_whole("early_stopping", self.early_stopping, 1, optional=True)
+        _check_whole("seed", self.seed, 0)
+        for name in ("augment", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "true or false")
+        _check_number("learning_rate", self.learning_rate, above=0.0, optional=True)
+        _check_number("weight_decay", self.weight_decay, least=0.0, optional=True)
+        _check_number("momentum", self.momentum, least=0.0, below=1.0)
+        _check_number("warmup", self.warmup, least=0.0, below=1.0, optional=True)
+        _check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
+        _check_number("ema", self.ema, above=0.0, below=1.0, optional=True)
+        _check_number("clip", self.clip, above=0.0, optional=True)
+        _check_number("distillation", self.distillation, least=0.0, most=1.0)
+        _check_number("temperature", self.temperature, above=0.0)
+
+    def resolved(self) -> "FitConfig":
+        """The same, with the defaults that depend on the optimizer and the schedule filled in."""
+        return dataclasses.replace(
+            self,
+            learning_rate=_or(self.learning_rate, _LEARNING_RATE[self.optimizer]),
+            weight_decay=_or(self.weight_decay, _WEIGHT_DECAY[self.optimizer]),
+            warmup=_or(self.warmup, _WARMUP[self.schedule]),
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        error = _wrong(name, value, " or ".join(allowed))
+        raise InputError(error.what, error.why, did_you_mean(str(value), allowed))
+
+
+def _check_whole(name: str, value: Any, least: int, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _wrong(name, value, f"a whole number, {least} or more{', or None' if optional else ''}")
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    optional: bool = False,
+) -> None:
+    if value is None and optional:
+        return
+    good = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and (most is None or value <= most)
+    )
+    if not good:
+        limits = (("at least", least), ("more than", above), ("less than", below), ("at most", most))
+        allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        raise _wrong(name, value, f"a number, {allowed}{', or None' if optional else ''}")
+
+
+def _wrong(name: str, value: Any, allowed: str) -> InputError:
+    return InputError(
+        f"Training option {name} is {value!r}.",
+        why=f"Allowed: {allowed}.",
+        fix=f"Give {name} such a value, or leave it out for the default.",
+    )

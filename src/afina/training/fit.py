@@ -1,0 +1,213 @@
+"""`fit`: trains a network on labels, on a teacher's answers, or on both."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from afina.data import Batches, ImageData
+from afina.errors import InputError, TrainingError
+from afina.graph.network import Network
+from afina.progress import Bar, Progress
+from afina.tasks import get_task
+from afina.training.best import Best
+from afina.training.checkpoint import identity, read_state, write_state
+from afina.training.config import FitConfig
+from afina.training.judge import evaluate, predict
+from afina.training.layout import fitting_layout, place
+from afina.training.losses import check_teacher, make_objective
+from afina.training.precision import is_emulated, make_fabric
+from afina.training.step import Stepper
+from afina.types import Epoch
+from afina.units import format_value
+
+_SEEDS = 2**31
+
+
+def fit(
+    network: Network,
+    data: ImageData,
+    config: FitConfig,
+    *,
+    teacher: Network | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[Network, tuple[Epoch, ...]]:
+    """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
+
+    The same seed gives the same network on the same machine, also when the training was cut off and went on from
+    its checkpoint. Random numbers elsewhere in the process are left as they are.
+
+    Args:
+        network: Where training starts; it is left as it is.
+        data: Images with a `train` and a `validation` split. Without labels a teacher is needed, and the metric is
+            agreement with it.
+        config: How to train.
+        teacher: A network to learn from, with the same input and task (Hinton et al. 2015).
+        progress: Told each step, and one line for each epoch.
+        checkpoint: A file for the state after each epoch. Where it holds this very training, that goes on; anything
+            else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
+
+    Raises:
+        InputError: nothing to learn from, or a precision that the device does not have.
+        TrainingError: the loss or the gradient is no longer a finite number.
+        StorageError: the checkpoint cannot be written.
+    """
+    progress = progress or Progress()
+    _check(network, data, teacher)
+    config = config.resolved()
+    fabric = make_fabric(config.precision)
+    if is_emulated(config.precision, fabric.device):
+        progress.say(f"This processor has no instructions for {config.precision}: precision 32 is faster on it.")
+
+    layout = fitting_layout(network, config.channels_last)
+    student = place(network.copy(), fabric.device, layout)
+    master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
+    objective = make_objective(get_task(network.task), config, labelled=data.labelled, teacher=master)
+    steps = config.epochs * len(_batches(data, network, config, seed=0))
+    with _reproducible(fabric.device):
+        stepper = Stepper(student, config, fabric, objective, steps, layout)
+        training = _Training(student, master, data, config, stepper, progress)
+        if checkpoint is not None:
+            digest = identity(network, teacher, config, data.fingerprint, fabric.device.type)
+            training.keep_in(checkpoint, digest)
+        training.run(steps)
+    return training.best_of(network), tuple(training.curve)
+
+
+class _Training:
+    """The epochs of one training: steps, judgement, curve, checkpoint."""
+
+    def __init__(
+        self,
+        network: Network,
+        teacher: Network | None,
+        data: ImageData,
+        config: FitConfig,
+        stepper: Stepper,
+        progress: Progress,
+    ) -> None:
+        self._network, self._data, self._config = network, data, config
+        self._stepper, self._progress = stepper, progress
+        task = get_task(network.task)
+        self._metric = task.metric if data.labelled else task.agreement
+        self._reference = None if data.labelled or teacher is None else predict(teacher, data)
+        self._best = Best(self._metric)
+        self._checkpoint: tuple[Path, str] | None = None
+        self.curve: list[Epoch] = []
+
+    def keep_in(self, path: Path, digest: str) -> None:
+        """Write the state to `path` after each epoch from now on; go on from what it holds of this training."""
+        self._checkpoint = (path, digest)
+        state = read_state(path, digest, self._progress)
+        if state is None:
+            return
+        self._stepper.restore(state["stepper"])
+        self._best.restore(state["best"])
+        self.curve = [Epoch(**epoch) for epoch in state["curve"]]
+        self._progress.say(f"Training goes on after epoch {len(self.curve)} of {self._config.epochs}.")
+
+    def run(self, steps: int) -> None:
+        """All the epochs that are left."""
+        with self._progress.work("Training", steps) as bar:
+            if self._stepper.done:
+                bar.advance(self._stepper.done)
+            while len(self.curve) < self._config.epochs and not self._stale():
+                self._epoch(bar)
+
+    def best_of(self, network: Network) -> Network:
+        """A copy of `network`, with its device and layout, that has the best weights."""
+        if self._best.weights is None:
+            raise TrainingError(
+                f"After training, the {self._metric.name} is not a number in any epoch.",
+                why="The network's outputs on the validation images are not finite.",
+                fix="Use a lower learning rate, or precision 32.",
+            )
+        result = network.copy().eval()
+        result.module.load_state_dict(self._best.weights)
+        return result
+
+    def _epoch(self, bar: Bar) -> None:
+        start, number = time.monotonic(), len(self.curve) + 1
+        loss, rate = self._learn(number, bar)
+        quality = evaluate(self._stepper.judged, self._data, reference=self._reference).value
+        self._best.rank(self._stepper.judged, quality)
+        self.curve.append(Epoch(number, loss, quality, rate, time.monotonic() - start))
+        if self._checkpoint is not None:
+            write_state(*self._checkpoint, self._state())
+        self._progress.say(
+            f"Epoch {number}/{self._config.epochs}: loss {loss:.4g}{self._quality()}, "
+            f"learning rate {rate:.2g}, {self.curve[-1].seconds:.1f} s"
+        )
+        if self._stale() and number < self._config.epochs:
+            self._progress.say(f"Stopped early: no better {self._metric.name} for {self._best.stale} epochs.")
+
+    def _learn(self, number: int, bar: Bar) -> tuple[float, float]:
+        """The steps of one epoch; gives the mean loss, and the last learning rate."""
+        # A seed of its own for each epoch: what is drawn in it does not depend on what was drawn before, so that a
+        # training that goes on from a checkpoint draws the same, without any generator's state.
+        seed = (self._config.seed * 1_000_003 + number) % _SEEDS
+        torch.manual_seed(seed)
+        total, count, rate = 0.0, 0, self._stepper.rate
+        self._network.train()
+        for images, targets in _batches(self._data, self._network, self._config, seed=seed):
+            rate = self._stepper.rate
+            loss = self._stepper.take(images, targets, number)
+            if math.isfinite(loss):
+                total, count = total + loss * len(images), count + len(images)
+            bar.advance(1, f"loss {loss:.4g}{self._quality()}")
+        return (total / count if count else math.nan), rate
+
+    def _quality(self) -> str:
+        """The last quality, in words."""
+        if not self.curve:
+            return ""
+        return f", {self._metric.name} {format_value(self.curve[-1].quality, self._metric.name)}"
+
+    def _stale(self) -> bool:
+        return self._config.early_stopping is not None and self._best.stale >= self._config.early_stopping
+
+    def _state(self) -> dict[str, object]:
+        curve = [dataclasses.asdict(epoch) for epoch in self.curve]
+        return {"stepper": self._stepper.state(), "best": self._best.state(), "curve": curve}
+
+
+def _check(network: Network, data: ImageData, teacher: Network | None) -> None:
+    if teacher is not None:
+        check_teacher(teacher, network)
+    ours, theirs = network.task, data.task
+    if data.labelled and (ours.name, ours.outputs) != (theirs.name, theirs.outputs):
+        raise InputError(
+            f"The network is for {ours.name} with {ours.outputs} outputs, and {data.name} is for {theirs.name} with "
+            f"{theirs.outputs}.",
+            fix="Give the network a head that fits the data, or data that fits the network.",
+        )
+    if data.count("train") < 2:
+        raise InputError(
+            f"{data.name} has {data.count('train')} training images.",
+            why="At least two are needed.",
+            fix="Give more images.",
+        )
+
+
+def _batches(data: ImageData, network: Network, config: FitConfig, *, seed: int) -> Batches:
+    """One epoch of training images."""
+    size, augment = config.batch_size, config.augment
+    return data.batches("train", network.input, batch_size=size, augment=augment, shuffle=True, seed=seed)
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Random numbers of its own, and the deterministic algorithms of cuDNN."""
+    cuda = device.type == "cuda"
+    was = torch.backends.cudnn.deterministic
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.backends.cudnn.deterministic = was or cuda
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.deterministic = was

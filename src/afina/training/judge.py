@@ -1,0 +1,93 @@
+"""Runs a network over images: its outputs, and its quality with a standard error."""
+
+import math
+
+import numpy as np
+import torch
+
+from afina.data import ImageData
+from afina.errors import InputError
+from afina.graph.network import Network
+from afina.tasks import get_task
+from afina.types import Measurement
+
+
+def predict(
+    network: Network,
+    data: ImageData,
+    split: str = "validation",
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+) -> np.ndarray:
+    """The network's raw outputs, float32 `[N, outputs]`, in the order of the data, computed on its device.
+
+    Args:
+        network: What is run, in inference form; its mode is put back.
+        data: The images.
+        split: `train` or `validation`; no image is varied.
+        batch_size: Images at once.
+        limit: At most so many images.
+
+    Raises:
+        InputError: there is no image.
+    """
+    return _run(network, data, split, batch_size, limit)[0]
+
+
+def evaluate(
+    network: Network,
+    data: ImageData,
+    split: str = "validation",
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+    reference: np.ndarray | None = None,
+) -> Measurement:
+    """The network's quality in float32: the mean of the task's metric, and its standard error.
+
+    Args:
+        network: What is judged.
+        data: The images.
+        split: `train` or `validation`.
+        batch_size: Images at once.
+        limit: At most so many images.
+        reference: Outputs `[N, outputs]` of another network on the same images. With it, the measurement is the
+            agreement with that network, which stands in for quality where there are no labels.
+
+    Raises:
+        InputError: there is no image, or there are neither labels nor a `reference`.
+    """
+    task = get_task(network.task)
+    if reference is None and not data.labelled:
+        raise InputError(
+            f"{data.name} has no labels, so that quality cannot be measured.",
+            fix="Give labelled images, or compare with the outputs of another network (reference=).",
+        )
+    outputs, targets = _run(network, data, split, batch_size, limit)
+    if reference is None:
+        return measurement(task.scores(outputs, targets), task.metric.name, f"torch, {network.device.type}")
+    agreements = task.agreements(outputs, reference[: len(outputs)])
+    return measurement(agreements, task.agreement.name, f"torch, {network.device.type}")
+
+
+def measurement(scores: np.ndarray, unit: str, where: str = "") -> Measurement:
+    """The mean of scores `[N]`, one for each image, with its standard error."""
+    count = len(scores)
+    spread = float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else None
+    return Measurement(float(np.mean(scores)), unit, "measured", spread=spread, n=count, where=where)
+
+
+def _run(
+    network: Network, data: ImageData, split: str, batch_size: int, limit: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and their targets in the order of the data; no targets where there are no labels."""
+    outputs, targets = [], []
+    with network.inference():
+        for images, wanted in data.batches(split, network.input, batch_size=batch_size, limit=limit):
+            outputs.append(network(images.to(network.device)).float().cpu())
+            if data.labelled:
+                targets.append(wanted)
+    if not outputs:
+        raise InputError(f"{data.name} has no image for {split}.", fix="Give a folder with images for that split.")
+    return torch.cat(outputs).numpy(), torch.cat(targets).numpy() if targets else np.empty(0)

@@ -1,0 +1,98 @@
+"""Precision and device of a training: `lightning-fabric` set up for them, and the care that fp16 needs.
+
+Fabric's own wrapper of a module is not used: it calls `train()` and `eval()`, which an exported graph forbids (its
+mode is in its nodes). The optimizer, the backward pass, clipping and autocast go through Fabric.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from afina.errors import InputError, TrainingError
+from afina.graph.network import Network
+from afina.training.config import Precision
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_MIXED = ("cpu", "cuda")
+# Below one, gradients that fit fp16 without any scaling still overflow: the training itself has gone wrong.
+_SMALLEST_SCALE = 1.0
+
+
+def make_fabric(precision: Precision) -> "Fabric":
+    """A `Fabric` on the best device here, with one device and the precision that was asked for.
+
+    The precision is given as a plug-in: from a string, Fabric puts bf16 in the place of fp16 on CPU, although torch
+    can train in fp16 there.
+
+    Raises:
+        InputError: the device does not train in that precision.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
+    from lightning_fabric.plugins.precision import Precision as FullPrecision
+
+    device = Fabric(accelerator="auto", devices=1).device.type
+    if precision == "32":
+        return Fabric(accelerator="auto", devices=1, plugins=[FullPrecision()])
+    if device not in _MIXED:
+        raise InputError(
+            f"Training option precision is '{precision}', and the device here ({device}) trains in '32' only.",
+            fix="Use precision 32.",
+        )
+    return Fabric(accelerator="auto", devices=1, plugins=[MixedPrecision(precision, device)])
+
+
+def is_emulated(precision: Precision, device: torch.device) -> bool:
+    """Whether the processor has no instructions for that precision, so that it is slower than 32."""
+    if precision == "32" or device.type != "cpu":
+        return False
+    kind = "bf16" if precision == "bf16-mixed" else "fp16"
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
+    return supported is not None and not supported()
+
+
+class LossScale:
+    """Follows the loss scale of `16-mixed`, where a step that overflowed is skipped; nothing to do elsewhere.
+
+    A forward pass that overflows also leaves infinity in the running statistics of batch norm, which no skipped
+    step takes back: they are put back here.
+    """
+
+    def __init__(self, fabric: "Fabric") -> None:
+        self.scaler: torch.amp.GradScaler | None = getattr(fabric.strategy.precision, "scaler", None)
+        self.skipped = False
+
+    @contextlib.contextmanager
+    def step(self, network: Network, where: str) -> Iterator[None]:
+        """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether it was one.
+
+        Args:
+            network: What is trained.
+            where: Step and epoch in words, for the error.
+
+        Raises:
+            TrainingError: the scale has collapsed.
+        """
+        self.skipped = False
+        if self.scaler is None:
+            yield
+            return
+        before = self.scaler.get_scale()
+        buffers = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
+        yield
+        self.skipped = self.scaler.get_scale() < before
+        if not self.skipped:
+            return
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if self.scaler.get_scale() < _SMALLEST_SCALE:
+            raise TrainingError(
+                f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
+                why="Every step overflows in fp16, whatever the scale.",
+                fix="Use precision bf16-mixed or 32, or a lower learning rate.",
+            )

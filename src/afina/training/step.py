@@ -1,0 +1,131 @@
+"""One step of training after another: forward, backward, clipping, optimizer, schedule, average."""
+
+import contextlib
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from afina.errors import TrainingError
+from afina.graph.network import Network
+from afina.training.config import FitConfig
+from afina.training.ema import Average
+from afina.training.losses import Objective
+from afina.training.precision import LossScale
+from afina.training.schedules import make_optimizer, make_schedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Stepper:
+    """Takes the steps of one training, and holds everything that they change.
+
+    Args:
+        network: Trained in place; already on Fabric's device, in `layout`.
+        config: How.
+        fabric: Device and precision.
+        objective: What is minimised.
+        steps: How many steps there will be; the schedule ends with them.
+        layout: Memory layout of the images.
+
+    Attributes:
+        done: Steps so far.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: FitConfig,
+        fabric: "Fabric",
+        objective: Objective,
+        steps: int,
+        layout: torch.memory_format,
+    ) -> None:
+        self._network, self._fabric, self._objective, self._layout = network, fabric, objective, layout
+        self._clip, self._total, self.done = config.clip or math.inf, steps, 0
+        optimizer = make_optimizer(network.module.parameters(), config)
+        self._schedule = make_schedule(optimizer, config, steps)
+        self._optimizer = fabric.setup_optimizers(optimizer)
+        self._scale = LossScale(fabric)
+        self._average = Average(network, config.ema) if config.ema is not None else None
+
+    @property
+    def judged(self) -> Network:
+        """The network to judge and to keep: the average where there is one."""
+        return self._network if self._average is None else self._average.network
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._schedule.get_last_lr()[0])
+
+    def take(self, images: Tensor, targets: Tensor, epoch: int) -> float:
+        """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite, or the loss scale of fp16 has collapsed.
+        """
+        images = images.to(self._fabric.device, memory_format=self._layout)
+        targets = targets.to(self._fabric.device)
+        where = f"step {self.done + 1} (epoch {epoch})"
+        with self._scale.step(self._network, where):
+            with self._fabric.autocast():
+                loss = self._objective(self._network(images), images, targets)
+            value = loss.item()
+            self._check_finite("loss", value, where)
+            self._fabric.backward(loss)
+            norm = self._fabric.clip_gradients(
+                self._network.module, self._optimizer, max_norm=self._clip, error_if_nonfinite=False
+            )
+            self._check_finite("gradient", norm.item(), where)
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.done += 1
+        if self._average is not None and not self._scale.skipped:
+            self._average.update(self._network)
+        self._advance_schedule()
+        return value
+
+    def state(self) -> dict[str, Any]:
+        """Plain data from which `restore` makes it again."""
+        return {
+            "network": self._network.module.state_dict(),
+            "average": self._average.state() if self._average else None,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scale.scaler.state_dict() if self._scale.scaler else None,
+            "done": self.done,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be as it was when `state` was taken, bit for bit."""
+        self._network.module.load_state_dict(state["network"])
+        if self._average is not None:
+            self._average.restore(state["average"])
+        self._optimizer.optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        if self._scale.scaler is not None:
+            self._scale.scaler.load_state_dict(state["scaler"])
+        self.done = state["done"]
+
+    def _check_finite(self, what: str, value: float, where: str) -> None:
+        # With loss scaling, an overflow is what the scaler looks for; `LossScale` says when it is too much.
+        if self._scale.scaler is None and not math.isfinite(value):
+            raise TrainingError(
+                f"Training stopped at {where}: the {what} is {value}.",
+                why=f"The learning rate was {self.rate:.3g}.",
+                fix="Use a lower learning rate; if the images or targets hold huge numbers, correct them.",
+            )
+
+    def _advance_schedule(self) -> None:
+        if self.done >= self._total:
+            return
+        with contextlib.ExitStack() as stack:
+            if self._scale.skipped:
+                # Torch takes a first step that was skipped for a schedule that is advanced in the wrong place.
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self._schedule.step()

@@ -1,0 +1,249 @@
+"""The plain data that every layer shares: no torch, nothing that computes.
+
+Everything here is a frozen dataclass of plain values, so that it can be written as JSON and read back.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+How = Literal["measured", "computed", "estimated"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects of an image: the whole preprocessing, in numbers.
+
+    An image is decoded, converted to `order`, resized to `height` x `width` pixels, scaled to 0..1, and then
+    `(pixel - mean) / std` for each channel.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        mean: One number per channel, of pixels in 0..1.
+        std: One number per channel, of pixels in 0..1.
+        order: `RGB`, `BGR` or `L` (grey); its length is the number of channels.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    order: Literal["RGB", "BGR", "L"] = "RGB"
+
+    @property
+    def channels(self) -> int:
+        return len(self.order)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return (self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a network is for.
+
+    Attributes:
+        name: A name in the table of tasks: `classification` or `regression`.
+        labels: The classes in the order of the outputs; for regression, the name of each output.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """Width of the network's last layer."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that says where it comes from.
+
+    Attributes:
+        value: The number itself, in `unit`.
+        unit: `B`, `s`, `accuracy`, `mae`, `1` (a count).
+        how: `measured` (by running it), `computed` (exact, from the graph or the file) or `estimated`.
+        spread: One standard error, or half the interquartile range for times; None where it does not apply.
+        n: How many images or runs it rests on.
+        where: Conditions, in words: runtime, threads, batch.
+    """
+
+    value: float
+    unit: str
+    how: How
+    spread: float | None = None
+    n: int | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the artifact; None means no limit.
+
+    Attributes:
+        size: Bytes of the file (or files) that is deployed.
+        latency: Seconds for one batch on the target runtime.
+        memory: Bytes of peak resident memory that loading and running the file adds to its process.
+        max_drop: How much of the task's metric may be lost, in the metric's own points (0.01 = 1% of accuracy).
+    """
+
+    size: int | None = None
+    latency: float | None = None
+    memory: int | None = None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One technique and its configuration, as plain data."""
+
+    technique: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a network, as the report and `afina profile` show it.
+
+    Attributes:
+        name: Name as in the user's model.
+        kind: `conv2d`, `linear`, ...
+        macs: Multiply-accumulates for one image.
+        parameters: Numbers held by the layer.
+        bytes: What those numbers take at the layer's precision.
+        output: Shape of the output for one image.
+        kept: Output channels kept, of how many; None where it was not pruned.
+        precision: `fp32`, `fp16`, `int8`.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    parameters: int
+    bytes: int
+    output: tuple[int, ...]
+    kept: tuple[int, int] | None = None
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a technique did to a network.
+
+    Attributes:
+        step: The technique and its configuration, enough to replay it.
+        touched: Layers that were changed, by name.
+        skipped: Layers left alone, with the reason for each.
+        before: Cost before: `parameters`, `macs`, `bytes`.
+        after: Cost after, same keys.
+        seconds: Wall time that it took.
+        notes: Anything else worth knowing, one sentence each.
+    """
+
+    step: Step
+    touched: tuple[str, ...]
+    skipped: dict[str, str]
+    before: dict[str, float]
+    after: dict[str, float]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of a training curve. `quality` is the task's metric on the validation data."""
+
+    epoch: int
+    loss: float
+    quality: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A metric's name, its unit and its direction."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network that was tried, exported and judged.
+
+    Attributes:
+        name: Short and unique in the run: `original`, `int8`, `prune-0.50-int8`.
+        recipe: The steps that led to it, in order.
+        status: `judged`, or `rejected` with a `reason`.
+        reason: Why it was rejected; empty where it was not.
+        file: The exported file, relative to the run folder; None where there is none.
+        measurements: `quality`, `size`, `latency`, `peak_memory`, `parameters`, `macs`.
+        parity: Largest relative difference between the file's outputs and the network's; None if not compared.
+        layers: The per-layer table.
+        curve: Training curve of the candidate, where it was trained.
+        records: What each technique did.
+    """
+
+    name: str
+    recipe: tuple[Step, ...]
+    status: Literal["judged", "rejected"]
+    reason: str = ""
+    file: str | None = None
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    parity: float | None = None
+    layers: tuple[LayerRow, ...] = ()
+    curve: tuple[Epoch, ...] = ()
+    records: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """`result.json`: the outcome of `afina optimize`.
+
+    Attributes:
+        schema: Version of this structure.
+        verdict: `fits` or `misses`.
+        metric: The metric that `quality` and `drop` are in.
+        budget: The limits that were asked for.
+        drop: Quality of the original less quality of the winner, in the direction that hurts; negative is a gain.
+        original: Name of the original among the candidates.
+        winner: Name of the best candidate; with `misses`, of the nearest.
+        best_achievable: With `misses`, the best value reached for each limit that was set, by candidate name.
+        machine: What it was measured on: processor, threads, system, versions.
+        runtime: The target runtime.
+        model: What was optimized, as the user named it.
+        data: What it was optimized on, as the user named it.
+        task: Task and labels.
+        input: Preprocessing.
+        notes: What the user should know (a new head, weights that could not be downloaded, ...).
+        candidates: All of them, rejected ones too.
+        artifact: The winner's file, relative to the run folder.
+        out: The run folder, as the user named it.
+    """
+
+    verdict: Literal["fits", "misses"]
+    metric: MetricInfo
+    budget: Budget
+    drop: float
+    original: str
+    winner: str
+    machine: dict[str, Any]
+    runtime: str
+    model: str
+    data: str
+    task: TaskSpec
+    input: InputSpec
+    candidates: tuple[Candidate, ...]
+    best_achievable: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    artifact: str = ""
+    out: str = ""
+    schema: str = "afina/result/1"
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate of that name."""
+        return next(c for c in self.candidates if c.name == name)

@@ -1,0 +1,99 @@
+"""Sizes, times and points: read from what a user types, written as a user reads them.
+
+Sizes are decimal (1 MB = 10⁶ bytes; MiB is understood), times are in seconds, drops are absolute in the
+metric's own points (`1%` = 0.01).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from afina.errors import InputError
+
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+T = TypeVar("T", int, float)
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*")
+
+
+def parse_size(text: str | float, option: str = "--size") -> int:
+    """Bytes of `350KB`, `3 MB`, `2MiB`; a plain number is bytes. Raises `InputError`."""
+    if isinstance(text, (int, float)):
+        return _positive(int(text), text, option)
+    value, unit = _split(text, option, "350KB")
+    return _positive(round(value * _factor(unit.upper(), {**_BYTES, "": 1}, text, option, "KB, MB, GB")), text, option)
+
+
+def parse_time(text: str | float, option: str = "--latency") -> float:
+    """Seconds of `5ms`, `0.2s`, `800us`; a plain number is seconds. Raises `InputError`."""
+    if isinstance(text, (int, float)):
+        return _positive(float(text), text, option)
+    value, unit = _split(text, option, "5ms")
+    return _positive(value * _factor(unit.lower(), {**_SECONDS, "": 1.0}, text, option, "us, ms, s"), text, option)
+
+
+def parse_drop(text: str | float, option: str = "--max-drop") -> float:
+    """Points of `1%` (0.01), `0.5`, `0`; zero is allowed. Raises `InputError`."""
+    if isinstance(text, str):
+        value, unit = _split(text, option, "1%")
+        value *= _factor(unit, {"": 1.0, "%": 0.01}, text, option, "% or nothing")
+    else:
+        value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"{option} {text} is negative or not finite.", fix=f"Give zero or more: {option} 1%")
+    return value
+
+
+def format_size(value: float) -> str:
+    """`368 KB`, `1.23 MB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {unit}" if abs(value) < 1000 * factor else f"{value / factor:.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def format_time(value: float) -> str:
+    """`1.23 ms`, `45 s`, `12 min`."""
+    if value < 1e-3:
+        return f"{value * 1e6:.3g} µs"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value:.3g} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def format_count(value: float) -> str:
+    """`272 k`, `40.8 M`."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def format_value(value: float, unit: str) -> str:
+    """A measurement's value for people, by its unit (`B`, `s`, `1`, `accuracy`, anything else as it is)."""
+    known = {"B": format_size, "s": format_time, "1": format_count}
+    if unit in known:
+        return known[unit](value)
+    return f"{value:.2%}" if unit in ("accuracy", "agreement") else f"{value:.4g}"
+
+
+def _split(text: str, option: str, example: str) -> tuple[float, str]:
+    match = _NUMBER.fullmatch(text)
+    if not match:
+        raise InputError(f"{option} {text!r} is not a number with a unit.", fix=f"Write it as in: {option} {example}")
+    return float(match.group(1)), match.group(2)
+
+
+def _factor(unit: str, known: Mapping[str, float], text: str, option: str, allowed: str) -> float:
+    if unit not in known:
+        raise InputError(f"{option} {text!r} has a unit that is not known.", fix=f"Known units: {allowed}.")
+    return known[unit]
+
+
+def _positive(value: T, text: str | float, option: str) -> T:
+    if not math.isfinite(value) or value <= 0:
+        raise InputError(
+            f"{option} {text} must be more than zero.", fix=f"Give a positive limit, or leave {option} out."
+        )
+    return value

@@ -1,0 +1,146 @@
+"""Budgets and verdicts: what a user types, and which candidate is deployed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afina.budget import decide, excess, make_budget
+from afina.errors import InputError
+from afina.types import Budget, Candidate, Measurement, MetricInfo
+from afina.units import format_size, format_time, parse_drop, parse_size, parse_time
+
+ACCURACY, MAE = MetricInfo("accuracy", True), MetricInfo("mae", False)
+
+
+def _candidate(name, quality, size, latency=1e-3, memory=1e6):
+    values = {
+        "quality": (quality, "accuracy"),
+        "size": (size, "B"),
+        "latency": (latency, "s"),
+        "peak_memory": (memory, "B"),
+    }
+    return Candidate(
+        name, (), "judged", measurements={k: Measurement(v, u, "measured") for k, (v, u) in values.items()}
+    )
+
+
+ORIGINAL = _candidate("original", 0.90, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("350KB", 350_000),
+        ("3 MB", 3_000_000),
+        ("1.5mb", 1_500_000),
+        ("2MiB", 2_097_152),
+        ("77", 77),
+        (12, 12),
+    ],
+)
+def test_sizes_are_decimal_bytes(text, value):
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), (0.5, 0.5)])
+def test_times_are_seconds(text, value):
+    assert parse_time(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5", 0.5), ("0", 0.0), (0.02, 0.02)])
+def test_drops_are_absolute_points(text, value):
+    assert parse_drop(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["3MBs", "-1MB", "0", "MB", "", "nan", "1 e5 KB", "inf"])
+def test_a_size_that_makes_no_sense_names_the_option(text):
+    with pytest.raises(InputError, match="--size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["5mss", "-5ms", "fast"])
+def test_a_time_that_makes_no_sense_names_the_option(text):
+    with pytest.raises(InputError, match="--latency"):
+        parse_time(text)
+
+
+@given(st.integers(1, 10**12))
+def test_a_size_reads_back_as_written_to_three_digits(value):
+    assert parse_size(format_size(value)) == pytest.approx(value, rel=6e-3)
+
+
+@given(st.floats(1e-7, 100))
+def test_a_time_reads_back_as_written_to_three_digits(value):
+    assert parse_time(format_time(value)) == pytest.approx(value, rel=6e-3)
+
+
+def test_no_budget_means_one_percent_of_accuracy_and_is_an_error_for_an_error_in_units():
+    assert make_budget(ACCURACY) == Budget(max_drop=0.01)
+    with pytest.raises(InputError, match="No budget"):
+        make_budget(MAE)
+
+
+def test_limits_that_contradict_the_metric_are_refused():
+    with pytest.raises(InputError, match="any answer"):
+        make_budget(ACCURACY, max_drop="150%")
+    with pytest.raises(InputError, match="percentage"):
+        make_budget(MAE, max_drop="1%")
+    assert make_budget(MAE, max_drop="0.5").max_drop == 0.5
+
+
+def test_without_a_drop_the_best_quality_that_fits_wins():
+    tried = [ORIGINAL, _candidate("a", 0.89, 400_000), _candidate("b", 0.85, 100_000)]
+    decision = decide(tried, ORIGINAL, Budget(size=500_000), ACCURACY)
+    assert (decision.verdict, decision.winner.name) == ("fits", "a")
+
+
+def test_with_a_drop_the_smallest_and_fastest_within_it_wins():
+    tried = [
+        ORIGINAL,
+        _candidate("a", 0.89, 400_000),
+        _candidate("b", 0.892, 300_000, 2e-3),
+        _candidate("c", 0.85, 10_000),
+    ]
+    decision = decide(tried, ORIGINAL, Budget(max_drop=0.02), ACCURACY)
+    assert (decision.verdict, decision.winner.name) == ("fits", "a")
+
+
+def test_when_nothing_helps_the_original_is_the_answer():
+    tried = [ORIGINAL, _candidate("a", 0.5, 900_000)]
+    assert decide(tried, ORIGINAL, Budget(max_drop=0.01), ACCURACY).winner.name == "original"
+
+
+def test_a_miss_names_the_nearest_for_each_limit():
+    tried = [ORIGINAL, _candidate("a", 0.88, 400_000), _candidate("b", 0.80, 250_000)]
+    decision = decide(tried, ORIGINAL, Budget(size=200_000, max_drop=0.01), ACCURACY)
+    assert decision.verdict == "misses"
+    assert decision.best_achievable == {"size": "b", "max_drop": "original"}
+
+
+def test_a_winner_that_is_slower_than_doing_nothing_says_so():
+    tried = [ORIGINAL, _candidate("a", 0.9, 100_000, 5e-3)]
+    decision = decide(tried, ORIGINAL, Budget(size=200_000), ACCURACY)
+    assert "slower than the original (5.00 times)" in decision.warnings[0]
+
+
+def test_rejected_candidates_never_win():
+    broken = Candidate("x", (), "rejected", reason="parity")
+    assert decide([ORIGINAL, broken], ORIGINAL, Budget(max_drop=0.5), ACCURACY).winner.name == "original"
+
+
+def test_a_lower_metric_drops_upwards():
+    better, worse = _candidate("better", 0.8, 1), _candidate("worse", 1.0, 1)
+    limits = Budget(max_drop=0.05)
+    assert excess(better, ORIGINAL, limits, MAE) == {}
+    assert set(excess(worse, ORIGINAL, limits, MAE)) == {"max_drop"}
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 10**6), st.floats(1e-4, 1)), max_size=6),
+    st.floats(0, 0.5),
+)
+def test_the_answer_never_breaks_the_budget_while_the_original_keeps_it(others, allowed):
+    tried = [ORIGINAL, *(_candidate(str(i), *values) for i, values in enumerate(others))]
+    decision = decide(tried, ORIGINAL, Budget(max_drop=allowed), ACCURACY)
+    assert decision.verdict == "fits"
+    assert decision.drop <= allowed + 1e-6

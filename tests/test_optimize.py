@@ -1,0 +1,255 @@
+"""The main job end to end on real digits: what a run folder holds, resuming, misses, and what goes wrong well."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import afina
+from afina.data import open_data
+from afina.errors import InputError, StorageError, TrainingError
+from afina.jobs import candidates as candidates_module
+from afina.progress import Progress
+from afina.runtimes import get_runtime
+from afina.store import read_result
+from afina.types import Result
+
+BUILDER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        )
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+QUICK = {"epochs": 3, "finetune": 2, "threads": 1}
+
+
+class Items(torch.utils.data.Dataset):
+    """A data set over a list."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int):
+        return self.items[index]
+
+
+class Lines(Progress):
+    """Keeps what the user would read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "net.py").write_text(BUILDER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(home) -> tuple[Path, Result]:
+    """A run whose size limit only a pruned int8 network can keep."""
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "run", **QUICK)
+    return home / "run", result
+
+
+def test_the_answer_fits_the_budget_and_is_a_pruned_int8_network(run):
+    _, result = run
+    assert result.verdict == "fits"
+    winner = result.candidate(result.winner)
+    assert [step.technique for step in winner.recipe] == ["prune", "finetune", "quantize"]
+    assert winner.measurements["size"].value <= 35_000
+    assert result.drop <= 0.30
+
+
+def test_every_candidate_is_judged_on_its_own_exported_file(run):
+    folder, result = run
+    judged = [c for c in result.candidates if c.status == "judged"]
+    assert {"original", "half", "int8"} < {c.name for c in judged}
+    for candidate in judged:
+        assert set(candidate.measurements) == {"quality", "size", "latency", "peak_memory", "parameters", "macs"}
+        assert candidate.measurements["size"].value == (folder / candidate.file).stat().st_size
+        assert candidate.measurements["quality"].n == 359
+        assert candidate.layers
+
+
+def test_the_artifact_answers_with_the_quality_that_the_result_claims(run):
+    folder, result = run
+    session = get_runtime("onnxruntime").load(folder / result.artifact, threads=1)
+    batches = open_data("digits", seed=0).batches("validation", result.input, batch_size=128)
+    hits = [session(images.numpy())[0].argmax(1) == targets.numpy() for images, targets in batches]
+    claimed = result.candidate(result.winner).measurements["quality"].value
+    assert np.concatenate(hits).mean() == pytest.approx(claimed, abs=1e-9)
+
+
+def test_the_run_folder_holds_what_the_documentation_says(run):
+    folder, result = run
+    for name in ("config.yaml", "result.json", "candidates.csv", "card.md", "report.html", "log.txt"):
+        assert (folder / name).stat().st_size > 0, name
+    about = json.loads((folder / "artifact" / "metadata.json").read_text())
+    assert about
+    assert {path.name for path in (folder / "artifact").iterdir()} == {"metadata.json", Path(result.artifact).name}
+    assert read_result(folder) == result
+
+
+def test_pruned_layers_say_how_many_channels_they_kept(run):
+    _, result = run
+    kept = [row.kept for row in result.candidate(result.winner).layers if row.kept]
+    assert kept
+    assert all(0 < few < many for few, many in kept)
+
+
+def test_running_again_computes_nothing_again(run, home, monkeypatch):
+    def never(*_args, **_options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(candidates_module, "fit", never)
+    monkeypatch.setattr(candidates_module, "judge", never)
+    folder, result = run
+    again = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=folder, **QUICK)
+    assert again == result
+
+
+def test_a_different_command_on_the_same_folder_is_refused(run, home):
+    folder, _ = run
+    with pytest.raises(InputError, match="other settings"):
+        afina.optimize(f"{home}/net.py:build", "digits", size="36KB", max_drop="30%", out=folder, **QUICK)
+
+
+def test_a_budget_that_cannot_be_met_names_the_best_for_each_limit(home):
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="2KB", max_drop="1%", out=home / "miss", **QUICK)
+    assert result.verdict == "misses"
+    assert set(result.best_achievable) == {"size", "max_drop"}
+    assert (home / "miss" / result.artifact).is_file()
+
+
+def test_a_cheap_candidate_that_fits_ends_the_search(home):
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="100KB", max_drop="30%", out=home / "cheap", **QUICK)
+    assert (result.verdict, result.winner) == ("fits", "int8")
+    assert len(result.candidates) == 3
+
+
+@pytest.mark.parametrize("moment", ["adapt", "judge-int8"])
+def test_a_killed_run_resumes_with_the_stages_that_it_finished(home, tmp_path, moment):
+    out = tmp_path / "run"
+    code = (
+        "import afina, sys; afina.optimize(sys.argv[1], 'digits', size='100KB', max_drop='30%', out=sys.argv[2],"
+        "epochs=3, finetune=2, threads=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, f"{home}/net.py:build", str(out)])
+    stage = out / "stages" / f"{moment}.json"
+    deadline = time.monotonic() + 120
+    while not stage.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert stage.exists()
+    assert not (out / "result.json").exists()
+    finished = stage.stat().st_mtime_ns
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="100KB", max_drop="30%", out=out, **QUICK)
+    assert result.verdict == "fits"
+    assert stage.stat().st_mtime_ns == finished
+
+
+def test_a_full_disk_says_so_and_the_run_resumes(home, tmp_path, monkeypatch):
+    real, fail = os.replace, {"now": True}
+
+    def replace(source, target):
+        if fail["now"] and "judge-half" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    options = {"size": "100KB", "max_drop": "30%", "out": tmp_path / "run", **QUICK}
+    with pytest.raises(StorageError, match="disk is full"):
+        afina.optimize(f"{home}/net.py:build", "digits", **options)
+    assert (tmp_path / "run" / "stages" / "judge-original.json").exists()
+    fail["now"] = False
+    assert afina.optimize(f"{home}/net.py:build", "digits", **options).verdict == "fits"
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_the_learning_rate(home, tmp_path):
+    with pytest.raises(TrainingError, match=r"(?s)step.*learning rate"):
+        afina.optimize(
+            f"{home}/net.py:build", "digits", size="100KB", out=tmp_path / "run", learning_rate=1e30, **QUICK
+        )
+
+
+def test_the_user_reads_what_was_trained_judged_and_found(home, tmp_path):
+    lines = Lines()
+    afina.optimize(
+        f"{home}/net.py:build", "digits", size="100KB", max_drop="30%", out=tmp_path / "r", progress=lines, **QUICK
+    )
+    said = "\n".join(lines.lines)
+    for part in ("1438 images to train, 359 to judge, 10 classes", "Training for 3 epochs", "Judging int8"):
+        assert part in said
+
+
+def test_openvino_gives_a_judged_artifact_too(home, tmp_path):
+    pytest.importorskip("openvino")
+    result = afina.optimize(
+        f"{home}/net.py:build", "digits", size="110KB", max_drop="30%", runtime="openvino", out=tmp_path / "r", **QUICK
+    )
+    assert result.verdict == "fits"
+    assert {p.suffix for p in (tmp_path / "r" / "artifact").iterdir()} == {".xml", ".bin", ".json"}
+
+
+def test_a_module_and_a_dataset_without_labels_are_judged_by_agreement(tmp_path):
+    images = torch.tensor(load_digits().images[:400], dtype=torch.float32)[:, None] / 16
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, 5)
+    )
+    dataset = Items(list(images))
+    spec = afina.InputSpec(8, 8, (0.0,), (1.0,), "L")
+    result = afina.optimize(module, dataset, max_drop="20%", example=spec, epochs=0, out=tmp_path / "run", threads=1)
+    assert result.metric.name == "agreement"
+    assert result.candidate("original").measurements["quality"].value == 1.0
+
+
+def test_regression_is_judged_by_its_error_in_the_targets_unit(tmp_path):
+    digits = load_digits()
+    images = torch.tensor(digits.images[:400], dtype=torch.float32)[:, None] / 16
+    dataset = Items([(image, image.sum() / 10) for image in images])
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(288, 1),
+    )
+    result = afina.optimize(
+        module, dataset, max_drop=0.5, example=afina.InputSpec(8, 8, (0.0,), (1.0,), "L"), out=tmp_path / "run", **QUICK
+    )
+    assert (result.metric.name, result.metric.higher_is_better) == ("mae", False)
+    assert result.verdict == "fits"

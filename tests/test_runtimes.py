@@ -1,0 +1,176 @@
+"""What every runtime promises: parity, any batch, whole files, honest figures from a fresh process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from afina.data import open_data
+from afina.errors import AfinaError, InputError, ParityError
+from afina.runtimes import (
+    RUNTIMES,
+    check_parity,
+    get_runtime,
+    judge_quality,
+    latency,
+    measure_latency,
+    measure_memory,
+    outputs_of_file,
+    read_metadata,
+    runtime_of,
+)
+from afina.tasks import get_task
+from afina.techniques.context import Context
+from afina.techniques.quantize import QuantizeConfig, apply
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(params=[name for name, runtime in RUNTIMES.items() if runtime.available()])
+def runtime(request):
+    return RUNTIMES[request.param]
+
+
+def _int8(network):
+    images = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return apply(network, QuantizeConfig(weight_bits=7), Context(calibration=lambda: iter(images.split(32))))[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_exported_file_answers_as_the_network_for_any_batch(runtime, small_network, tmp_path, batch):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    session = runtime.load(path, threads=1)
+    images = small_network.example(batch)
+    with small_network.inference():
+        expected = small_network(images).numpy()
+    (outputs,) = session(images.numpy())
+    assert outputs.shape == (batch, 10)
+    assert np.allclose(outputs, expected, atol=1e-4)
+
+
+def test_a_file_says_how_its_images_are_prepared_and_what_it_is_for(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    assert read_metadata(path) == (small_network.input, small_network.task)
+    assert runtime_of(path) is runtime
+
+
+def test_an_int8_network_answers_the_same_and_takes_less(runtime, small_network, tmp_path):
+    plain = runtime.export(small_network, tmp_path / f"plain{runtime.suffix}")
+    quantized = _int8(small_network)
+    path = runtime.export(quantized, tmp_path / f"int8{runtime.suffix}")
+    assert check_parity(quantized, path, None, threads=1) < 0.1
+    assert path.stat().st_size > 0
+    assert plain.is_file()
+
+
+def test_onnx_runtime_runs_an_int8_network_in_int8(small_network, tmp_path):
+    path = get_runtime("onnxruntime").export(_int8(small_network), tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 2
+    assert "Conv" not in kinds
+    assert "QLinearAdd" in kinds
+
+
+def test_an_onnx_file_carries_no_stack_traces_and_no_batch_norm(small_network, tmp_path):
+    path = get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    model = onnx.load(path)
+    assert b"conftest.py" not in path.read_bytes()
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    weights = sum(p.numel() for p in small_network.module.parameters()) * 4
+    assert path.stat().st_size < weights + 6000
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_half_precision_nearly_halves_the_file_and_stays_close(name, tmp_path):
+    from conftest import DIGITS, GREY, SmallNet
+
+    from afina.graph import capture
+
+    if not RUNTIMES[name].available():
+        pytest.skip(f"{name} is not installed")
+    chosen = get_runtime(name)
+    network = capture(SmallNet(64), GREY, DIGITS)
+    plain = chosen.export(network, tmp_path / f"plain{chosen.suffix}")
+    half = chosen.export(network, tmp_path / f"half{chosen.suffix}", half=True)
+    largest = [max(part.stat().st_size for part in chosen.files(path)) for path in (plain, half)]
+    assert largest[1] < 0.56 * largest[0]
+    assert check_parity(network, half, None, threads=1, half=True) < 2e-2
+
+
+def test_another_networks_file_fails_parity(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    other = small_network.copy()
+    with torch.no_grad():
+        other.module.get_parameter("head.weight").mul_(1.5)
+    with pytest.raises(ParityError, match="does not answer"):
+        check_parity(other, path, None, threads=1)
+
+
+def test_a_broken_or_missing_file_is_one_clear_error(runtime, tmp_path):
+    path = tmp_path / f"model{runtime.suffix}"
+    with pytest.raises(InputError):
+        runtime.load(path, threads=1)
+    for part in runtime.files(path):
+        part.write_bytes(b"broken")
+    with pytest.raises(InputError):
+        runtime.load(path, threads=1)
+
+
+def test_a_wrong_suffix_writes_nothing(runtime, small_network, tmp_path):
+    with pytest.raises(InputError, match="does not end in"):
+        runtime.export(small_network, tmp_path / "model.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_latency_and_memory_come_from_a_fresh_process_with_their_conditions(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    times = measure_latency({"a": path, "b": path}, SHAPE, threads=1)
+    assert set(times) == {"a", "b"}
+    assert 0.3 < times["a"].value / times["b"].value < 3
+    assert all(m.value > 0 and m.n and m.spread is not None and "1 thread" in m.where for m in times.values())
+    memory = measure_memory(path, SHAPE, threads=1)
+    assert memory.unit == "B"
+    assert memory.value > 0
+
+
+def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    data = open_data("digits")
+    outputs = outputs_of_file(path, data, small_network.input, threads=1)
+    quality = judge_quality(outputs, data, get_task(data.task), runtime=runtime)
+    hits = outputs.argmax(1) == data.targets("validation").numpy()
+    assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
+
+
+def test_a_worker_that_dies_is_one_clear_error(small_network, tmp_path, monkeypatch):
+    path = get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    real = subprocess.run
+
+    def killed(command, *args, **options):
+        code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+        return real([sys.executable, "-c", code], *args, **options)
+
+    monkeypatch.setattr(latency.subprocess, "run", killed)
+    with pytest.raises(AfinaError, match=r"(?i)kill|memory|died|signal"):
+        measure_latency({"a": path}, SHAPE, threads=1)
+
+
+def test_an_unknown_or_missing_runtime_is_named(monkeypatch):
+    with pytest.raises(InputError, match="onnxruntime"):
+        get_runtime("onnxruntim")
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "available", lambda self: False)
+    with pytest.raises(InputError, match=r"afina\[openvino\]"):
+        get_runtime("openvino")
+
+
+def test_timing_imports_no_torch():
+    code = "import afina.runtimes.worker, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

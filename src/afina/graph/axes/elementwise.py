@@ -12,7 +12,7 @@ from afina.graph.axes.layers import broadcast
 
 
 def is_pointwise(node: Node) -> bool:
-    """ATen tags its pointwise ops; a few more (composite ones) are listed here."""
+    """ATen tags most of its pointwise ops; those that it forgets (which ones, changes with torch) are listed here."""
     tags = getattr(node.target, "tags", ())
     return torch.Tag.pointwise in tags or op_name(node) in _MORE_POINTWISE
 
@@ -92,8 +92,9 @@ def reduced_dimensions(dim: Any, rank: int) -> list[int]:
 
 
 _MORE_POINTWISE = frozenset(
-    "hardswish_ log_sigmoid logsigmoid copy_ zeros_like ones_like full_like empty_like rand_like randn_like "
-    "type_as fill fill_ expand_as clamp_min clamp_max".split()
+    "hardswish hardswish_ relu6_ gelu_ log_sigmoid logsigmoid masked_fill_ copy_ zeros_like ones_like full_like "
+    "empty_like rand_like randn_like bernoulli type_as fill fill_ zero_ floor_divide true_divide multiply subtract "
+    "divide expand_as clamp_min clamp_max".split()
 )
 _SAME = (
     "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout clone "

@@ -78,7 +78,7 @@ def zeroed(network: Network, keep: dict[Axis, list[int]]) -> Network:
 
 
 def assert_removal_is_zeroing(network: Network, keep: dict[Axis, list[int]] | None = None) -> Network:
-    keep = half(analyse(network).free) if keep is None else keep
+    keep = half(tuple(a for a in analyse(network).free if not a.normalised)) if keep is None else keep
     assert keep
     pruned = remove(network, keep)
     images = network.example(3)
@@ -427,7 +427,7 @@ def test_an_op_that_is_not_understood_fixes_what_reaches_it_and_is_named():
     assert "sort" in reasons["c"]
 
 
-@pytest.mark.parametrize("along", ["softmax", "mean", "layer_norm", "select", "step"])
+@pytest.mark.parametrize("along", ["softmax", "mean", "select", "step"])
 def test_what_runs_along_an_axis_fixes_it(along):
     def forward(m, x):
         x = m.conv(x)
@@ -436,8 +436,6 @@ def test_what_runs_along_an_axis_fixes_it(along):
                 x = x.softmax(1)
             case "mean":
                 x = x - x.mean(1, keepdim=True)
-            case "layer_norm":
-                x = F.layer_norm(x, (8, 6, 6))
             case "select":
                 x = x * x[:, 3:4] * x[:, 2].unsqueeze(1)
             case "step":
@@ -570,7 +568,7 @@ def test_in_random_graphs_removing_is_zeroing(steps, seed):
     network = network_of(Random(steps))
     axes = analyse(network)
     assert not axes.unknown
-    keep = half(axes.free, seed)
+    keep = half(tuple(axis for axis in axes.free if not axis.normalised), seed)
     if keep:
         images = network.example(2)
         try:

@@ -14,40 +14,78 @@ from afina.graph.network import Network
 from afina.graph.propagate import attribute, refresh_meta
 
 Mask = NDArray[np.bool_]
+Masks = dict[str, list[Mask | None]]
 Owners = dict[int, list[tuple[nn.Module, str]]]
 
 
-def remove(network: Network, keep: Mapping[Axis, Sequence[int]]) -> Network:
+def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Analysis | None = None) -> Network:
     """A new network in which each axis keeps only the given units; the network itself is left as it was.
 
-    The result answers as the original would with the weights that read the other units set to zero.
+    The result answers as the original would with the weights that read the other units set to zero, and with the
+    statistics of norms over normalised axes taken over the units that are left.
 
     Args:
         network: Any captured network.
         keep: For free axes of this network (`analyse`), the numbers of the units to keep; others stay whole.
+        analysis: `Analysis(network)`, where it is at hand: saves computing it, which is most of the time.
 
     Raises:
         InputError: an axis is not a free axis of this network, a unit does not exist, or nothing would be left.
     """
-    twin = network.copy()
-    analysis = Analysis(twin.module, twin.input.shape)
+    analysis = _checked(network, analysis)
     kept = _kept_classes(analysis, keep)
-
-    def mask(expr: Expr) -> Mask:
-        stays = np.ones(len(expr[0]), dtype=np.bool_)
-        for array in analysis.solution.expand(expr):
-            stays &= (array < 0) | kept[array]
-        return stays
-
-    owners = _owners(twin.module)
+    parts = _masks(analysis, kept)
+    twin = network.copy()
+    twins = dict(zip(analysis.graph.nodes, twin.graph.nodes, strict=True))
     for respelling in analysis.respellings:
-        respelling.write(lambda expr: int(mask(expr).sum()))
-    for name, dims in analysis.held.items():
-        _slice(twin.module, name, [mask(expr) if expr else None for expr in dims], owners)
+        respelling.write(twins[respelling.node], lambda expr: int(_mask(analysis, kept, expr).sum()))
+    owners = _owners(twin.module)
+    for name, part in parts.items():
+        _slice(twin.module, name, part, owners)
     twin.module.graph.lint()
     twin.module.recompile()
     refresh_meta(twin.module)
     return twin
+
+
+def masks(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Analysis | None = None) -> Masks:
+    """Which positions of each weight stay when each axis keeps only the given units; nothing is changed.
+
+    Args:
+        network, keep, analysis: As for `remove`.
+
+    Returns:
+        For each parameter, buffer or constant that an op reads (by name, as in `Member.name`), one entry for each
+        dimension: True where a position stays, or None where all of them do.
+
+    Raises:
+        InputError: as `remove`.
+    """
+    analysis = _checked(network, analysis)
+    return _masks(analysis, _kept_classes(analysis, keep))
+
+
+def _masks(analysis: Analysis, kept: Mask) -> Masks:
+    found: Masks = {}
+    for name, dims in analysis.held.items():
+        parts = [_mask(analysis, kept, expr) if expr else None for expr in dims]
+        if any(part is not None and not part.any() for part in parts):
+            raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")
+        found[name] = [None if part is None or part.all() else part for part in parts]
+    return found
+
+
+def _mask(analysis: Analysis, kept: Mask, expr: Expr) -> Mask:
+    stays = np.ones(len(expr[0]), dtype=np.bool_)
+    for array in analysis.solution.expand(expr):
+        stays &= (array < 0) | kept[array]
+    return stays
+
+
+def _checked(network: Network, analysis: Analysis | None) -> Analysis:
+    if analysis is not None and analysis.graph is not network.graph:
+        raise InputError("The analysis is of another network.", fix="Make it with Analysis(network).")
+    return analysis or Analysis(network)
 
 
 def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
@@ -73,16 +111,12 @@ def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mas
     return kept
 
 
-def _slice(module: nn.Module, name: str, masks: list[Mask | None], owners: Owners) -> None:
+def _slice(module: nn.Module, name: str, parts: list[Mask | None], owners: Owners) -> None:
     """Keep the masked positions of a parameter, buffer or constant, under all its names."""
     old = attribute(module, name)
     new: Tensor = old.detach()
-    for dim, mask in enumerate(masks):
-        if mask is not None and not mask.all():
-            if not mask.any():
-                raise InputError(
-                    f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of."
-                )
+    for dim, mask in enumerate(parts):
+        if mask is not None:
             new = new.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(new.device))
     if new.shape == old.shape:
         return

@@ -9,18 +9,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from afina.graph.axes import elementwise, layers, shapes
-from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, op_name
+from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag, op_name
 from afina.graph.axes.labels import Array, Expr, Solution
 from afina.graph.network import Network
 from afina.graph.propagate import fake_values
 
 Role = Literal["producer", "consumer", "other"]
+Kind = Literal["channels", "hidden", "heads", "head-dim", "embedding", "groups"]
 
 # A prime that no channel count shares, so that a view never takes the batch for something else.
 _BATCH = 13
+# In the order of what an axis is called where it is several of them.
+_KIND_TAGS: tuple[Tag, ...] = ("heads", "head-dim", "groups", "normalised")
 _RULES: dict[str, Callable[[Builder, Node], None]] = {**elementwise.RULES, **layers.RULES, **shapes.RULES}
 
 
@@ -53,12 +56,18 @@ class Axis:
         size: How many units it has.
         members: What shrinks with it.
         reason: Why it is fixed; empty where it is free.
+        kind: `heads` and `head-dim` of attention; `groups`, whole groups of a grouped convolution or group norm;
+            `embedding`, what a norm takes statistics over; else `channels` where a convolution makes it, and `hidden`.
+        normalised: Statistics are taken over it (by a layer, RMS or group norm, a mean or the like): removing a unit
+            is taking them over the units that are left, and not the same as zeroing what reads the unit.
     """
 
     name: str
     size: int
     members: tuple[Member, ...] = field(compare=False, repr=False)
     reason: str = field(default="", compare=False)
+    kind: Kind = field(default="channels", compare=False)
+    normalised: bool = field(default=False, compare=False)
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -101,21 +110,24 @@ def analyse(network: Network) -> Axes:
     Raises:
         Unsupported: the shapes in the graph depend on the values of the data.
     """
-    return Analysis(network.module, network.input.shape).axes
+    return Analysis(network).axes
 
 
 class Analysis:
-    """The axes of a graph with all that surgery needs to know.
+    """The axes of a network with all that surgery needs to know. It is of use as long as the graph is not rewritten.
 
     Args:
-        module: The graph.
-        shape: Of one image.
+        network: Any captured network.
+
+    Raises:
+        Unsupported: the shapes in the graph depend on the values of the data.
     """
 
-    def __init__(self, module: GraphModule, shape: tuple[int, ...]) -> None:
+    def __init__(self, network: Network) -> None:
+        self.graph = network.graph
         self.unknown: dict[str, str] = {}
-        builder = Builder(module, fake_values(module, (_BATCH, *shape)))
-        for node in module.graph.nodes:
+        builder = Builder(network.module, fake_values(network.module, (_BATCH, *network.input.shape)))
+        for node in self.graph.nodes:
             self._visit(builder, node)
         self._builder = builder
         self.respellings: list[Respelling] = builder.respellings
@@ -136,7 +148,8 @@ class Analysis:
             if reason and not any(m.role == "producer" for m in members):
                 continue
             name = _unique(_axis_name(members), taken)
-            axis = Axis(name, len(classes), tuple(members), reason)
+            normalised = bool(self._tagged["normalised"][classes[0]])
+            axis = Axis(name, len(classes), tuple(members), reason, self._kind(classes, members), normalised)
             (fixed if reason else free).append(axis)
             self.classes[name] = classes
         return Axes(tuple(free), tuple(fixed), self.unknown)
@@ -184,8 +197,25 @@ class Analysis:
         index = int(self.solution.reason[classes[0]])
         return self.solution.reasons[index] if index >= 0 else ""
 
+    @cached_property
+    def _tagged(self) -> dict[Tag, NDArray[np.bool_]]:
+        """For each tag, whether each class carries it."""
+        found: dict[Tag, NDArray[np.bool_]] = {}
+        for tag, exprs in self._builder.tags.items():
+            found[tag] = np.zeros(len(self.solution.root), dtype=np.bool_)
+            for array in (array for expr in exprs for array in self.solution.expand(expr)):
+                found[tag][array[array >= 0]] = True
+        return found
+
+    def _kind(self, classes: Array, members: list[Member]) -> Kind:
+        for tag in _KIND_TAGS:
+            if self._tagged[tag][classes[0]]:
+                return "embedding" if tag == "normalised" else tag
+        made = {self._builder.producers.get((m.name, m.dim)) for m in members}
+        return "channels" if "channels" in made else "hidden"
+
     def _groups(self) -> list[tuple[Array, list[Member]]]:
-        """Classes gathered into axes: same family, and as often in the same dimensions of the same weights."""
+        """Classes gathered into axes: same family, tags, and as often in the same dimensions of the same weights."""
         slots = [(n, d, a) for n, dims in self.held.items() for d, expr in enumerate(dims) for a in expr]
         count = len(self.solution.root)
         signature = np.zeros(count, dtype=np.uint64)
@@ -198,6 +228,7 @@ class Analysis:
                 self.solution.family[present].astype(np.uint64),
                 signature[present],
                 self.solution.reason[present].astype(np.uint64),
+                *(self._tagged[tag][present].astype(np.uint64) for tag in _KIND_TAGS),
             )
         )
         _, axis_of_present = np.unique(keys, axis=1, return_inverse=True)

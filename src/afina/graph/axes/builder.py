@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ Dims = tuple[Expr, ...]
 # One tensor's dimensions, or one entry for each tensor of an op that gives several.
 Axing = Dims | list[Dims]
 Count = Callable[[Expr], int]
+# What an op says of the positions of a dimension, beside which of them are the same.
+Tag = Literal["normalised", "heads", "head-dim", "groups"]
+Made = Literal["channels", "hidden"]
 
 
 class NotUnderstood(Exception):
@@ -23,10 +26,15 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True)
 class Respelling:
-    """A number spelled out in the graph that changes with the axes: `write(count)` puts it right in `node`."""
+    """A number spelled out in the graph that changes with the axes.
+
+    Attributes:
+        node: Where it is.
+        write: `write(twin, count)` puts it right in `twin`, which is `node` or the same node of a copy of the graph.
+    """
 
     node: Node
-    write: Callable[[Count], None]
+    write: Callable[[Node, Count], None]
 
 
 class Builder:
@@ -39,15 +47,17 @@ class Builder:
     Attributes:
         labels: Where dimensions are united, split and fixed.
         respellings: What surgery must rewrite.
-        producers: `(weight, dimension)` in which a layer writes its output.
+        producers: `(weight, dimension)` in which a layer writes its output, with what kind of units it makes.
         consumers: `(weight, dimension)` over which a layer sums its input.
+        tags: For each tag, the dimensions that carry it.
     """
 
     def __init__(self, module: GraphModule, values: dict[Node, Any]) -> None:
         self.module, self.labels = module, Labels()
         self.respellings: list[Respelling] = []
-        self.producers: set[tuple[str, int]] = set()
+        self.producers: dict[tuple[str, int], Made] = {}
         self.consumers: set[tuple[str, int]] = set()
+        self.tags: dict[Tag, list[Expr]] = {"normalised": [], "heads": [], "head-dim": [], "groups": []}
         self.held: dict[str, Dims] = {}
         self._values = values
         self._dims: dict[Node, Axing] = {}
@@ -127,18 +137,25 @@ class Builder:
         for expr in exprs:
             self.labels.fix(expr, f"{reason} ({describe(node)})")
 
-    def mark(self, weight: Node, *, produces: int | None = None, consumes: int | None = None) -> None:
-        """`weight` writes a layer's output along one dimension and sums its input over another."""
+    def tag(self, tag: Tag, *exprs: Expr) -> None:
+        """What these dimensions are, for the user of the axes."""
+        self.tags[tag] += [expr for expr in exprs if expr]
+
+    def mark(self, weight: Node, made: Made, *, produces: int | None = None, consumes: int | None = None) -> None:
+        """`weight` writes a layer's output, units `made`, along one dimension and sums its input over another."""
         if weight.op != "get_attr":
             return
         name = self._names.get(id(attribute(self.module, str(weight.target))), str(weight.target))
         if produces is not None:
-            self.producers.add((name, produces))
+            self.producers[name, produces] = made
         if consumes is not None:
             self.consumers.add((name, consumes))
 
-    def respell(self, node: Node, write: Callable[[Count], None]) -> None:
-        """Surgery calls `write(count)`, where `count(expr)` is how many positions are left."""
+    def respell(self, node: Node, write: Callable[[Node, Count], None]) -> None:
+        """Surgery calls `write(twin, count)` on the node's twin, where `count(expr)` is how many positions are left.
+
+        The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
+        """
         self.respellings.append(Respelling(node, write))
 
 

@@ -21,7 +21,7 @@ def convolution(g: Builder, node: Node) -> None:
     if groups == 1:
         source, target = (0, 1) if transposed else (1, 0)
         g.unite(node, dims[1], kernel[source])
-        g.mark(weight, produces=target, consumes=source)
+        g.mark(weight, "channels", produces=target, consumes=source)
         out = kernel[target]
     else:
         out = _grouped(g, node, transposed)
@@ -40,17 +40,19 @@ def _grouped(g: Builder, node: Node, transposed: bool) -> Expr:
     if transposed:
         g.unite(node, channels, first)
         out = join((group, second), (groups, sizes[1]))
-        g.mark(weight, produces=1, consumes=0)
+        g.mark(weight, "channels", produces=1, consumes=0)
     else:
         if sizes[1] > 1:
             g.unite(node, inner, second)
         own, _ = g.labels.split(first, groups, sizes[0] // groups)
         group = g.unite(node, group, own)
         out = first
-        g.mark(weight, produces=0, consumes=1)
+        g.mark(weight, "channels", produces=0, consumes=1)
+    if groups < max(g.shape(x)[1], sizes[0]):
+        g.tag("groups", group)
 
-    def write(count: Count) -> None:
-        set_argument(node, "groups", count(group) if group else groups)
+    def write(twin: Node, count: Count) -> None:
+        set_argument(twin, "groups", count(group) if group else groups)
 
     g.respell(node, write)
     return out
@@ -62,7 +64,7 @@ def linear(g: Builder, node: Node) -> None:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     dims, (out, into) = g.dims(x), g.dims(weight)
     g.unite(node, dims[-1], into)
-    g.mark(weight, produces=0, consumes=1)
+    g.mark(weight, "hidden", produces=0, consumes=1)
     if g.is_tensor(bias):
         out = g.unite(node, out, g.dims(bias)[0])
     g.put(node, (*dims[:-1], out))
@@ -80,32 +82,44 @@ def batch_norm(g: Builder, node: Node) -> None:
 
 
 def group_norm(g: Builder, node: Node) -> None:
-    """Whole groups can go; removing a channel of a group would change the group's statistics."""
+    """Whole groups can go, or the same channels of every group: statistics are then taken over the others."""
     a = arguments(node)
     x, groups = a["input"], a["num_groups"]
     dims = g.dims(x)
     group, inner = g.labels.split(dims[1], groups, g.shape(x)[1] // groups)
-    g.fix(node, (inner, *dims[2:]), "statistics are taken over it")
+    g.tag("groups", group)
+    g.tag("normalised", inner, *dims[2:])
     channel = dims[1]
     for name in ("weight", "bias"):
         if g.is_tensor(a[name]):
             channel = g.unite(node, channel, g.dims(a[name])[0])
 
-    def write(count: Count) -> None:
-        set_argument(node, "num_groups", count(group) if group else groups)
+    def write(twin: Node, count: Count) -> None:
+        set_argument(twin, "num_groups", count(group) if group else groups)
 
     g.put(node, (dims[0], channel, *dims[2:]))
     g.respell(node, write)
 
 
 def layer_norm(g: Builder, node: Node) -> None:
-    """Layer and RMS norm take statistics over their axes, which are fixed."""
+    """Layer and RMS norm: statistics are taken over the units that are left, whose number is spelled out."""
     a = arguments(node)
-    dims = g.dims(a["input"])
-    count = len(a["normalized_shape"])
-    weights = [g.dims(a[name]) for name in ("weight", "bias") if g.is_tensor(a.get(name))]
-    g.fix(node, (*dims[-count:], *(expr for dims_ in weights for expr in dims_)), "statistics are taken over it")
-    g.put(node, (*dims[:-count], *(FIXED,) * count))
+    dims, shape = list(g.dims(a["input"])), a["normalized_shape"]
+    first = len(dims) - len(shape)
+    for name in ("weight", "bias"):
+        if g.is_tensor(a.get(name)):
+            for d, expr in enumerate(g.dims(a[name])):
+                dims[first + d] = g.unite(node, dims[first + d], expr)
+    run = tuple(dims[first:])
+    g.tag("normalised", *run)
+
+    def write(twin: Node, count: Count) -> None:
+        sizes = [count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]
+        set_argument(twin, "normalized_shape", sizes)
+
+    g.put(node, tuple(dims))
+    if any(run):
+        g.respell(node, write)
 
 
 def prelu(g: Builder, node: Node) -> None:
@@ -154,7 +168,7 @@ def attention(g: Builder, node: Node) -> None:
     g.put(node, (*broadcast(g, node, lead), FIXED, value[-1]))
     if a["scale"] is None:
         scale = 1.0 / math.sqrt(shapes[0][-1])
-        g.respell(node, lambda _: set_argument(node, "scale", scale))
+        g.respell(node, lambda twin, _: set_argument(twin, "scale", scale))
 
 
 def broadcast(g: Builder, node: Node, tensors: list[tuple[Any, tuple[int, ...]]]) -> tuple[Expr, ...]:

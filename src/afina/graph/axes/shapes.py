@@ -105,9 +105,10 @@ def squeeze(g: Builder, node: Node) -> None:
     dropped = [d for d in reduced_dimensions(a.get("dim"), len(shape)) if shape[d] == 1]
     g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
-    def write(_: Count) -> None:
-        node.target = aten.squeeze.dims
-        node.args, node.kwargs = (a["self"], dropped), {}
+    def write(twin: Node, _: Count) -> None:
+        source = arguments(twin)["self"]
+        twin.target = aten.squeeze.dims
+        twin.args, twin.kwargs = (source, dropped), {}
 
     g.respell(node, write)
 
@@ -153,9 +154,10 @@ def cut(g: Builder, node: Node) -> None:
     g.put(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
     if source[d]:
 
-        def write(count: Count) -> None:
-            node.target = aten.split_with_sizes.default
-            node.args, node.kwargs = (a["self"], [count(run) for run in runs], d), {}
+        def write(twin: Node, count: Count) -> None:
+            source = arguments(twin)["self"]
+            twin.target = aten.split_with_sizes.default
+            twin.args, twin.kwargs = (source, [count(run) for run in runs], d), {}
 
         g.respell(node, write)
 
@@ -178,10 +180,10 @@ def cut_out(g: Builder, node: Node) -> None:
     g.put(node, (*source[:d], run, *source[d + 1 :]))
     if run:
 
-        def write(count: Count) -> None:
+        def write(twin: Node, count: Count) -> None:
             first, length = count(take(source[d], slice(0, start))), count(run)
-            set_argument(node, "start", first)
-            set_argument(node, *(("length", length) if "length" in a else ("end", first + length)))
+            set_argument(twin, "start", first)
+            set_argument(twin, *(("length", length) if "length" in a else ("end", first + length)))
 
         g.respell(node, write)
 
@@ -214,11 +216,11 @@ def pad(g: Builder, node: Node) -> None:
         dims[d] = concatenate([runs[k][0], dims[d], runs[k][1]], [before, len(dims[d][0]), after])
     g.put(node, tuple(dims))
 
-    def write(count: Count) -> None:
+    def write(twin: Node, count: Count) -> None:
         new = list(amounts)
         for k, (before, after) in runs.items():
             new[2 * k : 2 * k + 2] = [count(before), count(after)]
-        set_argument(node, "pad", new)
+        set_argument(twin, "pad", new)
 
     if runs:
         g.respell(node, write)
@@ -253,11 +255,13 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
     if symbolic and (not may_infer or len(symbolic) > 1 or -1 in sizes):
         raise NotUnderstood("it spells out a size that mixes the batch with an axis")
 
-    def write(count: Count) -> None:
-        new = [count(expr) if expr and size != -1 else size for expr, size in zip(dims, sizes, strict=True)]
-        for index in symbolic:
-            new[index] = -1
-        set_argument(node, name, new)
+    def write(twin: Node, count: Count) -> None:
+        # Sizes that are not constant are nodes: those of the twin.
+        new = list(arguments(twin)[name])
+        for index, expr in enumerate(dims):
+            if expr and sizes[index] != -1:
+                new[index] = -1 if index in symbolic else count(expr)
+        set_argument(twin, name, new)
 
     if any(dims):
         g.respell(node, write)

@@ -81,9 +81,11 @@ def benchmark(
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
         outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
-        if outputs.ndim != 2 or outputs.shape[1] != images.task.outputs:
+        wanted = images.task.outputs if images.labelled or reference is None else reference.shape[1]
+        if outputs.ndim != 2 or outputs.shape[1] != (wanted or outputs.shape[1]):
             raise InputError(
-                f"{path} gives outputs of shape {list(outputs.shape)}, and the data needs [N, {images.task.outputs}].",
+                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {wanted}] is needed.",
+                why="That is what the data's targets need, or the first file gives.",
                 fix="Give a file made for this data.",
             )
         reference = outputs if reference is None else reference

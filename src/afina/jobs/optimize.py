@@ -118,7 +118,8 @@ def optimize(
     progress = progress or Progress()
     chosen = get_runtime(runtime)
     images = open_data(data, seed=seed, progress=progress)
-    metric = _metric(images)
+    source = _load(images, model, weights, input_size, example, progress)
+    metric = _metric(images, source.network)
     budget = make_budget(metric, size, latency, memory, max_drop)
     folder = Path(out) if out is not None else Path("runs") / f"{name_of(model)}-{name_of(images.name)}"
     threads = threads or available_cores()
@@ -128,7 +129,6 @@ def optimize(
         "epochs": epochs, "finetune": finetune, "learning_rate": learning_rate, "optimizer": optimizer,
         "precision": precision, "threads": threads, "batch": batch, "thorough": thorough, "seed": seed,
     }  # fmt: skip
-    source = _load(images, model, weights, input_size, example, progress)
     common = FitConfig(
         optimizer=optimizer or _optimizer(source.network), precision=precision, seed=seed, batch_size=_batch(images)
     )
@@ -167,8 +167,8 @@ def _command(config: dict[str, Any], folder: Path) -> str:
     return f"afina optimize {config['model']} {' '.join(given)}"
 
 
-def _metric(images: ImageData) -> MetricInfo:
-    task = get_task(images.task)
+def _metric(images: ImageData, network: Network) -> MetricInfo:
+    task = get_task(network.task)
     return task.metric if images.labelled else task.agreement
 
 
@@ -185,6 +185,7 @@ def _batch(images: ImageData) -> int:
 def _tell_data(job: Job) -> None:
     data = job.data
     kind = f"{len(data.task.labels)} classes" if data.task.name == "classification" else data.task.name
+    kind = kind if data.labelled else "without labels"
     text = f"{data.name}: {data.count('train')} images to train, {data.count('validation')} to judge, {kind}."
     if data.unreadable:
         with job.run.file("unreadable.txt") as partial:
@@ -200,10 +201,11 @@ def _load(
     return load_model(
         model,
         weights=weights,
-        task=data.task,
+        # Images without labels say nothing of the outputs: the model keeps its own.
+        task=data.task if data.labelled else None,
         input=input_of(example) or data.native,
         input_size=parse_input_size(size) if size is not None else None,
-        targets=data.targets("train"),
+        targets=data.targets("train") if data.labelled else None,
         progress=progress,
     )
 

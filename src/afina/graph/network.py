@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from afina.errors import InputError, Unsupported
+from afina.graph.inline import inline_regions
 from afina.types import InputSpec, TaskSpec
 
 # Position of the argument that says "training" in the ops that behave differently there.
@@ -65,7 +66,7 @@ class Network:
         changed = False
         for node in self.module.graph.nodes:
             index = _TRAINING_ARGUMENT.get(node.target)
-            if index is not None and not self._is_frozen(node) and node.args[index] != mode:
+            if index is not None and not self._is_fixed(node) and node.args[index] != mode:
                 node.update_arg(index, mode)
                 changed = True
         if changed:
@@ -123,11 +124,12 @@ class Network:
 
         return read(Path(path))
 
-    def _is_frozen(self, node: Node) -> bool:
-        if not self.frozen or node.target is not torch.ops.aten.batch_norm.default:
+    def _is_fixed(self, node: Node) -> bool:
+        """Whether it is a batch norm that is frozen, or has no running statistics to use in inference."""
+        if node.target is not torch.ops.aten.batch_norm.default:
             return False
         mean = node.args[_BATCH_NORM_RUNNING_MEAN]
-        return isinstance(mean, Node) and mean.target in self.frozen
+        return not isinstance(mean, Node) or mean.target in self.frozen
 
 
 def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
@@ -147,7 +149,7 @@ def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
     example = torch.randn(_EXAMPLE_BATCH, *input.shape, generator=torch.Generator().manual_seed(0))
     _check_output(twin, example, task)
     try:
-        graph = unlifted(_export(twin, example))
+        graph = inline_regions(unlifted(_export(twin, example)))
     except Exception as error:
         raise Unsupported(
             f"{type(module).__name__} could not be captured as a graph.",
@@ -180,8 +182,19 @@ def outputs_of(value: Any) -> Tensor:
 
 def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=2**16)
-    with torch.no_grad():
+    with torch.no_grad(), _trainable_attention():
         return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+
+
+@contextlib.contextmanager
+def _trainable_attention() -> Iterator[None]:
+    """Without the fused encoder layers that torch runs in inference, which have no gradient and hide their axes."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
 
 
 def _check_output(module: nn.Module, example: Tensor, task: TaskSpec) -> None:

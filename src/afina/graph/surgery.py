@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph.axes import Analysis, Axis
+from afina.graph.axes.builder import Kept, Mask
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network
 from afina.graph.propagate import attribute, refresh_meta
 
-Mask = NDArray[np.bool_]
 Masks = dict[str, list[Mask | None]]
 Owners = dict[int, list[tuple[nn.Module, str]]]
 
@@ -33,12 +32,12 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
         InputError: an axis is not a free axis of this network, a unit does not exist, or nothing would be left.
     """
     analysis = _checked(network, analysis)
-    kept = _kept_classes(analysis, keep)
+    kept = kept_positions(analysis, keep)
     parts = _masks(analysis, kept)
     twin = network.copy()
     twins = dict(zip(analysis.graph.nodes, twin.graph.nodes, strict=True))
     for respelling in analysis.respellings:
-        respelling.write(twins[respelling.node], lambda expr: int(_mask(analysis, kept, expr).sum()))
+        respelling.write(twins[respelling.node], kept)
     owners = _owners(twin.module)
     for name, part in parts.items():
         _slice(twin.module, name, part, owners)
@@ -62,24 +61,30 @@ def masks(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Ana
         InputError: as `remove`.
     """
     analysis = _checked(network, analysis)
-    return _masks(analysis, _kept_classes(analysis, keep))
+    return _masks(analysis, kept_positions(analysis, keep))
 
 
-def _masks(analysis: Analysis, kept: Mask) -> Masks:
+def kept_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Kept:
+    """What stays of any dimension of the analysed graph when each axis keeps only the given units."""
+    kept = _kept_classes(analysis, keep)
+
+    def mask(expr: Expr) -> Mask:
+        stays = np.ones(len(expr[0]), dtype=np.bool_)
+        for array in analysis.solution.expand(expr):
+            stays &= (array < 0) | kept[array]
+        return stays
+
+    return Kept(mask)
+
+
+def _masks(analysis: Analysis, kept: Kept) -> Masks:
     found: Masks = {}
     for name, dims in analysis.held.items():
-        parts = [_mask(analysis, kept, expr) if expr else None for expr in dims]
+        parts = [kept.mask(expr) if expr else None for expr in dims]
         if any(part is not None and not part.any() for part in parts):
             raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")
         found[name] = [None if part is None or part.all() else part for part in parts]
     return found
-
-
-def _mask(analysis: Analysis, kept: Mask, expr: Expr) -> Mask:
-    stays = np.ones(len(expr[0]), dtype=np.bool_)
-    for array in analysis.solution.expand(expr):
-        stays &= (array < 0) | kept[array]
-    return stays
 
 
 def _checked(network: Network, analysis: Analysis | None) -> Analysis:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.fx import Node
 
-from afina.graph.axes import elementwise, layers, shapes
+from afina.graph.axes import elementwise, indexing, layers, products, shapes
 from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag, op_name
 from afina.graph.axes.labels import Array, Expr, Solution
 from afina.graph.network import Network
@@ -20,11 +20,17 @@ from afina.graph.propagate import fake_values
 Role = Literal["producer", "consumer", "other"]
 Kind = Literal["channels", "hidden", "heads", "head-dim", "embedding", "groups"]
 
-# A prime that no channel count shares, so that a view never takes the batch for something else.
-_BATCH = 13
+# The batch that shapes are followed with: a prime, so that a view never takes the batch for something else.
+BATCH = 13
 # In the order of what an axis is called where it is several of them.
 _KIND_TAGS: tuple[Tag, ...] = ("heads", "head-dim", "groups", "normalised")
-_RULES: dict[str, Callable[[Builder, Node], None]] = {**elementwise.RULES, **layers.RULES, **shapes.RULES}
+_RULES: dict[str, Callable[[Builder, Node], None]] = {
+    **elementwise.RULES,
+    **indexing.RULES,
+    **layers.RULES,
+    **products.RULES,
+    **shapes.RULES,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,7 @@ class Analysis:
     def __init__(self, network: Network) -> None:
         self.graph = network.graph
         self.unknown: dict[str, str] = {}
-        builder = Builder(network.module, fake_values(network.module, (_BATCH, *network.input.shape)))
+        builder = Builder(network.module, fake_values(network.module, (BATCH, *network.input.shape)))
         for node in self.graph.nodes:
             self._visit(builder, node)
         self._builder = builder
@@ -154,6 +160,10 @@ class Analysis:
             self.classes[name] = classes
         return Axes(tuple(free), tuple(fixed), self.unknown)
 
+    def dims(self, node: Node) -> list[tuple[Expr, ...]]:
+        """For each tensor that a node gives for `BATCH` images, its dimensions in atomic classes."""
+        return [tuple(self.solution.expand(expr) for expr in dims) for dims in self._builder.parts(node)]
+
     def _visit(self, g: Builder, node: Node) -> None:
         if node.op == "get_attr":
             if node.users:
@@ -176,11 +186,14 @@ class Analysis:
 
     def _visit_op(self, g: Builder, node: Node) -> None:
         inputs = [dims for source in node.all_input_nodes for dims in g.parts(source)]
-        if not any(expr for dims in inputs for expr in dims):
+        makes = isinstance(node.target, torch._ops.OpOverload) and op_name(node) in shapes.MAKERS
+        if not makes and not any(expr for dims in inputs for expr in dims):
             g.put_fixed(node)
             return
         rule: Callable[[Builder, Node], None] | None = None
-        if elementwise.is_pointwise(node):
+        if makes:
+            rule = shapes.MAKERS[op_name(node)]
+        elif elementwise.is_pointwise(node):
             rule = elementwise.pointwise
         elif isinstance(node.target, torch._ops.OpOverload):
             rule = _RULES.get(op_name(node))

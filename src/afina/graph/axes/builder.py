@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from afina.graph.axes.labels import FIXED, Expr, Labels
 from afina.graph.propagate import attribute
@@ -14,14 +17,29 @@ from afina.graph.propagate import attribute
 Dims = tuple[Expr, ...]
 # One tensor's dimensions, or one entry for each tensor of an op that gives several.
 Axing = Dims | list[Dims]
-Count = Callable[[Expr], int]
+Mask = NDArray[np.bool_]
 # What an op says of the positions of a dimension, beside which of them are the same.
 Tag = Literal["normalised", "heads", "head-dim", "groups"]
 Made = Literal["channels", "hidden"]
 
+# How many ops a parameter may pass through before it is the weight of a layer, and ops that it may not pass through.
+_DEPTH = 10
+_LAYERS = frozenset("linear matmul conv1d conv2d conv3d".split())
+
 
 class NotUnderstood(Exception):
     """A rule meets a form of its op that it does not know; the axes that reach the op are then fixed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of any dimension: `mask(expr)` is True at the positions that do."""
+
+    mask: Callable[[Expr], Mask]
+
+    def count(self, expr: Expr) -> int:
+        """How many positions stay."""
+        return int(self.mask(expr).sum())
 
 
 @dataclass(frozen=True)
@@ -30,11 +48,11 @@ class Respelling:
 
     Attributes:
         node: Where it is.
-        write: `write(twin, count)` puts it right in `twin`, which is `node` or the same node of a copy of the graph.
+        write: `write(twin, kept)` puts it right in `twin`, which is `node` or the same node of a copy of the graph.
     """
 
     node: Node
-    write: Callable[[Node, Count], None]
+    write: Callable[[Node, Kept], None]
 
 
 class Builder:
@@ -62,6 +80,7 @@ class Builder:
         self._values = values
         self._dims: dict[Node, Axing] = {}
         self._names: dict[int, str] = {}
+        self._constants: dict[Node, Tensor | None] = {}
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """The node's shape; raises `NotUnderstood` where it does not give one tensor."""
@@ -78,6 +97,10 @@ class Builder:
         if isinstance(value, (tuple, list)) and value and all(isinstance(v, Tensor) for v in value):
             return [tuple(v.shape) for v in value]
         return None
+
+    def dtype(self, node: Node) -> torch.dtype | None:
+        """Of the one tensor that the node gives."""
+        return getattr(self._values.get(node), "dtype", None)
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, Node) and isinstance(self._values.get(value), Tensor)
@@ -143,16 +166,41 @@ class Builder:
 
     def mark(self, weight: Node, made: Made, *, produces: int | None = None, consumes: int | None = None) -> None:
         """`weight` writes a layer's output, units `made`, along one dimension and sums its input over another."""
-        if weight.op != "get_attr":
+        shape, held = self.shapes(weight), weight
+        for _ in range(_DEPTH):  # through what standardises or scales a weight
+            sources = [source for source in held.all_input_nodes if self.is_tensor(source)]
+            if held.op == "get_attr" or not sources or op_name(held) in _LAYERS:
+                break
+            held = sources[0]
+        if held.op != "get_attr" or self.shapes(held) != shape:
             return
-        name = self._names.get(id(attribute(self.module, str(weight.target))), str(weight.target))
+        name = self._names.get(id(attribute(self.module, str(held.target))), str(held.target))
         if produces is not None:
             self.producers[name, produces] = made
         if consumes is not None:
             self.consumers.add((name, consumes))
 
-    def respell(self, node: Node, write: Callable[[Node, Count], None]) -> None:
-        """Surgery calls `write(twin, count)` on the node's twin, where `count(expr)` is how many positions are left.
+    def constant(self, node: Node) -> Tensor | None:
+        """The value of a node that buffers and numbers alone decide; None where an image or a parameter does."""
+        if node not in self._constants:
+            self._constants[node] = self._compute(node)
+        return self._constants[node]
+
+    def _compute(self, node: Node) -> Tensor | None:
+        if node.op == "get_attr":
+            value = attribute(self.module, str(node.target))
+            return value if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else None
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        if node.target._schema.is_mutable or any(self.constant(source) is None for source in node.all_input_nodes):
+            return None
+        args, kwargs = map_arg(node.args, self._constants.get), map_arg(node.kwargs, self._constants.get)
+        with torch.no_grad():
+            value = node.target(*args, **kwargs)
+        return value if isinstance(value, Tensor) else None
+
+    def respell(self, node: Node, write: Callable[[Node, Kept], None]) -> None:
+        """Surgery calls `write(twin, kept)` on the node's twin.
 
         The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
         """
@@ -199,3 +247,16 @@ def set_argument(node: Node, name: str, value: Any) -> None:
         node.update_arg(index, value)
     else:
         node.update_kwarg(name, value)
+
+
+def broadcast(g: Builder, node: Node, tensors: Sequence[tuple[Dims, tuple[int, ...]]]) -> Dims:
+    """The dimensions of what broadcasts together: equal ones are united, size 1 gives way."""
+    rank = max(len(shape) for _, shape in tensors)
+    result: list[Expr] = []
+    for back in range(rank, 0, -1):
+        met = [d[-back] for d, shape in tensors if back <= len(shape) and shape[-back] != 1]
+        expr = met[0] if met else FIXED
+        for other in met[1:]:
+            expr = g.unite(node, expr, other)
+        result.append(expr)
+    return tuple(result)

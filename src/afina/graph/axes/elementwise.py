@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, NotUnderstood, arguments, op_name
+from afina.graph.axes.builder import Builder, NotUnderstood, arguments, broadcast, op_name
 from afina.graph.axes.labels import FIXED, take
-from afina.graph.axes.layers import broadcast
 
 
 def is_pointwise(node: Node) -> bool:
@@ -49,11 +48,13 @@ def resize(g: Builder, node: Node) -> None:
 
 
 def reduction(g: Builder, node: Node) -> None:
-    """Mean, sum and the like over some dimensions, which are fixed."""
+    """Mean, sum and the like over some dimensions; the number of a position, or a product, needs all of them."""
     a = arguments(node)
     dims = g.dims(a["self"])
     reduced = reduced_dimensions(a.get("dim"), len(dims))
-    g.fix(node, [dims[d] for d in reduced], "it is reduced")
+    if op_name(node) in _NEEDS_ALL or (g.is_multiple(node) and _reads_positions(node)):
+        g.fix(node, [dims[d] for d in reduced], "it is reduced")
+    g.tag("normalised", *(dims[d] for d in reduced))
     if a.get("keepdim"):
         out: tuple[Any, ...] = tuple(FIXED if d in reduced else expr for d, expr in enumerate(dims))
     else:
@@ -62,8 +63,13 @@ def reduction(g: Builder, node: Node) -> None:
     g.put(node, [out for _ in shapes] if g.is_multiple(node) else out)
 
 
+def _reads_positions(node: Node) -> bool:
+    """Whether the second result (of `max`, `min`) is used: the positions of the first, by number."""
+    return op_name(node) in ("max", "min", "median") and any(user.args[1] == 1 for user in node.users)
+
+
 def along(g: Builder, node: Node) -> None:
-    """Softmax, cumulative sums, flips and rolls: the dimension that they run along is fixed, the others pass."""
+    """Softmax, cumulative sums and rolls: the dimension that they run along is fixed, the others pass."""
     a = arguments(node)
     dims = g.dims(a["self"])
     where = a.get("dim", a.get("dims"))
@@ -101,9 +107,11 @@ _SAME = (
     "contiguous alias detach detach_ lift_fresh_copy lift_fresh to _to_copy"
 )
 _REDUCTIONS = (
-    "mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm prod argmax argmin logsumexp any all"
+    "mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm prod argmax argmin logsumexp any all "
+    "median"
 )
-_ALONG = "softmax _softmax log_softmax _log_softmax cumsum cumprod flip roll"
+_NEEDS_ALL = frozenset("prod argmax argmin".split())
+_ALONG = "softmax _softmax log_softmax _log_softmax cumsum cumprod roll"
 _POOLING = [
     *(f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for n in (1, 2, 3)),
     *(f"_adaptive_avg_pool{n}d" for n in (2, 3)),

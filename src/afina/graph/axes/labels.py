@@ -11,8 +11,9 @@ goes away when any of its labels does. So
 Nothing needs refining when a slice or a `cat` cuts through a dimension: labels are as fine as units.
 
 When a plain dimension is viewed as a product, each of its labels is *defined* as the pair of a row's label and
-a column's label. Definitions of labels that turn out to be the same are matched factor by factor, until nothing
-changes any more. Every step only ties labels together or fixes them, so what remains free is safe to remove.
+a column's label; a product of three is a pair of the first and the pair of the others. Definitions of labels that
+turn out to be the same are matched factor by factor, until nothing changes any more. Every step only ties labels
+together or fixes them, so what remains free is safe to remove.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ Array = NDArray[np.int64]
 Expr = tuple[Array, ...]
 FIXED: Expr = ()
 
-_CLASH = "is viewed as products of different shapes"
 _KNOT = "is viewed as a product of itself"
 
 
@@ -36,7 +36,7 @@ class Labels:
         self._count = 0
         self._families: list[int] = []
         self._edges: list[tuple[Array, Array]] = []
-        self._definitions: dict[int, list[tuple[Array, Array]]] = {}
+        self._definitions: list[Array] = [np.empty((3, 0), dtype=np.int64)]
         self._fixes: list[tuple[Array, int]] = []
         self._reasons: list[str] = []
 
@@ -61,27 +61,28 @@ class Labels:
         if not a or not b:
             self.fix(a or b, reason)
             return FIXED
-        if len(a) == len(b) == 1:
-            bare = (a[0] < 0) | (b[0] < 0)
-            if bare.any():
-                for side in (a[0], b[0]):
-                    self.fix((side[bare],), reason)
-            self._edges.append((a[0][~bare], b[0][~bare]))
-            return (np.where(bare, -1, a[0]),)
         if _same(a, b):
             return a
-        if any((array < 0).any() for array in a + b):
-            self.fix(a + b, "is a sum of products that is tied to another one")
-            return FIXED
-        whole = a if len(a) == 1 else self.fresh(len(a[0]))
-        self._define(whole[0], a)
-        self._define(whole[0], b)
-        return a
+        left, right = _packed(a), _packed(b)
+        many, others = (left >= 0).sum(axis=0), (right >= 0).sum(axis=0)
+        for one, two in sorted(set(zip(many.tolist(), others.tolist(), strict=True))):
+            here = (many == one) & (others == two)
+            if not one or not two:
+                self.fix((*left[:one, here], *right[:two, here]), reason)
+                continue
+            whole = left[0, here] if one == 1 else self.fresh(int(here.sum()))[0]
+            self._define(whole, left[:one, here])
+            self._define(whole, right[:two, here])
+        return a if len(a) <= len(b) else b
 
     def split(self, expr: Expr, outer: int, inner: int) -> tuple[Expr, Expr]:
         """Views a dimension of `outer * inner` positions as two; gives the expressions of both."""
         if outer == 1 or inner == 1 or not expr:
             return (FIXED if outer == 1 else expr), (FIXED if inner == 1 else expr)
+        if self._is_laid_in_rows(expr, outer):
+            return self._tied_rows(expr, outer)
+        if len(expr) > 1 and any((array < 0).any() for array in expr):
+            expr = self._as_one(expr)
         rows: list[Array] = []
         columns: list[Array] = []
         for array in expr:
@@ -90,15 +91,47 @@ class Labels:
                 rows.append(grid[:, 0])
             elif (grid == grid[:1]).all():
                 columns.append(grid[0])
-            elif (grid < 0).any():
-                self.fix(expr, "is viewed as a product where a part of it is fixed")
-                return FIXED, FIXED
             else:
-                row, column = self.fresh(outer), self.fresh(inner)
-                self._define(array, (np.repeat(row[0], inner), np.tile(column[0], outer)))
-                rows.append(row[0])
-                columns.append(column[0])
+                row, column = self.fresh(outer)[0], self.fresh(inner)[0]
+                over_rows, over_columns = np.repeat(row, inner), np.tile(column, outer)
+                bare = array < 0
+                self.fix((over_rows[bare], over_columns[bare]), "is viewed as a product where a part of it is fixed")
+                self._define(array[~bare], np.stack((over_rows, over_columns))[:, ~bare])
+                rows.append(row)
+                columns.append(column)
         return tuple(rows), tuple(columns)
+
+    def _is_laid_in_rows(self, expr: Expr, outer: int) -> bool:
+        """Whether each row is of families that no other row has: rows that a `cat` or a `stack` laid end to end."""
+        families = [np.where(array >= 0, self._family_of(array), -1).reshape(outer, -1) for array in expr]
+        first = np.concatenate(families, axis=1)
+        if not (first >= 0).any(axis=1).all():
+            return False
+        sets = [set(np.unique(row[row >= 0]).tolist()) for row in first]
+        return sum(len(found) for found in sets) == len(set().union(*sets))
+
+    def _family_of(self, array: Array) -> Array:
+        starts = np.concatenate(([0], np.cumsum(self._families)[:-1])) if self._families else np.zeros(1)
+        return np.searchsorted(starts, array, side="right") - 1
+
+    def _tied_rows(self, expr: Expr, outer: int) -> tuple[Expr, Expr]:
+        """Rows that differ in kind must all stay; what goes from one goes from the others too."""
+        grids = [array.reshape(outer, -1) for array in expr]
+        columns: Expr = tuple(grid[0] for grid in grids)
+        for row in range(1, outer):
+            columns = self.unite(columns, tuple(g[row] for g in grids), "is viewed as rows, of which one is fixed")
+        return FIXED, columns
+
+    def _as_one(self, expr: Expr) -> Expr:
+        """The same dimension with one label for each position that has any."""
+        packed = _packed(expr)
+        many = (packed >= 0).sum(axis=0)
+        whole = np.where(many == 1, packed[0], -1)
+        for count in range(2, len(expr) + 1):
+            here = many == count
+            whole[here] = self.fresh(int(here.sum()))[0] if here.any() else -1
+            self._define(whole[here], packed[:count, here])
+        return (whole,)
 
     def solve(self) -> "Solution":
         """The classes of labels that can be removed, and why the others cannot."""
@@ -115,55 +148,47 @@ class Labels:
         return self._conclude(root, family)
 
     def _conclude(self, root: Array, family: Array) -> "Solution":
-        widest = max(self._definitions, default=1)
-        factors = np.full((widest, self._count), -1, dtype=np.int64)
-        arity = np.zeros(self._count, dtype=np.int64)
+        factors = np.full((2, self._count), -1, dtype=np.int64)
         reason = np.full(self._count, -1, dtype=np.int64)
-        reasons = (*self._reasons, _CLASH, _KNOT)
+        reasons = (*self._reasons, _KNOT)
         for labels, index in reversed(self._fixes):
             reason[root[labels]] = index
-        for k, entries in self._definitions.items():
-            cells, parts = _joined(entries)
-            clash = root[cells[(arity[root[cells]] != 0) & (arity[root[cells]] != k)]]
-            reason[clash] = len(reasons) - 2
-            arity[root[cells]] = k
-            factors[:k, root[cells]] = root[parts]
-        knots = _knots(factors, arity)
+        defined, *parts = root[np.concatenate(self._definitions, axis=1)]
+        factors[:, defined] = parts
+        knots = _knots(factors)
         reason[knots] = len(reasons) - 1
-        self._spread(root, reason)
-        factors[:, knots], arity[knots] = -1, 0
-        return Solution(root, family, reason, reasons, factors, arity)
-
-    def _spread(self, root: Array, reason: Array) -> None:
-        """What is fixed fixes its factors."""
-        while True:
+        while True:  # what is fixed fixes its factors
+            fixed = reason[defined] >= 0
             before = int((reason >= 0).sum())
-            for entries in self._definitions.values():
-                cells, parts = _joined(entries)
-                fixed = reason[root[cells]] >= 0
-                for part in root[parts[:, fixed]]:
-                    reason[part] = np.where(reason[part] < 0, reason[root[cells[fixed]]], reason[part])
+            for part in parts:
+                target = part[fixed]
+                reason[target] = np.where(reason[target] < 0, reason[defined[fixed]], reason[target])
             if int((reason >= 0).sum()) == before:
-                return
+                break
+        factors[:, knots] = -1
+        return Solution(root, family, reason, reasons, factors)
 
-    def _define(self, labels: Array, factors: Expr) -> None:
+    def _define(self, labels: Array, factors: Array) -> None:
+        """Each label is the product of its column of factors, outermost first."""
         if len(factors) == 1:
             self._edges.append((labels, factors[0]))
-        else:
-            self._definitions.setdefault(len(factors), []).append((labels, np.stack(factors)))
+            return
+        if len(factors) > 2:
+            rest = self.fresh(len(labels))[0]
+            self._define(rest, factors[1:])
+            factors = np.stack((factors[0], rest))
+        self._definitions.append(np.stack((labels, *factors)))
 
     def _implied(self, root: Array) -> Array:
         """Pairs of factors that are the same because what they define is the same."""
-        pairs = [np.empty((2, 0), dtype=np.int64)]
-        for entries in self._definitions.values():
-            cells, parts = _joined(entries)
-            order = np.argsort(root[cells], kind="stable")
-            group, parts = root[cells][order], parts[:, order]
-            twins = np.flatnonzero(group[1:] == group[:-1])
-            for part in parts:
-                left, right = part[twins], part[twins + 1]
-                new = root[left] != root[right]
-                pairs.append(np.stack((left[new], right[new])))
+        defined, *parts = root[np.concatenate(self._definitions, axis=1)]
+        order = np.argsort(defined, kind="stable")
+        twins = np.flatnonzero(defined[order][1:] == defined[order][:-1])
+        pairs = []
+        for part in parts:
+            left, right = part[order][twins], part[order][twins + 1]
+            new = left != right
+            pairs.append(np.stack((left[new], right[new])))
         return np.concatenate(pairs, axis=1)
 
     @staticmethod
@@ -182,8 +207,7 @@ class Solution:
         family: Family of each label; labels of one axis share it.
         reason: For each class, why it is fixed, as an index into `reasons`; -1 where it is free.
         reasons: Texts.
-        factors: For each class, the classes that it is a product of; -1 where there are none.
-        arity: For each class, how many factors it has; 0 for one that is atomic.
+        factors: [2, classes]: the two classes that each class is the product of; -1 where it is atomic.
     """
 
     root: Array
@@ -191,7 +215,6 @@ class Solution:
     reason: Array
     reasons: tuple[str, ...]
     factors: Array
-    arity: Array
 
     def expand(self, expr: Expr) -> Expr:
         """The expression in atomic classes."""
@@ -199,13 +222,11 @@ class Solution:
         while waiting:
             array = waiting.pop(0)
             classes = np.where(array >= 0, self.root[array], -1)
-            arity = np.where(classes >= 0, self.arity[classes], 0)
-            if not arity.any():
+            parts = np.where(classes >= 0, self.factors[:, classes], -1)
+            if (parts < 0).all():
                 done.append(classes)
-                continue
-            parts = np.where(arity > 0, self.factors[: arity.max(), classes], -1)
-            parts[0] = np.where(arity > 0, parts[0], classes)
-            waiting[:0] = list(parts)
+            else:
+                waiting[:0] = [np.where(parts[0] >= 0, parts[0], classes), parts[1]]
         return tuple(done)
 
 
@@ -233,8 +254,8 @@ def concatenate(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:
     return tuple(slots)
 
 
-def take(expr: Expr, index: slice) -> Expr:
-    """A run of the positions."""
+def take(expr: Expr, index: "slice | Array") -> Expr:
+    """Some of the positions."""
     return tuple(array[index] for array in expr)
 
 
@@ -259,17 +280,17 @@ def _same(a: Expr, b: Expr) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _joined(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    cells = np.concatenate([cells for cells, _ in entries])
-    return cells, np.concatenate([parts for _, parts in entries], axis=1)
+def _packed(expr: Expr) -> Array:
+    """[most labels of a position, positions]: the labels of each position, in order, then -1."""
+    stacked = np.stack(expr)
+    return np.take_along_axis(stacked, np.argsort(stacked < 0, axis=0, kind="stable"), axis=0)
 
 
-def _knots(factors: Array, arity: Array) -> Array:
+def _knots(factors: Array) -> Array:
     """Classes whose factors lead back to themselves."""
-    resolved = arity == 0
+    resolved = factors[0] < 0
     while True:
-        known = (factors < 0) | resolved[factors]
-        now = resolved | known.all(axis=0)
+        now = resolved | resolved[factors].all(axis=0)
         if (now == resolved).all():
             return np.flatnonzero(~now)
         resolved = now

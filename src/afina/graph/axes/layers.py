@@ -1,12 +1,9 @@
-"""How axes run through layers with weights, matrix products and attention."""
-
-import math
-from typing import Any
+"""How axes run through layers with weights: convolutions, linear layers, norms, embeddings."""
 
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Count, NotUnderstood, arguments, set_argument
-from afina.graph.axes.labels import FIXED, Expr, join
+from afina.graph.axes.builder import Builder, Kept, NotUnderstood, arguments, op_name, set_argument
+from afina.graph.axes.labels import FIXED, Expr, concatenate, join
 
 
 def convolution(g: Builder, node: Node) -> None:
@@ -34,6 +31,8 @@ def _grouped(g: Builder, node: Node, transposed: bool) -> Expr:
     """Channels are groups x channels of a group; whole groups can go, or the same channels of every group."""
     a = arguments(node)
     x, weight, groups = a["input"], a["weight"], a["groups"]
+    if not isinstance(groups, int):
+        raise NotUnderstood("the number of its groups is not constant")
     channels, (first, second) = g.dims(x)[1], g.dims(weight)[:2]
     sizes = g.shape(weight)
     group, inner = g.labels.split(channels, groups, g.shape(x)[1] // groups)
@@ -51,8 +50,8 @@ def _grouped(g: Builder, node: Node, transposed: bool) -> Expr:
     if groups < max(g.shape(x)[1], sizes[0]):
         g.tag("groups", group)
 
-    def write(twin: Node, count: Count) -> None:
-        set_argument(twin, "groups", count(group) if group else groups)
+    def write(twin: Node, kept: Kept) -> None:
+        set_argument(twin, "groups", kept.count(group) if group else groups)
 
     g.respell(node, write)
     return out
@@ -71,9 +70,11 @@ def linear(g: Builder, node: Node) -> None:
 
 
 def batch_norm(g: Builder, node: Node) -> None:
-    """Batch and instance norm: each channel on its own."""
+    """Batch and instance norm: each channel on its own; without running statistics, over all the rest."""
     a = arguments(node)
     dims = g.dims(a["input"])
+    if not g.is_tensor(a["running_mean"]):
+        g.tag("normalised", dims[0], *dims[2:])
     channel = dims[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
         if g.is_tensor(a[name]):
@@ -94,8 +95,8 @@ def group_norm(g: Builder, node: Node) -> None:
         if g.is_tensor(a[name]):
             channel = g.unite(node, channel, g.dims(a[name])[0])
 
-    def write(twin: Node, count: Count) -> None:
-        set_argument(twin, "num_groups", count(group) if group else groups)
+    def write(twin: Node, kept: Kept) -> None:
+        set_argument(twin, "num_groups", kept.count(group) if group else groups)
 
     g.put(node, (dims[0], channel, *dims[2:]))
     g.respell(node, write)
@@ -113,13 +114,60 @@ def layer_norm(g: Builder, node: Node) -> None:
     run = tuple(dims[first:])
     g.tag("normalised", *run)
 
-    def write(twin: Node, count: Count) -> None:
-        sizes = [count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]
+    def write(twin: Node, kept: Kept) -> None:
+        sizes = [kept.count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]
         set_argument(twin, "normalized_shape", sizes)
 
     g.put(node, tuple(dims))
     if any(run):
         g.respell(node, write)
+
+
+def embedding(g: Builder, node: Node) -> None:
+    """Rows of a table by number: the columns are the layer's output."""
+    a = arguments(node)
+    rows, columns = g.dims(a["weight"])
+    g.fix(node, [rows, *g.dims(a["indices"])], "its rows are taken by number")
+    g.mark(a["weight"], "hidden", produces=1)
+    g.put(node, (*(FIXED for _ in g.dims(a["indices"])), columns))
+
+
+def recurrent(g: Builder, node: Node) -> None:
+    """`lstm`, `gru`, `rnn`: the hidden units of a layer, the same in both directions, can go.
+
+    Weights come as [gates * hidden, inputs], [gates * hidden, hidden] and biases, for each layer and direction;
+    states as [layers * directions, batch, hidden], so all layers have the same hidden units.
+    """
+    a = arguments(node)
+    if "input" not in a or not isinstance(a["num_layers"], int):
+        raise NotUnderstood("its input is packed")
+    gates = {"lstm": 4, "gru": 3}.get(op_name(node), 1)
+    dims, weights = g.dims(a["input"]), list(a["params"])
+    each, directions = (4 if a["has_biases"] else 2), (2 if a["bidirectional"] else 1)
+    states = a["hx"] if isinstance(a["hx"], (tuple, list)) else [a["hx"]]
+    hidden = g.dims(states[0])[-1]
+    if len(dims) != 3 or len(weights) != each * directions * a["num_layers"]:
+        raise NotUnderstood("its states are projected, or its input has no batch dimension")
+    for state in states[1:]:
+        hidden = g.unite(node, hidden, g.dims(state)[-1])
+    source, size = dims[-1], g.shape(states[0])[-1]
+    for start in range(0, len(weights), each):
+        into, over, *biases = weights[start : start + each]
+        layer = start // (each * directions)
+        g.unite(
+            node, g.dims(into)[1], source if layer == 0 else concatenate([hidden] * directions, [size] * directions)
+        )
+        g.unite(node, g.dims(over)[1], hidden)
+        for weight in (into, over, *biases):
+            gate, own = g.labels.split(g.dims(weight)[0], gates, size)
+            g.fix(node, [gate], "its gates differ")
+            hidden = g.unite(node, hidden, own)
+        g.mark(into, "hidden", produces=0, consumes=1)
+        g.mark(over, "hidden", produces=0, consumes=1)
+    along = dims[0] if not a["batch_first"] else dims[1]
+    g.fix(node, [along], "the layer runs along it")
+    both = concatenate([hidden] * directions, [size] * directions)
+    g.put(node, [(*dims[:2], both), *((FIXED, FIXED, hidden) for _ in states)])
 
 
 def prelu(g: Builder, node: Node) -> None:
@@ -129,59 +177,6 @@ def prelu(g: Builder, node: Node) -> None:
     if g.shape(a["weight"])[0] > 1:
         dims = (dims[0], g.unite(node, dims[1], g.dims(a["weight"])[0]), *dims[2:])
     g.put(node, dims)
-
-
-def matmul(g: Builder, node: Node) -> None:
-    """`mm`, `bmm`, `matmul` and `addmm`: [..., n, k] @ [..., k, m], leading dimensions broadcast."""
-    a = arguments(node)
-    left, right = (a["mat1"], a["mat2"]) if "mat1" in a else (a["self"], a.get("other", a.get("mat2")))
-    assert isinstance(right, Node)
-    one, two = g.dims(left), g.dims(right)
-    if len(one) < 2 or len(two) < 2:
-        raise NotUnderstood("it multiplies by a vector")
-    g.unite(node, one[-1], two[-2])
-    lead = broadcast(g, node, [(one[:-2], g.shape(left)[:-2]), (two[:-2], g.shape(right)[:-2])])
-    dims = (*lead, one[-2], two[-1])
-    if "mat1" in a:
-        shape = g.shape(node)
-        dims = broadcast(g, node, [(dims, shape), (g.dims(a["self"]), g.shape(a["self"]))])
-    g.put(node, dims)
-
-
-def attention(g: Builder, node: Node) -> None:
-    """`scaled_dot_product_attention`: q [..., L, E], k [..., S, E], v [..., S, V] give [..., L, V].
-
-    The scale that E implies is written out before E shrinks.
-    """
-    a = arguments(node)
-    if a["enable_gqa"]:
-        raise NotUnderstood("its heads are shared by groups")
-    query, key, value = (g.dims(a[name]) for name in ("query", "key", "value"))
-    shapes = [g.shape(a[name]) for name in ("query", "key", "value")]
-    lead = [(dims[:-2], shape[:-2]) for dims, shape in zip((query, key, value), shapes, strict=True)]
-    g.unite(node, query[-1], key[-1])
-    g.fix(node, (query[-2], key[-2], value[-2]), "attention runs along it")
-    if g.is_tensor(a["attn_mask"]):
-        mask, shape = g.dims(a["attn_mask"]), g.shape(a["attn_mask"])
-        g.fix(node, mask[-2:], "attention runs along it")
-        lead.append((mask[:-2], shape[:-2]))
-    g.put(node, (*broadcast(g, node, lead), FIXED, value[-1]))
-    if a["scale"] is None:
-        scale = 1.0 / math.sqrt(shapes[0][-1])
-        g.respell(node, lambda twin, _: set_argument(twin, "scale", scale))
-
-
-def broadcast(g: Builder, node: Node, tensors: list[tuple[Any, tuple[int, ...]]]) -> tuple[Expr, ...]:
-    """The dimensions of what broadcasts together: equal ones are united, size 1 gives way."""
-    rank = max(len(shape) for _, shape in tensors)
-    result: list[Expr] = []
-    for back in range(rank, 0, -1):
-        met = [d[-back] for d, shape in tensors if back <= len(shape) and shape[-back] != 1]
-        expr = met[0] if met else FIXED
-        for other in met[1:]:
-            expr = g.unite(node, expr, other)
-        result.append(expr)
-    return tuple(result)
 
 
 RULES = {
@@ -195,9 +190,6 @@ RULES = {
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
     "prelu": prelu,
-    "mm": matmul,
-    "bmm": matmul,
-    "matmul": matmul,
-    "addmm": matmul,
-    "scaled_dot_product_attention": attention,
+    "embedding": embedding,
+    **dict.fromkeys("lstm gru rnn_tanh rnn_relu".split(), recurrent),
 }

@@ -1,4 +1,4 @@
-"""How axes run through ops that only move numbers about: views, permutations, cat, slices, padding.
+"""How axes run through ops that change shapes: views, permutations, cat, repeats, pixels to channels and back.
 
 These are the ops that spell sizes out as integers, so most rules leave a respelling for surgery.
 """
@@ -9,21 +9,23 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Count, Dims, NotUnderstood, arguments, op_name, set_argument
+from afina.graph.axes.builder import Builder, Dims, Kept, NotUnderstood, arguments, op_name, set_argument
 from afina.graph.axes.elementwise import reduced_dimensions
-from afina.graph.axes.labels import FIXED, Expr, concatenate, join, take
+from afina.graph.axes.labels import FIXED, Expr, concatenate, join
 
 aten = torch.ops.aten
 
 
 def view(g: Builder, node: Node) -> None:
-    """`view`, `reshape`, `flatten`, `unflatten`: row-major regrouping of dimensions, sizes respelled."""
+    """`view`, `reshape`, `flatten`, `unflatten`, `view_as`: row-major regrouping of dimensions, sizes respelled."""
     a = arguments(node)
     dims = reshaped(g, a["self"], g.shape(node))
     name = "size" if "size" in a else "shape" if "shape" in a else "sizes" if "sizes" in a else None
     if name is not None:
         first = a["dim"] % len(g.dims(a["self"])) if name == "sizes" else 0
         _respell_sizes(g, node, name, dims[first : first + len(a[name])], may_infer=True)
+    elif g.is_tensor(a.get("other")):
+        dims = tuple(g.unite(node, one, two) for one, two in zip(dims, g.dims(a["other"]), strict=True))
     g.put(node, dims)
 
 
@@ -53,29 +55,62 @@ def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
 
 
 def expand(g: Builder, node: Node) -> None:
-    """Dimensions of size 1 (or new ones in front) are repeated to a size that is spelled out, and so fixed."""
+    """Dimensions of size 1, or new ones in front, are repeated to a size that is spelled out: any size would do."""
     a = arguments(node)
     source, old, new = g.dims(a["self"]), g.shape(a["self"]), g.shape(node)
     added = len(new) - len(old)
-    dims = (FIXED,) * added + tuple(
-        expr if size == new[added + d] else FIXED for d, (expr, size) in enumerate(zip(source, old, strict=True))
-    )
+    dims: list[Expr] = []
+    for d, size in enumerate(a["size"]):
+        same = d >= added and old[d - added] == new[d]
+        dims.append(source[d - added] if same else _any_size(g, size, new[d]))
+    _respell_sizes(g, node, "size", dims)
+    g.put(node, tuple(dims))
+
+
+def repeat(g: Builder, node: Node) -> None:
+    """Dimensions tiled; those of size 1 (or new) could be of any size, which is respelled."""
+    a = arguments(node)
+    source, old, name = g.dims(a["self"]), g.shape(a["self"]), "repeats" if "repeats" in a else "dims"
+    repeats = list(a[name])
+    added = len(repeats) - len(source)
+    if added < 0:
+        raise NotUnderstood("it names fewer dimensions than there are")
+    spelled: list[Expr] = [FIXED] * len(repeats)
+    dims: list[Expr] = []
+    for d, times in enumerate(repeats):
+        size = old[d - added] if d >= added else 1
+        if size == 1:
+            spelled[d] = _any_size(g, times, g.shape(node)[d])
+            dims.append(spelled[d])
+        elif source[d - added] and not isinstance(times, int):
+            raise NotUnderstood("it repeats an axis by a number that is not constant")
+        else:
+            dims.append(join((FIXED, source[d - added]), (times, size)) if source[d - added] else FIXED)
+    _respell_sizes(g, node, name, spelled)
+    g.put(node, tuple(dims))
+
+
+def repeat_each(g: Builder, node: Node) -> None:
+    """`repeat_interleave`: each position several times in a row."""
+    a = arguments(node)
+    if not isinstance(a.get("repeats"), int) or a.get("dim") is None:
+        raise NotUnderstood("it repeats by numbers that are not constant, or flattens")
+    dims = list(g.dims(a["self"]))
+    d = a["dim"] % len(dims)
+    dims[d] = join((dims[d], FIXED), (g.shape(a["self"])[d], a["repeats"])) if dims[d] else FIXED
+    g.put(node, tuple(dims))
+
+
+def fill(g: Builder, node: Node) -> None:
+    """`zeros`, `ones`, `full` and the like: any size would do; it is spelled out."""
+    sizes, shape = arguments(node)["size"], g.shape(node)
+    dims = tuple(_any_size(g, size, n) for size, n in zip(sizes, shape, strict=True))
     _respell_sizes(g, node, "size", dims)
     g.put(node, dims)
 
 
-def repeat(g: Builder, node: Node) -> None:
-    """Dimensions tiled; the counts stay as they are."""
-    a = arguments(node)
-    source, repeats = g.dims(a["self"]), a["repeats"]
-    added = len(repeats) - len(source)
-    if not all(isinstance(times, int) for times, expr in zip(repeats[added:], source, strict=True) if expr):
-        raise NotUnderstood("it repeats an axis by a number that is not constant")
-    tiled = tuple(
-        join((FIXED, expr), (times, len(expr[0]))) if expr else FIXED
-        for times, expr in zip(repeats[added:], source, strict=True)
-    )
-    g.put(node, (FIXED,) * added + tiled)
+def _any_size(g: Builder, spelled: object, size: int) -> Expr:
+    return g.labels.fresh(size) if isinstance(spelled, int) and size > 1 else FIXED
 
 
 def permute(g: Builder, node: Node) -> None:
@@ -92,6 +127,8 @@ def permute(g: Builder, node: Node) -> None:
             order[one], order[two] = order[two], order[one]
         case "t":
             order = order[::-1]
+        case "adjoint" | "mT":
+            order[-2:] = order[:-3:-1]
         case "movedim" | "moveaxis":
             start, end = (reduced_dimensions(a[name], len(source)) for name in ("source", "destination"))
             order = _moved(start, end, len(source))
@@ -105,7 +142,7 @@ def squeeze(g: Builder, node: Node) -> None:
     dropped = [d for d in reduced_dimensions(a.get("dim"), len(shape)) if shape[d] == 1]
     g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
-    def write(twin: Node, _: Count) -> None:
+    def write(twin: Node, _: Kept) -> None:
         source = arguments(twin)["self"]
         twin.target = aten.squeeze.dims
         twin.args, twin.kwargs = (source, dropped), {}
@@ -143,89 +180,6 @@ def stack(g: Builder, node: Node) -> None:
     g.put(node, tuple(dims))
 
 
-def cut(g: Builder, node: Node) -> None:
-    """`split` and `chunk`: runs of a dimension, their sizes spelled out."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    sizes = [shape[d] for shape in g.shapes(node) or []]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    runs = [take(source[d], slice(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    g.put(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
-    if source[d]:
-
-        def write(twin: Node, count: Count) -> None:
-            source = arguments(twin)["self"]
-            twin.target = aten.split_with_sizes.default
-            twin.args, twin.kwargs = (source, [count(run) for run in runs], d), {}
-
-        g.respell(node, write)
-
-
-def cut_out(g: Builder, node: Node) -> None:
-    """`slice` and `narrow`: one run of a dimension."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    size, kept = g.shape(a["self"])[d], g.shape(node)[d]
-    if a.get("step", 1) != 1:
-        g.fix(node, [source[d]], "every so many of it are taken")
-        g.put(node, (*source[:d], FIXED, *source[d + 1 :]))
-        return
-    start = a["start"] or 0
-    if source[d] and not isinstance(start, int):
-        raise NotUnderstood("it starts at a number that is not constant")
-    start = min(max(start + size if start < 0 else start, 0), size) if source[d] else 0
-    run = take(source[d], slice(start, start + kept))
-    g.put(node, (*source[:d], run, *source[d + 1 :]))
-    if run:
-
-        def write(twin: Node, count: Count) -> None:
-            first, length = count(take(source[d], slice(0, start))), count(run)
-            set_argument(twin, "start", first)
-            set_argument(twin, *(("length", length) if "length" in a else ("end", first + length)))
-
-        g.respell(node, write)
-
-
-def select(g: Builder, node: Node) -> None:
-    """One position of a dimension, which is fixed."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    g.fix(node, [source[d]], "one of it is taken by its number")
-    rest = (*source[:d], *source[d + 1 :])
-    g.put(node, [rest for _ in g.shapes(node) or []] if g.is_multiple(node) else rest)
-
-
-def pad(g: Builder, node: Node) -> None:
-    """Constant padding adds new units at both ends of a dimension; other kinds of padding fix it."""
-    a = arguments(node)
-    source, amounts = g.dims(a["self"]), list(a["pad"])
-    dims = list(source)
-    runs: dict[int, tuple[Expr, Expr]] = {}
-    for k in range(len(amounts) // 2):
-        d, (before, after) = len(dims) - 1 - k, amounts[2 * k : 2 * k + 2]
-        if (before, after) == (0, 0) or not dims[d]:
-            continue
-        if a.get("mode", "constant") != "constant" or not isinstance(before, int) or min(before, after) < 0:
-            g.fix(node, [dims[d]], "it is padded")
-            dims[d] = FIXED
-            continue
-        runs[k] = (g.labels.fresh(before), g.labels.fresh(after))
-        dims[d] = concatenate([runs[k][0], dims[d], runs[k][1]], [before, len(dims[d][0]), after])
-    g.put(node, tuple(dims))
-
-    def write(twin: Node, count: Count) -> None:
-        new = list(amounts)
-        for k, (before, after) in runs.items():
-            new[2 * k : 2 * k + 2] = [count(before), count(after)]
-        set_argument(twin, "pad", new)
-
-    if runs:
-        g.respell(node, write)
-
-
 def pixel_shuffle(g: Builder, node: Node) -> None:
     """[.., C * r * r, H, W] to [.., C, H * r, W * r]: whole output channels can go."""
     a = arguments(node)
@@ -233,6 +187,56 @@ def pixel_shuffle(g: Builder, node: Node) -> None:
     channels, inner = g.labels.split(source[-3], g.shape(a["self"])[-3] // block, block)
     g.fix(node, (inner, *source[-2:]), "it becomes pixels")
     g.put(node, (*source[:-3], channels, FIXED, FIXED))
+
+
+def pixel_unshuffle(g: Builder, node: Node) -> None:
+    """[.., C, H * r, W * r] to [.., C * r * r, H, W]."""
+    a = arguments(node)
+    source, block = g.dims(a["self"]), a["downscale_factor"] ** 2
+    g.fix(node, source[-2:], "it becomes channels")
+    channels = join((source[-3], FIXED), (g.shape(a["self"])[-3], block)) if source[-3] else FIXED
+    g.put(node, (*source[:-3], channels, FIXED, FIXED))
+
+
+def channel_shuffle(g: Builder, node: Node) -> None:
+    """Channels viewed as groups x channels of a group, and those two swapped."""
+    a = arguments(node)
+    dims, groups = list(g.dims(a["self"])), a["groups"]
+    inner = g.shape(a["self"])[1] // groups
+    group, channel = g.labels.split(dims[1], groups, inner)
+    dims[1] = join((channel, group), (inner, groups))
+    g.put(node, tuple(dims))
+    g.respell(node, lambda twin, kept: set_argument(twin, "groups", kept.count(group) if group else groups))
+
+
+def patches(g: Builder, node: Node) -> None:
+    """`im2col`: [B, C, H, W] to [B, C * k * k, L]."""
+    a = arguments(node)
+    dims, block = g.dims(a["self"]), math.prod(a["kernel_size"])
+    if len(dims) != 4:
+        raise NotUnderstood("its input has no batch dimension")
+    g.fix(node, dims[2:], "it is cut into patches")
+    channels = join((dims[1], FIXED), (g.shape(a["self"])[1], block)) if dims[1] else FIXED
+    g.put(node, (dims[0], channels, FIXED))
+
+
+def unpatched(g: Builder, node: Node) -> None:
+    """`col2im`: [B, C * k * k, L] to [B, C, H, W]."""
+    a = arguments(node)
+    dims, block = g.dims(a["self"]), math.prod(a["kernel_size"])
+    channels, inner = g.labels.split(dims[1], g.shape(a["self"])[1] // block, block)
+    g.fix(node, (inner, dims[2]), "it is put together from patches")
+    g.put(node, (dims[0], channels, FIXED, FIXED))
+
+
+def windows(g: Builder, node: Node) -> None:
+    """`unfold` of one dimension: windows of it in a new last dimension."""
+    a = arguments(node)
+    dims = list(g.dims(a["self"]))
+    d = a["dimension"] % len(dims)
+    g.fix(node, [dims[d]], "windows of it are taken")
+    dims[d] = FIXED
+    g.put(node, (*dims, FIXED))
 
 
 def size(g: Builder, node: Node) -> None:
@@ -250,17 +254,27 @@ def claim(g: Builder, node: Node) -> None:
 
 
 def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, may_infer: bool = False) -> None:
+    """Surgery writes how many positions of `dims` are left; one that goes with the batch it leaves to be inferred."""
     sizes = list(arguments(node)[name])
     symbolic = [index for index, size in enumerate(sizes) if not isinstance(size, int) and dims[index]]
-    if symbolic and (not may_infer or len(symbolic) > 1 or -1 in sizes):
+    spelled: dict[int, int] = {}
+    if symbolic and -1 in sizes:
+        other = sizes.index(-1)
+        size = node.meta["val"].shape[other] if "val" in node.meta else None
+        if not isinstance(size, int):
+            raise NotUnderstood("it spells out two sizes that go with the batch")
+        spelled[other] = size
+    if symbolic and (not may_infer or len(symbolic) > 1):
         raise NotUnderstood("it spells out a size that mixes the batch with an axis")
 
-    def write(twin: Node, count: Count) -> None:
+    def write(twin: Node, kept: Kept) -> None:
         # Sizes that are not constant are nodes: those of the twin.
         new = list(arguments(twin)[name])
         for index, expr in enumerate(dims):
-            if expr and sizes[index] != -1:
-                new[index] = -1 if index in symbolic else count(expr)
+            if expr and (sizes[index] != -1 or index in spelled):
+                new[index] = -1 if index in symbolic else kept.count(expr)
+            elif index in spelled:
+                new[index] = spelled[index]
         set_argument(twin, name, new)
 
     if any(dims):
@@ -283,19 +297,28 @@ def _moved(source: list[int], destination: list[int], rank: int) -> list[int]:
 
 
 RULES = {
-    **dict.fromkeys("view reshape _unsafe_view flatten unflatten view_copy".split(), view),
-    **dict.fromkeys("permute transpose transpose_ swapaxes swapdims t movedim moveaxis".split(), permute),
+    **dict.fromkeys("view reshape _unsafe_view flatten unflatten view_copy view_as reshape_as".split(), view),
+    **dict.fromkeys("permute transpose transpose_ swapaxes swapdims t movedim moveaxis adjoint mT".split(), permute),
     **dict.fromkeys(["squeeze", "squeeze_"], squeeze),
     **dict.fromkeys(["unsqueeze", "unsqueeze_"], unsqueeze),
     **dict.fromkeys("cat concat concatenate".split(), cat),
     "stack": stack,
-    **dict.fromkeys("split split_with_sizes chunk".split(), cut),
-    **dict.fromkeys(["slice", "narrow"], cut_out),
-    **dict.fromkeys(["select", "unbind"], select),
-    **dict.fromkeys(["pad", "constant_pad_nd"], pad),
     "expand": expand,
-    "repeat": repeat,
+    **dict.fromkeys(["repeat", "tile"], repeat),
+    "repeat_interleave": repeat_each,
     "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], channel_shuffle),
+    "im2col": patches,
+    "col2im": unpatched,
+    "unfold": windows,
     **dict.fromkeys(["sym_size", "sym_numel"], size),
     "_assert_tensor_metadata": claim,
+}
+# They give dimensions that any axis can be tied to, so they count also where nothing that goes in has an axis.
+MAKERS = {
+    **dict.fromkeys("zeros ones full empty rand randn".split(), fill),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), fill),
+    "expand": expand,
+    "repeat": repeat,
 }

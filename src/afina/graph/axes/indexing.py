@@ -1,0 +1,212 @@
+"""How axes run through ops that take a part: slices, splits, padding, and positions by number."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from afina.graph.axes.builder import Builder, Kept, NotUnderstood, arguments, set_argument
+from afina.graph.axes.elementwise import reduced_dimensions
+from afina.graph.axes.labels import FIXED, Array, Expr, concatenate, take
+
+aten = torch.ops.aten
+
+
+def cut(g: Builder, node: Node) -> None:
+    """`split` and `chunk`: runs of a dimension, their sizes spelled out."""
+    a = arguments(node)
+    source = g.dims(a["self"])
+    d = a["dim"] % len(source)
+    sizes = [shape[d] for shape in g.shapes(node) or []]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    runs = [take(source[d], slice(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    g.put(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
+    if source[d]:
+
+        def write(twin: Node, kept: Kept) -> None:
+            source = arguments(twin)["self"]
+            twin.target = aten.split_with_sizes.default
+            twin.args, twin.kwargs = (source, [kept.count(run) for run in runs], d), {}
+
+        g.respell(node, write)
+
+
+def cut_out(g: Builder, node: Node) -> None:
+    """`slice` and `narrow`: one run of a dimension."""
+    a = arguments(node)
+    source = g.dims(a["self"])
+    d = a["dim"] % len(source)
+    size, kept = g.shape(a["self"])[d], g.shape(node)[d]
+    if a.get("step", 1) != 1:
+        _pick(g, node, d, np.arange(size)[a["start"] : a["end"] : a["step"]] if source[d] else None)
+        return
+    start = a["start"] or 0
+    if source[d] and not isinstance(start, int):
+        raise NotUnderstood("it starts at a number that is not constant")
+    start = min(max(start + size if start < 0 else start, 0), size) if source[d] else 0
+    run = take(source[d], slice(start, start + kept))
+    g.put(node, (*source[:d], run, *source[d + 1 :]))
+    if run:
+
+        def write(twin: Node, kept: Kept) -> None:
+            first, length = kept.count(take(source[d], slice(0, start))), kept.count(run)
+            set_argument(twin, "start", first)
+            set_argument(twin, *(("length", length) if "length" in a else ("end", first + length)))
+
+        g.respell(node, write)
+
+
+def select(g: Builder, node: Node) -> None:
+    """One position of a dimension, which is fixed."""
+    a = arguments(node)
+    source = g.dims(a["self"])
+    d = a["dim"] % len(source)
+    g.fix(node, [source[d]], "one of it is taken by its number")
+    rest = (*source[:d], *source[d + 1 :])
+    g.put(node, [rest for _ in g.shapes(node) or []] if g.is_multiple(node) else rest)
+
+
+def pad(g: Builder, node: Node) -> None:
+    """Constant padding adds new units at both ends of a dimension; other kinds of padding fix it."""
+    a = arguments(node)
+    source, amounts = g.dims(a["self"]), list(a["pad"])
+    dims = list(source)
+    runs: dict[int, tuple[Expr, Expr]] = {}
+    for k in range(len(amounts) // 2):
+        d, (before, after) = len(dims) - 1 - k, amounts[2 * k : 2 * k + 2]
+        if (before, after) == (0, 0) or not dims[d]:
+            continue
+        if a.get("mode", "constant") != "constant" or not isinstance(before, int) or min(before, after) < 0:
+            g.fix(node, [dims[d]], "it is padded")
+            dims[d] = FIXED
+            continue
+        runs[k] = (g.labels.fresh(before), g.labels.fresh(after))
+        dims[d] = concatenate([runs[k][0], dims[d], runs[k][1]], [before, len(dims[d][0]), after])
+    g.put(node, tuple(dims))
+
+    def write(twin: Node, kept: Kept) -> None:
+        new = list(amounts)
+        for k, (before, after) in runs.items():
+            new[2 * k : 2 * k + 2] = [kept.count(before), kept.count(after)]
+        set_argument(twin, "pad", new)
+
+    if runs:
+        g.respell(node, write)
+
+
+def index(g: Builder, node: Node) -> None:
+    """`x[:, positions]`: constant positions along one dimension are renumbered; otherwise what is indexed is fixed."""
+    a = arguments(node)
+    source, indices = g.dims(a["self"]), a["indices"]
+    where = [d for d, positions in enumerate(indices) if positions is not None]
+    if any(g.dtype(indices[d]) in (torch.bool, torch.uint8) for d in where):
+        raise NotUnderstood("it is indexed by a mask")
+    g.fix(node, [expr for d in where for expr in g.dims(indices[d])], "it holds positions")
+    if len(where) == 1 and len(g.shape(indices[where[0]])) == 1:
+        _pick(g, node, where[0], _values(g, indices[where[0]]))
+        return
+    g.fix(node, [source[d] for d in where], "positions of it are taken by number")
+    taken = (FIXED,) * max(len(g.shape(indices[d])) for d in where)
+    adjacent = where == list(range(where[0], where[-1] + 1))
+    first = where[0] if adjacent else 0
+    rest = [expr for d, expr in enumerate(source) if d not in where]
+    g.put(node, (*rest[:first], *taken, *rest[first:]))
+
+
+def index_select(g: Builder, node: Node) -> None:
+    """As `index`, along one dimension."""
+    a = arguments(node)
+    g.fix(node, g.dims(a["index"]), "it holds positions")
+    _pick(g, node, a["dim"] % len(g.dims(a["self"])), _values(g, a["index"]))
+
+
+def gather(g: Builder, node: Node) -> None:
+    """Positions along one dimension, which is fixed; where the others are taken whole, they are the same."""
+    a = arguments(node)
+    source, positions = g.dims(a["self"]), g.dims(a["index"])
+    d = a["dim"] % len(source)
+    g.fix(node, (source[d], positions[d]), "positions of it are taken by number")
+    dims: list[Expr] = []
+    for k, size in enumerate(g.shape(a["index"])):
+        if k != d and size == g.shape(a["self"])[k]:
+            dims.append(g.unite(node, source[k], positions[k]))
+        else:
+            g.fix(node, (source[k], positions[k]), "a part of it is taken")
+            dims.append(FIXED)
+    g.put(node, tuple(dims))
+
+
+def flip(g: Builder, node: Node) -> None:
+    """Dimensions back to front."""
+    a = arguments(node)
+    dims = list(g.dims(a["self"]))
+    for d in reduced_dimensions(a["dims"], len(dims)):
+        dims[d] = take(dims[d], slice(None, None, -1))
+    g.put(node, tuple(dims))
+
+
+def triangle(g: Builder, node: Node) -> None:
+    """`tril`, `triu`: a position stays or not by its number."""
+    dims = g.dims(arguments(node)["self"])
+    g.fix(node, dims[-2:], "its triangle is taken")
+    g.put(node, (*dims[:-2], FIXED, FIXED))
+
+
+def _values(g: Builder, node: Node) -> Array | None:
+    value = g.constant(node)
+    return None if value is None else value.cpu().numpy().astype(np.int64)
+
+
+def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
+    """The output has the given positions of dimension `d`; where they are not constant, it is fixed."""
+    source = g.dims(arguments(node)["self"])
+    if positions is None or not source[d]:
+        g.fix(node, [source[d]], "positions of it are taken by number")
+        g.put(node, (*source[:d], FIXED, *source[d + 1 :]))
+        return
+    picked = take(source[d], positions)
+    g.put(node, (*source[:d], picked, *source[d + 1 :]))
+    places = np.arange(len(source[d][0]))[positions]
+
+    def write(twin: Node, kept: Kept) -> None:
+        number = np.cumsum(kept.mask(source[d])) - 1
+        _select_positions(twin, d, torch.from_numpy(number[places[kept.mask(picked)]]))
+
+    g.respell(node, write)
+
+
+def _select_positions(twin: Node, d: int, positions: torch.Tensor) -> None:
+    """Turn `twin` into an `index_select` of constant positions."""
+    source, before = arguments(twin)["self"], twin.all_input_nodes
+    module, name = twin.graph.owning_module, f"_positions_{twin.name}"
+    assert module is not None
+    module.register_buffer(name, positions)
+    with twin.graph.inserting_before(twin):
+        held = twin.graph.get_attr(name)
+    held.meta["val"] = positions
+    twin.target = aten.index_select.default
+    twin.args, twin.kwargs = (source, d, held), {}
+    _erase_unused(before)
+
+
+def _erase_unused(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        if not node.users and node.op != "placeholder":
+            sources: list[Any] = node.all_input_nodes
+            node.graph.erase_node(node)
+            _erase_unused(sources)
+
+
+RULES = {
+    **dict.fromkeys("split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split".split(), cut),
+    **dict.fromkeys(["slice", "narrow"], cut_out),
+    **dict.fromkeys(["select", "unbind"], select),
+    **dict.fromkeys(["pad", "constant_pad_nd"], pad),
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    "flip": flip,
+    **dict.fromkeys(["tril", "triu"], triangle),
+}

@@ -1,0 +1,106 @@
+"""What a network without some units must answer, computed on the whole network: positions are masked, not removed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from afina.graph.axes import Analysis, Axis
+from afina.graph.axes.builder import arguments, op_name
+from afina.graph.axes.labels import Expr
+from afina.graph.network import Network, outputs_of
+from afina.graph.surgery import kept_positions
+
+
+def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> Tensor:
+    """The answer, in inference form, of the network in which each axis keeps only the given units.
+
+    After each op the positions of the other units are set to zero, and statistics (of norms, means and the like) are
+    taken over the positions that are left. `surgery.remove` must give a network that answers the same; it goes
+    another way to get there, which makes this a test of it.
+
+    Args:
+        network: Any captured network.
+        keep: As for `remove`.
+        images: `[BATCH, C, H, W]` (`axes.analysis.BATCH`): masks are made for this batch size.
+    """
+    with network.inference():
+        return outputs_of(_Masked(network, keep).run(images))
+
+
+class _Masked(Interpreter):
+    def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]]) -> None:
+        super().__init__(network.module)
+        self._analysis = Analysis(network)
+        self._kept = kept_positions(self._analysis, keep)
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "call_function" and op_name(n) in _STATISTICS:
+            value = self._over_kept(n)
+        else:
+            value = super().run_node(n)
+        if n.op == "output":
+            return value
+        masks = [[self._mask(expr) for expr in dims] for dims in self._analysis.dims(n)]
+        if isinstance(value, Tensor):
+            return _zeroed(value, masks[0]) if masks else value
+        if isinstance(value, (tuple, list)) and masks:
+            return [_zeroed(part, mask) for part, mask in zip(value, masks, strict=True)]
+        return value
+
+    def _mask(self, expr: Expr) -> Tensor | None:
+        return torch.from_numpy(self._kept.mask(expr)) if expr else None
+
+    def _over_kept(self, n: Node) -> Any:
+        """The op on what is left of its inputs, spread out again to the whole size."""
+        a = arguments(n)
+        inputs: dict[str, Any] = {name: self._sliced(source) for name, source in a.items() if isinstance(source, Node)}
+        first = next(iter(inputs.values()))
+        if "normalized_shape" in a:
+            inputs["normalized_shape"] = list(first.shape[first.ndim - len(a["normalized_shape"]) :])
+        if "num_groups" in a:
+            source = next(source for source in a.values() if isinstance(source, Node))
+            channels = self._mask(self._analysis.dims(source)[0][1])
+            if channels is not None:
+                inputs["num_groups"] = int(channels.reshape(a["num_groups"], -1).any(1).sum())
+        assert isinstance(n.target, torch._ops.OpOverload)
+        value = n.target(**{**a, **inputs})
+        parts = [value] if isinstance(value, Tensor) else list(value)
+        spread = [_spread(p, [self._mask(e) for e in d]) for p, d in zip(parts, self._analysis.dims(n), strict=True)]
+        return spread[0] if isinstance(value, Tensor) else spread
+
+    def _sliced(self, source: Node) -> Tensor:
+        value: Tensor = self.env[source]
+        for d, expr in enumerate(self._analysis.dims(source)[0]):
+            mask = self._mask(expr)
+            if mask is not None:
+                value = value.index_select(d, mask.nonzero()[:, 0])
+        return value
+
+
+def _zeroed(value: Any, masks: Sequence[Tensor | None]) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    for d, mask in enumerate(masks):
+        if mask is not None and not mask.all():
+            shape = [1] * value.ndim
+            shape[d] = -1
+            value = value.masked_fill(~mask.reshape(shape), 0)
+    return value
+
+
+def _spread(value: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
+    for d, mask in enumerate(masks):
+        if mask is not None:
+            shape = list(value.shape)
+            shape[d] = len(mask)
+            value = value.new_zeros(shape).index_copy(d, mask.nonzero()[:, 0], value)
+    return value
+
+
+_STATISTICS = frozenset(
+    "layer_norm rms_norm group_norm batch_norm instance_norm mean var std var_mean std_mean amax amin max min norm "
+    "linalg_vector_norm logsumexp median any all".split()
+)

@@ -1,4 +1,4 @@
-"""Regions that a capture leaves as graphs of their own (`torch.autocast` blocks), put into the graph that calls them."""
+"""Regions that a capture leaves as graphs of their own (`torch.autocast` blocks), put into the graph around them."""
 
 import operator
 from typing import Any
@@ -38,6 +38,6 @@ def _replace(node: Node, outputs: Any) -> None:
     parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     for user in list(node.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(parts[user.args[1]])
+            user.replace_all_uses_with(parts[int(str(user.args[1]))])
             user.graph.erase_node(user)
     node.graph.erase_node(node)

@@ -24,25 +24,25 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
     Args:
         network: Any captured network.
         keep: As for `remove`.
-        images: `[BATCH, C, H, W]` (`axes.analysis.BATCH`): masks are made for this batch size.
+        images: `[N, C, H, W]`; N should be a size that the network's dimensions do not have, such as 5 or 13.
     """
     with network.inference():
-        return outputs_of(_Masked(network, keep).run(images))
+        return outputs_of(_Masked(network, keep, len(images)).run(images))
 
 
 class _Masked(Interpreter):
-    def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]]) -> None:
+    def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]], batch: int) -> None:
         super().__init__(network.module)
-        self._analysis = Analysis(network)
+        self._analysis = Analysis(network, batch)
         self._kept = kept_positions(self._analysis, keep)
 
     def run_node(self, n: Node) -> Any:
-        if n.op == "call_function" and op_name(n) in _STATISTICS:
-            value = self._over_kept(n)
-        else:
-            value = super().run_node(n)
+        statistic = n.op == "call_function" and op_name(n) in _STATISTICS
+        value = self._over_kept(n) if statistic else super().run_node(n)
         if n.op == "output":
             return value
+        if n.op == "get_attr" and isinstance(value, Tensor):
+            value = value.detach().clone()
         masks = [[self._mask(expr) for expr in dims] for dims in self._analysis.dims(n)]
         if isinstance(value, Tensor):
             return _zeroed(value, masks[0]) if masks else value
@@ -81,13 +81,16 @@ class _Masked(Interpreter):
 
 
 def _zeroed(value: Any, masks: Sequence[Tensor | None]) -> Any:
+    """In place where it can be: a view must go on sharing its memory, as ops may write through it."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
     for d, mask in enumerate(masks):
         if mask is not None and not mask.all():
             shape = [1] * value.ndim
             shape[d] = -1
-            value = value.masked_fill(~mask.reshape(shape), 0)
+            gone = ~mask.reshape(shape)
+            value = value.masked_fill(gone, 0) if expanded else value.masked_fill_(gone, 0)
     return value
 
 

@@ -7,6 +7,7 @@ dropout) are switched by rewriting their training flag, so one graph serves both
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def outputs_of(value: Any) -> Tensor:
 
 def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=2**16)
-    with torch.no_grad(), _trainable_attention():
+    with torch.no_grad(), _trainable_attention(), warnings.catch_warnings():
+        # Recurrent layers list their weights anew when they run; the graph has the weights themselves.
+        warnings.filterwarnings("ignore", message="The tensor attributes? self")
         return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -44,7 +45,8 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
 
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:
     values: dict[Node, Any] = {}
-    with mode, torch.no_grad(), _unguarded(mode):
+    # Some ops (recurrent layers) follow symbolic sizes only by their Python decompositions, as in a capture.
+    with mode, torch.no_grad(), enable_python_dispatcher(), _unguarded(mode):
         for node in module.graph.nodes:
             try:
                 values[node] = _value(module, mode, node, example, values.__getitem__)

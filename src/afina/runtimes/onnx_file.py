@@ -65,7 +65,7 @@ def _translate(network: "Network") -> "ir.Model":
     try:
         with _quietly():
             program = torch.onnx.export(
-                _with_clamps(network).exported(),
+                _without_strides(_with_clamps(network)).exported(),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
@@ -133,6 +133,26 @@ def _with_clamps(network: "Network") -> "Network":
             clamp = twin.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
         clamp.meta = dict(source.meta)
         node.update_arg(0, clamp)
+    twin.module.recompile()
+    return twin
+
+
+def _without_strides(network: "Network") -> "Network":
+    """The network, with a copy after each attention: torch.onnx decides whether a reshape needs a copy by the strides
+    that one kernel gives, and then decomposes attention to ops that give others. In ONNX the copy is nothing.
+    """
+    import torch
+
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    if not any(node.target is attention for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    for node in [node for node in twin.graph.nodes if node.target is attention]:
+        whole = {"memory_format": torch.contiguous_format}
+        with twin.graph.inserting_after(node):
+            copy = twin.graph.call_function(torch.ops.aten.clone.default, (node,), whole)
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
     twin.module.recompile()
     return twin
 

@@ -20,8 +20,8 @@ from afina.graph.propagate import fake_values
 Role = Literal["producer", "consumer", "other"]
 Kind = Literal["channels", "hidden", "heads", "head-dim", "embedding", "groups"]
 
-# The batch that shapes are followed with: a prime, so that a view never takes the batch for something else.
-BATCH = 13
+# A prime, so that a view never takes the batch for something else.
+_BATCH = 13
 # In the order of what an axis is called where it is several of them.
 _KIND_TAGS: tuple[Tag, ...] = ("heads", "head-dim", "groups", "normalised")
 _RULES: dict[str, Callable[[Builder, Node], None]] = {
@@ -124,15 +124,16 @@ class Analysis:
 
     Args:
         network: Any captured network.
+        batch: The batch size that shapes are followed with.
 
     Raises:
         Unsupported: the shapes in the graph depend on the values of the data.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, batch: int = _BATCH) -> None:
         self.graph = network.graph
         self.unknown: dict[str, str] = {}
-        builder = Builder(network.module, fake_values(network.module, (BATCH, *network.input.shape)))
+        builder = Builder(network.module, fake_values(network.module, (batch, *network.input.shape)))
         for node in self.graph.nodes:
             self._visit(builder, node)
         self._builder = builder
@@ -161,7 +162,7 @@ class Analysis:
         return Axes(tuple(free), tuple(fixed), self.unknown)
 
     def dims(self, node: Node) -> list[tuple[Expr, ...]]:
-        """For each tensor that a node gives for `BATCH` images, its dimensions in atomic classes."""
+        """For each tensor that a node gives for a batch, its dimensions in atomic classes."""
         return [tuple(self.solution.expand(expr) for expr in dims) for dims in self._builder.parts(node)]
 
     def _visit(self, g: Builder, node: Node) -> None:

@@ -65,7 +65,7 @@ def reduction(g: Builder, node: Node) -> None:
 
 def _reads_positions(node: Node) -> bool:
     """Whether the second result (of `max`, `min`) is used: the positions of the first, by number."""
-    return op_name(node) in ("max", "min", "median") and any(user.args[1] == 1 for user in node.users)
+    return op_name(node) in ("max", "min", "median") and any(user.args[1] == 1 and user.users for user in node.users)
 
 
 def along(g: Builder, node: Node) -> None:

@@ -151,6 +151,7 @@ def recurrent(g: Builder, node: Node) -> None:
     for state in states[1:]:
         hidden = g.unite(node, hidden, g.dims(state)[-1])
     source, size = dims[-1], g.shape(states[0])[-1]
+    both = concatenate([hidden] * directions, [size] * directions)
     for start in range(0, len(weights), each):
         into, over, *biases = weights[start : start + each]
         layer = start // (each * directions)
@@ -166,7 +167,6 @@ def recurrent(g: Builder, node: Node) -> None:
         g.mark(over, "hidden", produces=0, consumes=1)
     along = dims[0] if not a["batch_first"] else dims[1]
     g.fix(node, [along], "the layer runs along it")
-    both = concatenate([hidden] * directions, [size] * directions)
     g.put(node, [(*dims[:2], both), *((FIXED, FIXED, hidden) for _ in states)])
 
 

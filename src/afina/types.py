@@ -153,6 +153,32 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """What a network loses when a part of it becomes smaller.
+
+    Attributes:
+        name: Of the axis, or of the layer.
+        kind: Kind of the axis (`channels`, `heads`, ...), or `weights` for a layer that loses single weights.
+        size: How many units (or weights) it has.
+        layers: The layers that produce an axis.
+        readers: The layers that read it.
+        gone: Numbers of units (or weights) gone at which it was measured.
+        measured: For each of them, the mean squared change of the network's outputs, as a share of what they vary.
+        losses: Of an axis, the same for every number of units gone, from 0 to all but one: through what was measured,
+            with the shape of the layers' own errors between.
+    """
+
+    name: str
+    kind: str
+    size: int
+    layers: tuple[str, ...]
+    readers: tuple[str, ...]
+    gone: tuple[int, ...]
+    measured: tuple[float, ...]
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One row of a training curve. `quality` is the task's metric on the validation data."""
 

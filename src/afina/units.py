@@ -45,6 +45,22 @@ def parse_drop(text: str | float, option: str = "--max-drop") -> float:
     return value
 
 
+def parse_share(text: str | float, option: str) -> float:
+    """Share of `50%` or `0.5`, between 0 and 1. Raises `InputError`."""
+    if isinstance(text, str):
+        value, unit = _split(text, option, "50%")
+        value *= _factor(unit, {"": 1.0, "%": 0.01}, text, option, "% or nothing")
+    else:
+        value = float(text)
+    if not 0 < value < 1:
+        raise InputError(
+            f"{option} {text} is not between 0 and 1.",
+            why="It is the share that may stay.",
+            fix=f"To halve it, write {option} 50%",
+        )
+    return value
+
+
 def format_size(value: float) -> str:
     """`368 KB`, `1.23 MB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

@@ -58,6 +58,22 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
     return tuple(_with_kept(row, before.get(row.name)) for row in rows)
 
 
+def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
+    """Multiply-accumulates for one image by the name of the weight that is multiplied by, and those without one."""
+    values = _values(network)
+    found: dict[str, float] = {}
+    rest = 0.0
+    for node in network.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        held = [source for source in map(_held, _weights(node)) if source is not None and values[source].ndim > 1]
+        if held:
+            found[str(held[0].target)] = found.get(str(held[0].target), 0.0) + _macs(node, values)
+        else:
+            rest += _macs(node, values)
+    return found, rest
+
+
 def _values(network: Network) -> dict[Node, Any]:
     with network.inference():
         return fake_values(network.module, (1, *network.input.shape))

@@ -1,18 +1,21 @@
-"""The candidates of a run, cheap ones first: the original, half precision, int8; then pruned, fine-tuned, int8.
+"""The candidates of a run, cheap ones first: the original, half precision, int8; then pruned, and fine-tuned.
 
-Before any pruned network is trained it is exported untrained, since its size and latency do not depend on what it
-has learned: only ratios that can keep the limits on size, latency and memory cost a training.
+Before any network is pruned for good, one of the same shape is exported and timed, since size and latency do not
+depend on its weights: only ratios that can keep the limits on size, latency and memory cost more. A pruned network is
+judged before it is fine-tuned: where refitting its layers is enough, no training is paid for.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from afina.budget import decide, excess
 from afina.errors import AfinaError
 from afina.graph.cost import layer_rows
 from afina.graph.network import Network
 from afina.jobs.judge import ORIGINAL, Draft, add_latency, file_size, judge, rejected
+from afina.jobs.planning import Planner
 from afina.jobs.stages import Job
 from afina.runtimes import measure_latency
 from afina.techniques import prune, quantize
@@ -25,6 +28,7 @@ PLAIN_RATIOS = (0.25, 0.5, 0.75)
 # Kernels like channels in eights; where layers are narrower than this, steps of eight would be too coarse.
 _NARROW = 64
 _PROBE_IMAGES = 32
+_PRUNING_IMAGES = 1024
 # A probe is a file of the same shape, timed once: within this share of the limit it is worth a training.
 _PROBE_SLACK = 1.05
 
@@ -70,6 +74,9 @@ class Search:
             return self.candidates
         for ratio in self._ratios():
             self._try(f"pruned-{ratio:.3f}", self._pruned(ratio))
+            if self._enough():
+                break
+            self._try(f"tuned-{ratio:.3f}", self._tuned(ratio))
             if self._enough() or self._too_far(ratio):
                 break
         return self.candidates
@@ -83,6 +90,13 @@ class Search:
 
     def _pruned(self, ratio: float) -> dict[str, Callable[[], Draft]]:
         name = f"prune-{ratio:g}"
+        return {
+            name: lambda: self._refitted(name, ratio),
+            f"{name}-int8": lambda: self._int8(self._refitted(name, ratio), f"{name}-int8"),
+        }
+
+    def _tuned(self, ratio: float) -> dict[str, Callable[[], Draft]]:
+        name = f"prune-{ratio:g}-tuned"
         return {
             name: lambda: self._trained(name, ratio),
             f"{name}-int8": lambda: self._int8(self._trained(name, ratio), f"{name}-int8"),
@@ -149,31 +163,47 @@ class Search:
             records=(*draft.records, record),
         )
 
-    def _prune(self, ratio: float, criterion: str = "activation") -> tuple[Network, Record]:
-        widths = [row.output[0] for row in layer_rows(self.original)[:-1] if row.output]
-        multiple = 8 if min(widths, default=_NARROW) >= _NARROW else 4
-        config = prune.PruneConfig(ratio=ratio, criterion=criterion, multiple=multiple)
-        return prune.apply(self.original, config, self.job.context(self.original))
+    @cached_property
+    def _planner(self) -> Planner:
+        """Shares out what is to go: parameters where the size is limited, MACs where it is not."""
+        narrowest = min((row.output[0] for row in layer_rows(self.original)[:-1] if row.output), default=_NARROW)
+        config = prune.PruneConfig(multiple=8 if narrowest >= _NARROW else 4)
+        study = prune.Study(self.original, config, self.job.context(self.original, _PRUNING_IMAGES))
+        return Planner(study, "global", "macs" if self.budget.size is None else "parameters")
+
+    def _counts(self, ratio: float) -> dict[str, int]:
+        """What each axis keeps when `ratio` of the cost goes."""
+        return self._planner.counts((1 - ratio) * self._planner.sizing.total({}))
+
+    def _refitted(self, name: str, ratio: float) -> Draft:
+        """The pruned network, its layers refitted to the original's; kept in the run folder."""
+
+        def build() -> Record:
+            self.job.progress.say(f"Pruning {ratio:.0%} away and refitting the layers that are left.")
+            network, record = self._planner.study.prune(self._counts(ratio))
+            self.job.keep_network(name, network)
+            return record
+
+        record = self.job.stage(f"prune-{name}", Record, build, files=[self.job.network_file(name)])
+        return Draft(name, self.job.load_network(name), (record.step,), (record,))
 
     def _trained(self, name: str, ratio: float) -> Draft:
         """The pruned network, fine-tuned with the original as its teacher; kept in the run folder."""
+        start = self._refitted(f"prune-{ratio:g}", ratio)
 
-        def build() -> tuple[Record, tuple[Epoch, ...]]:
-            network, record = self._prune(ratio)
+        def build() -> tuple[Epoch, ...]:
             self.job.progress.say(f"Fine-tuning {name} for {self.finetune.epochs} epochs, taught by the original.")
             tuned, curve = fit(
-                network, self.job.data, self.finetune, teacher=self.original, progress=self.job.progress,
+                start.network, self.job.data, self.finetune, teacher=self.original, progress=self.job.progress,
                 checkpoint=self.job.run.path(f"work/{name}.checkpoint"),
             )  # fmt: skip
             self.job.keep_network(name, tuned)
-            return record, curve
+            return curve
 
-        record, curve = self.job.stage(
-            f"train-{name}", tuple[Record, tuple[Epoch, ...]], build, files=[self.job.network_file(name)]
-        )
+        curve = self.job.stage(f"train-{name}", tuple[Epoch, ...], build, files=[self.job.network_file(name)])
         self.job.run.path(f"work/{name}.checkpoint").unlink(missing_ok=True)
-        recipe = (record.step, Step("finetune", {**asdict(self.finetune), "teacher": ORIGINAL}))
-        return Draft(name, self.job.load_network(name), recipe, (record,), curve)
+        recipe = (*start.recipe, Step("finetune", {**asdict(self.finetune), "teacher": ORIGINAL}))
+        return replace(start, name=name, network=self.job.load_network(name), recipe=recipe, curve=curve)
 
     def _ratios(self) -> tuple[float, ...]:
         """Which ratios to train: the gentlest that can keep the limits on resources, or the harshest if none can.
@@ -199,8 +229,7 @@ class Search:
         def build() -> Probe:
             name = f"probe-{ratio:g}"
             try:
-                network, record = self._prune(ratio, "magnitude")
-                draft = self._int8(Draft(name, network, (record.step,)), name, _PROBE_IMAGES)
+                draft = self._int8(Draft(name, self._planner.shape(self._counts(ratio))), name, _PROBE_IMAGES)
             except AfinaError as error:
                 self.job.run.log(f"{name}: {error}")
                 return Probe(ratio, math.inf, math.inf)

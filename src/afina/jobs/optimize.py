@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from afina.budget import decide, make_budget
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
 from afina.jobs.candidates import Search
+from afina.jobs.compression import RATES, suited_batch, suited_optimizer
 from afina.jobs.judge import ORIGINAL
 from afina.jobs.machine import available_cores, describe_machine
 from afina.jobs.report import write_all
@@ -29,9 +28,8 @@ from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 # Trainings are sized in steps, so that a small data set gets more epochs than a large one.
 _ADAPT_STEPS, _FINETUNE_STEPS = 4000, 4000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 20
-_BATCH = 128
-# Highest learning rates: from random weights, from given weights, of a pruned network.
-_RATES: dict[Optimizer, tuple[float, float, float]] = {"sgd": (0.1, 0.02, 0.05), "adamw": (1e-3, 2e-4, 5e-4)}
+# Highest learning rates: from random weights, from given weights.
+_RATES: dict[Optimizer, tuple[float, float]] = {"sgd": (0.1, 0.02), "adamw": (1e-3, 2e-4)}
 # Of classification; a regression has nothing to smooth and takes no notice.
 _SMOOTHING = 0.1
 _REPEATED = (
@@ -130,7 +128,10 @@ def optimize(
         "precision": precision, "threads": threads, "batch": batch, "thorough": thorough, "seed": seed,
     }  # fmt: skip
     common = FitConfig(
-        optimizer=optimizer or _optimizer(source.network), precision=precision, seed=seed, batch_size=_batch(images)
+        optimizer=optimizer or suited_optimizer(source.network),
+        precision=precision,
+        seed=seed,
+        batch_size=suited_batch(images),
     )
     training = replace(
         common,
@@ -141,7 +142,7 @@ def optimize(
     tuning = replace(
         common,
         epochs=finetune or _epochs(images, _FINETUNE_STEPS),
-        learning_rate=learning_rate or _RATES[common.optimizer][2],
+        learning_rate=learning_rate or RATES[common.optimizer],
     )
     with Run.open(folder, config, argv=_command(config, folder)) as run:
         job = Job(run, images, chosen, threads, batch, seed, progress)
@@ -173,13 +174,8 @@ def _metric(images: ImageData, network: Network) -> MetricInfo:
 
 
 def _epochs(images: ImageData, steps: int) -> int:
-    per_epoch = max(1, images.count("train") // _batch(images))
+    per_epoch = max(1, images.count("train") // suited_batch(images))
     return max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, steps // per_epoch))
-
-
-def _batch(images: ImageData) -> int:
-    """Batch size of training: enough steps in an epoch also where there are few images."""
-    return max(8, min(_BATCH, images.count("train") // 16))
 
 
 def _tell_data(job: Job) -> None:
@@ -208,12 +204,6 @@ def _load(
         targets=data.targets("train") if data.labelled else None,
         progress=progress,
     )
-
-
-def _optimizer(network: Network) -> Optimizer:
-    """SGD suits networks with batch norm; those without it (transformers, plain VGG) need adaptive steps."""
-    normed = any(node.target is torch.ops.aten.batch_norm.default for node in network.graph.nodes)
-    return "sgd" if normed else "adamw"
 
 
 def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> tuple[Adapted, Network]:

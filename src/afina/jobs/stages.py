@@ -1,15 +1,15 @@
 """What the stages of a job share, and how a stage is taken from the run folder when it is already there."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from afina.data import ImageData
 from afina.graph.network import Network
+from afina.jobs.compression import context_of
 from afina.progress import Progress
 from afina.runtimes import Runtime
 from afina.store import Run, from_plain, to_plain
@@ -17,7 +17,6 @@ from afina.techniques.context import Context
 
 T = TypeVar("T")
 CALIBRATION_IMAGES = 512
-_CALIBRATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,7 @@ class Job:
 
     def context(self, network: Network, images: int = CALIBRATION_IMAGES) -> Context:
         """What a technique may use: a stream of training images, the seed, the progress."""
-
-        def calibration() -> Iterator[Tensor]:
-            batches = self.data.batches(
-                "train",
-                network.input,
-                batch_size=min(_CALIBRATION_BATCH, images),
-                shuffle=True,
-                seed=self.seed,
-                limit=images,
-            )
-            return (batch for batch, _ in batches)
-
-        return Context(calibration=calibration, seed=self.seed, progress=self.progress)
+        return context_of(self.data, network, images, self.seed, self.progress)
 
     def stage(self, name: str, kind: type[T], build: Callable[[], T], files: Iterable[str] = ()) -> T:
         """The value of a finished stage, or `build()` of it, kept with the files that it wrote."""

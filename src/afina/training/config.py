@@ -38,6 +38,7 @@ class FitConfig:
         clip: Largest norm of the gradient; None for no limit.
         distillation: Weight of the teacher's part of the loss, where there is a teacher; the labels have the rest.
         temperature: Of that part (Hinton et al. 2015).
+        keep_zeros: Whether weights that are zero at the start stay zero (sparse networks).
         seed: Of the order of images, augmentation and dropout.
 
     Raises:
@@ -61,6 +62,7 @@ class FitConfig:
     clip: float | None = 5.0
     distillation: float = 0.9
     temperature: float = 4.0
+    keep_zeros: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ class Stepper:
         self._schedule = make_schedule(optimizer, config, steps)
         self._optimizer = fabric.setup_optimizers(optimizer)
         self._scale = LossScale(fabric)
+        self._zeros = zeros_of(network) if config.keep_zeros else {}
         self._average = Average(network, config.ema) if config.ema is not None else None
 
     @property
@@ -82,6 +83,9 @@ class Stepper:
             )
             self._check_finite("gradient", norm.item(), where)
             self._optimizer.step()
+        with torch.no_grad():
+            for parameter, zeros in self._zeros.items():
+                parameter.masked_fill_(zeros, 0.0)
         self._optimizer.zero_grad()
         self.done += 1
         if self._average is not None and not self._scale.skipped:
@@ -129,3 +133,9 @@ class Stepper:
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._schedule.step()
+
+
+def zeros_of(network: Network) -> dict[Tensor, Tensor]:
+    """Where the weights of a network are zero, for each that has zeros; vectors (norms, biases) are left out."""
+    weights = [p for p in network.module.parameters() if p.ndim > 1]
+    return {weight: zeros for weight in weights if bool((zeros := weight.detach() == 0).any())}

@@ -1,8 +1,23 @@
 """Structured pruning: remove the units of each free axis (channels, neurons, heads) that matter least.
 
-`technique` chooses how many units stay and rewrites the network, `importance` says which ones matter.
+`study` looks at a network's axes and prunes it, `elimination` chooses units in closed form and `refit` makes up for
+them, `importance` ranks by other criteria, `sensitivity` measures what losing units costs.
 """
 
-from afina.techniques.prune.technique import PruneConfig, apply
+from afina.techniques.prune.config import CRITERIA, KINDS, PruneConfig
+from afina.techniques.prune.limits import fewest, step_of
+from afina.techniques.prune.sensitivity import LEVELS, sensitivities
+from afina.techniques.prune.study import Study
+from afina.techniques.prune.technique import apply
 
-__all__ = ["PruneConfig", "apply"]
+__all__ = [
+    "CRITERIA",
+    "KINDS",
+    "LEVELS",
+    "PruneConfig",
+    "Study",
+    "apply",
+    "fewest",
+    "sensitivities",
+    "step_of",
+]

@@ -1,21 +1,22 @@
-"""Which units matter: by the size of their weights, or by what their consumers would miss on real images."""
+"""Which units matter, without a refit: by the size of their weights, by gradients, by the scales of their norms."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.fx import Interpreter, Node
+from torch import Tensor
+from torch.fx import Node
 
-from afina.errors import InputError
+from afina.errors import InputError, NothingToDo
 from afina.graph.axes import Axis, Member
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
-from afina.progress import Progress
 
 Scores = NDArray[np.float64]
+_LAYERS = frozenset(["linear", *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3))])
+_NORMS = frozenset("batch_norm instance_norm layer_norm group_norm rms_norm".split())
 
 
 def by_magnitude(network: Network, axes: Iterable[Axis]) -> dict[Axis, Scores]:
@@ -40,62 +41,73 @@ def by_magnitude(network: Network, axes: Iterable[Axis]) -> dict[Axis, Scores]:
     return result
 
 
-def by_activation(
-    network: Network, axes: Iterable[Axis], images: Iterable[Tensor], progress: Progress
-) -> dict[Axis, Scores]:
-    """For each unit, how much of its consumers' outputs (as energy, on `images`) would go with it.
+def by_gradient(network: Network, axes: Iterable[Axis], images: Iterable[Tensor], seed: int) -> dict[Axis, Scores]:
+    """For each unit, the squared first-order change of the outputs if its weights were zero, mean over batches.
 
-    For a consumer with weight W, a unit x counts for `mean(x^2) * ||W_x||^2`, as a share of the sum over all
-    units: the diagonal of what pruning loses in the metric of the layer's inputs. One pass over the images, in
-    the memory of one batch. An axis that no layer with weights reads is ranked by magnitude.
+    `E[(sum of w * dg/dw over the unit's weights)^2]` (Molchanov et al. 2019, equation 8). `g` is a random projection
+    of the outputs in place of the loss, so that no labels are needed and every task has one.
+
+    Raises:
+        InputError: there are no images.
     """
     axes = tuple(axes)
-    wanted = {member.name for axis in axes for member in axis.members if member.role == "consumer"}
-    watcher = _Watcher(network, wanted)
-    seen = 0
-    with network.inference(), progress.work("Looking at activations", 1) as bar:
-        for batch in images:
-            watcher.run(batch.to(network.device))
-            seen += len(batch)
-        bar.advance()
-    if not seen:
-        raise InputError("There are no calibration images.", why="The calibration iterable is empty.")
+    twin = network.copy().eval()
+    parameters = {name: p.requires_grad_(True) for name, p in twin.module.named_parameters()}
+    generator = torch.Generator().manual_seed(seed)
+    totals = {axis: np.zeros(axis.size) for axis in axes}
+    batches = 0
+    for batch in images:
+        outputs = twin(batch.to(twin.device))
+        signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+        projection = (outputs * signs).sum() / len(batch)
+        gradients = torch.autograd.grad(projection, list(parameters.values()), allow_unused=True)
+        change = {
+            name: (parameter * gradient).detach().double()
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+            if gradient is not None
+        }
+        for axis in axes:
+            first = np.zeros(axis.size)
+            for member in axis.members:
+                if member.role == "producer" and member.name in change:
+                    sums = change[member.name].movedim(member.dim, 0).flatten(1).sum(1)
+                    first += _per_unit(sums.cpu().numpy(), member, axis)
+            totals[axis] += first**2
+        batches += 1
+    if not batches:
+        raise InputError("There are no calibration images.", fix="Give data with training images.")
+    return {axis: total / batches for axis, total in totals.items()}
+
+
+def by_norm(network: Network, axes: Iterable[Axis]) -> dict[Axis, Scores]:
+    """For each unit, the absolute scale of the norms that it goes through (Liu et al. 2017, "Network slimming").
+
+    Raises:
+        NothingToDo: no axis goes through a norm with a scale.
+    """
+    names = {
+        str(arguments(node)["weight"].target)
+        for node in network.graph.nodes
+        if node.op == "call_function" and op_name(node) in _NORMS and isinstance(arguments(node)["weight"], Node)
+    }
     result: dict[Axis, Scores] = {}
     for axis in axes:
-        consumers = [m for m in axis.members if m.role == "consumer" and m.name in watcher.losses]
-        parts = [_share(_per_unit(watcher.losses[m.name].cpu().numpy(), m, axis)) for m in consumers]
-        result[axis] = np.mean(parts, axis=0) if parts else by_magnitude(network, [axis])[axis]
-    return result
+        parts = [
+            _share(_per_unit(attribute(network.module, m.name).detach().double().abs().cpu().numpy(), m, axis))
+            for m in axis.members
+            if m.name in names
+        ]
+        if parts:
+            result[axis] = np.mean(parts, axis=0)
+    if not result:
+        raise NothingToDo("No unit goes through a norm, whose scales the batchnorm criterion ranks by.")
+    return {axis: result[axis] if axis in result else by_magnitude(network, [axis])[axis] for axis in axes}
 
 
-class _Watcher(Interpreter):
-    """Runs the graph and adds up, for each wanted weight, the energy that each input position gives to its output."""
-
-    def __init__(self, network: Network, wanted: set[str]) -> None:
-        super().__init__(network.module)
-        self.losses: dict[str, Tensor] = {}
-        self._wanted = wanted
-
-    def run_node(self, n: Node) -> Any:
-        if n.op == "call_function" and op_name(n) in _READERS:
-            weight = arguments(n)["weight"]
-            if isinstance(weight, Node) and weight.op == "get_attr" and str(weight.target) in self._wanted:
-                loss = _energy(n, self.env[arguments(n)["input"]], self.env[weight])
-                name = str(weight.target)
-                self.losses[name] = self.losses[name] + loss if name in self.losses else loss
-        return super().run_node(n)
-
-
-def _energy(node: Node, x: Tensor, weight: Tensor) -> Tensor:
-    """Energy that each position of the summed dimension of `weight` gives to the output, summed over a batch."""
-    if op_name(node) == "linear":
-        return x.double().square().flatten(0, -2).sum(0) * _squares(weight, 1)
-    power = x.double().square().transpose(0, 1).flatten(1).sum(1)
-    if "transpose" in op_name(node):
-        return power * _squares(weight, 0)
-    groups = arguments(node)["groups"]
-    rows = weight.double().square().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum((1, 3))
-    return (power.reshape(groups, -1) * rows).sum(0)
+def by_chance(axes: Iterable[Axis], seed: int) -> dict[Axis, Scores]:
+    """Random numbers, for comparison."""
+    generator = np.random.default_rng(seed)
+    return {axis: generator.random(axis.size) for axis in axes}
 
 
 def _norms(network: Network) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -114,31 +126,24 @@ def _norms(network: Network) -> tuple[dict[str, str], dict[str, Tensor]]:
             scale = scale / (attribute(network.module, str(a["running_var"].target)).double() + a["eps"]).sqrt()
         scales[name] = scale
         layer = a["input"]
-        if layer.op == "call_function" and op_name(layer) in _READERS and len(layer.users) == 1:
+        if layer.op == "call_function" and op_name(layer) in _LAYERS and len(layer.users) == 1:
             weight = arguments(layer)["weight"]
             if isinstance(weight, Node) and weight.op == "get_attr":
                 folded[str(weight.target)] = name
     return folded, scales
 
 
-def _squares(weight: Tensor | nn.Parameter, dim: int) -> Tensor:
+def _squares(weight: Tensor, dim: int) -> Tensor:
     """Sum of squares at each position of one dimension."""
-    return (
-        weight.detach().double().square().movedim(dim, 0).flatten(1).sum(1)
-        if weight.ndim > 1
-        else weight.detach().double().square()
-    )
+    squares = weight.detach().double().square().movedim(dim, 0)
+    return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
 
 
-def _per_unit(values: NDArray[np.float64], member: Member, axis: Axis) -> Scores:
+def _per_unit(values: Scores, member: Member, axis: Axis) -> Scores:
     inside = member.units >= 0
-    sums = np.bincount(member.units[inside], weights=values[inside], minlength=axis.size)
-    return sums.astype(np.float64)
+    return np.bincount(member.units[inside], weights=values[inside], minlength=axis.size).astype(np.float64)
 
 
 def _share(values: Scores) -> Scores:
     total = values.sum()
     return values / total if total > 0 else values
-
-
-_READERS = frozenset(["linear", *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3))])

@@ -1,0 +1,143 @@
+"""The allocator: how many units each axis keeps, so that a budget is met with the least damage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afina.errors import InputError
+
+# An axis is emptied in at most so many steps on the way; the last step is as fine as it can be.
+_STEPS = 48
+_MOST_BINDING = 4
+
+
+class Costs(Protocol):
+    """What is to be kept within the budget, as a function of how many units each axis keeps."""
+
+    def total(self, counts: Mapping[str, int]) -> float:
+        """The whole cost."""
+
+    def saving(self, counts: Mapping[str, int], axis: str, count: int) -> float:
+        """How much less it is when one axis goes from what it has in `counts` to `count` units."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is known of one axis.
+
+    Attributes:
+        losses: Damage for each number of units gone, from 0; they add up over axes.
+        multiple: What is kept is a multiple of it, where more than that is kept.
+        minimum: Units that must stay.
+    """
+
+    losses: NDArray[np.float64]
+    multiple: int = 1
+    minimum: int = 1
+
+    @property
+    def size(self) -> int:
+        return len(self.losses)
+
+    def fewer(self, count: int) -> list[int]:
+        """The numbers of units that may be kept, of those below `count`, the largest first."""
+        step = self.multiple if self.size > self.multiple else 1
+        steps = range(((count - 1) // step) * step, 0, -step)
+        whole = [self.size] if self.size < count and self.size % step else []
+        return [*whole, *(kept for kept in steps if kept >= self.minimum)]
+
+
+def fewest_of(choices: Mapping[str, Choice]) -> dict[str, int]:
+    """The fewest units that each axis may keep."""
+    return {name: (choice.fewer(choice.size) or [choice.size])[-1] for name, choice in choices.items()}
+
+
+def allocate(choices: Mapping[str, Choice], costs: Costs, limit: float) -> dict[str, int]:
+    """How many units each axis keeps, so that the cost is at most `limit` (and near it).
+
+    Units go where a unit of cost is cheapest, over the lower convex hull of each axis's losses: the optimum of the
+    Lagrangian relaxation, whose prices (savings) are taken anew as the axes that meet in a layer shrink.
+
+    Raises:
+        InputError: even the smallest network costs more; it says what that costs and which axes bind.
+    """
+    counts = {name: choice.size for name, choice in choices.items()}
+    hulls = {name: np.asarray(_hull(choice.losses)) for name, choice in choices.items()}
+    cost = costs.total(counts)
+    while cost > limit:
+        best = min(
+            (_offer(name, choice, counts, costs, hulls[name]) for name, choice in choices.items()),
+            key=lambda offer: offer[0],
+            default=(np.inf, "", 0),
+        )
+        price, name, kept = best
+        if not np.isfinite(price):
+            raise _too_small(choices, counts, cost, limit)
+        if cost - costs.saving(counts, name, kept) < limit:
+            kept = _least(choices[name], counts, costs, name, cost - limit)
+        counts[name] = kept
+        cost = costs.total(counts)
+    return _given_back(choices, counts, costs, limit - cost)
+
+
+def _given_back(choices: Mapping[str, Choice], counts: Mapping[str, int], costs: Costs, room: float) -> dict[str, int]:
+    """What the last step took too much, given back to where it undoes the most damage."""
+    counts = dict(counts)
+    while True:
+        offers = []
+        for name, choice in choices.items():
+            lost = choice.losses[choice.size - counts[name]]
+            for more in (kept for kept in choice.fewer(choice.size + 1) if kept > counts[name]):
+                if -costs.saving(counts, name, more) <= room:
+                    offers.append((choice.losses[choice.size - more] - lost, name, more))
+        if not offers:
+            return counts
+        _, name, more = min(offers)
+        room += costs.saving(counts, name, more)
+        counts[name] = more
+
+
+def _offer(
+    name: str, choice: Choice, counts: Mapping[str, int], costs: Costs, hull: NDArray[np.float64]
+) -> tuple[float, str, int]:
+    """What the next step of an axis costs in damage for each unit saved."""
+    count = counts[name]
+    options = choice.fewer(count)
+    if not options:
+        return np.inf, name, count
+    step = max(1, choice.size // _STEPS)
+    kept = next((option for option in options if option <= count - step), options[-1])
+    saved = costs.saving(counts, name, kept)
+    grown = hull[choice.size - kept] - hull[choice.size - count]
+    return (grown / saved if saved > 0 else np.inf), name, kept
+
+
+def _least(choice: Choice, counts: Mapping[str, int], costs: Costs, name: str, gap: float) -> int:
+    """The most units that the axis can keep while it saves `gap`."""
+    return next(kept for kept in choice.fewer(counts[name]) if costs.saving(counts, name, kept) >= gap)
+
+
+def _hull(losses: NDArray[np.float64]) -> list[float]:
+    """The lower convex hull of the losses, at every number of units gone."""
+    corners: list[int] = []
+    for x in range(len(losses)):
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (losses[b] - losses[a]) * (x - a) < (losses[x] - losses[a]) * (b - a):
+                break
+            corners.pop()
+        corners.append(x)
+    return list(np.interp(np.arange(len(losses)), corners, losses[corners]))
+
+
+def _too_small(choices: Mapping[str, Choice], counts: Mapping[str, int], cost: float, limit: float) -> InputError:
+    binding = sorted(choices, key=lambda name: -counts[name])[:_MOST_BINDING]
+    told = ", ".join(f"{name} (at {counts[name]} of {choices[name].size})" for name in binding) or "no axis is free"
+    return InputError(
+        f"The target of {limit:.4g} cannot be met by pruning: the smallest possible is {cost:.4g}.",
+        why=f"What binds: {told}.",
+        fix="Give a larger target, a smaller minimum or multiple, or combine pruning with quantization.",
+    )

@@ -1,0 +1,95 @@
+"""What a network would cost with fewer units, as arithmetic on the sizes of its axes: nothing is rewritten."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from afina.graph.axes import Axis
+from afina.graph.cost import macs_by_weight
+from afina.graph.network import Network
+from afina.graph.propagate import attribute
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One weight: how many numbers it holds, and for each dimension how many positions go with which axes."""
+
+    value: float
+    dims: tuple[tuple[int, tuple[tuple[tuple[str, ...], int], ...]], ...]
+
+
+class Sizing:
+    """Parameters and multiply-accumulates as functions of how many units each axis keeps.
+
+    Exact for weights and for layers that multiply by one; products of activations (attention) count as they are now.
+
+    Args:
+        network: The network.
+        axes: Its free axes.
+        kind: `parameters` or `macs`.
+    """
+
+    def __init__(self, network: Network, axes: Iterable[Axis], kind: str) -> None:
+        axes = tuple(axes)
+        self._sizes = {axis.name: axis.size for axis in axes}
+        labels: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        for axis in axes:
+            for member in axis.members:
+                labels.setdefault((member.name, member.dim), {})[axis.name] = member.units >= 0
+        if kind == "macs":
+            values, self._rest = macs_by_weight(network)
+        else:
+            values, self._rest = {n: float(p.numel()) for n, p in network.module.named_parameters()}, 0.0
+        self._terms: dict[str, _Term] = {}
+        self._touched: dict[str, list[str]] = {axis.name: [] for axis in axes}
+        for name, value in values.items():
+            shape = attribute(network.module, name).shape
+            self._terms[name] = _Term(value, _dims(name, shape, labels))
+            for axis_name in {a for _, parts in self._terms[name].dims for together, _ in parts for a in together}:
+                self._touched[axis_name].append(name)
+
+    def total(self, counts: Counts) -> float:
+        """The cost when each axis keeps so many units; axes that are not named stay whole."""
+        return self._rest + sum(self._value(term, counts) for term in self._terms.values())
+
+    def saving(self, counts: Counts, axis: str, count: int) -> float:
+        """How much less it costs when `axis` goes from what it has in `counts` to `count` units."""
+        fewer = {**counts, axis: count}
+        terms = [self._terms[name] for name in self._touched[axis]]
+        return sum(self._value(term, counts) - self._value(term, fewer) for term in terms)
+
+    def _value(self, term: _Term, counts: Counts) -> float:
+        value = term.value
+        for size, parts in term.dims:
+            left = float(size)
+            for together, positions in parts:
+                share = 1.0
+                for axis in together:
+                    share *= counts.get(axis, self._sizes[axis]) / self._sizes[axis]
+                left -= positions * (1.0 - share)
+            value *= left / size
+        return value
+
+
+def _dims(
+    name: str, shape: torch.Size, labels: dict[tuple[str, int], dict[str, np.ndarray]]
+) -> tuple[tuple[int, tuple[tuple[tuple[str, ...], int], ...]], ...]:
+    """Of each dimension with axes: its size, and how many of its positions go with each set of axes."""
+    found = []
+    for dim, size in enumerate(shape):
+        here = labels.get((name, dim), {})
+        if not here:
+            continue
+        names = tuple(here)
+        patterns, counts = np.unique(np.stack([here[n] for n in names]), axis=1, return_counts=True)
+        parts = tuple(
+            (tuple(n for n, inside in zip(names, pattern, strict=True) if inside), int(count))
+            for pattern, count in zip(patterns.T, counts, strict=True)
+            if pattern.any()
+        )
+        found.append((int(size), parts))
+    return tuple(found)

@@ -1,0 +1,22 @@
+"""What a calibration stream says of a network's layers, and the weights that it calls best.
+
+`readers` sees each layer as a matrix, `moments` sums what the layers read, `refit` solves for weights by least squares.
+"""
+
+from afina.graph.statistics.moments import Moments, compare, gather
+from afina.graph.statistics.readers import Reader, find_readers
+from afina.graph.statistics.refit import add_constant, best_matrices, constant_of, passes, put, refit
+
+__all__ = [
+    "Moments",
+    "Reader",
+    "add_constant",
+    "best_matrices",
+    "compare",
+    "constant_of",
+    "find_readers",
+    "gather",
+    "passes",
+    "put",
+    "refit",
+]

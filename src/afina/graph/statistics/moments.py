@@ -1,0 +1,178 @@
+"""Second moments of what layers read, from one stream of images in bounded memory: never a stored activation.
+
+For a layer with rows `x` (see `readers`), `xx = sum [x; 1] [x; 1]^T` is all that the error of its output depends on:
+replacing W by V costs `tr((W - V) xx (W - V)^T)`. The constant 1 stands for the bias.
+"""
+
+import contextlib
+import math
+import zlib
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+from torch.nn import functional as F
+
+from afina.errors import AfinaError, InputError
+from afina.graph.network import Network
+from afina.graph.statistics.readers import Reader, channel_dimension, outputs_at, places_in, rows_of
+from afina.progress import Progress
+
+# Rows that a layer's moments rest on: enough of them for its width, and no more arithmetic than that is worth.
+_ROWS_PER_COLUMN, _PRODUCTS = 8, 5e10
+# Wider matrices are summed in single precision, which halves their memory.
+_DOUBLE_UP_TO = 1024
+
+
+@dataclass
+class Moments:
+    """Sums over the rows of one layer; the last column is the constant 1.
+
+    Attributes:
+        xx: `[stack, columns + 1, columns + 1]`.
+        xy: `[stack, columns + 1, outputs]`, with the outputs of a reference; None where there is none.
+        rows: How many rows were summed.
+    """
+
+    xx: Tensor
+    xy: Tensor | None = None
+    rows: int = 0
+
+    def add(self, x: Tensor, y: Tensor | None) -> None:
+        """Rows `[stack, n, columns]` and, with a reference, its outputs `[stack, n, outputs]`."""
+        x = F.pad(x, (0, 1), value=1.0)
+        self.xx += (x.transpose(1, 2) @ x).to(self.xx.dtype)
+        self.rows += x.shape[1]
+        if y is not None:
+            product = (x.transpose(1, 2) @ y).to(self.xx.dtype)
+            self.xy = product if self.xy is None else self.xy + product
+
+
+def gather(
+    network: Network,
+    readers: Mapping[str, Reader],
+    images: Iterable[Tensor],
+    count: int,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """The moments of `readers` over a stream of about `count` images, by the name of the weight.
+
+    Layers with many output positions are looked at in some of them, drawn by a fixed seed.
+
+    Raises:
+        InputError: there are no images.
+        AfinaError: an activation is not a finite number; the layer is named.
+    """
+    return _Pass(network, readers, count).run(images, progress or Progress())
+
+
+def compare(
+    reference: Network,
+    network: Network,
+    readers: Mapping[str, Reader],
+    outputs: Mapping[str, Tensor | None],
+    images: Iterable[Tensor],
+    count: int,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """As `gather`, of a changed `network`, with `xy` to what the same layers give in `reference`.
+
+    Args:
+        reference: The network before.
+        network: The network after, with the nodes of the one before.
+        readers: Of `network`.
+        outputs: For each weight, which outputs of the reference's layer the network still has (indices); None for all.
+        images, count, progress: As for `gather`.
+    """
+    return _Pass(network, readers, count, reference, outputs).run(images, progress or Progress())
+
+
+class _Pass:
+    """One run over the images."""
+
+    def __init__(
+        self,
+        network: Network,
+        readers: Mapping[str, Reader],
+        count: int,
+        reference: Network | None = None,
+        outputs: Mapping[str, Tensor | None] | None = None,
+    ) -> None:
+        self._network, self._reference, self._outputs = network, reference, outputs or {}
+        self._by_node = {node: reader for reader in readers.values() for node in reader.nodes}
+        self._count, self._batch = max(count, 1), 0
+        self._wanted: dict[str, Tensor] = {}
+        self._found: dict[str, Moments] = {}
+
+    def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
+        with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
+            for batch in images:
+                moved = batch.to(self._network.device)
+                if self._reference is not None:
+                    _Watch(self._reference, self._by_node, self._remember).go(moved)
+                _Watch(self._network, self._by_node, self._add).go(moved)
+                self._batch += 1
+                bar.advance(len(batch))
+        if not self._batch:
+            raise InputError("There are no calibration images.", fix="Give data with training images.")
+        for reader in self._by_node.values():
+            if not bool(self._found[reader.weight].xx.isfinite().all()):
+                raise AfinaError(
+                    f"What {reader.name} reads is not a finite number on some calibration images.",
+                    fix="Check the weights and the data.",
+                )
+        return self._found
+
+    def _remember(self, node: Node, _: Tensor, y: Tensor) -> None:
+        reader = self._by_node[node.name]
+        kept = self._outputs.get(reader.weight)
+        if kept is not None:
+            y = y.index_select(channel_dimension(node), kept.to(y.device))
+        self._wanted[node.name] = outputs_at(reader, node, y, self._places(reader, node, y))
+
+    def _add(self, node: Node, x: Tensor, y: Tensor) -> None:
+        reader = self._by_node[node.name]
+        rows = rows_of(reader, node, x, self._places(reader, node, y)).float()
+        if reader.weight not in self._found:
+            size = rows.shape[-1] + 1
+            dtype = torch.float64 if size <= _DOUBLE_UP_TO + 1 else torch.float32
+            self._found[reader.weight] = Moments(torch.zeros(len(rows), size, size, dtype=dtype, device=rows.device))
+        self._found[reader.weight].add(rows, self._wanted.pop(node.name, None))
+
+    def _places(self, reader: Reader, node: Node, y: Tensor) -> Tensor:
+        """Output positions to look at in this batch: the same for the same layer and batch, in both networks."""
+        total = places_in(node, y)
+        rows = max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
+        wanted = min(total, math.ceil(rows / self._count))
+        if wanted == total:
+            return torch.arange(total, device=y.device)
+        seed = zlib.crc32(f"{reader.weight} {self._batch}".encode())
+        return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:wanted].to(y.device)
+
+
+class _Watch(Interpreter):
+    """Runs a graph as far as the last of some nodes, and tells what each reads and gives."""
+
+    def __init__(self, network: Network, nodes: Container[str], tell: Callable[[Node, Tensor, Tensor], None]) -> None:
+        super().__init__(network.module)
+        self._nodes, self._tell = nodes, tell
+        self._last = [node for node in network.graph.nodes if node.name in nodes][-1]
+
+    def go(self, images: Tensor) -> None:
+        with contextlib.suppress(_Enough):
+            self.run(images)
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._nodes:
+            self._tell(n, self.env[n.all_input_nodes[0]], result)
+            if n is self._last:
+                raise _Enough
+        return result
+
+
+class _Enough(Exception):
+    """The rest of the graph need not be run."""

@@ -1,0 +1,152 @@
+"""Refitting a changed network, layer by layer in the order of the graph, so that each gives what it gave before.
+
+For a layer that now reads rows x' where it read x, the weights nearest to its old outputs `y = W x` are
+`argmin_V sum |y - V x'|^2 + r |V - V0|^2`, with V0 the weights that it has: ordinary least squares drawn to V0. As
+layers are taken in order, x' holds the errors of those before, which the later ones correct.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
+from afina.graph.propagate import attribute
+from afina.graph.statistics.moments import Moments, compare
+from afina.graph.statistics.readers import Reader, find_readers
+from afina.progress import Progress
+
+# Multiply-accumulates that all passes over the images may take together, which sets how many layers share a pass.
+_WORK = 8e12
+_RIDGE = 1e-3
+
+
+def refit(
+    original: Network,
+    pruned: Network,
+    outputs: Mapping[str, Tensor | None],
+    calibration: Callable[[], Iterable[Tensor]],
+    count: int,
+    progress: Progress,
+) -> list[str]:
+    """Refit the weights of `pruned`, in place, to the outputs that the same layers have in `original`.
+
+    Args:
+        original: The network before.
+        pruned: The network after.
+        outputs: For each weight, the indices of the outputs that it still has; None for all.
+        calibration: Gives a fresh stream of images at each call.
+        count: About how many images that is.
+        progress: What the user sees.
+
+    Returns:
+        The names of the layers that were refitted.
+    """
+    readers = {name: reader for name, reader in find_readers(pruned).items() if reader.blocks == 1}
+    names = list(readers)
+    done: list[str] = []
+    with progress.work("Refitting layers", len(names)) as bar:
+        for part in passes(names, original, count):
+            chosen = {name: readers[name] for name in part}
+            found = compare(original, pruned, chosen, outputs, calibration(), count)
+            for name, moments in found.items():
+                solve(pruned, readers[name], moments, constant_of(original, pruned, readers[name], outputs.get(name)))
+                done.append(readers[name].name)
+            bar.advance(len(part))
+    return done
+
+
+def solve(network: Network, reader: Reader, moments: Moments, constant: Tensor) -> None:
+    """Put the least-squares weights of one layer into the network.
+
+    Args:
+        network: Changed in place.
+        reader: The layer.
+        moments: What it reads, and what it should give.
+        constant: What is added to its outputs now, `[outputs]`.
+    """
+    weight = attribute(network.module, reader.weight)
+    solved, constant = best_matrices(network, reader, moments, constant)
+    with torch.no_grad():
+        weight.copy_(reader.from_matrices(solved, weight))
+        if reader.takes_constant:
+            add_constant(network, reader, constant)
+
+
+def best_matrices(network: Network, reader: Reader, moments: Moments, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares matrices `[stack, outputs, columns]` of a layer, and the change of its constant `[outputs]`."""
+    assert moments.xy is not None
+    weight = attribute(network.module, reader.weight)
+    xx, xy = moments.xx.double() / moments.rows, moments.xy.double() / moments.rows
+    now = reader.matrices(weight.detach()).double()
+    constant = constant.to(now).reshape(*now.shape[:2], 1)
+    if not reader.takes_constant:
+        xx, xy = xx[:, :-1, :-1], xy[:, :-1]
+    else:
+        now = torch.cat((now, constant), dim=2)
+    diagonal = xx.diagonal(dim1=1, dim2=2)
+    # A layer that saw few rows for its width is drawn harder to the weights that it has.
+    ridge = _RIDGE * max(1.0, 4 * xx.shape[1] / moments.rows) * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
+    ridge = ridge + torch.zeros_like(diagonal)
+    if reader.takes_constant:
+        ridge[:, -1] = _RIDGE
+    system = xx + torch.diag_embed(ridge)
+    solved = torch.linalg.solve(system, xy + ridge[:, :, None] * now.transpose(1, 2)).transpose(1, 2)
+    if not reader.takes_constant:
+        return solved, torch.zeros(reader.shape[0])
+    return solved[:, :, :-1], (solved[:, :, -1:] - constant).flatten()
+
+
+def put(network: Network, reader: Reader, matrices: Tensor, kept: Sequence[Tensor | None]) -> None:
+    """Write refitted matrices `[stack, outputs, columns + 1]`, of the whole layer, into the layer as it is now.
+
+    Args:
+        network: Changed in place.
+        reader: The layer before.
+        matrices: Weights, and what is to be added to the layer's constant in the last column.
+        kept: For each dimension of the weight, the positions that are left; None for all.
+    """
+    weight = attribute(network.module, reader.weight)
+    whole = reader.from_matrices(matrices[:, :, :-1], torch.empty(reader.shape, device=weight.device))
+    # The constant of a wide layer is shared by its blocks.
+    constant = matrices[:, :, -1].sum(0) if reader.blocks > 1 else matrices[:, :, -1].flatten()
+    for dim, index in enumerate(kept):
+        if index is not None:
+            whole = whole.index_select(dim, index.to(whole.device))
+    if kept[0] is not None:
+        constant = constant[kept[0].to(constant.device)]
+    with torch.no_grad():
+        weight.copy_(whole)
+        add_constant(network, reader, constant)
+
+
+def constant_of(original: Network, network: Network, reader: Reader, outputs: Tensor | None) -> Tensor:
+    """The constant `[outputs]` that a layer adds now: its bias, or what was taken from the norm's mean."""
+    if reader.bias is not None:
+        bias: Tensor = attribute(network.module, reader.bias)
+        return bias.detach()
+    if reader.shift is None:
+        return torch.zeros(reader.shape[0])
+    before: Tensor = attribute(original.module, reader.shift)
+    now: Tensor = attribute(network.module, reader.shift)
+    return (before if outputs is None else before[outputs.to(before.device)]).detach() - now.detach()
+
+
+def add_constant(network: Network, reader: Reader, change: Tensor) -> None:
+    """Add `change` `[outputs]` to a layer's outputs: in its bias, or taken from the mean of the norm behind it."""
+    if reader.bias is not None:
+        bias = attribute(network.module, reader.bias)
+        bias += change.to(bias)
+    elif reader.shift is not None:
+        mean = attribute(network.module, reader.shift)
+        mean -= change.to(mean)
+
+
+def passes(names: Sequence[str], network: Network, count: int) -> list[Sequence[str]]:
+    """Layers in graph order, in as many groups as there is work for: one each where the network is small."""
+    one = 2.0 * count * max(cost_of(network).macs, 1)
+    passes = max(1, min(len(names), int(_WORK / one)))
+    size = math.ceil(len(names) / passes)
+    return [names[start : start + size] for start in range(0, len(names), size)]

@@ -1,0 +1,147 @@
+"""What the jobs of one technique share: model and data opened, fine-tuning, quality before and after."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afina.data import ImageData, open_data
+from afina.errors import InputError
+from afina.graph.network import Network
+from afina.jobs.target import ModelSource, input_of, load_plain, parse_input_size
+from afina.models import load_model
+from afina.progress import Progress
+from afina.techniques.context import Context
+from afina.training import FitConfig, evaluate, fit, predict
+from afina.training.config import Optimizer
+from afina.types import Record
+from afina.units import format_value
+
+_BATCH = 64
+# Highest learning rates of fine-tuning, by optimizer.
+RATES: dict[Optimizer, float] = {"sgd": 0.05, "adamw": 5e-4}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its images, opened.
+
+    Attributes:
+        network: The model, captured.
+        data: Its images; None where none were given.
+        images: How many training images statistics rest on.
+        seed: Seed of every random choice.
+        progress: What the user sees.
+    """
+
+    network: Network
+    data: ImageData | None
+    images: int
+    seed: int
+    progress: Progress
+
+    def context(self, network: Network) -> Context:
+        """What a technique may use on `network`."""
+        return context_of(self.data, network, self.images, self.seed, self.progress)
+
+    def judged(self, record: Record, network: Network) -> Record:
+        """The record with `quality` before and after, on the validation images, by the network itself."""
+        if self.data is None:
+            return record
+        reference = None if self.data.labelled else predict(self.network, self.data)
+        before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
+        told = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
+        self.progress.say(f"{before.unit} on {before.n} validation images: {told}")
+        return replace(
+            record,
+            before={**record.before, "quality": before.value},
+            after={**record.after, "quality": after.value},
+            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {told}"),
+        )
+
+
+def open_subject(
+    model: ModelSource,
+    data: Any,
+    weights: str | None,
+    input_size: str | tuple[int, int] | None,
+    example: Any,
+    images: int,
+    seed: int,
+    progress: Progress | None,
+) -> Subject:
+    """Open the model, and the data where there is any; the model keeps its weights and its head.
+
+    Raises:
+        InputError: they cannot be used, or the model's outputs do not fit the data.
+    """
+    progress = progress or Progress()
+    if images < 1:
+        raise InputError(f"--images is {images}.", fix="Give 1 or more.")
+    if data is None:
+        return Subject(load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress)
+    opened = open_data(data, seed=seed, progress=progress)
+    loaded = load_model(
+        model,
+        weights=weights,
+        task=opened.task if opened.labelled else None,
+        input=input_of(example) or opened.native,
+        input_size=parse_input_size(input_size) if input_size is not None else None,
+        targets=opened.targets("train") if opened.labelled else None,
+        progress=progress,
+        seed=seed,
+    )
+    for note in loaded.notes:
+        progress.say(note)
+    return Subject(loaded.network, opened, images, seed, progress)
+
+
+def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:
+    """What a technique may use: a stream of training images, the seed, the progress."""
+    if data is None:
+        return Context(seed=seed, progress=progress)
+    count = min(images, data.count("train"))
+
+    def calibration() -> Iterable[Tensor]:
+        batches = data.batches(
+            "train", network.input, batch_size=min(_BATCH, count), shuffle=True, seed=seed, limit=count
+        )
+        return (batch for batch, _ in batches)
+
+    return Context(calibration=calibration, images=count, seed=seed, progress=progress)
+
+
+def tuned(
+    network: Network,
+    subject: Subject,
+    epochs: int,
+    learning_rate: float | None,
+    optimizer: Optimizer | None,
+    keep_zeros: bool = False,
+) -> Network:
+    """The network after fine-tuning, taught by the model as it was."""
+    assert subject.data is not None
+    chosen = optimizer or suited_optimizer(network)
+    config = FitConfig(
+        epochs=epochs,
+        optimizer=chosen,
+        learning_rate=learning_rate or RATES[chosen],
+        batch_size=suited_batch(subject.data),
+        seed=subject.seed,
+        keep_zeros=keep_zeros,
+    )
+    subject.progress.say(f"Fine-tuning for {epochs} epochs, taught by the original.")
+    return fit(network, subject.data, config, teacher=subject.network, progress=subject.progress)[0]
+
+
+def suited_optimizer(network: Network) -> Optimizer:
+    """SGD suits networks with batch norm; those without it (transformers, plain VGG) need adaptive steps."""
+    normed = any(node.target is torch.ops.aten.batch_norm.default for node in network.graph.nodes)
+    return "sgd" if normed else "adamw"
+
+
+def suited_batch(data: ImageData) -> int:
+    """Batch size of training: enough steps in an epoch also where there are few images."""
+    return max(8, min(128, data.count("train") // 16))

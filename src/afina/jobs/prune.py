@@ -1,0 +1,188 @@
+"""`afina prune`: a smaller network for a target in MACs, parameters, bytes or seconds."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from afina.data import ImageData
+from afina.errors import AfinaError, InputError
+from afina.graph.network import Network
+from afina.jobs.compression import Subject, open_subject, tuned
+from afina.jobs.machine import available_cores
+from afina.jobs.planning import Planner, Target, computed
+from afina.jobs.target import ModelSource
+from afina.progress import Progress
+from afina.runtimes import Runtime, get_runtime, measure_latency
+from afina.techniques.prune import PruneConfig, Study
+from afina.training.config import Optimizer
+from afina.types import Record
+from afina.units import parse_share, parse_size, parse_time
+
+
+def prune(
+    model: ModelSource,
+    data: Any = None,
+    *,
+    macs: str | float | None = None,
+    parameters: str | float | None = None,
+    size: str | float | None = None,
+    latency: str | float | None = None,
+    criterion: str = "fit",
+    axis: str | tuple[str, ...] | list[str] | None = None,
+    per: Literal["global", "layer"] = "global",
+    multiple: int = 1,
+    finetune: int = 0,
+    steps: int = 1,
+    images: int = 1024,
+    runtime: str = "onnxruntime",
+    threads: int | None = None,
+    batch: int = 1,
+    weights: str | None = None,
+    input_size: str | tuple[int, int] | None = None,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    seed: int = 0,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> tuple[Network, Record]:
+    """Remove channels, neurons, heads until `model` meets one target; gives an ordinary network and the record.
+
+    How much each axis gives is chosen from what the outputs lose (measured on images) and what it saves; which units
+    go, and the weights of the layers that are left, are solved for in closed form; no training is needed.
+
+    Args:
+        model: As in `optimize`.
+        data: As in `optimize`; None prunes without images, by magnitude.
+        macs: Multiply-accumulates that may stay, as a share (`50%` or 0.5).
+        parameters: Parameters that may stay, as a share.
+        size: Bytes of the exported float file, as in `5MB`.
+        latency: Time for one batch of the exported float file on `runtime`, as in `8ms`.
+        criterion: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.
+        axis: Kinds of axes to prune (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of
+            axes; all by default.
+        per: `global` shares the target out by sensitivity; `layer` takes the same share of every axis.
+        multiple: Channels that are kept are a multiple of it (8 or 16 suit many kernels).
+        finetune: Epochs of fine-tuning, taught by the model as it was; 0 for none.
+        steps: Prune in so many steps, with fine-tuning after each (its epochs are divided).
+        images: Training images that the statistics rest on.
+        runtime: For `size` and `latency`.
+        threads: Threads of the runtime; all cores by default.
+        batch: Images per call when latency is measured.
+        weights: `pretrained`, `random` or a file of weights.
+        input_size: Height and width of the input, where the model's own is wrong.
+        learning_rate: Of fine-tuning.
+        optimizer: Of fine-tuning: `sgd` or `adamw`.
+        seed: Seed of every random choice.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees.
+
+    Returns:
+        The network, and the record: what was touched and skipped, cost (and, with data, quality) before and after.
+
+    Raises:
+        InputError: not one target, a target that cannot be met (it says the smallest that can), or a wrong option.
+        NothingToDo: the target is met already, or no axis is free.
+    """
+    goal = _goal(macs, parameters, size, latency)
+    config = PruneConfig(criterion=criterion, axes=_axes(axis), multiple=multiple)
+    _check(per, steps, finetune, data)
+    subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
+    measure = _measure(goal[0], get_runtime(runtime), threads or available_cores(), batch)
+    network, records = subject.network, list[Record]()
+    for step in range(1, steps + 1):
+        if steps > 1:
+            subject.progress.say(f"Step {step} of {steps}.")
+        network, record = _once(network, subject, config, per, goal, measure, step / steps)
+        records.append(record)
+        if finetune:
+            epochs = max(1, round(finetune / steps))
+            network = tuned(network, subject, epochs, learning_rate, optimizer)
+    return network, subject.judged(_joined(records), network)
+
+
+def _once(
+    network: Network,
+    subject: Subject,
+    config: PruneConfig,
+    per: str,
+    goal: tuple[str, float],
+    measure: Callable[[Network], float],
+    done: float,
+) -> tuple[Network, Record]:
+    """One pruning: the last of several steps ends at the goal, those before on the way to it."""
+    name, limit = goal
+    if name in ("macs", "parameters"):
+        target = computed(name, limit, subject.network)
+    else:
+        target = Target(name, limit, "B" if name == "size" else "s", measure)
+    whole = target.measure(subject.network)
+    if done < 1 and whole > target.limit:
+        target = replace(target, limit=whole * (target.limit / whole) ** done)
+    study = Study(network, config, subject.context(network))
+    planner = Planner(study, per, "parameters" if name in ("parameters", "size") else "macs")
+    return study.prune(planner.reach(target))
+
+
+def _goal(
+    macs: str | float | None, parameters: str | float | None, size: str | float | None, latency: str | float | None
+) -> tuple[str, float]:
+    """The one target, parsed."""
+    given = {"macs": macs, "parameters": parameters, "size": size, "latency": latency}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) != 1:
+        raise InputError(
+            f"{'No' if not asked else 'More than one'} target was given{': ' if asked else ''}{', '.join(asked)}.",
+            fix="Give one of --macs 50%, --parameters 30%, --size 5MB, --latency 8ms.",
+        )
+    name, value = next(iter(asked.items()))
+    if name == "size":
+        return name, float(parse_size(value))
+    return name, parse_time(value) if name == "latency" else parse_share(value, f"--{name}")
+
+
+def _measure(name: str, runtime: Runtime, threads: int, batch: int) -> Callable[[Network], float]:
+    """Bytes, or seconds for one batch, of a network's exported float file."""
+
+    def measure(network: Network) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            path = runtime.export(network, Path(folder) / f"model{runtime.suffix}")
+            if name == "size":
+                return float(sum(part.stat().st_size for part in runtime.files(path)))
+            return measure_latency({"model": path}, network.input.shape, threads=threads, batch=batch)["model"].value
+
+    return measure
+
+
+def _axes(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    return (axis,) if isinstance(axis, str) else tuple(axis)
+
+
+def _check(per: str, steps: int, finetune: int, data: ImageData | Any) -> None:
+    if per not in ("global", "layer"):
+        raise InputError(f"--per {per!r} is not known.", fix="Choose global or layer.")
+    if steps < 1 or finetune < 0:
+        raise InputError(f"--steps {steps} and --finetune {finetune} must be 1 or more, and 0 or more.")
+    if finetune and data is None:
+        raise InputError("Fine-tuning needs images.", fix="Give --data, or leave --finetune out.")
+    if steps > 1 and not finetune:
+        raise AfinaError(
+            "Pruning in steps without fine-tuning between them gains nothing.", fix="Give --finetune EPOCHS."
+        )
+
+
+def _joined(records: list[Record]) -> Record:
+    """One record of all steps."""
+    first, last = records[0], records[-1]
+    if len(records) == 1:
+        return last
+    return replace(
+        last,
+        touched=tuple(dict.fromkeys(layer for record in records for layer in record.touched)),
+        before=first.before,
+        seconds=sum(record.seconds for record in records),
+        notes=(f"pruned in {len(records)} steps", *last.notes),
+    )

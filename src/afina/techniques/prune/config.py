@@ -1,0 +1,58 @@
+"""`PruneConfig`: how a network is pruned, as plain data that is checked when it is made."""
+
+from dataclasses import dataclass, field
+
+from afina.errors import InputError, did_you_mean
+
+CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
+KINDS = ("channels", "hidden", "heads", "head-dim", "embedding", "groups")
+# Criteria that look at images; without any they give way to `magnitude`.
+DATA_DRIVEN = ("fit", "taylor")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How to prune.
+
+    Attributes:
+        ratio: Share of the units of each axis that is removed, between 0 and 1, where `keep` is empty. About
+            `1 - (1 - ratio)^2` of the MACs go with them, as a layer loses inputs and outputs.
+        keep: Units that each axis keeps, by the axis's name; axes that are not named stay whole.
+        criterion: Which units go: `fit` (those whose loss the layers that read them can best make up for, with a
+            least-squares refit of the others), `magnitude`, `taylor`, `batchnorm`, `random`.
+        axes: Kinds of axes (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of axes to
+            prune; empty for all.
+        multiple: Where a layer has more channels than this, what is kept is a multiple of it, which kernels like.
+        minimum: Units that every axis keeps at least.
+        floor: Share of its units that every axis keeps at least.
+        refit: Whether, with images, all layers are refitted in order to what they gave before (any criterion).
+
+    Raises:
+        InputError: a value is out of range; it names the option, what is allowed and what was given.
+    """
+
+    ratio: float = 0.5
+    keep: dict[str, int] = field(default_factory=dict)
+    criterion: str = "fit"
+    axes: tuple[str, ...] = ()
+    multiple: int = 1
+    minimum: int = 1
+    floor: float = 0.05
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise InputError(
+                f"The ratio to prune is {self.ratio}, and must be between 0 and 1.",
+                why="It is the share of units that is removed from each axis.",
+                fix="Give 0.5 to remove half of them.",
+            )
+        if not 0 <= self.floor < 1:
+            raise InputError(f"floor is {self.floor}, and must be 0 or more and less than 1.")
+        if self.criterion not in CRITERIA:
+            raise InputError(
+                f"There is no pruning criterion {self.criterion!r}.", fix=did_you_mean(self.criterion, CRITERIA)
+            )
+        for name in ("multiple", "minimum"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, and must be 1 or more.")

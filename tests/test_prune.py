@@ -50,10 +50,10 @@ def test_units_that_carry_nothing_go_first_and_cost_nothing(small_network):
         assert torch.allclose(small_network(images), pruned(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("criterion", ["activation", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["fit", "magnitude", "taylor", "batchnorm", "random"])
 def test_the_same_seed_gives_the_same_network(small_network, criterion):
     context = Context(calibration=lambda: iter([torch.ones(4, 1, 8, 8)]), seed=3)
-    first, second = (apply(small_network, PruneConfig(0.5, criterion), context)[0] for _ in range(2))
+    first, second = (apply(small_network, PruneConfig(0.5, criterion=criterion), context)[0] for _ in range(2))
     for key, value in first.module.state_dict().items():
         assert torch.equal(value, second.module.state_dict()[key])
 

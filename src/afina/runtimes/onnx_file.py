@@ -148,7 +148,7 @@ def _without_strides(network: "Network") -> "Network":
         return network
     twin = network.copy()
     for node in [node for node in twin.graph.nodes if node.target is attention]:
-        whole = {"memory_format": torch.contiguous_format}
+        whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
         with twin.graph.inserting_after(node):
             copy = twin.graph.call_function(torch.ops.aten.clone.default, (node,), whole)
         copy.meta = dict(node.meta)

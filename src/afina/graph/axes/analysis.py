@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,12 @@ Kind = Literal["channels", "hidden", "heads", "head-dim", "embedding", "groups"]
 # A prime, so that a view never takes the batch for something else.
 _BATCH = 13
 # In the order of what an axis is called where it is several of them.
-_KIND_TAGS: tuple[Tag, ...] = ("heads", "head-dim", "groups", "normalised")
+_KIND_TAGS: tuple[Literal["heads", "head-dim", "groups", "embedding"], ...] = (
+    "heads",
+    "head-dim",
+    "groups",
+    "embedding",
+)
 _RULES: dict[str, Callable[[Builder, Node], None]] = {
     **elementwise.RULES,
     **indexing.RULES,
@@ -63,9 +68,10 @@ class Axis:
         members: What shrinks with it.
         reason: Why it is fixed; empty where it is free.
         kind: `heads` and `head-dim` of attention; `groups`, whole groups of a grouped convolution or group norm;
-            `embedding`, what a norm takes statistics over; else `channels` where a convolution makes it, and `hidden`.
-        normalised: Statistics are taken over it (by a layer, RMS or group norm, a mean or the like): removing a unit
-            is taking them over the units that are left, and not the same as zeroing what reads the unit.
+            `embedding`, what a layer, RMS or group norm takes statistics over; else `channels` where a convolution
+            makes it, and `hidden` where only linear layers do.
+        normalised: Statistics are taken over it (by such a norm, a mean or the like, a standardised weight): removing
+            a unit is taking them over the units that are left, and not the same as zeroing what reads the unit.
     """
 
     name: str
@@ -224,7 +230,7 @@ class Analysis:
     def _kind(self, classes: Array, members: list[Member]) -> Kind:
         for tag in _KIND_TAGS:
             if self._tagged[tag][classes[0]]:
-                return "embedding" if tag == "normalised" else tag
+                return tag
         made = {self._builder.producers.get((m.name, m.dim)) for m in members}
         return "channels" if "channels" in made else "hidden"
 
@@ -242,7 +248,7 @@ class Analysis:
                 self.solution.family[present].astype(np.uint64),
                 signature[present],
                 self.solution.reason[present].astype(np.uint64),
-                *(self._tagged[tag][present].astype(np.uint64) for tag in _KIND_TAGS),
+                *(self._tagged[tag][present].astype(np.uint64) for tag in get_args(Tag)),
             )
         )
         _, axis_of_present = np.unique(keys, axis=1, return_inverse=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ Dims = tuple[Expr, ...]
 Axing = Dims | list[Dims]
 Mask = NDArray[np.bool_]
 # What an op says of the positions of a dimension, beside which of them are the same.
-Tag = Literal["normalised", "heads", "head-dim", "groups"]
+Tag = Literal["normalised", "embedding", "heads", "head-dim", "groups"]
 Made = Literal["channels", "hidden"]
 
 # How many ops a parameter may pass through before it is the weight of a layer, and ops that it may not pass through.
@@ -75,7 +75,7 @@ class Builder:
         self.respellings: list[Respelling] = []
         self.producers: dict[tuple[str, int], Made] = {}
         self.consumers: set[tuple[str, int]] = set()
-        self.tags: dict[Tag, list[Expr]] = {"normalised": [], "heads": [], "head-dim": [], "groups": []}
+        self.tags: dict[Tag, list[Expr]] = {tag: [] for tag in get_args(Tag)}
         self.held: dict[str, Dims] = {}
         self._values = values
         self._dims: dict[Node, Axing] = {}

@@ -90,6 +90,7 @@ def group_norm(g: Builder, node: Node) -> None:
     group, inner = g.labels.split(dims[1], groups, g.shape(x)[1] // groups)
     g.tag("groups", group)
     g.tag("normalised", inner, *dims[2:])
+    g.tag("embedding", inner)
     channel = dims[1]
     for name in ("weight", "bias"):
         if g.is_tensor(a[name]):
@@ -113,6 +114,7 @@ def layer_norm(g: Builder, node: Node) -> None:
                 dims[first + d] = g.unite(node, dims[first + d], expr)
     run = tuple(dims[first:])
     g.tag("normalised", *run)
+    g.tag("embedding", *run)
 
     def write(twin: Node, kept: Kept) -> None:
         sizes = [kept.count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]

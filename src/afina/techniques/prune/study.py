@@ -43,6 +43,8 @@ class Study:
     """
 
     def __init__(self, network: Network, config: PruneConfig, context: Context) -> None:
+        # In inference form: statistics and comparisons must not move the running means of norms.
+        network = network.copy().eval() if network.training else network
         self.network, self.context, self.notes = network, context, list[str]()
         if context.calibration is None and config.criterion in DATA_DRIVEN:
             config = replace(config, criterion="magnitude")

@@ -1,7 +1,18 @@
 """Budgets: from what a user types to limits, how they are shared out, and from measurements to a verdict."""
 
-from afina.budget.allocate import Choice, Costs, allocate, fewest_of
+from afina.budget.allocate import Choice, Costs, Option, allocate, choose, fewest_of
 from afina.budget.limits import make_budget
 from afina.budget.verdict import Decision, decide, excess
 
-__all__ = ["Choice", "Costs", "Decision", "allocate", "decide", "excess", "fewest_of", "make_budget"]
+__all__ = [
+    "Choice",
+    "Costs",
+    "Decision",
+    "Option",
+    "allocate",
+    "choose",
+    "decide",
+    "excess",
+    "fewest_of",
+    "make_budget",
+]

@@ -1,17 +1,20 @@
-"""The allocator: how many units each axis keeps, so that a budget is met with the least damage."""
+"""The allocator: how many units each axis keeps, what is done with each layer, so that a budget does least damage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from afina.errors import InputError
 
 # An axis is emptied in at most so many steps on the way; the last step is as fine as it can be.
 _STEPS = 48
 _MOST_BINDING = 4
+# How far from the best an integer program may stop, as a share of it.
+_GAP = 1e-3
 
 
 class Costs(Protocol):
@@ -141,3 +144,42 @@ def _too_small(choices: Mapping[str, Choice], counts: Mapping[str, int], cost: f
         why=f"What binds: {told}.",
         fix="Give a larger target, a smaller minimum or multiple, or combine pruning with quantization.",
     )
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that may be done with a layer: what it damages and what the layer then costs."""
+
+    loss: float
+    cost: float
+
+
+def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, int]:
+    """One option for each layer, by its number, so that the costs add up to at most `limit` with the least damage.
+
+    An integer program, solved exactly: damages and costs of layers add up.
+
+    Raises:
+        InputError: even the cheapest options cost more.
+    """
+    smallest = sum(min(option.cost for option in own) for own in options.values())
+    if smallest > limit:
+        raise InputError(f"The limit of {limit:.4g} cannot be met: the smallest possible is {smallest:.4g}.")
+    flat = [option for own in options.values() for option in own]
+    one_each = np.zeros((len(options), len(flat)))
+    start = 0
+    for row, own in enumerate(options.values()):
+        one_each[row, start : start + len(own)] = 1
+        start += len(own)
+    found = milp(
+        np.array([option.loss for option in flat]),
+        integrality=np.ones(len(flat)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(np.array([[option.cost for option in flat]]), -np.inf, limit),
+        ],
+        options={"mip_rel_gap": _GAP},
+    )
+    taken = np.asarray(found.x)
+    return {name: int(taken[one_each[row] > 0].argmax()) for row, name in enumerate(options)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported
 from afina.runtimes.metadata import describe
+from afina.runtimes.onnx_prepare import for_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,7 +66,7 @@ def _translate(network: "Network") -> "ir.Model":
     try:
         with _quietly():
             program = torch.onnx.export(
-                _without_strides(_with_clamps(network)).exported(),
+                for_onnx(network).exported(),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
@@ -105,56 +106,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _with_clamps(network: "Network") -> "Network":
-    """The network, with a clamp in front of each quantization whose range is narrower than its type.
-
-    QuantizeLinear saturates to the range of the type (0..255), and knows no other. The clamp keeps the answer right;
-    it costs the fusion of that layer, so quantize activations to the full range.
-    """
-    import torch
-
-    def is_narrow(node: torch.fx.Node) -> bool:
-        if str(node.target) != "quantized_decomposed.quantize_per_tensor.default":
-            return False
-        *_, low, high, dtype = node.args
-        assert isinstance(dtype, torch.dtype)
-        limits = torch.iinfo(dtype)
-        return (low, high) != (limits.min, limits.max)
-
-    if not any(is_narrow(node) for node in network.graph.nodes):
-        return network
-    twin = network.copy()
-    for node in [node for node in twin.graph.nodes if is_narrow(node)]:
-        source, scale, zero, low, high = node.args[:5]
-        with twin.graph.inserting_before(node):
-            bounds = ((low - zero) * scale, (high - zero) * scale)
-            clamp = twin.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
-        clamp.meta = dict(source.meta)
-        node.update_arg(0, clamp)
-    twin.module.recompile()
-    return twin
-
-
-def _without_strides(network: "Network") -> "Network":
-    """The network, with a copy after each attention: torch.onnx decides whether a reshape needs a copy by the strides
-    that one kernel gives, and then decomposes attention to ops that give others. In ONNX the copy is nothing.
-    """
-    import torch
-
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    if not any(node.target is attention for node in network.graph.nodes):
-        return network
-    twin = network.copy()
-    for node in [node for node in twin.graph.nodes if node.target is attention]:
-        whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
-        with twin.graph.inserting_after(node):
-            copy = twin.graph.call_function(torch.ops.aten.clone.default, (node,), whole)
-        copy.meta = dict(node.meta)
-        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
-    twin.module.recompile()
-    return twin
 
 
 def _use_global_average_pool(graph: "ir.Graph") -> None:

@@ -3,10 +3,15 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from afina.errors import InputError
 from afina.progress import Progress
+
+# Multiply-accumulates that measuring sensitivities may take, and the images that it rests on.
+_WORK = 4e12
+_FEWEST, _MOST = 16, 256
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,18 @@ class Context:
     images: int = 512
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+
+    def first(self, macs: float) -> Tensor:
+        """As many calibration images as work of `macs` multiply-accumulates for each image allows, in one tensor."""
+        wanted = int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST))
+        batches: list[Tensor] = []
+        for batch in self.stream():
+            batches.append(batch)
+            if sum(map(len, batches)) >= wanted:
+                break
+        if not batches:
+            raise InputError("There are no calibration images.", fix="Give data with training images.")
+        return torch.cat(batches)[:wanted]
 
     def stream(self) -> Iterable[Tensor]:
         """A fresh run through the calibration images. Raises `InputError` where there are none."""

@@ -1,13 +1,16 @@
 """What a calibration stream says of a network's layers, and the weights that it calls best.
 
-`readers` sees each layer as a matrix, `moments` sums what the layers read, `refit` solves for weights by least squares.
+`readers` sees each layer as a matrix, `moments` sums what the layers read, `refit` solves for weights by least squares,
+`effect` compares outputs.
 """
 
+from afina.graph.statistics.effect import Effect
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
 from afina.graph.statistics.refit import add_constant, best_matrices, constant_of, passes, put, refit
 
 __all__ = [
+    "Effect",
     "Moments",
     "Reader",
     "add_constant",

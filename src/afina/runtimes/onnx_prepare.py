@@ -1,0 +1,90 @@
+"""A captured graph as torch.onnx can translate it: what ONNX lacks is written with the ops that it has."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+if TYPE_CHECKING:
+    from afina.graph import Network
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, heads, tokens, features
+
+
+def for_onnx(network: "Network") -> "Network":
+    """The network as it is exported; it answers the same, and the one given is left as it was."""
+    return _with_plain_attention(_with_clamps(network))
+
+
+def _with_clamps(network: "Network") -> "Network":
+    """The network, with a clamp in front of each quantization whose range is narrower than its type.
+
+    QuantizeLinear saturates to the range of the type (0..255), and knows no other. The clamp keeps the answer right;
+    it costs the fusion of that layer, so quantize activations to the full range.
+    """
+
+    def is_narrow(node: torch.fx.Node) -> bool:
+        if str(node.target) != "quantized_decomposed.quantize_per_tensor.default":
+            return False
+        *_, low, high, dtype = node.args
+        assert isinstance(dtype, torch.dtype)
+        limits = torch.iinfo(dtype)
+        return (low, high) != (limits.min, limits.max)
+
+    if not any(is_narrow(node) for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    for node in [node for node in twin.graph.nodes if is_narrow(node)]:
+        source, scale, zero, low, high = node.args[:5]
+        with twin.graph.inserting_before(node):
+            bounds = ((low - zero) * scale, (high - zero) * scale)
+            clamp = twin.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+        clamp.meta = dict(source.meta)
+        node.update_arg(0, clamp)
+    twin.module.recompile()
+    return twin
+
+
+def _with_plain_attention(network: "Network") -> "Network":
+    """The network, with attention that torch.onnx can translate.
+
+    A copy follows each attention: torch.onnx decides by the strides that one kernel gives whether a reshape needs a
+    copy, and then decomposes attention to ops that give others. In ONNX a copy is nothing. Attention over more than
+    batch and heads (windows) is written out as matrix products and a softmax.
+    """
+    if not any(node.target is _ATTENTION for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    for node in [node for node in twin.graph.nodes if node.target is _ATTENTION]:
+        if node.args[0].meta["val"].ndim != _MATRICES and _is_written_out(node):
+            continue
+        whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
+        with twin.graph.inserting_after(node):
+            copy = twin.graph.call_function(torch.ops.aten.clone.default, (node,), whole)
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+    twin.module.recompile()
+    return twin
+
+
+def _is_written_out(node: Node) -> bool:
+    """Whether `node` could be replaced: it has no dropout, no mask of booleans, is not causal, and shares no heads."""
+    aten, call = torch.ops.aten, node.graph.call_function
+    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
+    a: dict[str, Any] = {**given, **node.kwargs}
+    mask = a.get("attn_mask")
+    boolean = mask is not None and mask.meta["val"].dtype == torch.bool
+    if a.get("is_causal") or a.get("dropout_p") or a.get("enable_gqa") or boolean:
+        return False
+    scale = a.get("scale") or 1 / math.sqrt(int(a["query"].meta["val"].shape[-1]))
+    with node.graph.inserting_before(node):
+        query = call(aten.mul.Tensor, (a["query"], scale))
+        scores = call(aten.matmul.default, (query, call(aten.transpose.int, (a["key"], -2, -1))))
+        if mask is not None:
+            scores = call(aten.add.Tensor, (scores, mask))
+        mixed = call(aten.matmul.default, (call(aten.softmax.int, (scores, -1)), a["value"]))
+    node.replace_all_uses_with(mixed)
+    node.graph.erase_node(node)
+    return True

@@ -1,0 +1,162 @@
+"""The technique: layers in the order of the graph, each on what it reads in the network that is sparse so far."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afina.errors import InputError, NothingToDo, did_you_mean
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
+from afina.graph.propagate import attribute
+from afina.graph.statistics import (
+    Moments,
+    Reader,
+    add_constant,
+    best_matrices,
+    compare,
+    constant_of,
+    find_readers,
+    passes,
+)
+from afina.techniques.context import Context
+from afina.techniques.sparsify.config import SparsifyConfig
+from afina.techniques.sparsify.elimination import by_magnitude, eliminate
+from afina.types import Record, Step
+
+
+def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[Network, Record]:
+    """A network with zeros in its weights, and the record; the input is left as it was.
+
+    Each layer is first refitted, on what it reads now, to what it gave before; then its weights go one column after
+    the other. Its shapes, and the size of an ordinary exported file, stay as they are.
+
+    Raises:
+        InputError: the configuration is not possible for this network.
+        NothingToDo: no layer can be made sparse.
+    """
+    start = time.monotonic()
+    if config.criterion == "fit" and context.calibration is None:
+        config = replace(config, criterion="magnitude")
+    network = network.copy().eval() if network.training else network
+    readers, skipped = readers_of(network, config)
+    shares = _shares(readers, config)
+    sparse = network.copy()
+    if config.criterion == "magnitude":
+        for name, share in shares.items():
+            set_zeros(sparse, readers[name], share, config, None)
+    else:
+        _fit(network, sparse, readers, shares, config, context)
+    left = {reader.name: _zeros(sparse, reader) for reader in readers.values()}
+    whole = {name: "no weight is to go" for name, zeros in left.items() if not zeros}
+    if len(whole) == len(left):
+        raise NothingToDo("No weight of this network is to become zero.", why="The sparsity is too small.")
+    total = sum(int(np.prod(reader.shape)) for reader in readers.values())
+    zeros = sum(left.values())
+    before = asdict(cost_of(network))
+    return sparse, Record(
+        step=Step("sparsify", asdict(config)),
+        touched=tuple(name for name in left if name not in whole),
+        skipped={**skipped, **whole},
+        before={**before, "nonzero": float(total - sum(_zeros(network, r) for r in readers.values()))},
+        after={**before, "nonzero": float(total - zeros)},
+        seconds=time.monotonic() - start,
+        notes=(f"{zeros / total:.1%} of {total} weights in {len(left) - len(whole)} layers are zero",),
+    )
+
+
+def readers_of(network: Network, config: SparsifyConfig) -> tuple[dict[str, Reader], dict[str, str]]:
+    """The layers that can be made sparse, and those that cannot with the reason."""
+    found, skipped = dict[str, Reader](), dict[str, str]()
+    known = {reader.name for reader in find_readers(network).values()}
+    for name in (*config.skip, *config.layers):
+        if name not in known:
+            raise InputError(f"There is no layer {name!r} to make sparse.", fix=did_you_mean(name, known))
+    for name, reader in find_readers(network).items():
+        if reader.name in config.skip:
+            skipped[reader.name] = "asked to stay whole"
+        elif config.pattern and reader.shape[1] % config.kept_of[1]:
+            skipped[reader.name] = f"{config.kept_of[1]} does not divide its {reader.shape[1]} inputs"
+        else:
+            found[name] = reader
+    if not found:
+        told = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
+        if config.pattern:
+            raise InputError(
+                f"The pattern {config.pattern} fits no layer of this network.", why=told, fix="Give --sparsity instead."
+            )
+        raise NothingToDo("This network has no layer that can be made sparse.", why=told)
+    return found, skipped
+
+
+def set_zeros(network: Network, reader: Reader, share: float, config: SparsifyConfig, moments: Moments | None) -> None:
+    """Make one layer sparse in place: by `moments` (with `xx`, means) where they are given, else by magnitude."""
+    weight = attribute(network.module, reader.weight)
+    pattern = config.kept_of if config.pattern else None
+    matrices = reader.matrices(weight.detach()).double()
+    order = _inputs_first(reader, matrices.shape[2])
+    if moments is None:
+        found = torch.stack([by_magnitude(matrix, share, pattern, order) for matrix in matrices])
+    else:
+        parts = [
+            eliminate(matrix, h / moments.rows, share, pattern, order, reader.takes_constant)
+            for matrix, h in zip(matrices, moments.xx, strict=True)
+        ]
+        found = torch.stack([part[:, :-1] for part in parts])
+        constants = torch.stack([part[:, -1] for part in parts])
+        with torch.no_grad():
+            add_constant(network, reader, constants.sum(0) if reader.blocks > 1 else constants.flatten())
+    with torch.no_grad():
+        weight.copy_(reader.from_matrices(found, weight))
+
+
+def _fit(
+    network: Network,
+    sparse: Network,
+    readers: Mapping[str, Reader],
+    shares: Mapping[str, float],
+    config: SparsifyConfig,
+    context: Context,
+) -> None:
+    names = [name for name in readers if shares.get(name, 0.0) > 0 or config.pattern]
+    with context.progress.work("Making layers sparse", len(names)) as bar:
+        for part in passes(names, network, context.images):
+            chosen = {name: readers[name] for name in part}
+            found = compare(network, sparse, chosen, {}, context.stream(), context.images)
+            for name, moments in found.items():
+                reader = readers[name]
+                if reader.blocks == 1:
+                    now = constant_of(network, sparse, reader, None)
+                    matrices, change = best_matrices(sparse, reader, moments, now)
+                    _write(sparse, reader, matrices, change)
+                set_zeros(sparse, reader, shares.get(name, 0.0), config, moments)
+            bar.advance(len(part))
+
+
+def _write(network: Network, reader: Reader, matrices: Tensor, change: Tensor) -> None:
+    weight = attribute(network.module, reader.weight)
+    with torch.no_grad():
+        weight.copy_(reader.from_matrices(matrices, weight))
+        if reader.takes_constant:
+            add_constant(network, reader, change)
+
+
+def _shares(readers: Mapping[str, Reader], config: SparsifyConfig) -> dict[str, float]:
+    """Share of zeros by the weight's name."""
+    if config.layers:
+        return {name: config.layers[reader.name] for name, reader in readers.items() if reader.name in config.layers}
+    return dict.fromkeys(readers, config.sparsity)
+
+
+def _inputs_first(reader: Reader, columns: int) -> Tensor:
+    """Columns with the inputs running fastest, so that a group of M is M inputs at one place of the kernel."""
+    if reader.blocks > 1 or len(reader.shape) == 2:
+        return torch.arange(columns)
+    return torch.arange(columns).reshape(reader.shape[1], -1).T.flatten()
+
+
+def _zeros(network: Network, reader: Reader) -> int:
+    return int((attribute(network.module, reader.weight) == 0).sum())

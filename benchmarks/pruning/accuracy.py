@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +197,20 @@ class Bench:
 
     def _structured(self, network: str) -> Iterator[tuple[str, str, Row]]:
         """Ways of Torch-Pruning: the name of each, its importance, and how it is used."""
-        for inner in (False, True) if network in STREAMS else (False,):
-            for importance in IMPORTANCES:
-                for everywhere in (False, True):
-                    words = ("torch-pruning", importance, "global" if everywhere else "", "inner" if inner else "")
-                    yield " ".join(filter(None, words)), importance, {"everywhere": everywhere, "inner": inner}
+        streams = (False, True) if network in STREAMS else (False,)
+        for inner, norms, importance, everywhere in product(streams, (False, True), IMPORTANCES, (False, True)):
+            # The statistics of norms are taken anew where a peer does best otherwise: the stream whole, by importances
+            # of three kinds.
+            if not norms or (inner == streams[-1] and importance in ("magnitude", "taylor", "hessian")):
+                options = {"everywhere": everywhere, "inner": inner, "norms": norms}
+                told = [word for word, on in zip(("global", "inner", "norms"), options.values(), strict=True) if on]
+                yield " ".join(("torch-pruning", importance, *told)), importance, options
 
     def _best(self, network: str, target: str) -> list[str]:
         """The two peers that are best without training, of different importances."""
         start = f"prune/{network}/{target}/torch-pruning "
         found = [row for name, row in self._rows.items() if name.startswith(start) and "accuracy" in row]
+        found = [row for row in found if not row["name"].endswith(" norms")]  # training does it
         by_importance: dict[str, Row] = {}
         for row in sorted(found, key=lambda row: -row["accuracy"]):
             by_importance.setdefault(row["name"].removeprefix(start).split()[0], row)

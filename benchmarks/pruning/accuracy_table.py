@@ -12,7 +12,8 @@ _HEAD = """# Accuracy at the same cost
 Made by `python benchmarks/pruning/accuracy.py SHARED` from the rows in `accuracy.jsonl`. Accuracy on the 10,000 test
 images of CIFAR-10 as JPEG; a peer that is more than 5 points below Afina on the first 2,000 of them is left at those
 (marked ~). Peers are given the MACs that Afina is given (where they differ by more than 2% of it, they are told).
-`global` ranks the channels of all layers together; `inner` spares the residual stream.
+`global` ranks the channels of all layers together; `inner` spares the residual stream; with `norms`, the
+statistics of batch norm are taken anew on 1,024 training images, which Torch-Pruning itself does not do.
 """
 _TITLES = {
     "prune": "## Pruned, without any training\n\nBy the share of the MACs that is left.",
@@ -46,14 +47,15 @@ def summary(rows: Iterable[Row]) -> str:
         if "accuracy" in row:
             cases.setdefault((network, target), {})[method] = row["accuracy"]
     cases = {case: found for case, found in cases.items() if OURS in found and len(found) > 1}
+    won = sum(all(quality <= found[OURS] for quality in found.values()) for found in cases.values())
     below = [
-        f"{network} at {target}: {method} has {quality:.2%}, Afina {found[OURS]:.2%}"
+        f"- {network} at {target}: {method} has {quality:.2%}, Afina {found[OURS]:.2%}"
         for (network, target), found in cases.items()
         for method, quality in found.items()
         if quality > found[OURS]
     ]
-    told = f"Afina is above every peer in {len(cases) - len({text.split(':')[0] for text in below})} of {len(cases)} cases."
-    return "\n".join([told, *(f"\n- {text}" for text in below)])
+    told = f"No peer is above Afina in {won} of {len(cases)} cases."
+    return "\n".join([told, *([""] if below else []), *below])
 
 
 def _accuracies(rows: list[Row]) -> list[str]:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
+from afina.data import Batches
+
 _SQUARED = 512  # images whose gradients are squared, one at a time
 _BATCH = 64
 _NEAR = 0.02
@@ -35,7 +37,7 @@ class TorchPruning:
     images: int = 1024
     _gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def prune(self, importance: str, target: float, *, everywhere: bool, inner: bool) -> nn.Module:
+    def prune(self, importance: str, target: float, *, everywhere: bool, inner: bool, norms: bool = False) -> nn.Module:
         """A pruned copy of the module.
 
         Args:
@@ -43,6 +45,7 @@ class TorchPruning:
             target: Share of the MACs that stays.
             everywhere: Rank the channels of all layers together (`global_pruning`).
             inner: Leave the residual stream whole.
+            norms: Take the running statistics of batch norm anew on the images, which Torch-Pruning leaves to its user.
         """
         make = partial(self._pruned, importance, everywhere, inner)
         whole = macs_of(self.subject.module)
@@ -56,7 +59,7 @@ class TorchPruning:
             # Too few MACs are taken only where they are near; too many, as few of them as there are.
             if (gap >= 0 or -gap <= _NEAR * target) and abs(gap) < abs(best_gap):
                 best, best_gap = module, gap
-        return best
+        return self._renormed(best) if norms else best
 
     def _pruned(self, importance: str, everywhere: bool, inner: bool, ratio: float) -> nn.Module:
         import torch_pruning
@@ -93,14 +96,28 @@ class TorchPruning:
         squared = kind == "squared"
         count = min(_SQUARED, self.images) if squared else self.images
         sums = [torch.zeros_like(parameter) for parameter in module.parameters()]
-        data, size = self.subject.data, 1 if squared else _BATCH
-        batches = data.batches("train", self.subject.network.input, batch_size=size, shuffle=True, seed=0, limit=count)
-        for images, labels in batches:
+        for images, labels in self._batches(1 if squared else _BATCH, count):
             module.zero_grad()
             F.cross_entropy(module(images), labels, reduction="sum").backward()
             for total, parameter in zip(sums, module.parameters(), strict=True):
                 total += parameter.grad**2 if squared else parameter.grad
         return (total / count for total in sums)
+
+    @torch.no_grad()
+    def _renormed(self, module: nn.Module) -> nn.Module:
+        """A copy whose batch norms have the statistics of the images as they come out of the smaller layers."""
+        module = copy.deepcopy(module).train()
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain mean over batches
+        for images, _ in self._batches(_BATCH, self.images):
+            module(images)
+        return module.eval()
+
+    def _batches(self, size: int, count: int) -> Batches:
+        input = self.subject.network.input
+        return self.subject.data.batches("train", input, batch_size=size, shuffle=True, seed=0, limit=count)
 
     def _example(self) -> Tensor:
         return torch.zeros(1, *self.subject.network.input.shape)

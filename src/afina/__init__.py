@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from afina.jobs.export import export
     from afina.jobs.optimize import optimize
     from afina.jobs.profile import profile
+    from afina.jobs.prune import prune
     from afina.jobs.report import report
+    from afina.jobs.sensitivity import sensitivity
+    from afina.jobs.sparsify import sparsify
     from afina.types import InputSpec, TaskSpec
 
 __version__ = metadata.version("afina")
@@ -30,15 +33,21 @@ __all__ = [
     "export",
     "optimize",
     "profile",
+    "prune",
     "report",
+    "sensitivity",
+    "sparsify",
 ]
 
+_JOBS = (
+    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "report", "sensitivity", "sparsify",
+)  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",
     "Network": "afina.graph.network",
     "TaskSpec": "afina.types",
     "capture": "afina.graph.network",
-    **{job: f"afina.jobs.{job}" for job in ("benchmark", "demo", "doctor", "export", "optimize", "profile", "report")},
+    **{job: f"afina.jobs.{job}" for job in _JOBS},
 }
 
 

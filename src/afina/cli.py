@@ -51,6 +51,20 @@ Optimizer = Annotated[
 Precision = Annotated[
     Any, typer.Option(parser=str, metavar="NAME", help="Of training: `32`, `bf16-mixed` or `16-mixed`.")
 ]
+OptionalData = Annotated[
+    str | None,
+    typer.Option("--data", help="As for `optimize`; without it units and weights go by magnitude."),
+]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`, or an axis by name; again for more."
+    ),
+]
+Finetune = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning, taught by the model as it was.")]
+FinetuneRate = Annotated[float | None, typer.Option(help="Learning rate of fine-tuning.")]
+Images = Annotated[int, typer.Option(min=1, help="Training images that the statistics rest on.")]
+NetworkOut = Annotated[Path | None, typer.Option(help="The .pt2 file to write; named after the model by default.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -213,6 +227,121 @@ def export(
 
 
 @app.command()
+def prune(
+    model: Model,
+    data: OptionalData = None,
+    macs: Annotated[str | None, typer.Option(help="Multiply-accumulates that may stay, as in 50%.")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Parameters that may stay, as in 30%.")] = None,
+    size: Annotated[str | None, typer.Option(help="Bytes of the exported float file, as in 5MB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Time for one batch of that file, as in 8ms.")] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Which units go: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.")
+    ] = "fit",
+    axis: Axes = None,
+    per: Annotated[
+        Any, typer.Option(parser=str, metavar="WHERE", help="`global`: shared out by sensitivity; `layer`: the same.")
+    ] = "global",
+    multiple: Annotated[int, typer.Option(min=1, help="Keep a multiple of so many channels (8, 16).")] = 1,
+    finetune: Finetune = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Prune in so many steps, with fine-tuning after each.")] = 1,
+    images: Images = 1024,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    batch: Batch = 1,
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove channels, neurons, heads from MODEL until it meets a target; no training is needed."""
+    from afina.jobs.prune import prune as job
+
+    _network_job(
+        lambda: job(
+            model, data, macs=macs, parameters=parameters, size=size, latency=latency, criterion=criterion, axis=axis,
+            per=per, multiple=multiple, finetune=finetune, steps=steps, images=images, runtime=runtime,
+            threads=threads, batch=batch, weights=weights, input_size=input_size, learning_rate=learning_rate,
+            optimizer=optimizer, seed=seed, progress=_progress(quiet),
+        ),
+        model, "pruned", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def sparsify(
+    model: Model,
+    data: OptionalData = None,
+    sparsity: Annotated[str | None, typer.Option(help="Share of the weights that become zero, as in 80%.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M: of every M weights at most N stay, as in 2:4.")] = None,
+    criterion: Annotated[str, typer.Option(help="Which weights go: `fit` or `magnitude`.")] = "fit",
+    finetune: Finetune = 0,
+    images: Images = 1024,
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make weights of MODEL zero, free or in an N:M pattern, with the least change of its outputs."""
+    from afina.jobs.sparsify import sparsify as job
+
+    _network_job(
+        lambda: job(
+            model, data, sparsity=sparsity, pattern=pattern, criterion=criterion, finetune=finetune, images=images,
+            weights=weights, input_size=input_size, learning_rate=learning_rate, optimizer=optimizer, seed=seed,
+            progress=_progress(quiet),
+        ),
+        model, "sparse", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    data: DataOption,
+    criterion: Annotated[
+        str, typer.Option(help="Which units go: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.")
+    ] = "fit",
+    axis: Axes = None,
+    levels: Annotated[str, typer.Option(help="Shares that go, with commas between.")] = "25%,50%,75%",
+    images: Images = 512,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a page with the plot here (.html).")] = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What the outputs of MODEL lose when an axis loses units, or a layer weights: table, plot, CSV."""
+    from afina.jobs.sensitivity import sensitivity as job
+    from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
+
+    def run() -> None:
+        rows = job(
+            model, data, criterion=criterion, axis=axis, levels=levels.split(","), images=images, weights=weights,
+            input_size=input_size, seed=seed, progress=_progress(quiet),
+        )  # fmt: skip
+        if csv is not None:
+            write_sensitivity_csv(rows, csv)
+        if plot is not None:
+            write_sensitivity_html(rows, plot, f"Sensitivity of {model}")
+        _print(rows, sensitivity_text(rows), as_json)
+
+    _guard(run, debug)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
@@ -250,6 +379,20 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 def main() -> None:
     """Entry point of the `afina` command."""
     app()
+
+
+def _network_job(job: Any, model: str, what: str, out: Path | None, as_json: bool, debug: bool) -> None:
+    """Run a job that gives a network and a record, save the one and print the other."""
+
+    def run() -> None:
+        from afina.jobs.compression import Saved, describe, target_file
+
+        path = target_file(out, model, what)
+        network, record = job()
+        network.save(path)
+        _print(Saved(str(path), record), describe(record, path), as_json)
+
+    _guard(run, debug)
 
 
 def _run_and_show(job: Any, as_json: bool, debug: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.target import ModelSource, input_of, load_plain, parse_input_size
+from afina.jobs.target import ModelSource, input_of, load_plain, name_of, parse_input_size
 from afina.models import load_model
 from afina.progress import Progress
 from afina.techniques.context import Context
@@ -20,6 +21,13 @@ from afina.types import Record
 from afina.units import format_value
 
 _BATCH = 64
+_SHOWN = (
+    ("macs", "MACs", "1"),
+    ("parameters", "parameters", "1"),
+    ("nonzero", "not zero", "1"),
+    ("bytes", "bytes", "B"),
+)
+_MOST_SKIPPED = 8
 # Highest learning rates of fine-tuning, by optimizer.
 RATES: dict[Optimizer, float] = {"sgd": 0.05, "adamw": 5e-4}
 
@@ -60,6 +68,43 @@ class Subject:
             after={**record.after, "quality": after.value},
             notes=(*record.notes, f"{before.unit} on {before.n} validation images: {told}"),
         )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A network that was written to a file, and what was done to it."""
+
+    file: str
+    record: Record
+
+
+def target_file(out: Path | None, model: str, what: str) -> Path:
+    """Where the network goes: `out`, or `NAME-what.pt2` in the current folder.
+
+    Raises:
+        InputError: `out` does not end in .pt2, or its folder does not exist.
+    """
+    path = out if out is not None else Path(f"{name_of(model)}-{what}.pt2")
+    if path.suffix != ".pt2":
+        raise InputError(f"--out {path} does not end in .pt2.", fix=f"Write --out {path.with_suffix('.pt2')}")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {path.parent}.", fix="Make it first, or give another.")
+    return path
+
+
+def describe(record: Record, path: Path) -> str:
+    """What was done, as text: cost and quality before and after, what was left alone, where the network is."""
+    lines = [f"{'':12} {'before':>10} {'after':>10}"]
+    for key, name, unit in _SHOWN:
+        if key in record.before and key in record.after:
+            before, after = record.before[key], record.after[key]
+            share = f"{after / before:8.1%}" if before else ""
+            lines.append(f"{name:12} {format_value(before, unit):>10} {format_value(after, unit):>10} {share}")
+    lines += record.notes
+    lines += [f"left alone: {name}: {why}" for name, why in list(record.skipped.items())[:_MOST_SKIPPED]]
+    more = len(record.skipped) - _MOST_SKIPPED
+    lines += [f"left alone: {more} more (--json lists all)"] if more > 0 else []
+    return "\n".join([*lines, f"The network is in {path}."])
 
 
 def open_subject(

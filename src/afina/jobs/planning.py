@@ -19,6 +19,7 @@ Counts = Mapping[str, int]
 # A target is met from below, and no further below than this share of it, where the axes allow.
 TOLERANCE = 0.02
 _TRIES = 6
+_COUNTED = {"macs": "MACs", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,9 @@ class Planner:
         """
         whole = target.measure(self.study.network)
         if whole <= target.limit:
-            told = format_value(whole, target.unit)
             raise NothingToDo(
-                f"The network has {told} of {target.name} already.",
-                why=f"The target is {format_value(target.limit, target.unit)}.",
+                f"The network is at {told_as(target, whole)} already.",
+                why=f"The target is {told_as(target, target.limit)}.",
                 fix="Give a smaller target.",
             )
         least = fewest_of(self.choices)
@@ -129,11 +129,17 @@ class Planner:
         binding = sorted(least, key=lambda name: self.sizing.saving(least, name, 0), reverse=True)[:4]
         told = ", ".join(f"{name} ({least[name]} of {self.study.axes[name].size})" for name in binding)
         return InputError(
-            f"A {target.name} of {format_value(target.limit, target.unit)} cannot be met by pruning: "
-            f"the smallest possible is {format_value(smallest, target.unit)}.",
+            f"The target of {told_as(target, target.limit)} cannot be met by pruning: "
+            f"the smallest possible is {told_as(target, smallest)}.",
             why=f"What binds, at the fewest units that may stay: {told}.",
             fix="Give a larger target, or combine pruning with quantization: afina optimize.",
         )
+
+
+def told_as(target: Target, value: float) -> str:
+    """A value of a target in words, with what it counts where the unit does not say it."""
+    counted = f" {_COUNTED[target.name]}" if target.name in _COUNTED else ""
+    return format_value(value, target.unit) + counted
 
 
 def computed(name: str, share: float, network: Network) -> Target:

@@ -86,7 +86,7 @@ def prune(
         NothingToDo: the target is met already, or no axis is free.
     """
     goal = _goal(macs, parameters, size, latency)
-    config = PruneConfig(criterion=criterion, axes=_axes(axis), multiple=multiple)
+    config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=multiple)
     _check(per, steps, finetune, data)
     subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
     measure = _measure(goal[0], get_runtime(runtime), threads or available_cores(), batch)
@@ -155,7 +155,8 @@ def _measure(name: str, runtime: Runtime, threads: int, batch: int) -> Callable[
     return measure
 
 
-def _axes(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+def axes_asked(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    """Kinds or names of axes as the config takes them; none means all."""
     if axis is None:
         return ()
     return (axis,) if isinstance(axis, str) else tuple(axis)

@@ -208,3 +208,20 @@ def test_control_flow_on_values_is_refused_with_the_reason():
 
     with pytest.raises(Unsupported, match="could not be captured"):
         capture(Branches(), GREY, DIGITS)
+
+
+def test_an_autocast_block_and_a_norm_without_running_statistics_are_captured_as_plain_ops():
+    class Mixed(SmallNet):
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                x = torch.relu(self.norm(self.stem(x)))
+                x = torch.relu(x + nn.functional.batch_norm(self.inner(x), None, None, training=True))
+            return self.head(x.mean(dim=(2, 3)))
+
+    module = Mixed().eval()
+    network = capture(module, GREY, DIGITS)
+    assert not [node for node in network.graph.nodes if "autocast" in str(node.target)]
+    images = torch.randn(3, 1, 8, 8)
+    with network.inference():
+        assert torch.allclose(network(images), module(images), atol=1e-5)
+    network.train()(images).sum().backward()

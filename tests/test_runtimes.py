@@ -8,9 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import DIGITS, GREY
 
 from afina.data import open_data
 from afina.errors import AfinaError, InputError, ParityError
+from afina.graph import capture
+from afina.graph.axes import analyse
+from afina.graph.surgery import remove
 from afina.runtimes import (
     RUNTIMES,
     check_parity,
@@ -174,3 +178,26 @@ def test_an_unknown_or_missing_runtime_is_named(monkeypatch):
 def test_timing_imports_no_torch():
     code = "import afina.runtimes.worker, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_attention_whose_heads_were_pruned_to_odd_sizes_is_exported(windows, tmp_path):
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.qkv = torch.nn.Conv2d(1, 12, 2, stride=2), torch.nn.Linear(12, 3 * 4 * 24)
+            self.proj, self.head = torch.nn.Linear(4 * 24, 12), torch.nn.Linear(12, 10)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            shape = (-1, 2, 8, 3, 4, 24) if windows else (-1, 16, 3, 4, 24)
+            q, k, v = (t.transpose(-3, -2) for t in self.qkv(x).view(shape).unbind(-3))
+            x = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2)
+            return self.head(self.proj(x.reshape(-1, 16, 96)).mean(1))
+
+    network = capture(Attention(), GREY, DIGITS)
+    free = {axis.kind: axis for axis in analyse(network).free}
+    pruned = remove(network, {free["head-dim"]: range(23), free["heads"]: [0, 2, 3]})
+    runtime = get_runtime("onnxruntime")
+    path = runtime.export(pruned, tmp_path / "model.onnx")
+    assert check_parity(pruned, path, None, threads=1) < 1e-4

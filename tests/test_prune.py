@@ -1,16 +1,29 @@
 """Pruning real networks: smaller as promised, trainable, saved and loaded, the same on the runtimes."""
 
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, GREY
 from torch import nn
+from typer.testing import CliRunner
 
-from afina.errors import InputError, NothingToDo
+import afina
+from afina.cli import app
+from afina.data import open_data
+from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
-from afina.graph.network import Network as _Network
+from afina.jobs.planning import Planner, Target
+from afina.models import load_model
+from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
+from afina.runtimes import get_runtime
 from afina.techniques.context import Context
-from afina.techniques.prune import PruneConfig, apply
+from afina.techniques.prune import PruneConfig, Study, apply
+from afina.training import FitConfig, fit
 from afina.types import InputSpec, TaskSpec
 
 _INPUT, _TASK = InputSpec(64, 64), TaskSpec("classification", tuple(map(str, range(1000))))
@@ -31,7 +44,7 @@ def test_networks_that_people_use_are_halved_train_save_and_load(name, tmp_path)
     assert record.after["parameters"] == cost_of(pruned).parameters < 0.65 * record.before["parameters"]
     pruned.train()(pruned.example()).square().mean().backward()
     assert all(p.grad is not None for p in pruned.module.parameters())
-    loaded = _Network.load(pruned.eval().save(tmp_path / "n.pt2"))
+    loaded = Network.load(pruned.eval().save(tmp_path / "n.pt2"))
     with pruned.inference(), loaded.inference():
         assert torch.equal(pruned(pruned.example(3)), loaded(pruned.example(3)))
 
@@ -83,3 +96,189 @@ def test_a_network_with_no_free_axis_is_nothing_to_do():
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(NothingToDo):
         apply(capture(module, GREY, DIGITS), PruneConfig(0.5), Context())
+
+
+class Vision(nn.Module):
+    """A small vision transformer: class token, position embedding, fused attention, two blocks."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, width, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, 17, width))
+        layers = [
+            nn.TransformerEncoderLayer(width, heads, 48, 0.0, batch_first=True, norm_first=True) for _ in range(2)
+        ]
+        self.blocks = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), dim=1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+@pytest.fixture(scope="module")
+def reader_of_digits() -> Network:
+    """A network that reads real digits."""
+    torch.manual_seed(0)
+    loaded = load_model("builtin:convnet", weights="random", task=DIGITS, input=GREY)
+    config = FitConfig(epochs=4, learning_rate=0.05)
+    return fit(loaded.network, open_data("digits", seed=0), config)[0]
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, share):
+    found = {}
+    for criterion in ("fit", "random"):
+        network, record = afina.prune(reader_of_digits, "digits", macs=share, criterion=criterion, images=192)
+        found[criterion] = record.after["quality"]
+        assert 0.98 * share <= cost_of(network).macs / cost_of(reader_of_digits).macs <= share
+    assert record.before["quality"] > 0.95
+    assert found["fit"] >= record.before["quality"] - 0.05
+    assert found["fit"] >= found["random"] - 0.01
+
+
+def test_a_target_in_bytes_is_met_by_the_exported_file(reader_of_digits, tmp_path):
+    network, record = afina.prune(reader_of_digits, "digits", size="900KB", images=128)
+    path = get_runtime("onnxruntime").export(network, tmp_path / "model.onnx")
+    assert 0.98 * 900e3 <= path.stat().st_size <= 900e3
+    assert record.step.config["keep"]
+
+
+def test_a_target_in_seconds_is_met_on_the_runtime(reader_of_digits):
+    seen = []
+
+    def measure(network: Network) -> float:
+        seen.append(cost_of(network).macs)
+        return 1e-4 + 1e-11 * cost_of(network).macs
+
+    study = Study(reader_of_digits, PruneConfig(criterion="magnitude"), Context())
+    counts = Planner(study, "global", "macs").reach(Target("latency", 2e-4, "s", measure))
+    pruned, _ = study.prune(counts)
+    assert 1.96e-4 <= measure(pruned) <= 2e-4
+    assert len(seen) < 12
+
+
+def test_axes_of_attention_can_be_chosen_by_kind():
+    torch.manual_seed(0)
+    network = capture(Vision(), GREY, DIGITS)
+    images = torch.randn(64, 1, 8, 8)
+    context = Context(calibration=lambda: iter(images.split(32)), images=64)
+    for kind, weight, shape in (
+        ("heads", "blocks.0.self_attn.out_proj.weight", (24, 12)),
+        ("hidden", "blocks.0.linear1.weight", (24, 24)),
+        ("embedding", "blocks.0.linear1.weight", (48, 12)),
+    ):
+        pruned, record = apply(network, PruneConfig(ratio=0.5, axes=(kind,)), context)
+        assert tuple(pruned.module.get_parameter(weight).shape) == shape, kind
+        assert set(record.skipped.values()) >= {"not among the axes asked for"}
+        assert pruned(images).shape == (64, 10)
+
+
+def test_a_transformer_is_pruned_to_half_its_parameters_and_trains_on(tmp_path):
+    torch.manual_seed(0)
+    network, record = afina.prune(Vision(), "digits", parameters="50%", images=128, example=GREY)
+    assert 0.48 <= record.after["parameters"] / record.before["parameters"] <= 0.5
+    network.train()(network.example()).square().mean().backward()
+    loaded = Network.load(network.eval().save(tmp_path / "v.pt2"))
+    with network.inference(), loaded.inference():
+        assert torch.equal(network(network.example(3)), loaded(network.example(3)))
+
+
+def test_per_layer_takes_the_same_share_of_every_axis(reader_of_digits):
+    _, record = afina.prune(reader_of_digits, "digits", macs=0.5, per="layer", images=64, criterion="magnitude")
+    kept = record.step.config["keep"]
+    sizes = {name: axis.size for name, axis in Study(reader_of_digits, PruneConfig(), Context()).axes.items()}
+    shares = [kept[name] / sizes[name] for name in sizes]
+    assert max(shares) - min(shares) < 0.07
+
+
+def test_steps_end_at_the_target_with_fine_tuning_between(reader_of_digits):
+    network, record = afina.prune(reader_of_digits, "digits", macs=0.3, steps=2, finetune=2, images=64)
+    assert 0.29 <= cost_of(network).macs / cost_of(reader_of_digits).macs <= 0.3
+    assert record.after["quality"] > 0.9
+    assert record.before["macs"] == cost_of(reader_of_digits).macs
+
+
+def test_a_record_replays_on_the_same_network(reader_of_digits):
+    images = torch.randn(64, 1, 8, 8)
+    context = Context(calibration=lambda: iter([images]), images=64)
+    first, record = apply(reader_of_digits, PruneConfig(0.4), context)
+    second, _ = apply(reader_of_digits, PruneConfig(**record.step.config), context)
+    with first.inference(), second.inference():
+        assert torch.equal(first(images), second(images))
+
+
+def test_sensitivities_grow_with_what_is_gone_and_are_shown_as_table_csv_and_plot(reader_of_digits, tmp_path):
+    rows = afina.sensitivity(reader_of_digits, "digits", images=128)
+    axes, layers = [r for r in rows if r.kind != "weights"], [r for r in rows if r.kind == "weights"]
+    assert axes
+    assert {row.name for row in layers} >= {"head"}
+    for row in rows:
+        assert row.measured[-1] > row.measured[0] >= 0
+        assert np.all(np.diff(row.losses) >= 0)
+    text = sensitivity_text(rows)
+    assert all(row.name in text for row in rows)
+    table = list(csv.DictReader(write_sensitivity_csv(rows, tmp_path / "s.csv").read_text().splitlines()))
+    assert len(table) == sum(len(row.gone) for row in rows)
+    page = write_sensitivity_html(rows, tmp_path / "s.html", "x").read_text()
+    assert "http" not in page.split("<body>")[0]
+    assert "plotly" in page.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "No target was given"),
+        ({"macs": 0.5, "parameters": 0.5}, "More than one target"),
+        ({"macs": "150%"}, "not between 0 and 1"),
+        ({"parameters": "0.01%"}, r"(?s)smallest possible is .*What binds"),
+        ({"size": "500B"}, "smallest possible"),
+        ({"macs": 0.5, "criterion": "magnitud"}, "Did you mean magnitude"),
+        ({"macs": 0.5, "axis": "chanels"}, "Did you mean channels"),
+        ({"macs": 0.5, "per": "globl"}, "Choose global or layer"),
+        ({"macs": 0.5, "finetune": 1}, "needs images"),
+        ({"macs": 0.5, "steps": 2}, "gains nothing"),
+        ({"size": "5GB"}, "already"),
+    ],
+)
+def test_a_target_that_is_not_possible_is_one_clear_error(small_network, options, expected):
+    with pytest.raises(AfinaError, match=expected):
+        afina.prune(small_network, **options)
+
+
+def test_data_that_contradicts_the_network_is_refused(reader_of_digits):
+    images = [(torch.rand(1, 8, 8), 0.5) for _ in range(20)]
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int):
+            return images[index]
+
+    with pytest.raises(InputError):
+        afina.prune(nn.Sequential(nn.Flatten(), nn.ReLU()), Items(), macs=0.5, example=GREY)
+
+
+def test_the_command_writes_a_network_that_loads_and_nothing_when_it_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = CliRunner().invoke
+    good = call(app, ["prune", "builtin:convnet", "--weights", "random", "--parameters", "50%", "--json", "--quiet"])
+    assert good.exit_code == 0, good.stderr
+    saved = json.loads(good.stdout)
+    assert cost_of(Network.load(saved["file"])).parameters == saved["record"]["after"]["parameters"]
+    Path(saved["file"]).unlink()
+    for options in (
+        ["--macs", "0.0001%"],
+        ["--macs", "50%", "--out", "n.onnx"],
+        ["--macs", "50%", "--out", "no/n.pt2"],
+    ):
+        bad = call(app, ["prune", "builtin:convnet", "--weights", "random", "--quiet", *options])
+        assert bad.exit_code == 2, bad.stderr
+        assert "Error:" in bad.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -73,8 +73,9 @@ class State:
             grown += float((back * parts.T).sum())
             self.matrices[s] -= parts @ step
             self.inverse[s] -= rows.T @ step
-            self.matrices[s][:, gone] = 0
             self.whole[s, gone.cpu()] = False
+            # What went earlier stays exactly zero, whatever is left of it in the inverse by rounding.
+            self.matrices[s][:, :-1][:, ~self.whole[s]] = 0
         return grown * self.scale
 
 

@@ -1,0 +1,171 @@
+"""What a calibration stream says of layers: rows, second moments, and the weights that least squares calls best."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, GREY
+from torch import nn
+
+from afina.errors import AfinaError, InputError
+from afina.graph import capture
+from afina.graph.axes import Analysis
+from afina.graph.propagate import attribute
+from afina.graph.statistics import Effect, compare, find_readers, gather, readers, refit
+from afina.techniques.prune.elimination import States, eliminate
+from afina.types import InputSpec
+
+LAYERS = {
+    "plain": nn.Conv2d(3, 6, 3),
+    "strided": nn.Conv2d(3, 6, 3, stride=2, padding=1),
+    "dilated": nn.Conv2d(3, 6, (3, 2), padding=(2, 0), dilation=2, bias=False),
+    "grouped": nn.Conv2d(6, 4, 3, groups=2, padding=1),
+    "depthwise": nn.Conv2d(4, 4, 3, groups=4),
+    "same": nn.Conv2d(3, 5, (3, 5), padding="same"),
+    "line": nn.Conv1d(3, 6, 3, padding=1),
+    "volume": nn.Conv3d(2, 4, 2, stride=(1, 2, 1)),
+    "linear": nn.Linear(8, 5),
+}
+
+
+def images(count: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_is_the_product_of_its_rows_with_its_matrices(kind):
+    layer = LAYERS[kind]
+    sizes = {"line": (3, 9), "volume": (2, 4, 6, 5), "linear": (7, 8)}
+    shape = sizes.get(kind, (layer.weight.shape[1] * getattr(layer, "groups", 1), 9, 8))
+    x = torch.randn(2, *shape)
+    graph = torch.export.export(layer, (x,)).module(check_guards=False)
+    node = next(n for n in graph.graph.nodes if n.op == "call_function" and ("conv" in n.name or "linear" in n.name))
+    reader = readers.Reader(
+        "weight", "bias", tuple(layer.weight.shape), (node.name,), groups=getattr(layer, "groups", 1)
+    )
+    y = layer(x).detach()
+    places = torch.randperm(readers.places_in(node, y))[:5]
+    rows = readers.rows_of(reader, node, x, places)
+    expected = readers.outputs_at(reader, node, y, places)
+    matrices = reader.matrices(layer.weight.detach())
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+    found = rows @ matrices.transpose(1, 2) + bias.reshape(len(matrices), 1, -1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(reader.from_matrices(matrices, layer.weight), layer.weight)
+
+
+def test_moments_are_the_sums_over_all_images_and_say_what_a_change_of_weights_costs(small_network):
+    known = find_readers(small_network)
+    found = gather(small_network, known, images().split(24), 64)
+    reader, moments = known["inner.weight"], found["inner.weight"]
+    assert moments.rows == 64 * 64
+    change = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
+    delta = reader.matrices(change).double()
+    predicted = torch.einsum("goi,gij,goj->", delta, moments.xx[:, :-1, :-1], delta) / moments.rows
+    watched = compare(small_network, small_network, {"inner.weight": reader}, {}, images().split(24), 64)
+    twin = small_network.copy()
+    with torch.no_grad():
+        attribute(twin.module, "inner.weight").add_(change)
+    before, after = (compare(n, n, {"inner.weight": reader}, {}, images().split(24), 64) for n in (small_network, twin))
+    assert torch.equal(watched["inner.weight"].xx, moments.xx)
+    cross = [b["inner.weight"].xy[:, -1] / moments.rows for b in (before, after)]
+    mean = (delta @ moments.xx[:, :-1, -1:] / moments.rows).squeeze(2)
+    torch.testing.assert_close(cross[1] - cross[0], mean, atol=1e-5, rtol=1e-4)
+    assert predicted > 0
+
+
+def test_memory_is_that_of_the_matrices_whatever_the_number_of_images(small_network):
+    few, many = (gather(small_network, find_readers(small_network), images(n).split(8), n) for n in (8, 128))
+    assert {name: m.xx.shape for name, m in few.items()} == {name: m.xx.shape for name, m in many.items()}
+
+
+def test_a_layer_too_wide_to_hold_is_kept_in_blocks():
+    module = nn.Sequential(nn.Conv2d(1, 140, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(140 * 64, 10))
+    network = capture(module, GREY, DIGITS)
+    known = find_readers(network)
+    found = gather(network, known, [images(8)], 8)
+    assert known["3.weight"].blocks == 9
+    assert found["3.weight"].xx.shape == (9, 1025, 1025)
+    weight = attribute(network.module, "3.weight").detach()
+    assert torch.equal(known["3.weight"].from_matrices(known["3.weight"].matrices(weight), weight), weight)
+
+
+def test_activations_that_are_not_finite_name_the_layer(small_network):
+    with torch.no_grad():
+        attribute(small_network.module, "stem.weight").fill_(float("inf"))
+    with pytest.raises(AfinaError, match="inner reads is not a finite"):
+        gather(small_network, find_readers(small_network), [images(8)], 8)
+
+
+def test_no_images_is_one_clear_error(small_network):
+    with pytest.raises(InputError, match="no calibration images"):
+        gather(small_network, find_readers(small_network), [], 8)
+
+
+def test_eliminating_units_costs_what_least_squares_says():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+    network = capture(module, GREY, DIGITS)
+    x = images(512)
+    known = {"3.weight": find_readers(network)["3.weight"]}
+    moments = gather(network, known, [x], 512)
+    axis = next(a for a in Analysis(network).axes.free if a.size == 12)
+    path = eliminate(axis, States(network, known, moments), 11, stops=(5,))
+    with torch.no_grad():
+        hidden = module[:3](x).double().numpy()
+    wanted = hidden @ module[3].weight.detach().double().numpy().T
+    varies = ((wanted - wanted.mean(0)) ** 2).sum()
+    for gone in (1, 5, 9):
+        left = [unit for unit in range(12) if unit not in path.order[:gone]]
+        rows = np.concatenate((hidden[:, left], np.ones((512, 1))), axis=1)
+        best = rows @ np.linalg.lstsq(rows, wanted, rcond=None)[0]
+        assert path.losses[gone] == pytest.approx(((wanted - best) ** 2).sum() / varies, rel=0.02)
+    first = path.order[0]
+    for other in range(12):
+        rows = np.concatenate((np.delete(hidden, other, 1), np.ones((512, 1))), axis=1)
+        best = rows @ np.linalg.lstsq(rows, wanted, rcond=None)[0]
+        assert ((wanted - best) ** 2).sum() / varies >= path.losses[1] * 0.98, (first, other)
+    assert (path.matrices[5]["3.weight"][0][:, list(path.order[:5])] == 0).all()
+
+
+def test_a_unit_that_repeats_others_goes_first_and_costs_nothing(small_network):
+    with torch.no_grad():
+        for name in ("stem.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"):
+            tensor = attribute(small_network.module, name)
+            tensor[7] = tensor[3]
+        for name in ("inner.weight", "inner.bias", "inner_norm.weight", "inner_norm.bias", "inner_norm.running_mean"):
+            attribute(small_network.module, name)[7] = attribute(small_network.module, name)[3]
+        variance = attribute(small_network.module, "inner_norm.running_var")
+        variance[7] = variance[3]
+    known = find_readers(small_network)
+    moments = gather(small_network, known, [images()], 64)
+    axis = next(a for a in Analysis(small_network).axes.free if "stem" in a.name)
+    path = eliminate(axis, States(small_network, known, moments), 3)
+    assert path.order[0] in (3, 7)
+    assert path.losses[1] < 1e-3 < path.losses[2]
+
+
+def test_refitting_brings_a_disturbed_network_back_to_its_outputs(small_network):
+    twin = small_network.copy()
+    with torch.no_grad():
+        attribute(twin.module, "inner.weight").mul_(0.5)
+        attribute(twin.module, "head.weight").add_(0.1)
+    effect = Effect(small_network, images(128, seed=5))
+    before = effect.of(twin)
+    done = refit(small_network, twin, {}, lambda: iter(images(256).split(64)), 256, _silent())
+    assert done == ["stem", "inner", "head"]
+    assert effect.of(twin) < 0.01 * before
+
+
+def test_an_unchanged_network_changes_nothing(small_network):
+    assert Effect(small_network, images()).of(small_network.copy()) == 0
+
+
+def test_transposed_convolutions_are_no_readers():
+    module = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 256, 10))
+    assert list(find_readers(capture(module, InputSpec(8, 8), DIGITS))) == ["2.weight"]
+
+
+def _silent():
+    from afina.progress import Progress
+
+    return Progress()

@@ -17,8 +17,10 @@ statistics of batch norm are taken anew on 1,024 training images, which Torch-Pr
 """
 _TITLES = {
     "prune": "## Pruned, without any training\n\nBy the share of the MACs that is left.",
-    "finetune": "## Pruned, after one epoch\n\nThe same training for all: one epoch, taught by the original. "
-    "Peers: the two that are best without training.",
+    "finetune": "## Pruned, after one epoch\n\nThe same training for all: one epoch at a learning rate of 0.05, "
+    "which is what `--finetune 1` does, taught by the original. "
+    "Peers: the two importances that are best without training.",
+    "finetune-gently": "## Pruned, after one epoch at a learning rate of 0.01",
     "sparsify": "## Single weights, without any training\n\nBy the share of the weights that is zero.",
     "latency": "## Real time\n\nOne image on one thread, float32: time of what Afina pruned to each share of the MACs, "
     "as a share of the original's, which takes turns with it.",
@@ -54,7 +56,7 @@ def summary(rows: Iterable[Row]) -> str:
         for method, quality in found.items()
         if quality > found[OURS]
     ]
-    told = f"No peer is above Afina in {won} of {len(cases)} cases."
+    told = f"In {won} of {len(cases)} cases no peer is above Afina."
     return "\n".join([told, *([""] if below else []), *below])
 
 
@@ -64,7 +66,7 @@ def _accuracies(rows: list[Row]) -> list[str]:
     networks = dict.fromkeys(row["name"].split("/")[1] for row in rows)
     for network in networks:
         own = {tuple(row["name"].split("/")[2:]): row for row in rows if row["name"].split("/")[1] == network}
-        targets = list(dict.fromkeys(target for target, _ in own))
+        targets = sorted({target for target, _ in own}, key=_order)
         methods = sorted({method for _, method in own}, key=lambda name: (name != OURS, name))
         whole = next(row["original"] for row in own.values() if "original" in row)
         lines += [f"### {network} ({whole:.2%} whole)", "", f"| method | {' | '.join(map(_percent, targets))} |"]
@@ -100,6 +102,12 @@ def _latencies(rows: list[Row]) -> list[str]:
         cells = [f"{row['ratio'][target]:.2f}" for target in targets]
         lines += [f"| {network} | {runtime} | {row['latency']['whole'] * 1e3:.2f} ms | {' | '.join(cells)} |"]
     return [*lines, ""]
+
+
+def _order(target: str) -> tuple[bool, float]:
+    """Shares from the largest, patterns last."""
+    pattern = ":" in target
+    return pattern, 0.0 if pattern else -float(target)
 
 
 def _percent(target: str) -> str:

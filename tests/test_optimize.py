@@ -88,7 +88,10 @@ def test_the_answer_fits_the_budget_and_is_a_pruned_int8_network(run):
     _, result = run
     assert result.verdict == "fits"
     winner = result.candidate(result.winner)
-    assert [step.technique for step in winner.recipe] == ["prune", "finetune", "quantize"]
+    assert [step.technique for step in winner.recipe] in (
+        ["prune", "quantize"],
+        ["prune", "finetune", "quantize"],
+    )
     assert winner.measurements["size"].value <= 35_000
     assert result.drop <= 0.30
 

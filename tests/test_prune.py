@@ -16,6 +16,7 @@ from afina.cli import app
 from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
+from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.jobs.planning import Planner, Target
 from afina.models import load_model
@@ -282,3 +283,34 @@ def test_the_command_writes_a_network_that_loads_and_nothing_when_it_fails(tmp_p
         assert bad.exit_code == 2, bad.stderr
         assert "Error:" in bad.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_residual_blocks_go_and_the_rest_answers_as_without_them(reader_of_digits):
+    known = find_blocks(reader_of_digits)
+    assert list(known) == ["blocks.0", "blocks.1", "blocks.3"]
+    twin = reader_of_digits.copy().eval()
+    with torch.no_grad():
+        # The last norm of each branch gives nothing: the shortcut goes on alone.
+        for name in ("blocks.0.conv2.1", "blocks.3.conv2.1"):
+            twin.module.get_parameter(f"{name}.weight").zero_()
+            twin.module.get_parameter(f"{name}.bias").zero_()
+    without = remove_blocks(reader_of_digits, ["blocks.0", "blocks.3"])
+    assert not any(name.startswith(("blocks.0", "blocks.3")) for name, _ in without.module.named_parameters())
+    with twin.inference(), without.inference():
+        torch.testing.assert_close(without(without.example(4)), twin(twin.example(4)))
+    with pytest.raises(InputError, match=r"Did you mean blocks\.0"):
+        remove_blocks(reader_of_digits, ["block.0"])
+
+
+def test_blocks_alone_stop_below_the_target_and_channels_make_up_the_rest(reader_of_digits):
+    whole = cost_of(reader_of_digits).macs
+    network, record = afina.prune(reader_of_digits, "digits", macs=0.7, axis="blocks", images=128)
+    assert cost_of(network).macs < 0.7 * whole
+    assert record.step.config["blocks"]
+    assert record.after["quality"] > 0.8
+    network, record = afina.prune(reader_of_digits, "digits", macs=0.4, axis=["blocks", "channels"], images=128)
+    assert 0.39 * whole <= cost_of(network).macs <= 0.4 * whole
+    assert record.step.config["blocks"]
+    assert record.step.config["keep"]
+    with pytest.raises(InputError, match="cannot be met by taking blocks out"):
+        afina.prune(reader_of_digits, "digits", macs=0.01, axis="blocks", images=64)

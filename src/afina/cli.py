@@ -57,9 +57,7 @@ OptionalData = Annotated[
 ]
 Axes = Annotated[
     list[str] | None,
-    typer.Option(
-        help="`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`, or an axis by name; again for more."
-    ),
+    typer.Option(help="`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`, `blocks`, or an axis."),
 ]
 Finetune = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning, taught by the model as it was.")]
 FinetuneRate = Annotated[float | None, typer.Option(help="Learning rate of fine-tuning.")]

@@ -53,11 +53,7 @@ def parse_share(text: str | float, option: str) -> float:
     else:
         value = float(text)
     if not 0 < value < 1:
-        raise InputError(
-            f"{option} {text} is not between 0 and 1.",
-            why="It is the share that may stay.",
-            fix=f"To halve it, write {option} 50%",
-        )
+        raise InputError(f"{option} {text} is not between 0 and 1.", fix=f"For a half, write {option} 50%")
     return value
 
 

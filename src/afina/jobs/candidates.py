@@ -23,12 +23,12 @@ from afina.training import FitConfig, fit
 from afina.types import Budget, Candidate, Epoch, Measurement, MetricInfo, Record, Step
 
 # Ratios that are looked at when a limit on resources says how far to go; without one, a few plain ones are tried.
-RATIOS = tuple(step / 16 for step in range(1, 15))
+RATIOS = tuple(step / 64 for step in range(1, 61))
 PLAIN_RATIOS = (0.25, 0.5, 0.75)
 # Kernels like channels in eights; where layers are narrower than this, steps of eight would be too coarse.
 _NARROW = 64
 _PROBE_IMAGES = 32
-_PRUNING_IMAGES = 1024
+_PRUNING_IMAGES = 512
 # A probe is a file of the same shape, timed once: within this share of the limit it is worth a training.
 _PROBE_SLACK = 1.05
 

@@ -11,7 +11,7 @@ from afina.errors import AfinaError, InputError
 from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, tuned
 from afina.jobs.machine import available_cores
-from afina.jobs.planning import Planner, Target, computed
+from afina.jobs.planning import Planner, Target, blocks_to_go, computed
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.runtimes import Runtime, get_runtime, measure_latency
@@ -61,7 +61,8 @@ def prune(
         latency: Time for one batch of the exported float file on `runtime`, as in `8ms`.
         criterion: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.
         axis: Kinds of axes to prune (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of
-            axes; all by default.
+            axes; all by default. `blocks` takes whole residual blocks out, as long as the target is not met; with
+            other kinds beside it these make up the rest.
         per: `global` shares the target out by sensitivity; `layer` takes the same share of every axis.
         multiple: Channels that are kept are a multiple of it (8 or 16 suit many kernels).
         finetune: Epochs of fine-tuning, taught by the model as it was; 0 for none.
@@ -120,7 +121,11 @@ def _once(
     whole = target.measure(subject.network)
     if done < 1 and whole > target.limit:
         target = replace(target, limit=whole * (target.limit / whole) ** done)
+    if "blocks" in config.axes:
+        config = replace(config, blocks=blocks_to_go(network, target, config, subject.context(network)))
     study = Study(network, config, subject.context(network))
+    if not study.axes:
+        return study.prune({})
     planner = Planner(study, per, "parameters" if name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target))
 

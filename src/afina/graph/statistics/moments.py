@@ -58,7 +58,7 @@ def gather(
     count: int,
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """The moments of `readers` over a stream of about `count` images, by the name of the weight.
+    """The moments of `readers` over the first `count` images of a stream, in whole batches, by the weight's name.
 
     Layers with many output positions are looked at in some of them, drawn by a fixed seed.
 
@@ -108,6 +108,7 @@ class _Pass:
         self._found: dict[str, Moments] = {}
 
     def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
+        seen = 0
         with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
             for batch in images:
                 moved = batch.to(self._network.device)
@@ -115,7 +116,10 @@ class _Pass:
                     _Watch(self._reference, self._by_node, self._remember).go(moved)
                 _Watch(self._network, self._by_node, self._add).go(moved)
                 self._batch += 1
+                seen += len(batch)
                 bar.advance(len(batch))
+                if seen >= self._count:
+                    break
         if not self._batch:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
         for reader in self._by_node.values():

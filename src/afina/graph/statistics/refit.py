@@ -18,8 +18,9 @@ from afina.graph.statistics.moments import Moments, compare
 from afina.graph.statistics.readers import Reader, find_readers
 from afina.progress import Progress
 
-# Multiply-accumulates that all passes over the images may take together, which sets how many layers share a pass.
-_WORK = 8e12
+# Multiply-accumulates that all passes over the images may take together; passes end at the last layer that they solve.
+_WORK = 1.6e13
+_FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 _RIDGE = 1e-3
 
 
@@ -48,9 +49,10 @@ def refit(
     names = list(readers)
     done: list[str] = []
     with progress.work("Refitting layers", len(names)) as bar:
-        for part in passes(names, original, count):
+        parts, enough = passes(names, original, count)
+        for part in parts:
             chosen = {name: readers[name] for name in part}
-            found = compare(original, pruned, chosen, outputs, calibration(), count)
+            found = compare(original, pruned, chosen, outputs, calibration(), enough)
             for name, moments in found.items():
                 solve(pruned, readers[name], moments, constant_of(original, pruned, readers[name], outputs.get(name)))
                 done.append(readers[name].name)
@@ -144,9 +146,14 @@ def add_constant(network: Network, reader: Reader, change: Tensor) -> None:
         mean -= change.to(mean)
 
 
-def passes(names: Sequence[str], network: Network, count: int) -> list[Sequence[str]]:
-    """Layers in graph order, in as many groups as there is work for: one each where the network is small."""
-    one = 2.0 * count * max(cost_of(network).macs, 1)
-    passes = max(1, min(len(names), int(_WORK / one)))
-    size = math.ceil(len(names) / passes)
-    return [names[start : start + size] for start in range(0, len(names), size)]
+def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:
+    """Layers in graph order, in groups that share a pass over the images; and how many images a pass takes.
+
+    One layer each where the network is small. In a large one there are fewer passes, and fewer images in each rather
+    than more layers: layers of one group are solved for inputs that the others in it have not corrected yet.
+    """
+    work = 2.0 * max(cost_of(network).macs, 1)
+    number = min(len(names), max(_FEWEST_PASSES, int(_WORK / (work * count))))
+    size = math.ceil(len(names) / max(number, 1))
+    images = int(max(_FEWEST_IMAGES, _WORK / (work * max(number, 1))))
+    return [names[start : start + size] for start in range(0, len(names), size)], min(count, images)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from afina.errors import InputError, did_you_mean
 
 CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
-KINDS = ("channels", "hidden", "heads", "head-dim", "embedding", "groups")
+KINDS = ("channels", "hidden", "heads", "head-dim", "embedding", "groups", "blocks")
 # Criteria that look at images; without any they give way to `magnitude`.
 DATA_DRIVEN = ("fit", "taylor")
 
@@ -21,7 +21,8 @@ class PruneConfig:
         criterion: Which units go: `fit` (those whose loss the layers that read them can best make up for, with a
             least-squares refit of the others), `magnitude`, `taylor`, `batchnorm`, `random`.
         axes: Kinds of axes (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of axes to
-            prune; empty for all.
+            prune; empty for all; `blocks` alone for none but the `blocks`.
+        blocks: Names of residual blocks (`graph.blocks`) that are taken out whole, before anything else.
         multiple: Where a layer has more channels than this, what is kept is a multiple of it, which kernels like.
         minimum: Units that every axis keeps at least.
         floor: Share of its units that every axis keeps at least.
@@ -35,6 +36,7 @@ class PruneConfig:
     keep: dict[str, int] = field(default_factory=dict)
     criterion: str = "fit"
     axes: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
     multiple: int = 1
     minimum: int = 1
     floor: float = 0.05

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.axes import Analysis, Axis
+from afina.graph.blocks import remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.sizing import Sizing
@@ -36,6 +37,8 @@ class Study:
         context: Calibration images (none for criteria that need none), seed, progress.
 
     Attributes:
+        reference: The network, in inference form.
+        network: The same without the residual blocks that the config takes out.
         axes: The free axes that may be pruned, by name.
         skipped: Layers, axes and ops left alone, with the reason.
         notes: What there is to tell.
@@ -45,7 +48,9 @@ class Study:
     def __init__(self, network: Network, config: PruneConfig, context: Context) -> None:
         # In inference form: statistics and comparisons must not move the running means of norms.
         network = network.copy().eval() if network.training else network
-        self.network, self.context, self.notes = network, context, list[str]()
+        self.reference, self.context, self.notes = network, context, list[str]()
+        network = remove_blocks(network, config.blocks) if config.blocks else network
+        self.network = network
         if context.calibration is None and config.criterion in DATA_DRIVEN:
             config = replace(config, criterion="magnitude")
             self.notes.append("There are no calibration images, so units are chosen by magnitude.")
@@ -58,7 +63,7 @@ class Study:
         self.skipped.update({a.name: "not among the axes asked for" for a in found.free if a not in wanted})
         self.axes = {axis.name: axis for axis in wanted if fewest(axis, config) < axis.size}
         self.skipped.update({a.name: f"of {a.size} units none may go" for a in wanted if a.name not in self.axes})
-        if not self.axes:
+        if not self.axes and not config.blocks:
             raise NothingToDo("No unit of this network can be pruned.", why=self._reasons())
 
     def sizing(self, kind: Literal["macs", "parameters"]) -> Sizing:
@@ -130,7 +135,7 @@ class Study:
         start = time.monotonic()
         config = replace(self.config, keep={})
         fewer = {self._axis(name): count for name, count in counts.items() if count < self._axis(name).size}
-        if not fewer:
+        if not fewer and not config.blocks:
             raise NothingToDo("No unit of this network is to be pruned.", why=self._reasons())
         states, keep = self.states(), dict[Axis, list[int]]()
         for axis, count in fewer.items():
@@ -142,13 +147,14 @@ class Study:
             *(f"{axis.name}: {count} of {axis.size} {axis.kind} kept" for axis, count in fewer.items()),
         ]
         notes += self._restore(pruned, keep, states)
-        touched = dict.fromkeys(layer for axis in fewer for layer in axis.producers or (axis.name,))
+        touched = dict.fromkeys([*config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))])
+        notes = [*(f"{name}: taken out whole" for name in config.blocks), *notes]
         whole = {name: "the budget is met without it" for name in self.axes if self.axes[name] not in fewer}
         return pruned, Record(
             step=Step("prune", asdict(replace(config, keep={axis.name: count for axis, count in fewer.items()}))),
             touched=tuple(touched),
             skipped={name: why for name, why in {**self.skipped, **whole}.items() if name not in touched},
-            before=asdict(cost_of(self.network)),
+            before=asdict(cost_of(self.reference)),
             after=asdict(cost_of(pruned)),
             seconds=time.monotonic() - start,
             notes=tuple(notes),
@@ -169,7 +175,7 @@ class Study:
             return []
         outputs = {name: parts[0] for name, parts in kept.items()}
         context = self.context
-        done = refit(self.network, pruned, outputs, context.stream, context.images, context.progress)
+        done = refit(self.reference, pruned, outputs, context.stream, context.images, context.progress)
         return [f"{len(done)} layers refitted by least squares to what they gave before"] if done else []
 
     def _is_fitted(self, axis: Axis) -> bool:

@@ -17,4 +17,4 @@ def apply(network: Network, config: PruneConfig, context: Context) -> tuple[Netw
         NothingToDo: no unit of any axis can be removed.
     """
     study = Study(network, config, context)
-    return study.prune(config.keep or study.uniform())
+    return study.prune(config.keep or (study.uniform() if study.axes else {}))

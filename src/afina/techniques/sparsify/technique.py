@@ -123,9 +123,10 @@ def _fit(
 ) -> None:
     names = [name for name in readers if shares.get(name, 0.0) > 0 or config.pattern]
     with context.progress.work("Making layers sparse", len(names)) as bar:
-        for part in passes(names, network, context.images):
+        parts, enough = passes(names, network, context.images)
+        for part in parts:
             chosen = {name: readers[name] for name in part}
-            found = compare(network, sparse, chosen, {}, context.stream(), context.images)
+            found = compare(network, sparse, chosen, {}, context.stream(), enough)
             for name, moments in found.items():
                 reader = readers[name]
                 if reader.blocks == 1:

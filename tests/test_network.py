@@ -56,6 +56,20 @@ def test_it_trains_like_the_module_with_batch_statistics(small_module):
             assert torch.equal(state[key], value), key
 
 
+def test_it_can_be_trained_as_an_ordinary_module(small_network):
+    module = small_network.trainable()
+    before = small_network.module.get_parameter("head.weight").detach().clone()
+    optimizer = torch.optim.SGD(module.train().parameters(), lr=0.1)
+    assert small_network.training
+    module(small_network.example(4)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(before, small_network.module.get_parameter("head.weight"))
+    with torch.no_grad():
+        expected = small_network.eval()(small_network.example())
+        assert torch.equal(module.eval()(small_network.example()), expected)
+    assert not small_network.training
+
+
 def test_dropout_works_in_training_only(small_network):
     images = torch.randn(64, 1, 8, 8)
     with small_network.inference():

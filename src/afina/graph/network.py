@@ -85,6 +85,13 @@ class Network:
         twin.training = self.training
         return twin
 
+    def trainable(self) -> nn.Module:
+        """An ordinary `nn.Module` over this network's own weights, for training loops written elsewhere.
+
+        Its `train` and `eval` switch batch norm and dropout of the network, its parameters are the network's.
+        """
+        return _Trainable(self)
+
     def example(self, batch: int = _EXAMPLE_BATCH) -> Tensor:
         """A batch of noise of the right shape, on the network's device; the same on each call."""
         generator = torch.Generator().manual_seed(0)
@@ -131,6 +138,24 @@ class Network:
             return False
         mean = node.args[_BATCH_NORM_RUNNING_MEAN]
         return not isinstance(mean, Node) or mean.target in self.frozen
+
+
+class _Trainable(nn.Module):
+    """A network as a module: the captured graph forbids `train` and `eval`, and switches flags in its nodes instead."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.graph_module = network.module
+        self._switch = network.train
+        self.training = network.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        return outputs_of(self.graph_module(images))
+
+    def train(self, mode: bool = True) -> "_Trainable":
+        self._switch(mode)
+        self.training = mode
+        return self
 
 
 def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:

@@ -110,7 +110,7 @@ class Maps(nn.Module):
             case "flip":
                 return x.flip(1) + layer(x)
             case "repeat":
-                return layer(x).repeat(1, 2, 1, 1)
+                return layer(x).repeat(1, 2, 1, 1) * layer.bias.view(-1, 1, 1).tile(2, 1, 1).tile(1)
             case "spatial":
                 return x * layer(x).flatten(2).softmax(-1).view_as(x) * F.max_pool2d(x, 3, 1, 1)
             case "where":

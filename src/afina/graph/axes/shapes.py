@@ -71,10 +71,9 @@ def repeat(g: Builder, node: Node) -> None:
     """Dimensions tiled; those of size 1 (or new) could be of any size, which is respelled."""
     a = arguments(node)
     source, old, name = g.dims(a["self"]), g.shape(a["self"]), "repeats" if "repeats" in a else "dims"
-    repeats = list(a[name])
+    whole = max(len(source) - len(a[name]), 0)  # `tile` may name only the last dimensions
+    repeats = [1] * whole + list(a[name])
     added = len(repeats) - len(source)
-    if added < 0:
-        raise NotUnderstood("it names fewer dimensions than there are")
     spelled: list[Expr] = [FIXED] * len(repeats)
     dims: list[Expr] = []
     for d, times in enumerate(repeats):
@@ -86,7 +85,7 @@ def repeat(g: Builder, node: Node) -> None:
             raise NotUnderstood("it repeats an axis by a number that is not constant")
         else:
             dims.append(join((FIXED, source[d - added]), (times, size)) if source[d - added] else FIXED)
-    _respell_sizes(g, node, name, spelled)
+    _respell_sizes(g, node, name, spelled[whole:])
     g.put(node, tuple(dims))
 
 

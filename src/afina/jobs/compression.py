@@ -12,7 +12,7 @@ from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.target import ModelSource, input_of, load_plain, name_of, parse_input_size
-from afina.models import load_model
+from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.techniques.context import Context
 from afina.training import FitConfig, evaluate, fit, predict
@@ -128,19 +128,32 @@ def open_subject(
     if data is None:
         return Subject(load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress)
     opened = open_data(data, seed=seed, progress=progress)
-    loaded = load_model(
-        model,
-        weights=weights,
-        task=opened.task if opened.labelled else None,
-        input=input_of(example) or opened.native,
-        input_size=parse_input_size(input_size) if input_size is not None else None,
-        targets=opened.targets("train") if opened.labelled else None,
-        progress=progress,
-        seed=seed,
-    )
+    loaded = load_for(opened, model, weights, input_size, example, seed, progress)
     for note in loaded.notes:
         progress.say(note)
     return Subject(loaded.network, opened, images, seed, progress)
+
+
+def load_for(
+    data: ImageData,
+    model: ModelSource,
+    weights: str | None,
+    input_size: str | tuple[int, int] | None,
+    example: Any,
+    seed: int,
+    progress: Progress,
+) -> Loaded:
+    """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own."""
+    return load_model(
+        model,
+        weights=weights,
+        task=data.task if data.labelled else None,
+        input=input_of(example) or data.native,
+        input_size=parse_input_size(input_size) if input_size is not None else None,
+        targets=data.targets("train") if data.labelled else None,
+        progress=progress,
+        seed=seed,
+    )
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:

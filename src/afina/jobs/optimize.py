@@ -9,13 +9,13 @@ from afina.budget import decide, make_budget
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
 from afina.jobs.candidates import Search
-from afina.jobs.compression import RATES, suited_batch, suited_optimizer
+from afina.jobs.compression import RATES, load_for, suited_batch, suited_optimizer
 from afina.jobs.judge import ORIGINAL
 from afina.jobs.machine import available_cores, describe_machine
 from afina.jobs.report import write_all
 from afina.jobs.stages import Job
-from afina.jobs.target import ModelSource, input_of, name_of, parse_input_size
-from afina.models import Loaded, load_model
+from afina.jobs.target import ModelSource, name_of, parse_input_size
+from afina.models import Loaded
 from afina.progress import Progress
 from afina.reporting import write_metadata
 from afina.runtimes import get_runtime
@@ -116,7 +116,7 @@ def optimize(
     progress = progress or Progress()
     chosen = get_runtime(runtime)
     images = open_data(data, seed=seed, progress=progress)
-    source = _load(images, model, weights, input_size, example, progress)
+    source = load_for(images, model, weights, input_size, example, seed, progress)
     metric = _metric(images, source.network)
     budget = make_budget(metric, size, latency, memory, max_drop)
     folder = Path(out) if out is not None else Path("runs") / f"{name_of(model)}-{name_of(images.name)}"
@@ -189,21 +189,6 @@ def _tell_data(job: Job) -> None:
         text += f" {len(data.unreadable)} unreadable images are skipped, listed in unreadable.txt."
     job.progress.say(text)
     job.run.log(text)
-
-
-def _load(
-    data: ImageData, model: ModelSource, weights: str | None, size: Any, example: Any, progress: Progress
-) -> Loaded:
-    return load_model(
-        model,
-        weights=weights,
-        # Images without labels say nothing of the outputs: the model keeps its own.
-        task=data.task if data.labelled else None,
-        input=input_of(example) or data.native,
-        input_size=parse_input_size(size) if size is not None else None,
-        targets=data.targets("train") if data.labelled else None,
-        progress=progress,
-    )
 
 
 def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> tuple[Adapted, Network]:

@@ -7,14 +7,13 @@
 from afina.graph.statistics.effect import Effect
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
-from afina.graph.statistics.refit import add_constant, best_matrices, constant_of, passes, put, refit
+from afina.graph.statistics.refit import add_constant, constant_of, passes, put, refit, solve
 
 __all__ = [
     "Effect",
     "Moments",
     "Reader",
     "add_constant",
-    "best_matrices",
     "compare",
     "constant_of",
     "find_readers",
@@ -22,4 +21,5 @@ __all__ = [
     "passes",
     "put",
     "refit",
+    "solve",
 ]

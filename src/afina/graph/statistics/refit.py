@@ -69,15 +69,15 @@ def solve(network: Network, reader: Reader, moments: Moments, constant: Tensor) 
         moments: What it reads, and what it should give.
         constant: What is added to its outputs now, `[outputs]`.
     """
+    matrices, change = _best_matrices(network, reader, moments, constant)
     weight = attribute(network.module, reader.weight)
-    solved, constant = best_matrices(network, reader, moments, constant)
     with torch.no_grad():
-        weight.copy_(reader.from_matrices(solved, weight))
+        weight.copy_(reader.from_matrices(matrices, weight))
         if reader.takes_constant:
-            add_constant(network, reader, constant)
+            add_constant(network, reader, change)
 
 
-def best_matrices(network: Network, reader: Reader, moments: Moments, constant: Tensor) -> tuple[Tensor, Tensor]:
+def _best_matrices(network: Network, reader: Reader, moments: Moments, constant: Tensor) -> tuple[Tensor, Tensor]:
     """The least-squares matrices `[stack, outputs, columns]` of a layer, and the change of its constant `[outputs]`."""
     assert moments.xy is not None
     weight = attribute(network.module, reader.weight)

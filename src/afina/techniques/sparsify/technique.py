@@ -16,11 +16,11 @@ from afina.graph.statistics import (
     Moments,
     Reader,
     add_constant,
-    best_matrices,
     compare,
     constant_of,
     find_readers,
     passes,
+    solve,
 )
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
@@ -130,19 +130,9 @@ def _fit(
             for name, moments in found.items():
                 reader = readers[name]
                 if reader.blocks == 1:
-                    now = constant_of(network, sparse, reader, None)
-                    matrices, change = best_matrices(sparse, reader, moments, now)
-                    _write(sparse, reader, matrices, change)
+                    solve(sparse, reader, moments, constant_of(network, sparse, reader, None))
                 set_zeros(sparse, reader, shares.get(name, 0.0), config, moments)
             bar.advance(len(part))
-
-
-def _write(network: Network, reader: Reader, matrices: Tensor, change: Tensor) -> None:
-    weight = attribute(network.module, reader.weight)
-    with torch.no_grad():
-        weight.copy_(reader.from_matrices(matrices, weight))
-        if reader.takes_constant:
-            add_constant(network, reader, change)
 
 
 def _shares(readers: Mapping[str, Reader], config: SparsifyConfig) -> dict[str, float]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from afina.budget import decide, excess
 from afina.errors import AfinaError
@@ -35,11 +36,11 @@ _PROBE_SLACK = 1.05
 
 @dataclass(frozen=True)
 class Probe:
-    """What pruning at `ratio`, then int8, would weigh and take; nothing is known yet of its quality."""
+    """What pruning at `ratio`, then int8, would weigh (bytes) and take (seconds, where that is limited)."""
 
     ratio: float
     size: float
-    latency: float
+    latency: float | None = None
 
 
 class Search:
@@ -224,7 +225,7 @@ class Search:
         return (RATIOS[low],)
 
     def _probe(self, ratio: float) -> Probe:
-        """Export the network pruned at `ratio`, untrained, in int8, and time it beside the original."""
+        """Export a network of the shape that `ratio` gives, in int8, and time it where time is limited."""
 
         def build() -> Probe:
             name = f"probe-{ratio:g}"
@@ -232,22 +233,28 @@ class Search:
                 draft = self._int8(Draft(name, self._planner.shape(self._counts(ratio))), name, _PROBE_IMAGES)
             except AfinaError as error:
                 self.job.run.log(f"{name}: {error}")
-                return Probe(ratio, math.inf, math.inf)
+                return Probe(ratio, math.inf)
             path = self.job.run.path(f"work/{name}/model{self.job.runtime.suffix}")
             self.job.runtime.export(draft.network, path)
-            files = {ORIGINAL: self.job.run.path(self.candidates[0].file or ""), name: path}
-            shape = self.original.input.shape
-            times = measure_latency(files, shape, threads=self.job.threads, batch=self.job.batch)
-            pace = self.candidates[0].measurements["latency"].value / times[ORIGINAL].value
-            probe = Probe(ratio, file_size(self.job, path).value, times[name].value * pace)
-            self.job.run.log(f"{name}: int8 would take {probe.size:.0f} B and {probe.latency * 1e3:.3f} ms")
+            latency = None if self.budget.latency is None else self._latency(path)
+            probe = Probe(ratio, file_size(self.job, path).value, latency)
+            told = "" if latency is None else f" and {latency * 1e3:.3f} ms"
+            self.job.run.log(f"{name}: int8 would take {probe.size:.0f} B{told}")
             return probe
 
         return self.job.stage(f"probe-{ratio:g}", Probe, build)
 
+    def _latency(self, path: Path) -> float:
+        """Of a file, timed beside the original and on its first scale."""
+        files = {ORIGINAL: self.job.run.path(self.candidates[0].file or ""), "probe": path}
+        times = measure_latency(files, self.original.input.shape, threads=self.job.threads, batch=self.job.batch)
+        return times["probe"].value * self.candidates[0].measurements["latency"].value / times[ORIGINAL].value
+
     def _can_fit(self, probe: Probe) -> bool:
         size, latency = self.budget.size, self.budget.latency
-        return (size is None or probe.size <= size) and (latency is None or probe.latency <= latency * _PROBE_SLACK)
+        if probe.latency is not None and latency is not None and probe.latency > latency * _PROBE_SLACK:
+            return False
+        return probe.size <= (math.inf if size is None else size)
 
     def _resources(self) -> Budget:
         return replace(self.budget, max_drop=None)

@@ -59,7 +59,7 @@ def write_sensitivity_html(rows: Sequence[Sensitivity], path: Path, title: str) 
     for place, (kind, own) in enumerate(shown.items(), start=1):
         for trace in _traces(own):
             figure.add_trace(graph.Scatter(**trace, legendgroup=kind), row=place, col=1)
-    figure.update_yaxes(type="log", title_text="Loss of the outputs", tickformat=".2~%")
+    figure.update_yaxes(type="log", title_text="Loss of the outputs", tickformat=".2~p")
     figure.update_xaxes(title_text="Share gone", tickformat=".0%")
     figure.update_layout(title=html.escape(title), template="plotly_white", height=480 * max(len(shown), 1))
     page = figure.to_html(include_plotlyjs=True, full_html=True, default_width="100%")

@@ -74,7 +74,7 @@ def step_words(step: Step, most: int | None = None) -> str:
     settings = [
         f"{_spaced(key)} {shortened(_plain(value), _LONG_VALUE)}"
         for key, value in step.config.items()
-        if value is not None
+        if value is not None and value not in ("", [], (), {})
     ]
     if most is not None and len(settings) > most:
         settings = [*settings[:most], "…"]

@@ -15,7 +15,7 @@ class PruneConfig:
     """How to prune.
 
     Attributes:
-        ratio: Share of the units of each axis that is removed, between 0 and 1, where `keep` is empty. About
+        ratio: Share of the units of each axis that is removed, between 0 and 1; not used where `keep` is given. About
             `1 - (1 - ratio)^2` of the MACs go with them, as a layer loses inputs and outputs.
         keep: Units that each axis keeps, by the axis's name; axes that are not named stay whole.
         criterion: Which units go: `fit` (those whose loss the layers that read them can best make up for, with a
@@ -32,7 +32,7 @@ class PruneConfig:
         InputError: a value is out of range; it names the option, what is allowed and what was given.
     """
 
-    ratio: float = 0.5
+    ratio: float | None = 0.5
     keep: dict[str, int] = field(default_factory=dict)
     criterion: str = "fit"
     axes: tuple[str, ...] = ()
@@ -43,7 +43,9 @@ class PruneConfig:
     refit: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
+        if self.ratio is None and not self.keep and not self.blocks:
+            raise InputError("Neither ratio nor keep nor blocks says what to prune.", fix="Give one of them.")
+        if self.ratio is not None and not 0 < self.ratio < 1:
             raise InputError(
                 f"The ratio to prune is {self.ratio}, and must be between 0 and 1.",
                 why="It is the share of units that is removed from each axis.",

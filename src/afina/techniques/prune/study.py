@@ -120,6 +120,7 @@ class Study:
     def uniform(self) -> dict[str, int]:
         """Units that each axis keeps when the same ratio goes everywhere; of axes that cross, the larger one gives."""
         counts: dict[str, int] = {}
+        assert self.config.ratio is not None
         for axis in sorted(self.axes.values(), key=lambda axis: -axis.size):
             rival = next((other for other in counts if axis.crosses(self.axes[other])), None)
             if rival is not None:
@@ -133,9 +134,8 @@ class Study:
     def prune(self, counts: Mapping[str, int]) -> tuple[Network, Record]:
         """The network in which each axis keeps so many units, and the record."""
         start = time.monotonic()
-        config = replace(self.config, keep={})
         fewer = {self._axis(name): count for name, count in counts.items() if count < self._axis(name).size}
-        if not fewer and not config.blocks:
+        if not fewer and not self.config.blocks:
             raise NothingToDo("No unit of this network is to be pruned.", why=self._reasons())
         states, keep = self.states(), dict[Axis, list[int]]()
         for axis, count in fewer.items():
@@ -147,11 +147,14 @@ class Study:
             *(f"{axis.name}: {count} of {axis.size} {axis.kind} kept" for axis, count in fewer.items()),
         ]
         notes += self._restore(pruned, keep, states)
-        touched = dict.fromkeys([*config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))])
-        notes = [*(f"{name}: taken out whole" for name in config.blocks), *notes]
+        kept = {axis.name: count for axis, count in fewer.items()}
+        touched = dict.fromkeys(
+            [*self.config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))]
+        )
+        notes = [*(f"{name}: taken out whole" for name in self.config.blocks), *notes]
         whole = {name: "the budget is met without it" for name in self.axes if self.axes[name] not in fewer}
         return pruned, Record(
-            step=Step("prune", asdict(replace(config, keep={axis.name: count for axis, count in fewer.items()}))),
+            step=Step("prune", asdict(replace(self.config, ratio=None, keep=kept))),
             touched=tuple(touched),
             skipped={name: why for name, why in {**self.skipped, **whole}.items() if name not in touched},
             before=asdict(cost_of(self.reference)),

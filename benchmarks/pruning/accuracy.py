@@ -40,6 +40,8 @@ PARTS = ("prune", "finetune", "sparsify", "latency")
 TARGETS, SPARSITIES = ("0.7", "0.5", "0.35"), ("0.5", "0.7", "0.9", "2:4")
 RUNTIMES = ("onnxruntime", "openvino")
 OURS = "afina fit"
+# Ways of Afina: as it is, and with the whole blocks of channels that kernels like.
+WAYS: dict[str, dict[str, int]] = {OURS: {}, f"{OURS} multiple 8": {"multiple": 8}}
 LIBRARIES = ("afina", "torch", "torchvision", "torch-pruning", "onnxruntime", "openvino")
 # A peer that is so far below Afina on the first images is not run on the others.
 SAMPLE, FAR = 2000, 0.05
@@ -93,7 +95,8 @@ class Bench:
         """Without training, at each share of the MACs."""
         for target in TARGETS:
             ours = f"prune/{network}/{target}/{OURS}"
-            self._row(ours, lambda t=target: self._ours(network, t))
+            for way in WAYS:
+                self._row(f"prune/{network}/{target}/{way}", lambda t=target, w=way: self._ours(network, t, w))
             for method, importance, options in self._structured(network):
                 self._row(
                     f"prune/{network}/{target}/{method}",
@@ -124,8 +127,9 @@ class Bench:
 
     def latency(self, network: str) -> None:
         """One image on one thread, with what Afina pruned taking turns with the original."""
-        for runtime in RUNTIMES:
-            self._row(f"latency/{network}/all/{runtime}", lambda r=runtime: self._timed(network, r))
+        for runtime, way in product(RUNTIMES, WAYS):
+            name = f"latency/{network}/all/{runtime}{way.removeprefix(OURS)}"
+            self._row(name, lambda r=runtime, w=way: self._timed(network, r, w))
 
     def _row(self, name: str, measure: Callable[[], Row]) -> None:
         """Measure and keep one row, where it is wanted and not there."""
@@ -139,10 +143,10 @@ class Bench:
             file.write(json.dumps(row) + "\n")
         print(name, {key: row[key] for key in ("accuracy", "macs", "ratio", "failed") if key in row}, flush=True)
 
-    def _ours(self, network: str, target: str) -> Row:
-        subject = self._subject(network)
-        pruned, record = prune(subject.network, subject.data, macs=float(target), progress=PlainProgress())
-        pruned.save(self._file(network, target))
+    def _ours(self, network: str, target: str, way: str) -> Row:
+        subject, options = self._subject(network), WAYS[way]
+        pruned, record = prune(subject.network, subject.data, macs=float(target), progress=PlainProgress(), **options)
+        pruned.save(self._file(network, target, way))
         return self._judged(pruned, subject, record.after["quality"])
 
     def _theirs(self, network: str, module: Any, ours: Row | None) -> Row:
@@ -160,7 +164,7 @@ class Bench:
     def _tuned(self, network: str, target: str, method: str, rate: float) -> Row:
         subject = self._subject(network)
         if method == OURS:
-            start = self._kept(network, target)
+            start = self._kept(network, target, method)
         else:
             importance, options = next((i, o) for m, i, o in self._structured(network) if m == method)
             module = self._peers(network).prune(importance, float(target), **options)
@@ -178,11 +182,11 @@ class Bench:
         sparse, record = sparsify(subject.network, subject.data, progress=PlainProgress(), **wanted)
         return self._judged(sparse, subject, record.after["quality"])
 
-    def _timed(self, network: str, runtime: str) -> Row:
+    def _timed(self, network: str, runtime: str, way: str) -> Row:
         subject, exporter = self._subject(network), get_runtime(runtime)
         files = {
-            name: exporter.export(each, self._file(network, name).with_suffix(exporter.suffix))
-            for name, each in self._sizes(network)
+            name: exporter.export(each, self._file(network, name, way, exporter.suffix))
+            for name, each in self._sizes(network, way)
         }
         found = measure_latency(files, subject.network.input.shape, threads=1, seconds=30)
         whole = found["whole"].value
@@ -193,10 +197,10 @@ class Bench:
             "where": found["whole"].where,
         }
 
-    def _sizes(self, network: str) -> Iterator[tuple[str, Network]]:
+    def _sizes(self, network: str, way: str) -> Iterator[tuple[str, Network]]:
         yield "whole", self._subject(network).network
         for target in TARGETS:
-            yield target, self._kept(network, target)
+            yield target, self._kept(network, target, way)
 
     def _structured(self, network: str) -> Iterator[tuple[str, str, Row]]:
         """Ways of Torch-Pruning: the name of each, its importance, and how it is used."""
@@ -222,15 +226,15 @@ class Bench:
             by_importance.setdefault(method.split()[1], method)
         return list(by_importance.values())[:2]
 
-    def _kept(self, network: str, target: str) -> Network:
+    def _kept(self, network: str, target: str, way: str) -> Network:
         """What Afina pruned to this target."""
-        file = self._file(network, target)
+        file = self._file(network, target, way)
         if not file.is_file():
-            self._ours(network, target)
+            self._ours(network, target, way)
         return Network.load(file)
 
-    def _file(self, network: str, name: str) -> Path:
-        return RUNS / f"{network}-{name}.pt2"
+    def _file(self, network: str, name: str, way: str, suffix: str = ".pt2") -> Path:
+        return RUNS / f"{network}-{name}{way.removeprefix(OURS).replace(' ', '-')}{suffix}"
 
     def _open(self, network: str) -> Subject:
         return open_subject(network, self._shared, RUNS, self._images())

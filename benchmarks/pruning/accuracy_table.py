@@ -23,7 +23,7 @@ _TITLES = {
     "finetune-gently": "## Pruned, after one epoch at a learning rate of 0.01",
     "sparsify": "## Single weights, without any training\n\nBy the share of the weights that is zero.",
     "latency": "## Real time\n\nOne image on one thread, float32: time of what Afina pruned to each share of the MACs, "
-    "as a share of the original's, which takes turns with it.",
+    "as a share of the original's, which takes turns with it; with `multiple 8`, layers keep a multiple of 8 channels.",
 }
 
 
@@ -46,7 +46,7 @@ def summary(rows: Iterable[Row]) -> str:
     cases: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         _, network, target, method = row["name"].split("/")
-        if "accuracy" in row:
+        if "accuracy" in row and (method == OURS or not method.startswith(OURS)):
             cases.setdefault((network, target), {})[method] = row["accuracy"]
     cases = {case: found for case, found in cases.items() if OURS in found and len(found) > 1}
     won = sum(all(quality <= found[OURS] for quality in found.values()) for found in cases.values())
@@ -67,7 +67,7 @@ def _accuracies(rows: list[Row]) -> list[str]:
     for network in networks:
         own = {tuple(row["name"].split("/")[2:]): row for row in rows if row["name"].split("/")[1] == network}
         targets = sorted({target for target, _ in own}, key=_order)
-        methods = sorted({method for _, method in own}, key=lambda name: (name != OURS, name))
+        methods = sorted({method for _, method in own}, key=lambda name: (not name.startswith(OURS), name))
         whole = next(row["original"] for row in own.values() if "original" in row)
         lines += [f"### {network} ({whole:.2%} whole)", "", f"| method | {' | '.join(map(_percent, targets))} |"]
         lines += ["| --- " * (len(targets) + 1) + "|"]
@@ -97,7 +97,7 @@ def _latencies(rows: list[Row]) -> list[str]:
     targets = [target for target in rows[0]["ratio"] if target != "whole"]
     lines = [f"| network | runtime | original | {' | '.join(map(_percent, targets))} |"]
     lines += ["| --- " * (len(targets) + 3) + "|"]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["name"]):
         _, network, _, runtime = row["name"].split("/")
         cells = [f"{row['ratio'][target]:.2f}" for target in targets]
         lines += [f"| {network} | {runtime} | {row['latency']['whole'] * 1e3:.2f} ms | {' | '.join(cells)} |"]

@@ -26,7 +26,7 @@ from afina.training.config import Optimizer, Precision
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 
 # Trainings are sized in steps, so that a small data set gets more epochs than a large one.
-_ADAPT_STEPS, _FINETUNE_STEPS = 4000, 4000
+_ADAPT_STEPS, _FINETUNE_STEPS = 4000, 2000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 20
 # Highest learning rates: from random weights, from given weights.
 _RATES: dict[Optimizer, tuple[float, float]] = {"sgd": (0.1, 0.02), "adamw": (1e-3, 2e-4)}

@@ -49,8 +49,9 @@ def prune(
 ) -> tuple[Network, Record]:
     """Remove channels, neurons, heads until `model` meets one target; gives an ordinary network and the record.
 
-    How much each axis gives is chosen from what the outputs lose (measured on images) and what it saves; which units
-    go, and the weights of the layers that are left, are solved for in closed form; no training is needed.
+    With images, how much each axis gives is chosen from what the outputs lose and what it saves; which units go, and
+    the weights of the layers that are left, are solved for in closed form; no training is needed. Without images units
+    go by magnitude, and training is.
 
     Args:
         model: As in `optimize`.

@@ -61,8 +61,9 @@ def fewest_of(choices: Mapping[str, Choice]) -> dict[str, int]:
 def allocate(choices: Mapping[str, Choice], costs: Costs, limit: float) -> dict[str, int]:
     """How many units each axis keeps, so that the cost is at most `limit` (and near it).
 
-    Units go where a unit of cost is cheapest, over the lower convex hull of each axis's losses. Were savings fixed, that
-    would be the optimum of the Lagrangian relaxation; as a layer's cost is a product, they are taken anew at each step.
+    Units go where a unit of cost is cheapest, over the lower convex hull of each axis's losses. Were savings fixed,
+    that would be the optimum of the Lagrangian relaxation; as a layer's cost is a product, they are taken anew at
+    each step.
 
     Raises:
         InputError: even the smallest network costs more; it says what that costs and which axes bind.

@@ -30,8 +30,8 @@ def sensitivity(
     """Measure what the outputs of `model` lose when one part of it becomes smaller and all else stays.
 
     First each free axis without a share of its units (channels, heads, ...), with `fit` what reads it refitted; then
-    each layer with a share of its weights zero. The loss is the mean squared change of the outputs, as a share of what they vary
-    over the images: 0 is no change, 1 as bad as a constant answer.
+    each layer with a share of its weights zero. The loss is the mean squared change of the outputs, as a share of what
+    they vary over the images: 0 is no change, 1 as bad as a constant answer.
 
     Args:
         model: As in `optimize`.

@@ -168,7 +168,8 @@ class Search:
     def _planner(self) -> Planner:
         """Shares out what is to go: parameters where the size is limited, MACs where it is not."""
         narrowest = min((row.output[0] for row in layer_rows(self.original)[:-1] if row.output), default=_NARROW)
-        config = prune.PruneConfig(multiple=8 if narrowest >= _NARROW else 4)
+        wide = narrowest >= _NARROW or self.budget.latency is not None
+        config = prune.PruneConfig(multiple=8 if wide else 4)
         study = prune.Study(self.original, config, self.job.context(self.original, _PRUNING_IMAGES))
         return Planner(study, "global", "macs" if self.budget.size is None else "parameters")
 

@@ -137,7 +137,7 @@ IMPORTANCES = {
 
 def residual(module: nn.Module) -> list[nn.Module]:
     """Convolutions that write to a residual stream: the stem, and the last of each block that adds one."""
-    blocks = [block for block in module.modules() if type(block).__name__ in ("Block", "InvertedResidual")]
+    blocks = [block for block in module.modules() if type(block).__name__ == "Block"]
     last = [[layer for layer in block.modules() if isinstance(layer, nn.Conv2d)][-1] for block in blocks]
     first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     return [first, *last] if blocks else []

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.models import mobilenet_v2
 from torchvision.models.vgg import make_layers
 
 from afina.data import ImageData, open_data
@@ -19,8 +18,6 @@ from afina.training import FitConfig, evaluate, fit
 
 # VGG-11 with batch norm (Simonyan & Zisserman 2015, configuration A) at a quarter to a half of its width.
 _VGG = [24, "M", 48, "M", 96, 96, "M", 128, 128, "M", 128, 128, "M"]
-# MobileNetV2 (Sandler et al. 2018, table 2) with the strides that 32 pixels leave room for.
-_MOBILENET = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 2, 2], [6, 64, 2, 2], [6, 96, 1, 1], [6, 160, 1, 2], [6, 320, 1, 1]]
 _BROUGHT = {"resnet20": "resnet20_cifar10jpeg.safetensors", "resnet56": "resnet56_cifar10jpeg.safetensors"}
 _RECIPE = FitConfig(epochs=7, learning_rate=0.1, seed=0)
 
@@ -71,16 +68,9 @@ def vgg11() -> nn.Module:
     return nn.Sequential(make_layers(_VGG, batch_norm=True), nn.Flatten(), nn.Linear(_VGG[-2], 10))
 
 
-def mobilenet() -> nn.Module:
-    """torchvision's MobileNetV2 at half its width, for images of 32 pixels."""
-    module = mobilenet_v2(num_classes=10, width_mult=0.5, inverted_residual_setting=_MOBILENET)
-    module.features[0][0].stride = (1, 1)
-    return module
-
-
-OWN: dict[str, Callable[[], nn.Module]] = {"vgg11": vgg11, "mobilenet": mobilenet}
+OWN: dict[str, Callable[[], nn.Module]] = {"vgg11": vgg11}
 NAMES = (*_BROUGHT, *OWN)
-STREAMS = ("resnet20", "resnet56", "mobilenet")  # those with a residual stream
+STREAMS = ("resnet20", "resnet56")  # those with a residual stream
 
 
 def _trained(name: str, path: Path, data: ImageData) -> nn.Module:

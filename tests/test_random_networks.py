@@ -15,7 +15,7 @@ from afina.graph.surgery import remove
 
 MAPS = (
     "conv group depth gate add norm pad cut cat shuffle transposed instance glu pixels statistic resize prelu standard "
-    "picked flip repeat spatial where"
+    "picked flip repeat spatial where focal"
 ).split()
 TOKENS = (
     "linear norm rms attention mlp einsum product roll window batch table mixer expand chunk stack softmax lstm "
@@ -68,6 +68,8 @@ class Maps(nn.Module):
                 return nn.PReLU(channels), channels
             case "repeat":
                 return same, 2 * channels
+            case "focal":
+                return nn.Conv2d(channels, width + 3, 1), width
         return same, channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,6 +115,10 @@ class Maps(nn.Module):
                 return layer(x).repeat(1, 2, 1, 1) * layer.bias.view(-1, 1, 1).tile(2, 1, 1).tile(1)
             case "spatial":
                 return x * layer(x).flatten(2).softmax(-1).view_as(x) * F.max_pool2d(x, 3, 1, 1)
+            case "focal":
+                x, gates = layer(x).tensor_split([layer.out_channels - 3], dim=1)
+                one = gates[:, 2:].expand(-1, x.shape[1], -1, -1).tanh()
+                return x * gates[:, 0:1] + F.gelu(x) * gates[:, 1:2].reshape(-1, 1, 8, 8) + one
             case "where":
                 return torch.where(x > layer(x), x, torch.zeros(1, channels, 1, 1)).masked_fill(x > 2, 0.5)
         return layer(x)

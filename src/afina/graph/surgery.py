@@ -78,6 +78,8 @@ def kept_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Ke
 
 
 def _masks(analysis: Analysis, kept: Kept) -> Masks:
+    if not all(kept.mask(expr).any() for expr in analysis.needed):
+        raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
     found: Masks = {}
     for name, dims in analysis.held.items():
         parts = [kept.mask(expr) if expr else None for expr in dims]

@@ -145,6 +145,8 @@ class Analysis:
         self._builder = builder
         self.respellings: list[Respelling] = builder.respellings
         self.solution: Solution = builder.labels.solve()
+        # Statistics need one unit at least: of none they are not a number.
+        self.needed: list[Expr] = [self.solution.expand(expr) for expr in builder.tags["normalised"]]
         self.held: dict[str, tuple[Expr, ...]] = {
             name: tuple(self.solution.expand(expr) for expr in dims) for name, dims in builder.held.items()
         }

@@ -250,13 +250,16 @@ def set_argument(node: Node, name: str, value: Any) -> None:
 
 
 def broadcast(g: Builder, node: Node, tensors: Sequence[tuple[Dims, tuple[int, ...]]]) -> Dims:
-    """The dimensions of what broadcasts together: equal ones are united, size 1 gives way."""
+    """The dimensions of what broadcasts together: equal ones are united, size 1 gives way and must stay 1."""
     rank = max(len(shape) for _, shape in tensors)
     result: list[Expr] = []
     for back in range(rank, 0, -1):
-        met = [d[-back] for d, shape in tensors if back <= len(shape) and shape[-back] != 1]
-        expr = met[0] if met else FIXED
-        for other in met[1:]:
+        met = [(d[-back], shape[-back]) for d, shape in tensors if back <= len(shape)]
+        wide = [expr for expr, size in met if size != 1]
+        g.fix(node, [expr for expr, size in met if size == 1 and wide], "it is broadcast")
+        same = wide or [expr for expr, _ in met]
+        expr = same[0]
+        for other in same[1:]:
             expr = g.unite(node, expr, other)
         result.append(expr)
     return tuple(result)

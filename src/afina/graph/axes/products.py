@@ -56,7 +56,9 @@ def einsum(g: Builder, node: Node) -> None:
         for letter, expr, size in zip(letters, g.dims(tensor), g.shape(tensor), strict=True):
             if letters.count(letter) > 1:
                 g.fix(node, [expr], "its diagonal is taken")
-            if size != 1:
+            if size == 1:
+                g.fix(node, [expr], "it must stay one")
+            else:
                 found[letter] = g.unite(node, found[letter], expr) if letter in found else expr
     for letters, tensor in zip(terms, tensors, strict=True):
         for d, letter in enumerate(letters):

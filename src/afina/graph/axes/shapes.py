@@ -4,7 +4,7 @@ These are the ops that spell sizes out as integers, so most rules leave a respel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.fx import Node
@@ -19,6 +19,7 @@ aten = torch.ops.aten
 def view(g: Builder, node: Node) -> None:
     """`view`, `reshape`, `flatten`, `unflatten`, `view_as`: row-major regrouping of dimensions, sizes respelled."""
     a = arguments(node)
+    _fix_ones(g, node, range(len(g.shape(a["self"]))))
     dims = reshaped(g, a["self"], g.shape(node))
     name = "size" if "size" in a else "shape" if "shape" in a else "sizes" if "sizes" in a else None
     if name is not None:
@@ -59,6 +60,7 @@ def expand(g: Builder, node: Node) -> None:
     a = arguments(node)
     source, old, new = g.dims(a["self"]), g.shape(a["self"]), g.shape(node)
     added = len(new) - len(old)
+    _fix_ones(g, node, [d for d, size in enumerate(old) if size != new[added + d]])
     dims: list[Expr] = []
     for d, size in enumerate(a["size"]):
         same = d >= added and old[d - added] == new[d]
@@ -72,6 +74,7 @@ def repeat(g: Builder, node: Node) -> None:
     a = arguments(node)
     source, old, name = g.dims(a["self"]), g.shape(a["self"]), "repeats" if "repeats" in a else "dims"
     whole = max(len(source) - len(a[name]), 0)  # `tile` may name only the last dimensions
+    _fix_ones(g, node, range(len(old)))
     repeats = [1] * whole + list(a[name])
     added = len(repeats) - len(source)
     spelled: list[Expr] = [FIXED] * len(repeats)
@@ -139,6 +142,7 @@ def squeeze(g: Builder, node: Node) -> None:
     a = arguments(node)
     source, shape = g.dims(a["self"]), g.shape(a["self"])
     dropped = [d for d in reduced_dimensions(a.get("dim"), len(shape)) if shape[d] == 1]
+    _fix_ones(g, node, dropped)
     g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
     def write(twin: Node, _: Kept) -> None:
@@ -278,6 +282,12 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
 
     if any(dims):
         g.respell(node, write)
+
+
+def _fix_ones(g: Builder, node: Node, where: Iterable[int]) -> None:
+    """Of these dimensions of what goes in, those of size 1 must stay: a single unit that was sliced out, say."""
+    source = arguments(node)["self"]
+    g.fix(node, [g.dims(source)[d] for d in where if g.shape(source)[d] == 1], "it must stay one")
 
 
 def _united(g: Builder, node: Node, tensors: Sequence[Dims], skip: int) -> Dims:

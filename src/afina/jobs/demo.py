@@ -27,7 +27,7 @@ def demo(
     return optimize(
         MODEL,
         DATA,
-        size="300KB",
+        size="430KB",
         max_drop="0.5%",
         runtime=runtime,
         out=out,

@@ -11,6 +11,7 @@ from test_cli import folder_of_digits
 from typer.testing import CliRunner
 
 from afina.cli import app
+from afina.jobs import candidates as candidates_module
 from afina.jobs import optimize as optimize_module
 from afina.store import read_result
 
@@ -43,6 +44,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("page", "commands"), _commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_the_commands_of_a_page_run(page, commands, home, monkeypatch):
     monkeypatch.chdir(home)
+    monkeypatch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
     monkeypatch.setattr(optimize_module, "_MOST_EPOCHS", 1)
     monkeypatch.setattr(optimize_module, "_FEWEST_EPOCHS", 1)
     if not (home / "runs" / "demo").exists():
@@ -53,12 +55,15 @@ def test_the_commands_of_a_page_run(page, commands, home, monkeypatch):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "optimize":
             arguments += ["--input-size", "32"]
+        if arguments[0] in ("prune", "sparsify", "sensitivity"):
+            arguments += ["--images", "64"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 3), f"{command}\n{result.stderr}"
 
 
 def test_the_python_of_the_readme_runs(home, monkeypatch):
     monkeypatch.chdir(home)
+    monkeypatch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
     monkeypatch.setattr(optimize_module, "_MOST_EPOCHS", 1)
     monkeypatch.setattr(optimize_module, "_FEWEST_EPOCHS", 1)
     for code in _blocks(ROOT / "README.md", "python"):

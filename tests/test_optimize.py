@@ -70,6 +70,14 @@ class Lines(Progress):
         self.lines.append(text)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """Statistics for pruning on few images: what is promised here does not depend on how many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("home")

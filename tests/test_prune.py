@@ -135,7 +135,7 @@ def reader_of_digits() -> Network:
 def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, share):
     found = {}
     for criterion in ("fit", "random"):
-        network, record = afina.prune(reader_of_digits, "digits", macs=share, criterion=criterion, images=192)
+        network, record = afina.prune(reader_of_digits, "digits", macs=share, criterion=criterion, images=128)
         found[criterion] = record.after["quality"]
         assert 0.98 * share <= cost_of(network).macs / cost_of(reader_of_digits).macs <= share
     assert record.before["quality"] > 0.95
@@ -144,7 +144,7 @@ def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, 
 
 
 def test_a_target_in_bytes_is_met_by_the_exported_file(reader_of_digits, tmp_path):
-    network, record = afina.prune(reader_of_digits, "digits", size="900KB", images=128)
+    network, record = afina.prune(reader_of_digits, "digits", size="900KB", images=32)
     path = get_runtime("onnxruntime").export(network, tmp_path / "model.onnx")
     assert 0.98 * 900e3 <= path.stat().st_size <= 900e3
     assert record.step.config["keep"]

@@ -1,5 +1,7 @@
 """What a change of a network does to its outputs, on one scale for all techniques."""
 
+import gc
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ class Effect:
 
     def of(self, changed: Network) -> float:
         """Mean squared change of the outputs, as a share of what they vary over the images."""
+        # Graphs hold cycles of references: without this, the networks compared before would fill the memory.
+        gc.collect()
         return float((self._outputs(changed) - self._whole).square().sum() / self._varies)
 
     def _outputs(self, network: Network) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.axes import Analysis, Axis
@@ -24,8 +23,6 @@ from afina.techniques.prune.config import DATA_DRIVEN, KINDS, PruneConfig
 from afina.techniques.prune.elimination import Path, States, eliminate
 from afina.techniques.prune.limits import fewest, step_of
 from afina.types import Record, Step
-
-Losses = NDArray[np.float64]
 
 
 class Study:

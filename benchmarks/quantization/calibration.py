@@ -1,0 +1,95 @@
+"""Wall time and peak memory of quantizing ResNet-50 at 224 pixels: Afina beside NNCF's default.
+
+    python benchmarks/quantization/calibration.py SHARED              # on a quiet machine
+    python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'nncf*'
+
+Rows in `results/calibration.jsonl`, named METHOD/IMAGES/THREADS. Each is made in a process of its own that may use so
+many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. Memory
+is all that the process has resident at its peak, libraries and images included; `start` is what it has before.
+"""
+
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from judging import file_of
+from peers import nncf_static
+from rows import Row, Rows, arguments
+from subjects import IMAGES, Subject, open_subject
+
+from afina.progress import PlainProgress
+from afina.runtimes import get_runtime
+
+NETWORK = "resnet50"
+CASES = (("nncf performance fast", IMAGES), ("afina", IMAGES), ("afina", 1000))
+
+
+def main() -> None:
+    """Each case in its own process."""
+    parser = arguments(__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    rows = Rows("calibration", options.only, options.skip, options.again)
+    for method, images in CASES:
+        name = f"{method}/{images}/{options.threads}"
+        if rows.wanted(name):
+            open_subject(NETWORK, options.shared).file()  # made once, and not counted
+            rows.measure(name, partial(_apart, case, method, images, options.shared, options.threads))
+
+
+def case(method: str, images: int, shared: Path, threads: int) -> Row:
+    """Seconds, and bytes resident at the start and at the peak, in this process."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+    subject = open_subject(NETWORK, shared)
+    for _ in subject.calibration(images=images):  # images are decoded once, for everyone
+        pass
+    begun, start = _status("VmRSS"), time.monotonic()
+    path = file_of(subject, f"{method}-{images}", "openvino")
+    if method == "afina":
+        _afina(subject, images, path)
+    else:
+        nncf_static(subject, 0, path)
+    return {"took": round(time.monotonic() - start, 1), "start": begun, "peak": _status("VmHWM"), "threads": threads}
+
+
+def _afina(subject: Subject, images: int, path: Path) -> None:
+    import afina
+
+    network, _ = afina.quantize(
+        subject.network,
+        subject.data,
+        weights="int8",
+        activations="int8",
+        runtime="openvino",
+        images=images,
+        seed=0,
+        progress=PlainProgress(every=30),
+    )
+    get_runtime("openvino").export(network, path)
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of `work`, from a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _status(key: str) -> int:
+    """Bytes, as Linux says; elsewhere the peak for both."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

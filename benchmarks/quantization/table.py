@@ -1,0 +1,149 @@
+"""`results/tables.md` from the rows: `python benchmarks/quantization/table.py`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rows import RESULTS, Row, Rows
+from subjects import CIFAR, LARGE
+
+PAGE = RESULTS / "tables.md"
+_HEAD = """# Quantization, beside peers
+
+Made by `python benchmarks/quantization/table.py` from the rows beside it. Everyone calibrates on the same 512 images.
+W4A8 means weights of 4 bits and activations of 8; W4: weights alone.
+"""
+_ACCURACY = """## Accuracy on CIFAR-10 as JPEG
+
+On the 10,000 test images, by the exported file on its runtime (`torch`: what has no file). In brackets, for Afina: how
+many of the file's predictions are those of the network that was simulated.
+"""
+_AGREEMENT = """## Agreement with the float network at 224 pixels
+
+Signal-to-noise ratio of the outputs in dB, and top-1 agreement, on 256 images that nobody calibrated on. The networks
+have random weights (at the scale and with norms as `subjects.py` says), so this compares methods, and does not tell
+what trained networks lose; top-1 among 1,000 random classes is a hard test.
+"""
+_LATENCY = """## Time of one image at 224 pixels
+
+Milliseconds, in turns in one run for each line. `default` and peers' files on OpenVINO: its defaults (bfloat16 where
+the processor can). Last column: Afina's chosen plan as a share of the fastest of the others.
+"""
+_CALIBRATION = """## Time and memory of quantizing ResNet-50 for OpenVINO
+
+Calibration, rounding, export. Memory: all that is resident at the peak, and before the start.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = (
+        ("accuracy", _ACCURACY, accuracy),
+        ("agreement", _AGREEMENT, agreement),
+        ("latency", _LATENCY, latency),
+        ("calibration", _CALIBRATION, calibration),
+    )
+    lines = [_HEAD]
+    for name, head, lines_of in parts:
+        rows = Rows(name).found
+        if rows:
+            lines += [head, *lines_of(rows), f"{_made(rows.values())}\n"]
+    PAGE.write_text("\n".join(lines))
+    print(f"written: {PAGE}")
+
+
+def accuracy(rows: dict[str, Row]) -> list[str]:
+    """For each network a table: methods by bits; the mean of the seeds, where there are several."""
+    lines = []
+    for network in CIFAR:
+        cases: dict[tuple[str, str], list[Row]] = {}
+        for name, row in rows.items():
+            model, bits, method, runtime, _ = name.split("/")
+            if model == network:
+                cases.setdefault((f"{method}, {runtime}", bits), []).append(row)
+        original = next((row["original"] for found in cases.values() for row in found if "original" in row), 0.0)
+        lines += [f"### {network} ({original:.2%} in float)", "", *_grid(cases, _accuracy), ""]
+    return lines
+
+
+def agreement(rows: dict[str, Row]) -> list[str]:
+    """For each kind of bits a table: methods by networks."""
+    lines = []
+    for bits in dict.fromkeys(name.split("/")[1] for name in rows):
+        cases: dict[tuple[str, str], list[Row]] = {}
+        for network in LARGE:
+            for name, row in rows.items():
+                model, kind, method, runtime = name.split("/")
+                if (model, kind) == (network, bits):
+                    cases.setdefault((f"{method}, {runtime}", network), []).append(row)
+        lines += [f"### {bits}", "", *_grid(cases, _agreement), ""]
+    return lines
+
+
+def latency(rows: dict[str, Row]) -> list[str]:
+    """For each runtime a table: networks by files."""
+    lines = []
+    for runtime in dict.fromkeys(name.split("/")[1] for name in rows):
+        own = {name.split("/")[0]: row for name, row in rows.items() if name.endswith(f"/{runtime}")}
+        files = list(dict.fromkeys(file for row in own.values() for file in row.get("latency", {})))
+        lines += [f"### {runtime}", "", *_header(["network", *files, "plan"])]
+        for network, row in own.items():
+            times = row.get("latency", {})
+            cells = [f"{times[file]:.2f}" if file in times else "fails" for file in files]
+            lines.append(f"| {' | '.join([network, *cells, str(row.get('ratio', ''))])} |")
+        lines.append("")
+    return lines
+
+
+def calibration(rows: dict[str, Row]) -> list[str]:
+    """One table."""
+    lines = _header(["method", "images", "threads", "seconds", "peak, GB", "before, GB"])
+    for name, row in rows.items():
+        method, images, threads = name.split("/")
+        cells = (
+            ["fails", "", ""]
+            if "failed" in row
+            else [f"{row['took']:.0f}", f"{row['peak'] / 1e9:.2f}", f"{row['start'] / 1e9:.2f}"]
+        )
+        lines.append(f"| {' | '.join([method, images, threads, *cells])} |")
+    return [*lines, ""]
+
+
+def _grid(cases: dict[tuple[str, str], list[Row]], cell: Callable[[list[Row]], str]) -> list[str]:
+    """A table of cells by their two names; Afina's lines first."""
+    columns = list(dict.fromkeys(column for _, column in cases))
+    methods = sorted({method for method, _ in cases}, key=lambda name: (not name.startswith("afina"), name))
+    lines = _header(["method", *columns])
+    for method in methods:
+        cells = [cell(cases[method, column]) if (method, column) in cases else "" for column in columns]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return lines
+
+
+def _header(names: list[str]) -> list[str]:
+    return [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+
+
+def _accuracy(rows: list[Row]) -> str:
+    good = [row for row in rows if "accuracy" in row]
+    if not good:
+        return "fails"
+    text = f"{sum(row['accuracy'] for row in good) / len(good):.2%}"
+    if "same" in good[0]:
+        text += f" ({min(row['same'] for row in good):.2%})"
+    return text
+
+
+def _agreement(rows: list[Row]) -> str:
+    row = rows[-1]
+    return "fails" if "failed" in row else f"{row['snr']:.1f} dB, {row['agreement']:.0%}"
+
+
+def _made(rows: Iterable[dict[str, Any]]) -> str:
+    """Where, with what and when."""
+    newest = max(rows, key=lambda row: row["date"])
+    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
+    return f"{newest['machine']}; {versions}; {newest['date']}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the finished and running trials of a study say: points, values to be minimised, constraints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from afina.search.tensor_train.encode import Domain
+from afina.search.tensor_train.kernel import Array
+from afina.search.tensor_train.warp import draw_in
+
+# A trial with this user attribute failed for reasons outside its parameters, such as a machine that was lost.
+LOST = "afina:lost"
+# The weight of the sum beside the largest term in the augmented Chebyshev function (Knowles 2006, eq. 2).
+_AUGMENTED = 0.05
+
+
+@dataclass(frozen=True)
+class History:
+    """The trials of a study as arrays.
+
+    Attributes:
+        points: Of finished trials, (n, d).
+        values: Of finished trials, to be minimised, (n, objectives); finite.
+        running: Points of running trials, (m, d).
+        constraints: Of finished trials, (n, constraints), at most 0 where they hold; NaN where not known.
+        numbers: Of the finished trials.
+    """
+
+    points: Array
+    values: Array
+    running: Array
+    constraints: Array
+    numbers: tuple[int, ...]
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Which finished trials hold all constraints (n,)."""
+        return np.asarray(np.all(np.nan_to_num(self.constraints, nan=1.0) <= 0, axis=1))
+
+    def only(self, chosen: NDArray[np.intp]) -> "History":
+        """The same with these finished trials alone."""
+        numbers = tuple(self.numbers[i] for i in chosen)
+        return History(self.points[chosen], self.values[chosen], self.running, self.constraints[chosen], numbers)
+
+
+def known_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """Every parameter that a trial had, with the distribution that it had last."""
+    space: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        space.update(trial.distributions)
+    return dict(sorted(space.items()))
+
+
+def read(
+    domain: Domain,
+    trials: Sequence[FrozenTrial],
+    directions: Sequence[StudyDirection],
+    running: Mapping[int, Mapping[str, Any]],
+) -> History:
+    """Arrays of the trials whose values are all within the domain.
+
+    A failed trial, whose value is not a number, counts as bad as the worst; one that was stopped early as its last
+    report, but not as better than the median.
+
+    Args:
+        domain: The parameters.
+        trials: Of the study, but not the one that is being sampled.
+        directions: Of its objectives.
+        running: Parameters of running trials by number, where they are known before they are stored.
+    """
+    signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
+    names = sorted({name for t in trials for name in t.constraints})
+    points, raw, limits, busy, numbers, stopped = [], [], [], [], [], []
+    for t in trials:
+        params = {**running.get(t.number, {}), **t.params} if t.state == TrialState.RUNNING else t.params
+        if not params or t.state == TrialState.WAITING or LOST in t.user_attrs:
+            continue
+        point = domain.encode({k: v for k, v in params.items() if k in {c.name for c in domain.coordinates}})
+        if point is None:
+            continue
+        if t.state == TrialState.RUNNING:
+            busy.append(point)
+            continue
+        points.append(point)
+        numbers.append(t.number)
+        raw.append(_value(t, signs))
+        stopped.append(t.state == TrialState.PRUNED)
+        limits.append([t.constraints.get(name, np.nan) for name in names])
+    d, n = len(domain.coordinates), len(points)
+    values = np.array(raw).reshape(n, len(signs))
+    return History(
+        np.array(points).reshape(n, d),
+        _finite(values, np.array(stopped, dtype=bool)),
+        np.array(busy).reshape(len(busy), d),
+        np.array(limits).reshape(n, len(names)),
+        tuple(numbers),
+    )
+
+
+def scalarise(values: Array, rng: np.random.Generator) -> Array:
+    """One value (n,) of several objectives (n, k): augmented Chebyshev with random weights (Knowles 2006)."""
+    if values.shape[1] == 1:
+        return np.asarray(values[:, 0])
+    low, high = values.min(axis=0), values.max(axis=0)
+    unit = (values - low) / np.where(high > low, high - low, 1.0)
+    weighted = unit * rng.dirichlet(np.ones(values.shape[1]))
+    return np.asarray(weighted.max(axis=1) + _AUGMENTED * weighted.sum(axis=1))
+
+
+def bilog(values: Array) -> Array:
+    """A constraint's values with large ones drawn in and zero left as it is (Eriksson & Poloczek 2021)."""
+    size = np.abs(values[np.isfinite(values)])
+    scale = float(np.median(size)) if len(size) else 1.0
+    scale = scale if scale > 0 else 1.0
+    clipped = np.clip(values, -1e12 * scale, 1e12 * scale)
+    return np.asarray(np.sign(clipped) * np.log1p(np.abs(clipped) / scale))
+
+
+def thin(history: History, order: Array, most: int) -> History:
+    """At most `most` finished trials: the best half, the latest quarter, and an even share of the rest."""
+    n = len(order)
+    if n <= most:
+        return history
+    kept = set(np.argsort(order, kind="stable")[: most // 2].tolist()) | set(range(n - most // 4, n))
+    rest = np.array([i for i in range(n) if i not in kept])
+    more = most - len(kept)
+    kept |= set(rest[np.linspace(0, len(rest) - 1, more).astype(int)].tolist())
+    return history.only(np.array(sorted(kept), dtype=np.intp))
+
+
+def _value(trial: FrozenTrial, signs: Array) -> Array:
+    if trial.state == TrialState.COMPLETE:
+        return np.asarray(signs * np.array(trial.values, dtype=float))
+    last = trial.last_step
+    if trial.state == TrialState.PRUNED and last is not None and len(signs) == 1:
+        return np.asarray(signs * trial.intermediate_values[last])
+    return np.full(len(signs), np.inf)
+
+
+def _finite(values: Array, stopped: NDArray[np.bool_]) -> Array:
+    out = np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    for k in range(out.shape[1]):
+        column = out[:, k]
+        whole = column[~stopped & np.isfinite(column)]
+        if stopped.any() and len(whole):
+            column[stopped] = np.maximum(column[stopped], np.median(whole))
+        known = column[np.isfinite(column)]
+        column[column == -np.inf] = known.min() if len(known) else 0.0
+        out[:, k] = draw_in(column)
+    return out

@@ -1,0 +1,156 @@
+"""A Gaussian process over the unit cube: fitted hyperparameters, and the posterior with its gradient."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack
+from scipy.optimize import minimize
+
+from afina.search.tensor_train.kernel import (
+    Array,
+    Layout,
+    Pairs,
+    combine,
+    covariance,
+    diagonal,
+    distances,
+    evidence,
+    factors,
+    loss,
+)
+
+_SQRT5 = np.sqrt(5.0)
+_JITTER = 1e-9
+_LEAST_VARIANCE = 1e-12
+
+
+class Surrogate:
+    """The posterior of a Gaussian process with zero mean, given values at points.
+
+    Args:
+        layout: The coordinates.
+        theta: Logarithms of the hyperparameters (3 d + 3,).
+        points: Points (n, d) in the unit cube; NaN where a coordinate is not active.
+        values: Values (n,), standardised.
+    """
+
+    def __init__(self, layout: Layout, theta: Array, points: Array, values: Array) -> None:
+        self.layout, self.theta, self.points, self.values = layout, theta, points, values
+        self.level = diagonal(layout, theta)
+        self.noise = float(np.exp(theta[-1]))
+        pairs = Pairs.of(points, layout.categorical)
+        matrix = np.zeros((pairs.n, pairs.n), order="F")
+        matrix[pairs.rows, pairs.columns] = covariance(layout, theta, pairs.gap)
+        root = _root(matrix, self.level + self.noise + _JITTER)
+        self.weights = lapack.dpotrs(root, values, lower=1)[0]
+        self.whitener = lapack.dtrtri(root, lower=1)[0]
+
+    def believing(self, points: Array) -> "Surrogate":
+        """The same with points (m, d) that are still running: each is believed to give its posterior mean."""
+        if not len(points):
+            return self
+        mean, _ = self.posterior(points)
+        return Surrogate(
+            self.layout, self.theta, np.concatenate([self.points, points]), np.concatenate([self.values, mean])
+        )
+
+    def posterior(self, points: Array) -> tuple[Array, Array]:
+        """Mean and variance (m,) of the function, without noise, at points (m, d)."""
+        gap = distances(points, self.points, self.layout.categorical)
+        return self.from_covariance(covariance(self.layout, self.theta, gap))
+
+    def from_covariance(self, cross: Array) -> tuple[Array, Array]:
+        """Mean and variance (m,) from the kernel (m, n) between points and data."""
+        spread = cross @ self.whitener.T
+        variance = self.level - np.einsum("mn,mn->m", spread, spread)
+        return cross @ self.weights, np.maximum(variance, _LEAST_VARIANCE)
+
+    def gradient(self, points: Array) -> tuple[Array, Array, Array, Array]:
+        """Mean and variance (m,) at points (m, d), and their gradients (m, d).
+
+        The gradient is 0 for categories, and where a coordinate is not active.
+        """
+        layout = self.layout
+        a, length, product, w2, wp, _ = layout.split(self.theta)
+        gap = distances(points, self.points, layout.categorical)
+        k, k_slope = factors(gap, length, layout.categorical)
+        c, c_slope = factors(gap, product, layout.categorical)
+        u = k * a[:, None, None]
+        cross = combine(u, c, w2, wp)
+        # A logarithm's derivative by the lengthscale's logarithm is minus the distance times that by the distance.
+        there = np.where(np.isnan(self.points), 0.5, self.points)
+        away = (points.T[:, :, None] - there.T[:, None, :]) / np.maximum(gap**2, 1e-24)
+        away[layout.categorical] = 0.0
+        away = np.nan_to_num(away, nan=0.0)
+        total = u.sum(axis=0)
+        slope = -((1 + w2 * (total - u)) * u * k_slope + wp * c.prod(axis=0) * c_slope) * away
+        spread = cross @ self.whitener.T
+        variance = np.maximum(self.level - np.einsum("mn,mn->m", spread, spread), _LEAST_VARIANCE)
+        back = spread @ self.whitener
+        by_mean = np.einsum("dmn,n->md", slope, self.weights)
+        by_variance = -2 * np.einsum("dmn,mn->md", slope, back)
+        return cross @ self.weights, variance, by_mean, by_variance
+
+
+def _root(matrix: Array, level: float) -> Array:
+    """Cholesky factor of the lower triangle with `level` on the diagonal: more where that is not positive definite."""
+    for step in range(8):
+        matrix[np.diag_indices(len(matrix))] = level + (10.0 ** (step - 9) if step else 0.0)
+        root, failed = lapack.dpotrf(matrix, lower=1)
+        if not failed:
+            return np.asarray(root)
+    raise FloatingPointError("The covariance is not positive definite.")
+
+
+def fit(layout: Layout, points: Array, values: Array, starts: Sequence[Array], evaluations: int) -> tuple[Array, float]:
+    """Hyperparameters that maximise evidence times prior, from the best of several starts.
+
+    Args:
+        layout: The coordinates.
+        points: Points (n, d).
+        values: Standardised values (n,).
+        starts: Logarithms of hyperparameters to start from, each (3 d + 3,).
+        evaluations: Of the evidence at most, for each start.
+
+    Returns:
+        The logarithms (3 d + 3,), and the logarithm of evidence times prior there.
+    """
+    pairs, prior = Pairs.of(points, layout.categorical), layout.prior()
+    best, least = starts[0], np.inf
+    limits = layout.bounds()
+    for start in starts:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = minimize(
+                loss,
+                np.clip(start, *np.transpose(limits)),
+                args=(layout, pairs, values, prior),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=limits,
+                options={"maxfun": evaluations, "gtol": 1e-2, "ftol": 1e-5, "maxcor": 20},
+            )
+        if found.fun < least:
+            best, least = np.asarray(found.x), float(found.fun)
+    return best, -least
+
+
+def starts(layout: Layout) -> list[Array]:
+    """Where a fit may start: at the prior's mean, at short additive lengthscales, and at a product alone."""
+    mean, _ = layout.prior()
+    d, numeric = layout.d, ~layout.categorical
+    short, smooth = mean.copy(), mean.copy()
+    short[d : 2 * d][numeric] = np.log(0.08)
+    smooth[:d] -= 2.0
+    smooth[3 * d + 1] += 0.7
+    return [mean, short, smooth]
+
+
+def score(layout: Layout, theta: Array, points: Array, values: Array) -> float:
+    """Logarithm of the evidence of `values` (n,) at `points` (n, d), without the prior."""
+    return evidence(layout, theta, Pairs.of(points, layout.categorical), values)[0]
+
+
+Mask = NDArray[np.bool_]

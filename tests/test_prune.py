@@ -18,12 +18,14 @@ from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
+from afina.graph.statistics import Effect, put
+from afina.graph.surgery import remove
 from afina.jobs.planning import Planner, Target
 from afina.models import load_model
 from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
 from afina.runtimes import get_runtime
 from afina.techniques.context import Context
-from afina.techniques.prune import PruneConfig, Study, apply
+from afina.techniques.prune import PruneConfig, Study, apply, sensitivities
 from afina.training import FitConfig, fit
 from afina.types import InputSpec, TaskSpec
 
@@ -162,6 +164,31 @@ def test_a_target_in_seconds_is_met_on_the_runtime(reader_of_digits):
     pruned, _ = study.prune(counts)
     assert 1.96e-4 <= measure(pruned) <= 2e-4
     assert len(seen) < 12
+
+
+def test_sensitivities_are_measured_on_one_copy_and_leave_the_network_as_it_was(reader_of_digits, monkeypatch):
+    network = reader_of_digits.copy().eval()
+    before = {key: value.clone() for key, value in network.module.state_dict().items()}
+    images = torch.randn(64, 1, 8, 8)
+    study = Study(network, PruneConfig(), Context(calibration=lambda: iter([images]), images=64))
+    copies, copy = [], Network.copy
+    monkeypatch.setattr(Network, "copy", lambda self: copies.append(1) or copy(self))
+    found = sensitivities(study)
+    assert len(copies) == 1
+    assert len(found) == len(study.axes) > 1
+    for key, value in network.module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    # The same as comparing with a network that lost the units.
+    axis = next(axis for axis in study.axes.values() if axis.kind == "channels")
+    gone = found[axis.name].gone[1]
+    path = study.path(axis, study.states(), axis.size - 1, (gone,))
+    keep = sorted(set(range(axis.size)) - set(path.order[:gone]))
+    with torch.no_grad():
+        for name, matrices in path.matrices[gone].items():
+            put(network, study.readers[name], matrices, [None] * network.module.get_parameter(name).ndim)
+    smaller = remove(network, {axis: keep}, analysis=study.analysis)
+    effect = Effect(reader_of_digits, images)
+    assert effect.of(smaller) == pytest.approx(found[axis.name].measured[1], rel=1e-3)
 
 
 def test_axes_of_attention_can_be_chosen_by_kind():

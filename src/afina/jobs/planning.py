@@ -11,7 +11,7 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.sizing import Sizing
-from afina.graph.statistics import Effect
+from afina.graph.statistics import Effect, freed
 from afina.graph.surgery import remove
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig, Study, fewest, sensitivities, step_of
@@ -163,6 +163,8 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
         for name in known:
             without = remove_blocks(network, [name])
             prices[name] = effect.of(without) / max(whole - target.measure(without), 1e-12)
+            del without
+            freed()
             bar.advance(note=name)
     gone: list[str] = []
     value = whole

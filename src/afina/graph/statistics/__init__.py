@@ -4,7 +4,7 @@
 `effect` compares outputs.
 """
 
-from afina.graph.statistics.effect import Effect
+from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
 from afina.graph.statistics.refit import add_constant, constant_of, passes, put, refit, solve
@@ -17,9 +17,11 @@ __all__ = [
     "compare",
     "constant_of",
     "find_readers",
+    "freed",
     "gather",
     "passes",
     "put",
     "refit",
     "solve",
+    "tried",
 ]

@@ -1,11 +1,15 @@
 """What a change of a network does to its outputs, on one scale for all techniques."""
 
+import contextlib
 import gc
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from afina.graph.network import Network
+from afina.graph.propagate import attribute
+from afina.graph.statistics.readers import Reader
 
 _BATCH = 32
 _TINY = 1e-9
@@ -26,10 +30,29 @@ class Effect:
 
     def of(self, changed: Network) -> float:
         """Mean squared change of the outputs, as a share of what they vary over the images."""
-        # Graphs hold cycles of references: without this, the networks compared before would fill the memory.
-        gc.collect()
         return float((self._outputs(changed) - self._whole).square().sum() / self._varies)
 
     def _outputs(self, network: Network) -> Tensor:
         with network.inference():
             return torch.cat([network(part.to(network.device)) for part in self._images.split(_BATCH)]).double()
+
+
+@contextlib.contextmanager
+def tried(network: Network, readers: Iterable[Reader]) -> Iterator[Network]:
+    """For the length of a `with` block the weights and constants of some layers may be written; then they are put back.
+
+    One network serves for many tries: a copy for each would cost its memory and the time to copy the graph.
+    """
+    names = {name for reader in readers for name in (reader.weight, reader.bias, reader.shift) if name is not None}
+    before = {name: attribute(network.module, name).detach().clone() for name in names}
+    try:
+        yield network
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                attribute(network.module, name).copy_(value)
+
+
+def freed() -> None:
+    """Give back the memory of networks that are no longer used: graphs hold cycles of references."""
+    gc.collect()

@@ -5,8 +5,7 @@ from numpy.typing import NDArray
 
 from afina.graph.axes import Axis
 from afina.graph.cost import cost_of
-from afina.graph.network import Network
-from afina.graph.statistics import Effect, put
+from afina.graph.statistics import Effect, freed, put, tried
 from afina.graph.surgery import remove
 from afina.techniques.prune.elimination import Path
 from afina.techniques.prune.study import Study
@@ -18,16 +17,13 @@ _TINY = 1e-9
 
 def sensitivities(study: Study, levels: tuple[float, ...] = LEVELS) -> dict[str, Sensitivity]:
     """Of each axis of a study, by name. Without images nothing is measured: losses are shares of the units' scores."""
-    work = len(study.axes) * len(levels) * cost_of(study.network).macs
-    effect = None if study.context.calibration is None else Effect(study.network, study.context.first(work))
+    trial = None if study.context.calibration is None else _Trial(study, len(study.axes) * len(levels))
     found: dict[str, Sensitivity] = {}
     with study.context.progress.work("Measuring sensitivities", len(study.axes)) as bar:
         for axis in study.axes.values():
             stops = tuple(dict.fromkeys(min(max(round(axis.size * level), 1), axis.size - 1) for level in levels))
             path = study.path(axis, study.states(), axis.size - 1, stops)
-            measured: tuple[float, ...] = ()
-            if effect is not None:
-                measured = tuple(effect.of(_without(study, axis, path, gone)) for gone in stops)
+            measured = () if trial is None else tuple(trial.without(axis, path, gone) for gone in stops)
             found[axis.name] = Sensitivity(
                 name=axis.name,
                 kind=axis.kind,
@@ -42,16 +38,34 @@ def sensitivities(study: Study, levels: tuple[float, ...] = LEVELS) -> dict[str,
     return found
 
 
-def _without(study: Study, axis: Axis, path: Path, gone: int) -> Network:
-    """The network without the first units of a path, what reads them refitted."""
-    if gone in path.matrices and not axis.normalised:
-        variant = study.network.copy()
-        for name, matrices in path.matrices[gone].items():
-            put(variant, study.readers[name], matrices, [None] * len(study.readers[name].shape))
-        return variant
-    dropped = set(path.order[:gone])
-    keep = [unit for unit in range(axis.size) if unit not in dropped]
-    return remove(study.network, {axis: keep}, analysis=study.analysis)
+class _Trial:
+    """What the outputs of a study's network lose without some units, on one copy of it whose weights are changed.
+
+    Args:
+        study: The study; it has images.
+        times: How often that will be asked, which limits the images.
+    """
+
+    def __init__(self, study: Study, times: int) -> None:
+        self._study, self._scratch = study, study.network.copy()
+        self._effect = Effect(study.network, study.context.first(times * cost_of(study.network).macs))
+
+    def without(self, axis: Axis, path: Path, gone: int) -> float:
+        """Without the first `gone` units of a path, what reads them refitted."""
+        study, matrices = self._study, path.matrices.get(gone, {})
+        if not axis.normalised and set(matrices) == {m.name for m in axis.members if m.role == "consumer"}:
+            with tried(self._scratch, [study.readers[name] for name in matrices]):
+                for name, part in matrices.items():
+                    put(self._scratch, study.readers[name], part, [None] * len(study.readers[name].shape))
+                return self._effect.of(self._scratch)
+        # Weights alone do not do it: statistics are taken over the units, or what reads them is not a plain layer.
+        dropped = set(path.order[:gone])
+        keep = [unit for unit in range(axis.size) if unit not in dropped]
+        smaller = remove(study.network, {axis: keep}, analysis=study.analysis)
+        lost = self._effect.of(smaller)
+        del smaller
+        freed()
+        return lost
 
 
 def _scaled(losses: NDArray[np.float64], stops: tuple[int, ...], measured: tuple[float, ...]) -> NDArray[np.float64]:

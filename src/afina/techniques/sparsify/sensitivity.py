@@ -3,7 +3,7 @@
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
-from afina.graph.statistics import Effect, gather
+from afina.graph.statistics import Effect, gather, tried
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
 from afina.techniques.sparsify.technique import readers_of, set_zeros
@@ -22,14 +22,14 @@ def layer_sensitivities(
     readers, _ = readers_of(network, config)
     effect = Effect(network, context.first(len(readers) * len(levels) * cost_of(network).macs))
     moments = gather(network, readers, context.stream(), context.images) if config.criterion == "fit" else {}
-    found: dict[str, Sensitivity] = {}
+    scratch, found = network.copy(), dict[str, Sensitivity]()
     with context.progress.work("Measuring layers", len(readers)) as bar:
         for name, reader in readers.items():
             measured = []
             for level in levels:
-                variant = network.copy()
-                set_zeros(variant, reader, level, config, moments.get(name))
-                measured.append(effect.of(variant))
+                with tried(scratch, [reader]):
+                    set_zeros(scratch, reader, level, config, moments.get(name))
+                    measured.append(effect.of(scratch))
             size = attribute(network.module, name).numel()
             gone = tuple(round(size * level) for level in levels)
             found[reader.name] = Sensitivity(reader.name, "weights", size, (reader.name,), (), gone, tuple(measured))

@@ -169,7 +169,7 @@ def test_running_trials_are_not_suggested_again(study):
     running = [study.ask(SPACE).params for _ in range(6)]
     points = np.array([[p["x"], np.log10(p["rate"]), p["layers"], len(p["kind"]) + ord(p["kind"])] for p in running])
     gaps = np.abs(points[:, None] - points[None]).sum(axis=2) + np.eye(6)
-    assert gaps.min() > 1e-3
+    assert gaps.min() > 1e-5
 
 
 def test_threads_share_a_sampler(study):

@@ -1,0 +1,107 @@
+"""The samplers by name, and the grid, which knows conditions."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from afina.errors import InputError, did_you_mean
+from afina.search.spaces import Space
+from afina.search.tensor_train import TensorTrainSampler
+
+_PLACE = "afina:grid"
+DEFAULT_SAMPLER = "tensor-train"
+GRID_POINTS = 5
+
+
+class GridSampler(BaseSampler):
+    """Every combination of a space once, in order; parameters that are not active are not varied.
+
+    Args:
+        combinations: Values of the parameters that are varied (`Space.combinations`).
+    """
+
+    def __init__(self, combinations: Sequence[dict[str, Any]]) -> None:
+        self._combinations = combinations
+
+    def left(self, study: Study) -> int:
+        """Combinations that no trial of `study` has taken up."""
+        return len(self._combinations) - len(self._taken(study))
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Take up the next combination, or that of the trial which this one repeats."""
+        fixed = trial.system_attrs.get("fixed_params")
+        if fixed is not None:
+            return
+        taken = self._taken(study)
+        place = next((i for i in range(len(self._combinations)) if i not in taken), None)
+        if place is not None:
+            study._storage.set_trial_system_attr(trial._trial_id, _PLACE, place)
+            trial.system_attrs[_PLACE] = place
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: each parameter is looked up by itself."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """None: each parameter is looked up by itself."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The value in the trial's combination."""
+        place = trial.system_attrs.get(_PLACE)
+        if place is None:
+            raise InputError("Every combination of the grid was tried.", fix="Read the results, or give more values.")
+        return self._combinations[place][param_name]
+
+    @staticmethod
+    def _taken(study: Study) -> set[int]:
+        trials = study.get_trials(deepcopy=False)
+        return {t.system_attrs[_PLACE] for t in trials if _PLACE in t.system_attrs and t.state != TrialState.WAITING}
+
+
+def _optuna(make: Callable[..., BaseSampler], **options: Any) -> Callable[[Space, int | None, int], BaseSampler]:
+    def build(space: Space, seed: int | None, points: int) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return make(seed=seed, **options)
+
+    return build
+
+
+# What builds a sampler from the space, a seed, and the points of a grid.
+SAMPLERS: dict[str, Callable[[Space, int | None, int], BaseSampler]] = {
+    "tensor-train": lambda space, seed, points: TensorTrainSampler(seed),
+    "tpe": _optuna(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True),
+    "gp": _optuna(optuna.samplers.GPSampler),
+    "cmaes": _optuna(optuna.samplers.CmaEsSampler, warn_independent_sampling=False),
+    "qmc": _optuna(optuna.samplers.QMCSampler, warn_independent_sampling=False),
+    "random": _optuna(optuna.samplers.RandomSampler),
+    "grid": lambda space, seed, points: GridSampler(space.combinations(points)),
+}
+
+
+def make_sampler(name: str, space: Space, seed: int | None = None, grid_points: int = GRID_POINTS) -> BaseSampler:
+    """The sampler `name`, one of `SAMPLERS`.
+
+    Args:
+        name: `tensor-train`, `tpe`, `gp` (needs torch), `cmaes`, `qmc`, `random` or `grid`.
+        space: What it searches.
+        seed: Of its randomness; None for a different one each time.
+        grid_points: Values of each continuous parameter in a grid.
+
+    Raises:
+        InputError: there is no such sampler, or the grid has more than a million points.
+    """
+    if name not in SAMPLERS:
+        raise InputError(f"There is no sampler {name!r}.", fix=did_you_mean(name, SAMPLERS))
+    return SAMPLERS[name](space, seed, grid_points)

@@ -1,0 +1,224 @@
+"""Studies: opened or taken up again, and run trial by trial; nothing that was finished is lost."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from afina.errors import AfinaError, InputError
+from afina.search.samplers import GridSampler
+from afina.search.spaces import Space
+from afina.search.storage import open_storage
+from afina.search.tensor_train.history import LOST
+from afina.search.workers import give_up, retry_lost, sign
+
+Objective = Callable[[dict[str, Any], optuna.Trial], float | Sequence[float] | None]
+
+ERROR = "afina:error"
+_SPACE = "afina:space"
+_STUDY = "search"
+_LOOK = 30.0
+
+
+class SearchError(AfinaError):
+    """A search cannot go on: its trials fail one after another."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `run_study` did.
+
+    Attributes:
+        trials: Trials that this call ran.
+        failed: How many of them failed.
+        retried: Numbers of trials whose process was gone, which were queued again.
+        seconds: Time that it took.
+    """
+
+    trials: int
+    failed: int
+    retried: tuple[int, ...]
+    seconds: float
+
+
+def open_study(
+    where: str | Path,
+    space: Space,
+    sampler: BaseSampler,
+    directions: Sequence[str] = ("minimize",),
+    name: str = _STUDY,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> Study:
+    """The study in a run folder or at a storage URL; made where there is none, else taken up with all its trials.
+
+    Args:
+        where: A folder, whose journal several processes of one machine may share, or a URL of Optuna's.
+        space: What is searched.
+        sampler: Of `make_sampler`, or any of Optuna's.
+        directions: `minimize` or `maximize` for each objective.
+        name: Of the study; a storage may have several.
+        pruner: Which trials are stopped early; None for none.
+
+    Raises:
+        InputError: the storage has a study of this name with another space or other directions.
+        StorageError: the storage cannot be reached or written.
+    """
+    for direction in directions:
+        if direction not in ("minimize", "maximize"):
+            raise InputError(f"A direction is minimize or maximize, got {direction!r}.")
+    storage = open_storage(where)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        sampler=sampler,
+        pruner=pruner or optuna.pruners.NopPruner(),
+        directions=[optuna.study.StudyDirection[d.upper()] for d in directions],
+        load_if_exists=True,
+    )
+    held = [d.name.lower() for d in study.directions]
+    if held != list(directions):
+        raise InputError(
+            f"The study in {where} has the directions {', '.join(held)}, not {', '.join(directions)}.",
+            fix="Choose another folder (--out), or the directions that it was begun with.",
+        )
+    wanted = json.dumps(space.to_plain(), sort_keys=True)
+    known = study.user_attrs.get(_SPACE)
+    if known is None:
+        study.set_user_attr(_SPACE, wanted)
+    elif known != wanted:
+        raise InputError(
+            f"The study in {where} was begun with another search space.",
+            why=_difference(json.loads(known), json.loads(wanted)),
+            fix="Choose another folder (--out), or give the space that it was begun with.",
+        )
+    return study
+
+
+def run_study(
+    study: Study,
+    objective: Objective,
+    space: Space,
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+    most_failures: int = 5,
+    after: Callable[[FrozenTrial], None] | None = None,
+) -> Progress:
+    """Run trials until the study has `trials` of them, the time is over, or a grid is used up.
+
+    An objective that raises, or gives NaN or None, fails its trial: the reason and the traceback are kept with it
+    (user attribute `afina:error`), and the study goes on. Trials that were running in a process that is gone are run
+    again. When this one is interrupted, its trial is queued again too.
+
+    Args:
+        study: Of `open_study`; several processes may run it at once.
+        objective: Called with the values of the active parameters and the trial, for reports and constraints;
+            gives the value, or one for each direction.
+        space: That of the study.
+        trials: How many the study is to have in all, failed ones too; None for no limit.
+        seconds: When no new trial is begun; None for no limit.
+        most_failures: So many failed trials in a row end the search.
+        after: Called with every trial that ended.
+
+    Raises:
+        InputError: there is no limit at all.
+        SearchError: too many trials failed in a row; it has the last traceback.
+    """
+    endless = trials is None and seconds is None and not isinstance(study.sampler, GridSampler)
+    if endless:
+        raise InputError("The search has no end.", fix="Give a number of trials or a time.")
+    begun, looked = time.monotonic(), -_LOOK
+    ran, failed, retried = 0, 0, []
+    while seconds is None or time.monotonic() - begun < seconds:
+        if time.monotonic() - looked >= _LOOK:
+            retried += retry_lost(study)
+            looked = time.monotonic()
+        if _is_done(study, trials):
+            break
+        trial = study.ask()
+        sign(trial)
+        ended = _run(study, trial, objective, space)
+        ran += 1
+        failed += ended.state == TrialState.FAIL
+        if after is not None:
+            after(ended)
+        if ended.state == TrialState.FAIL:
+            _stop_if_hopeless(study, most_failures)
+    return Progress(ran, failed, tuple(retried), time.monotonic() - begun)
+
+
+def _run(study: Study, trial: optuna.Trial, objective: Objective, space: Space) -> FrozenTrial:
+    """Run one trial and store how it ended."""
+    try:
+        values = objective(space.suggest(trial), trial)
+        problem = _problem(values, len(study.directions))
+    except optuna.TrialPruned:
+        return study.tell(trial, state=TrialState.PRUNED)
+    except Exception as error:
+        _record(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return study.tell(trial, state=TrialState.FAIL)
+    except BaseException:
+        give_up(study, study._storage.get_trial(trial._trial_id))
+        raise
+    if problem:
+        _record(trial, problem, "")
+        return study.tell(trial, state=TrialState.FAIL)
+    assert values is not None
+    return study.tell(trial, [float(v) for v in values] if isinstance(values, Sequence) else float(values))
+
+
+def _problem(values: Any, wanted: int) -> str:
+    """Why what an objective gave is not a result; empty where it is."""
+    if values is None:
+        return "The objective gave None, not a number."
+    found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    if len(found) != wanted:
+        return f"The objective gave {len(found)} values, and the study has {wanted} objectives."
+    for value in found:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return f"The objective gave {value!r}, not a number."
+        if number != number:
+            return "The objective gave NaN."
+    return ""
+
+
+def _record(trial: optuna.Trial, message: str, trace: str) -> None:
+    trial.set_user_attr(ERROR, {"message": message, "traceback": trace})
+
+
+def _is_done(study: Study, trials: int | None) -> bool:
+    everything = study.get_trials(deepcopy=False)
+    waiting = any(t.state == TrialState.WAITING for t in everything)
+    if trials is not None:
+        counted = sum(t.state != TrialState.WAITING and LOST not in t.user_attrs for t in everything)
+        if counted >= trials:
+            return True
+    return isinstance(study.sampler, GridSampler) and not waiting and study.sampler.left(study) == 0
+
+
+def _stop_if_hopeless(study: Study, most: int) -> None:
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and LOST not in t.user_attrs]
+    last = ended[-most:]
+    if len(last) < most or any(t.state != TrialState.FAIL for t in last):
+        return
+    error = last[-1].user_attrs.get(ERROR, {"message": "", "traceback": ""})
+    raise SearchError(
+        f"{most} trials failed one after another, so the search stops.",
+        why=(error["traceback"] or error["message"]).strip(),
+        fix="What was finished is kept. Correct the cause, and run the same command again: it goes on from here.",
+    )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    return "; ".join(f"{name}: {old.get(name, 'absent')} before, {new.get(name, 'absent')} now" for name in names[:3])

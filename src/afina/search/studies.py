@@ -198,12 +198,13 @@ def _record(trial: optuna.Trial, message: str, trace: str) -> None:
 
 def _is_done(study: Study, trials: int | None) -> bool:
     everything = study.get_trials(deepcopy=False)
-    waiting = any(t.state == TrialState.WAITING for t in everything)
-    if trials is not None:
+    if trials is not None and len(everything) >= trials:
         counted = sum(t.state != TrialState.WAITING and LOST not in t.user_attrs for t in everything)
         if counted >= trials:
             return True
-    return isinstance(study.sampler, GridSampler) and not waiting and study.sampler.left(study) == 0
+    if not isinstance(study.sampler, GridSampler):
+        return False
+    return all(t.state != TrialState.WAITING for t in everything) and study.sampler.left(study) == 0
 
 
 def _stop_if_hopeless(study: Study, most: int) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported
 from afina.runtimes.metadata import describe
+from afina.runtimes.onnx_codes import carry_quantization, needed_opset, quantize_bias_of_gemm, settle_transposes, store_narrow
+from afina.runtimes.onnx_edit import constant, new_constant, replace
 from afina.runtimes.onnx_prepare import for_onnx
 
 if TYPE_CHECKING:
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 
     from afina.graph import Network
 
-# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13, and 21 to 23 add types and
-# block sizes that are not used here. ONNX Runtime fuses the same graph to the same QLinear operators at 20, 21 and 23
-# (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
+# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13, and later ones add types, which
+# are used only where weights of few bits are stored in them. ONNX Runtime fuses the same graph to the same QLinear
+# operators at 20, 21 and 23 (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
 OPSET = 20
 
 INPUT, OUTPUT = "images", "outputs"
@@ -30,11 +32,8 @@ _LIMIT = 2**31 - 2**20  # protobuf cannot hold 2 GiB; some room is left for the 
 _HALF_MAX = 65504.0
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-# Operators that only move values of their first input (or pick the largest): what was on a quantized grid stays on it.
-_MOVES = frozenset("Slice Pad Reshape Flatten Squeeze Unsqueeze Transpose MaxPool Expand Identity".split())
 
-
-def onnx_bytes(network: "Network", *, half: bool = False) -> bytes:
+def onnx_bytes(network: "Network", *, half: bool = False, narrow: bool = True) -> bytes:
     """The network in inference form as one serialized ONNX model, checked.
 
     Input `images` float32 [batch, C, H, W], output `outputs` float32 [batch, outputs], dynamic batch. Batch norm is
@@ -46,14 +45,17 @@ def onnx_bytes(network: "Network", *, half: bool = False) -> bytes:
         half: Store float weights in half precision, each with a Cast in front. A runtime undoes the Cast once, when it
             loads: half the bytes, the same speed. Drawback: weights lose 13 bits of mantissa, and peak memory while
             loading is higher.
+        narrow: Store codes of few bits in 4 or 2 bits.
 
     Raises:
         Unsupported: an operator has no ONNX form, or the model does not fit in one file (2 GiB).
     """
     model = _translate(network)
     _use_global_average_pool(model.graph)
-    _carry_quantization(model.graph)
-    _quantize_bias_of_gemm(model.graph)
+    settle_transposes(model.graph)
+    carry_quantization(model.graph)
+    quantize_bias_of_gemm(model.graph)
+    _raise_opset(model, max(store_narrow(model.graph) if narrow else 0, needed_opset(model.graph)))
     if half:
         _store_half(model.graph)
     _strip(model, network)
@@ -108,6 +110,16 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _raise_opset(model: "ir.Model", opset: int) -> None:
+    """Declare a later opset: between those used here, operators only gained types."""
+    import onnx
+
+    if opset <= OPSET:
+        return
+    model.graph.opset_imports[""] = opset
+    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+
+
 def _use_global_average_pool(graph: "ir.Graph") -> None:
     """Rewrite the mean over height and width as GlobalAveragePool: runtimes have int8 kernels for that one only."""
     import numpy as np
@@ -117,7 +129,7 @@ def _use_global_average_pool(graph: "ir.Graph") -> None:
         source = node.inputs[0] if node.inputs else None
         if node.op_type != "ReduceMean" or source is None or source.shape is None or len(source.shape) != 4:
             continue
-        axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
             continue
         keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
@@ -127,81 +139,11 @@ def _use_global_average_pool(graph: "ir.Graph") -> None:
         result.type = source.type
         if not keep:
             squeeze = ir.node(
-                "Squeeze", [result, _new_constant(graph, f"{node.outputs[0].name}_axes", np.array([2, 3]))]
+                "Squeeze", [result, new_constant(graph, f"{node.outputs[0].name}_axes", np.array([2, 3]))]
             )
             graph.insert_before(node, squeeze)
             result = squeeze.outputs[0]
-        _replace(graph, node, result)
-
-
-def _carry_quantization(graph: "ir.Graph") -> None:
-    """Repeat the quantization of a value behind each operator that only moves it.
-
-    Runtimes fuse an operator to int8 where all its inputs come from DequantizeLinear; a slice, a pad with zeros or a
-    flatten between the two hides that. Values that are moved stay on the grid of their quantization, so quantizing
-    them again with the same scale changes nothing in the answer.
-    """
-    import onnx_ir as ir
-
-    for node in list(graph):
-        if node.op_type not in _MOVES or not node.inputs or not _stays_on_grid(node):
-            continue
-        source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 3:
-            continue
-        if source.inputs[1] is None or source.inputs[1].shape is None or len(source.inputs[1].shape):
-            continue  # per channel: moving values may move the channels
-        moved = node.outputs[0]
-        behind = [(user, index) for user, index in moved.uses() if user.op_type != "QuantizeLinear"]
-        if not behind or moved.is_graph_output():
-            continue
-        quantize = ir.node("QuantizeLinear", [moved, source.inputs[1], source.inputs[2]])
-        restore = ir.node("DequantizeLinear", [quantize.outputs[0], source.inputs[1], source.inputs[2]])
-        graph.insert_after(node, [quantize, restore])
-        for user, index in behind:
-            user.replace_input_with(index, restore.outputs[0])
-
-
-def _stays_on_grid(node: "ir.Node") -> bool:
-    """Whether a moving operator adds no values but zero, which every quantization holds exactly."""
-    if node.op_type != "Pad":
-        return True
-    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
-    fill = node.inputs[2] if len(node.inputs) > 2 else None
-    value = _constant(fill) if fill is not None else None
-    return mode != "constant" or fill is None or (value is not None and float(value.reshape(-1)[0]) == 0.0)
-
-
-def _quantize_bias_of_gemm(graph: "ir.Graph") -> None:
-    """Give each int8 Gemm an int32 bias, on the scale of its products (scale of the input x scale of the weights).
-
-    ONNX Runtime does this by itself where the output is quantized too. The last layer's output is not, and its Gemm
-    would be computed in float. The rounding is at most half a product's step, far below one step of the input.
-    """
-    import numpy as np
-    import onnx_ir as ir
-
-    for node in list(graph):
-        given = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-        if given is None:
-            continue
-        bias, sources = _constant(given), [value.producer() for value in node.inputs[:2] if value is not None]
-        if bias is None or any(source is None or source.op_type != "DequantizeLinear" for source in sources):
-            continue
-        scales = [_constant(source.inputs[1]) for source in sources if source is not None]
-        if any(scale is None for scale in scales) or scales[0].size != 1:
-            continue
-        scale = (scales[0].reshape(()).astype(np.float64) * scales[1]).astype(np.float32)
-        steps = np.rint(bias.astype(np.float64) / scale)
-        if scale.size not in (1, bias.size) or np.abs(steps).max(initial=0) >= 2**31:
-            continue
-        whole = _new_constant(graph, f"{given.name}_steps", steps.astype(np.int32))
-        attributes = {"axis": 0} if scale.ndim else {}
-        restore = ir.node(
-            "DequantizeLinear", [whole, _new_constant(graph, f"{given.name}_scale", scale)], attributes=attributes
-        )
-        graph.insert_before(node, restore)
-        node.replace_input_with(2, restore.outputs[0])
+        replace(graph, node, result)
 
 
 def _store_half(graph: "ir.Graph") -> None:
@@ -215,12 +157,14 @@ def _store_half(graph: "ir.Graph") -> None:
 
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2 or value.is_graph_output():
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        if sum(size > 1 for size in tensor.shape) < 2:
             continue
         weights = tensor.numpy()
         if not np.all(np.abs(weights) <= _HALF_MAX):
             continue
-        small = _new_constant(graph, f"{name}_half", weights.astype(np.float16))
+        small = new_constant(graph, f"{name}_half", weights.astype(np.float16))
         cast = ir.node("Cast", [small], attributes={"to": int(ir.DataType.FLOAT)})
         graph.insert_before(graph[0], cast)
         value.replace_all_uses_with(cast.outputs[0])
@@ -259,7 +203,7 @@ def _drop_defaults(graph: "ir.Graph") -> None:
 
     for node in graph:
         try:
-            schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+            schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[""], node.domain)
         except onnx.defs.SchemaError:
             continue
         for name, attribute in list(node.attributes.items()):
@@ -307,33 +251,6 @@ def _serialize(model: "ir.Model") -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise AfinaError("The exported model is not valid ONNX.", why=first_lines(error)) from error
     return bytes(proto.SerializeToString())
-
-
-def _constant(value: "ir.Value | None") -> Any:
-    """The value as an array where it is known, else None."""
-    import onnx_ir as ir
-
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else tensor.numpy()
-
-
-def _new_constant(graph: "ir.Graph", name: str, array: Any) -> "ir.Value":
-    import onnx_ir as ir
-
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _replace(graph: "ir.Graph", node: "ir.Node", result: "ir.Value") -> None:
-    """Put `result` in the place of the node's only output, as an output of the graph too."""
-    import onnx_ir as ir
-
-    old = node.outputs[0]
-    result.type, result.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
 
 
 def _plain(value: Any) -> Any:

@@ -45,15 +45,17 @@ class OpenVINORuntime(Runtime):
         import openvino
 
         from afina.runtimes.onnx_file import first_lines, onnx_bytes
+        from afina.runtimes.openvino_codes import store_narrow
 
         source = path.with_suffix(".onnx")
-        source.write_bytes(onnx_bytes(network))
+        source.write_bytes(onnx_bytes(network, narrow=False))
         try:
             # Not Core.read_model: only this one folds what it reads (quantizations to FakeQuantize, constants).
             model = openvino.convert_model(source)
         except RuntimeError as error:
             raise Unsupported("The network could not be converted for OpenVINO.", why=first_lines(error)) from error
         _share_constants(model)
+        store_narrow(model)
         openvino.save_model(model, str(path), compress_to_fp16=half)
         _slim(path, describe(network))
 

@@ -55,6 +55,11 @@ class Reader:
         return math.prod(self.shape[1:])
 
     @property
+    def width(self) -> int:
+        """Columns of each matrix of `matrices`."""
+        return _BLOCK if self.blocks > 1 else self.inputs
+
+    @property
     def takes_constant(self) -> bool:
         """Whether a constant can be added to its output."""
         return self.bias is not None or self.shift is not None

@@ -1,10 +1,11 @@
 """Which tensors carry a quantizer: the placement that ONNX Runtime and OpenVINO turn into int8 kernels.
 
-A runtime runs an operator in int8 when all its inputs are dequantized values and its output is quantized again.
-So every activation that feeds a convolution, a linear layer or an addition is quantized once, where it is
-produced, and operators that only move values (flatten, max pooling, slicing, zero padding) hand their input's
-scale on, so that the runtime can drop the pair around them. An activation function that the runtime folds into
-the operator before it (ReLU and its clipped forms) carries the quantizer in place of that operator.
+A runtime runs an operator in integers when all its inputs are dequantized values and, for convolutions and sums, its
+output is quantized again. So every activation that feeds a quantized layer or a sum of such is quantized once, where
+it is produced; operators that only move values (flatten, max pooling, slicing, zero padding) are passed over, since
+what they move stays on its grid. An activation function that the runtime computes together with the operator before it
+carries the quantizer in place of that operator. What a linear layer gives stays in float unless something takes it as
+integers: its kernels write float at no cost.
 """
 
 from collections.abc import Callable
@@ -13,29 +14,35 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
     QuantizationSpecBase,
     Quantizer,
-    SharedQuantizationSpec,
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from afina.techniques.quantize.observers import HistogramObserver
+from afina.techniques.quantize.config import Precision, QuantizeConfig, bits_of
+from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
+from afina.techniques.quantize.grids import Granularity, Grid
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTED = {*CONVOLUTIONS, aten.linear.default}
 _COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default}
 _AVERAGING = {
     aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default,
 }  # fmt: skip
-_FOLDED = {
+_CLIPPING = {
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
     aten.clamp.default, aten.clamp_min.default,
+}  # fmt: skip
+_CURVED = {
+    aten.silu.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default, aten.gelu.default,
+    aten.sigmoid.default, aten.hardsigmoid.default, aten.leaky_relu.default, aten.leaky_relu_.default,
+    aten.elu.default, aten.elu_.default, aten.tanh.default, aten.mish.default,
 }  # fmt: skip
 _MOVING = {
     aten.max_pool2d.default, aten.max_pool1d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
@@ -45,109 +52,122 @@ _MOVING = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The integers that a tensor is written in: `low`..`high`, stored in `dtype`."""
-
-    dtype: torch.dtype
-    low: int
-    high: int
-
-
 @dataclass
-class Int8Quantizer(Quantizer):
-    """Weights absmax per output channel, activations affine per tensor.
+class Placement(Quantizer):
+    """Puts a `WeightEdge` on each weight and an `ActivationEdge` on each activation that a configuration quantizes.
 
-    Args:
-        weight_bits: 8, or 7 on processors whose int8 products saturate (see `Runtime.weight_bits`).
-        skip: Names of layers (as in the user's model) that stay in float.
+    Attributes:
+        config: Which precision each layer has.
+        quantized: Names of the layers that are changed.
+        skipped: Names of those that are not, with the reason.
+        precisions: What each quantized activation is written in, by its node.
     """
 
-    weight_bits: int = 8
-    skip: frozenset[str] = frozenset()
+    config: QuantizeConfig
     quantized: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    precisions: dict[Node, str] = field(default_factory=dict)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.target in WEIGHTED and self._takes(node):
+            if node.target in WEIGHTED:
                 self._annotate_weighted(node)
             elif node.target in TRANSPOSED:
-                self.skipped[layer_name(node)] = "a transposed convolution has no int8 kernel in the runtimes"
+                self.skipped[layer_name(node)] = "a transposed convolution has no integer kernel in the runtimes"
         for node in list(model.graph.nodes):
-            if _is_combined(node):
-                for source in _sources(node):
-                    self._annotate_output(source)
-        # In graph order, so that a chain of moving operators hands one scale all the way down.
+            if self.config.sums and self._is_combined(node):
+                self._annotate_combined(node)
         for node in model.graph.nodes:
-            self._annotate_follower(node)
+            if node.target in _AVERAGING:
+                self._annotate_average(node)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: every annotation above is one that PT2E accepts."""
 
-    def _takes(self, node: Node) -> bool:
-        name = layer_name(node)
-        weight = node.args[1]
+    def _annotate_weighted(self, node: Node) -> None:
+        name, weight = layer_name(node), node.args[1]
+        precision = self.config.precision(name)
         if not isinstance(weight, Node) or weight.op != "get_attr":
             self.skipped[name] = "its weight is computed, not stored"
-        elif name in self.skip:
+            return
+        if precision.weights == "fp32":
             self.skipped[name] = "asked to stay in float"
-        else:
-            self.quantized.append(name)
-            return True
-        return False
-
-    def _annotate_weighted(self, node: Node) -> None:
-        source, weight = node.args[0], node.args[1]
-        assert isinstance(source, Node)
-        assert isinstance(weight, Node)
-        self._annotate_output(source)
+            return
+        self.quantized.append(name)
         annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
-        annotation.input_qspec_map[weight] = self._weight_spec()
+        annotation.input_qspec_map[weight] = self._weight_spec(str(weight.target), precision)
         annotation._annotated = True
-        last = _folded_into(node)
-        if not _reaches_output(last):
-            self._annotate_output(last)
+        source = node.args[0]
+        if precision.activations == "none" or not isinstance(source, Node):
+            return
+        self._annotate_output(source, precision.activations)
+        if node.target in CONVOLUTIONS and not _reaches_output(self._folded_into(node)):
+            self._annotate_output(node, precision.activations)
 
-    def _annotate_output(self, node: Node) -> None:
+    def _annotate_output(self, node: Node, precision: str) -> None:
         """Quantize what `node` gives; for an operator that only moves values, what its source gives."""
-        while _moves(node) and isinstance(node.args[0], Node):
-            node = node.args[0]
+        node = _mover_source(node)
         if node.op == "get_attr" or not _is_float(node):
             return
-        node = _folded_into(node)
-        annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
-        if annotation.output_qspec is None:
-            annotation.output_qspec = self._activation_spec()
+        node = self._folded_into(node)
+        known = self.precisions.get(node)
+        if known is None or bits_of(known) < bits_of(precision):
+            self.precisions[node] = precision
+            annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
+            annotation.output_qspec = self._activation_spec(node, precision)
             annotation._annotated = True
-        if node.target in _AVERAGING and isinstance(node.args[0], Node):
+        if self.config.sums and node.target in _AVERAGING and isinstance(node.args[0], Node):
             # What is averaged is mostly a last addition, which would otherwise be the one that stays in float.
-            self._annotate_output(node.args[0])
+            self._annotate_output(node.args[0], precision)
 
-    def _annotate_follower(self, node: Node) -> None:
-        """Where the input of a moving or averaging operator is quantized, its output is too."""
-        if not (_moves(node) or node.target in _AVERAGING) or _reaches_output(node):
-            return
-        source = node.args[0]
-        given = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, Node) else None
-        annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
-        if given is None or given.output_qspec is None or annotation.output_qspec is not None:
-            return
-        shared = SharedQuantizationSpec(source)
-        annotation.output_qspec = shared if _moves(node) else self._activation_spec()
-        if _moves(node):
-            annotation.input_qspec_map[source] = shared
-        annotation._annotated = True
+    def _annotate_combined(self, node: Node) -> None:
+        sources = [_mover_source(source) for source in _sources(node)]
+        known = [self.precisions[source] for source in sources if source in self.precisions]
+        precision = max(known, key=bits_of) if known else self.config.activations
+        for source in sources:
+            self._annotate_output(source, precision)
 
-    def _weight_spec(self) -> QuantizationSpecBase:
-        half = 2 ** (self.weight_bits - 1)
-        grid = Grid(torch.int8, -half + 1, half - 1)
-        observer = PerChannelMinMaxObserver.with_args(eps=2**-20)
-        return _spec(grid, observer, qscheme=torch.per_channel_symmetric, ch_axis=0)
+    def _annotate_average(self, node: Node) -> None:
+        """Where the input of an averaging operator is quantized, its output is too."""
+        source = _mover_source(node.args[0])
+        if source in self.precisions and node not in self.precisions and not _reaches_output(node):
+            self._annotate_output(node, self.precisions[source])
 
-    def _activation_spec(self) -> QuantizationSpecBase:
-        return _spec(Grid(torch.uint8, 0, 255), HistogramObserver, qscheme=torch.per_tensor_affine)
+    def _folded_into(self, node: Node) -> Node:
+        """The activation function that follows `node` alone and is computed with it, or `node` itself."""
+        users = list(node.users)
+        folded = _CLIPPING if self.config.fused == "clips" else _CLIPPING | _CURVED
+        if len(users) == 1 and users[0].target in folded and node.target not in folded:
+            return users[0]
+        return node
+
+    def _is_combined(self, node: Node) -> bool:
+        """Whether `node` adds, multiplies or joins activations of which at least one comes from a quantized layer."""
+        if node.target not in _COMBINING or not _is_float(node):
+            return False
+        sources = _sources(node)
+        if len(sources) < 2 or any(source.op == "get_attr" for source in sources):
+            return False
+        known = [_mover_source(source) in self.precisions for source in sources]
+        return all(known) or (any(known) and any(self._feeds_quantized(user) for user in (node, *node.users)))
+
+    def _feeds_quantized(self, node: Node) -> bool:
+        return any(
+            user.target in WEIGHTED and self.config.precision(layer_name(user)).activations != "none"
+            for user in node.users
+        )
+
+    def _weight_spec(self, name: str, precision: Precision) -> QuantizationSpecBase:
+        half = HALVES.get(precision.weights)
+        grid = Grid(8) if half else self.config.weight_grid(precision)
+        granularity = Granularity.parse(self.config.granularity)
+        return _spec(grid, WeightEdge.with_args(name=name, grid=grid, granularity=granularity, half=half))
+
+    def _activation_spec(self, node: Node, precision: str) -> QuantizationSpecBase:
+        grid = self.config.activation_grid(precision)
+        power = self.config.power_of_two
+        return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power))
 
 
 def layer_name(node: Node) -> str:
@@ -158,22 +178,10 @@ def layer_name(node: Node) -> str:
     return node.name
 
 
-def _spec(grid: Grid, observer: Callable[..., Any], **options: Any) -> QuantizationSpec:
+def _spec(grid: Grid, edge: Callable[..., Any]) -> QuantizationSpec:
     return QuantizationSpec(
-        dtype=grid.dtype,
-        quant_min=grid.low,
-        quant_max=grid.high,
-        observer_or_fake_quant_ctr=observer,
-        **options,
+        dtype=grid.dtype, quant_min=grid.low, quant_max=grid.high, observer_or_fake_quant_ctr=edge
     )
-
-
-def _folded_into(node: Node) -> Node:
-    """The clipping activation that follows `node` alone, or `node` itself."""
-    users = list(node.users)
-    if len(users) == 1 and users[0].target in _FOLDED and node.target not in _FOLDED:
-        return users[0]
-    return node
 
 
 def _sources(node: Node) -> list[Node]:
@@ -182,25 +190,11 @@ def _sources(node: Node) -> list[Node]:
     return [part for part in parts if isinstance(part, Node)]
 
 
-def _is_combined(node: Node) -> bool:
-    """Whether `node` adds, multiplies or joins activations of which at least one is computed by a quantized layer."""
-    if node.target not in _COMBINING or not _is_float(node):
-        return False
-    sources = _sources(node)
-    if len(sources) < 2 or any(source.op == "get_attr" for source in sources):
-        return False
-    if all(_has_output(source) for source in sources):
-        return True
-    return any(_has_output(source) for source in sources) and any(_feeds_weighted(user) for user in [node, *node.users])
-
-
-def _has_output(node: Node) -> bool:
-    annotation = node.meta.get(Q_ANNOTATION_KEY)
-    return annotation is not None and annotation.output_qspec is not None
-
-
-def _feeds_weighted(node: Node) -> bool:
-    return any(user.target in WEIGHTED for user in node.users)
+def _mover_source(node: Any) -> Any:
+    """What `node` moves the values of, or itself."""
+    while isinstance(node, Node) and _moves(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _moves(node: Node) -> bool:

@@ -1,0 +1,107 @@
+"""Batch norms folded into the layers before them: what inference computes anyway, in fewer and other weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from afina.graph.axes.builder import arguments, op_name
+from afina.graph.network import Network
+from afina.graph.propagate import attribute
+
+_LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+
+
+def fold_norms(network: Network) -> list[str]:
+    """Fold each batch norm that alone reads a convolution or linear layer into it, in place.
+
+    With `k = weight / sqrt(variance + eps)`: `W' = k W`, `b' = bias + k (b - mean)`. A layer without a bias gets one.
+
+    Returns:
+        Names of the weights that changed.
+    """
+    done = []
+    for norm in list(network.graph.nodes):
+        layer = _layer_before(network, norm)
+        if layer is not None:
+            _fold(network, layer, norm)
+            done.append(str(layer.args[1].target))
+    network.graph.eliminate_dead_code()
+    network.module.recompile()
+    return done
+
+
+def _layer_before(network: Network, norm: Node) -> Node | None:
+    """The layer that a batch norm can be folded into: stored weights that nothing else uses, and no other reader."""
+    if norm.op != "call_function" or op_name(norm) != "batch_norm":
+        return None
+    a = arguments(norm)
+    layer = a["input"]
+    if not all(a[key] is None or _is_stored(a[key]) for key in ("weight", "bias")):
+        return None
+    if not _is_stored(a["running_mean"]) or not _is_stored(a["running_var"]):
+        return None
+    if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
+        return None
+    held = [node for node in (layer.args[1], layer.args[2] if len(layer.args) > 2 else None) if node is not None]
+    if not all(_is_stored(node) and _uses(network, node) == 1 for node in held):
+        return None
+    if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
+        return None  # the norm's channels are then not the layer's outputs
+    return layer
+
+
+def _fold(network: Network, layer: Node, norm: Node) -> None:
+    a = arguments(norm)
+
+    def held(key: str, default: float) -> Tensor:
+        given = a[key]
+        if given is None:
+            return torch.full_like(attribute(network.module, str(a["running_mean"].target)), default)
+        return attribute(network.module, str(given.target)).detach()
+
+    factor = held("weight", 1.0) * torch.rsqrt(held("running_var", 1.0) + float(a["eps"]))
+    name = str(layer.args[1].target)
+    weight = attribute(network.module, name).detach()
+    given = layer.args[2] if len(layer.args) > 2 else None
+    bias = attribute(network.module, str(given.target)).detach() if given is not None else torch.zeros_like(factor)
+    put_parameter(network, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
+    bias_name = str(given.target) if given is not None else bias_name_of(name)
+    put_parameter(network, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
+    if given is None:
+        give_bias(network, layer, bias_name)
+    norm.replace_all_uses_with(layer)
+    network.graph.erase_node(norm)
+
+
+def bias_name_of(weight: str) -> str:
+    """The name for a bias beside a weight of that name."""
+    return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}_bias"
+
+
+def give_bias(network: Network, layer: Node, name: str) -> None:
+    """Let a layer without a bias read the parameter of that name."""
+    with network.graph.inserting_before(layer):
+        node = network.graph.get_attr(name)
+    value = attribute(network.module, name)
+    node.meta["val"] = torch.empty_like(value, device="meta")
+    layer.args = (*layer.args[:2], node, *layer.args[3:])
+
+
+def put_parameter(network: Network, name: str, value: Tensor) -> None:
+    """A parameter under a (dotted) name of the graph module, in the place of what has that name."""
+    owner, _, leaf = name.rpartition(".")
+    parent: Any = network.module.get_submodule(owner)
+    if leaf in parent._buffers or leaf in parent._parameters:
+        delattr(parent, leaf)
+    parent.register_parameter(leaf, nn.Parameter(value))
+
+
+def _is_stored(value: Any) -> bool:
+    return isinstance(value, Node) and value.op == "get_attr"
+
+
+def _uses(network: Network, node: Node) -> int:
+    """How often what a node reads is read, also by other nodes of the same name."""
+    return sum(len(other.users) for other in network.graph.nodes if other.op == "get_attr" and other.target == node.target)

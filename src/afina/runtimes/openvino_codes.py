@@ -1,0 +1,57 @@
+"""Weights in an OpenVINO model, held in the narrowest type that loses nothing; the plugin widens them when it compiles.
+
+Measured with OpenVINO 2026.4: a convolution whose codes are stored in 4, 3 or 2 bits is compiled to the same int8
+kernel, at the same speed, as one whose codes are stored in 8.
+"""
+
+from typing import Any
+
+import numpy as np
+
+_FEWEST = 256  # constants of fewer elements are not worth the nodes that undo them
+
+
+def store_narrow(model: Any) -> None:
+    """Store integer codes in 6, 4, 3 or 2 bits where they fit, and float weights in 16 where that is exact."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_output_size() != 1:
+            continue
+        if np.prod(node.output(0).shape) < _FEWEST:
+            continue
+        kind = node.get_element_type().get_type_name()
+        stored = _codes(node.data) if kind == "i8" else _halves(node.data) if kind == "f32" else None
+        if stored is not None:
+            _put(node, stored)
+
+
+def _put(node: Any, stored: Any) -> None:
+    output = node.output(0)
+    for target in list(output.get_target_inputs()):
+        if target.get_node() is not stored:
+            target.replace_source_output(stored.output(0))
+
+
+def _codes(data: Any) -> Any:
+    """Unsigned codes with their middle taken off again, or None where they need all 8 bits."""
+    from openvino import Type, opset13
+
+    low, high = int(data.min()), int(data.max())
+    for kind, bits in ((Type.u2, 2), (Type.u3, 3), (Type.u4, 4), (Type.u6, 6)):
+        middle = 2 ** (bits - 1)
+        if low >= -middle and high < middle:
+            codes = opset13.constant((data.astype(np.int16) + middle).astype(np.uint8), dtype=kind)
+            return opset13.subtract(opset13.convert(codes, "i8"), opset13.constant(np.int8(middle)))
+    return None
+
+
+def _halves(data: Any) -> Any:
+    """A 16-bit constant with a conversion behind it, or None where that would change a value."""
+    from openvino import Type, opset13
+
+    if np.array_equal(data.astype(np.float16).astype(np.float32), data):
+        return opset13.convert(opset13.constant(data.astype(np.float16)), "f32")
+    if not np.any(data.view(np.uint32) & 0xFFFF):
+        import ml_dtypes
+
+        return opset13.convert(opset13.constant(data.astype(ml_dtypes.bfloat16), dtype=Type.bf16), "f32")
+    return None

@@ -1,0 +1,96 @@
+"""Which range each activation gets."""
+
+import torch
+from torch import Tensor
+
+from afina.graph.cost import cost_of
+from afina.techniques.context import Context
+from afina.techniques.quantize.edges import ActivationEdge
+from afina.techniques.quantize.prepared import Prepared, outputs
+from afina.techniques.quantize.ranges import METHODS, Method
+
+# Multiply-accumulates that comparing the methods may take.
+_WORK = 6e11
+_FEWEST_IMAGES, _MOST_IMAGES = 16, 128
+_FIRST: Method = "mse"
+
+
+def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
+    """Give each activation its scale and zero point; the notes say how they were found.
+
+    `auto` compares the methods by the network's outputs on images: first one method for all activations, then, as far
+    as the work allows, other methods for one activation at a time, kept where the outputs gain.
+    """
+    edges = list(prepared.activations.values())
+    notes = _constants(edges)
+    asked = prepared.config.calibration
+    if asked != "auto":
+        for edge in edges:
+            edge.choose(asked)  # type: ignore[arg-type]
+        return [*notes, f"Ranges of activations: {asked}."]
+    if edges[0].grid.bits == 16:
+        for edge in edges:
+            edge.choose("minmax")
+        return [*notes, "Ranges of activations: minmax, since 16 bits need no clipping."]
+    macs = float(cost_of(prepared.source.network).macs)
+    wanted = min(max(_WORK / macs / (4 * len(METHODS)), _FEWEST_IMAGES), _MOST_IMAGES)
+    images = context.first(macs)[-int(wanted) :]
+    return [*notes, _compare(prepared, edges, images, runs=int(_WORK / macs / len(images)))]
+
+
+def _compare(prepared: Prepared, edges: list[ActivationEdge], images: Tensor, runs: int) -> str:
+    exact = outputs(prepared.network, images)
+
+    def loss() -> float:
+        return float((outputs(prepared.network, images) - exact).square().sum())
+
+    for edge in edges:
+        edge.on = True
+    errors = {}
+    for method in METHODS:
+        for edge in edges:
+            edge.choose(method)
+        errors[method] = loss()
+    best = min(METHODS, key=lambda method: errors[method])
+    for edge in edges:
+        edge.choose(best)
+    changed = _refine(edges, best, errors[best], loss, runs - len(METHODS) - 1)
+    for edge in edges:
+        edge.on = False
+    told = f"Ranges of activations: {best}, the best of {len(METHODS)} methods by the outputs"
+    return f"{told}; another for {changed} of {len(edges)}." if changed else f"{told}."
+
+
+def _refine(edges: list[ActivationEdge], best: Method, least: float, loss: "object", runs: int) -> int:
+    """Other methods for single activations, kept where the outputs gain; gives how many changed."""
+    assert callable(loss)
+    others = [method for method in METHODS if method != best]
+    changed = 0
+    for edge in edges:
+        if runs < len(others):
+            break
+        kept: tuple[Tensor, Tensor] = (edge.scale.detach().clone(), edge.zero.clone())
+        tried, better = {(float(kept[0]), int(kept[1]))}, False
+        for method in others:
+            edge.choose(method)
+            key = (float(edge.scale), int(edge.zero))
+            if key in tried:
+                continue
+            tried.add(key)
+            runs -= 1
+            found = loss()
+            if found < least:
+                least, kept, better = found, (edge.scale.detach().clone(), edge.zero.clone()), True
+        edge.set(*kept)
+        changed += better
+    return changed
+
+
+def _constants(edges: list[ActivationEdge]) -> list[str]:
+    constant = [edge.name for edge in edges if edge.seen.constant]
+    if not constant:
+        return []
+    shown = ", ".join(constant[:4]) + (", ..." if len(constant) > 4 else "")
+    return [f"{len(constant)} activations never varied on the calibration images: {shown}."]
+
+

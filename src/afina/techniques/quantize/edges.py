@@ -1,0 +1,185 @@
+"""The modules that PT2E puts on the edges of a graph: they watch, then simulate, then become nodes.
+
+One `ActivationEdge` sits on each tensor that is quantized (shared by tensors that share a scale), one `WeightEdge`
+on each weight. While `watching` they only look; with `on` they give back what the grid would; else they hand on what
+they get. `convert` writes them into the graph, and leaves nothing where they are off.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from afina.techniques.quantize.grids import Granularity, Grid, fake_quantize, quantize
+from afina.techniques.quantize.ranges import Histogram, Method, range_of
+
+_TENSOR = torch.ops.quantized_decomposed
+
+
+class Edge(ObserverBase):
+    """What both kinds share.
+
+    Attributes:
+        name: Of the weight, or of the node whose output it is.
+        grid: Which integers.
+        on: Whether to simulate.
+        scale, zero: Of the grid; `scale` is a parameter, trained only where asked to.
+    """
+
+    zero: Tensor
+
+    def __init__(self, name: str, grid: Grid) -> None:
+        super().__init__(dtype=grid.dtype, is_dynamic=False)
+        self.name, self.grid, self.on = name, grid, False
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
+
+    def set(self, scale: Tensor, zero: Tensor) -> None:
+        """Take a scale and zero point, in place of those that it has."""
+        self.scale = nn.Parameter(scale.detach().clone().float(), requires_grad=False)
+        self.zero = zero.detach().clone().to(torch.int32)
+
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
+        return self.scale.detach(), self.zero
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.grid}, on={self.on}"
+
+
+class ActivationEdge(Edge):
+    """One scale and zero point for a whole activation.
+
+    Attributes:
+        watching: Whether to count what passes.
+        seen: What passed.
+    """
+
+    def __init__(self, name: str, grid: Grid, power_of_two: bool = False, **_: Any) -> None:
+        super().__init__(name, grid)
+        self.power_of_two, self.watching = power_of_two, False
+        self.seen = Histogram()
+
+    def choose(self, method: Method) -> None:
+        """Take the range that `method` finds in what was seen."""
+        low, high = range_of(self.seen, self.grid, method)
+        self.set(*self.grid.scales(torch.tensor([low]), torch.tensor([high]), self.power_of_two))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.watching:
+            try:
+                self.seen.add(x)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{self.name} gives a value that is not finite") from error
+        return fake_quantize(x, self.scale, self.zero, self.grid) if self.on else x
+
+    def convert(self, module: GraphModule, node: Node) -> None:
+        """A quantize and a dequantize node in the place of this one."""
+        source = node.args[0]
+        if self.on:
+            grid = self.grid
+            rest = (float(self.scale), int(self.zero), grid.low, grid.high, grid.dtype)
+            with node.graph.inserting_before(node):
+                codes = node.graph.call_function(_TENSOR.quantize_per_tensor.default, (source, *rest))
+                source = node.graph.call_function(_TENSOR.dequantize_per_tensor.default, (codes, *rest))
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)
+
+
+class WeightEdge(Edge):
+    """Scales of one weight `[outputs, ...]`: `[outputs, blocks]`, with one block for tensor and channel.
+
+    Attributes:
+        granularity: Which weights share a scale.
+        half: A 16-bit float type to store the weight in, instead of codes; None for codes.
+    """
+
+    def __init__(
+        self, name: str, grid: Grid, granularity: Granularity, half: torch.dtype | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, grid)
+        self.granularity, self.half = granularity, half
+
+    def spread(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point in a shape that broadcasts against the weight taken as `[outputs, inputs]`."""
+        inputs = weight[0].numel()
+        return self.granularity.spread(self.scale, inputs), self.granularity.spread(self.zero, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.on:
+            return x
+        if self.half is not None:
+            return x.to(self.half).to(x.dtype)
+        return fake_quantize(x.flatten(1), *self.spread(x), self.grid).reshape(x.shape)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The weight's codes, in their storage type and the weight's shape."""
+        return quantize(weight.flatten(1), *self.spread(weight), self.grid).reshape(weight.shape).to(self.grid.dtype)
+
+    def convert(self, module: GraphModule, node: Node) -> None:
+        """Codes in the place of the weight, and the node that undoes them in the place of this one."""
+        source = node.args[0]
+        assert isinstance(source, Node)
+        result: Any = source
+        if self.on:
+            weight = module.get_parameter(self.name).detach()
+            with node.graph.inserting_before(node):
+                result = self._halved(module, node, weight) if self.half else self._coded(module, node, weight)
+        node.replace_all_uses_with(result)
+        node.graph.erase_node(node)
+        if result is not source and not source.users:
+            node.graph.erase_node(source)
+
+    def _halved(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
+        stored = _hold(module, node, self.name, weight.to(self.half))
+        return node.graph.call_function(torch.ops.aten.to.dtype, (stored, torch.float32))
+
+    def _coded(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
+        graph, grid, kind = node.graph, self.grid, self.granularity.kind
+        codes = self.codes(weight)
+        if kind != "block":
+            stored = _hold(module, node, self.name, codes)
+            scale = _hold(module, node, f"{self.name}_scale", self.scale.detach().flatten().expand(len(weight)))
+            zeros = _hold(module, node, f"{self.name}_zero_point", self.zero.flatten().expand(len(weight)))
+            rest = (0, grid.low, grid.high, grid.dtype)
+            return graph.call_function(_TENSOR.dequantize_per_channel.default, (stored, scale, zeros, *rest))
+        return self._blocks(module, node, codes)
+
+    def _blocks(self, module: GraphModule, node: Node, codes: Tensor) -> Node:
+        """Each block is a row with a scale of its own; rows are joined and cut to the weight's own shape behind that.
+
+        The operator is the one of scales per channel, which every runtime knows.
+        """
+        graph, grid, block = node.graph, self.grid, self.granularity.block
+        flat = codes.flatten(1)
+        inputs, missing = flat.shape[1], self.scale.shape[1] * block - flat.shape[1]
+        # What fills the last block stands for zero.
+        fill = self.zero[:, -1:].expand(-1, missing).to(flat.dtype)
+        stored = _hold(module, node, self.name, torch.cat([flat, fill], 1).reshape(-1, block))
+        scale = _hold(module, node, f"{self.name}_scale", self.scale.detach().flatten())
+        zeros = _hold(module, node, f"{self.name}_zero_point", self.zero.flatten())
+        rest = (0, grid.low, grid.high, grid.dtype)
+        whole = graph.call_function(_TENSOR.dequantize_per_channel.default, (stored, scale, zeros, *rest))
+        if missing:
+            whole = graph.call_function(torch.ops.aten.view.default, (whole, [len(flat), inputs + missing]))
+            whole = graph.call_function(torch.ops.aten.slice.Tensor, (whole, 1, 0, inputs))
+        return graph.call_function(torch.ops.aten.reshape.default, (whole, list(codes.shape)))
+
+
+def _hold(module: GraphModule, node: Node, name: str, value: Tensor) -> Node:
+    """A constant under a name of the user's model, in the place of what has that name, and the node that reads it."""
+    owner, _, leaf = name.rpartition(".")
+    parent = _submodule(module, owner)
+    if hasattr(parent, leaf):
+        delattr(parent, leaf)
+    parent.register_buffer(leaf, value.detach().clone().contiguous())
+    return node.graph.get_attr(name)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    for part in path.split(".") if path else ():
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    return module

@@ -1,0 +1,162 @@
+"""A network on its way to integers: batch norms folded, edges in place, calibrated, rounded, and written out."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from afina.errors import AfinaError, InputError, NothingToDo
+from afina.graph.folding import fold_norms
+from afina.graph.network import Network, unlifted
+from afina.techniques.context import Context
+from afina.techniques.quantize.config import QuantizeConfig
+from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
+from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name
+from afina.techniques.quantize.ranges import Histogram
+
+
+@dataclass
+class Source:
+    """What all precisions of one network start from.
+
+    Attributes:
+        network: The network in float, captured anew, batch norms folded, no weight shared by two layers.
+        seen: What its activations were seen to hold, by node; filled as they are asked for.
+    """
+
+    network: Network
+    seen: dict[str, Histogram] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: Network) -> "Source":
+        """Of a network, which is left as it is."""
+        twin = network.copy().eval()
+        _separate_weights(twin)
+        # Captured anew, so that every node carries the shape and type that are looked at below.
+        fresh = Network(unlifted(twin.exported()), network.input, network.task, network.frozen)
+        fold_norms(fresh)
+        return cls(fresh)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the convolutions and linear layers, in the order of the graph."""
+        return list(dict.fromkeys(layer_name(n) for n in self.network.graph.nodes if n.target in WEIGHTED))
+
+
+class Prepared:
+    """A `Source` with edges where a configuration wants them.
+
+    Args:
+        source: The float network.
+        config: Precisions.
+
+    Attributes:
+        network: The graph with the edges in it; computes in float until they are on.
+        activations: Edges by node; a scale that several share is there once.
+        weights: Edges by the name of the weight.
+
+    Raises:
+        NothingToDo: there is nothing that the configuration would change.
+    """
+
+    def __init__(self, source: Source, config: QuantizeConfig) -> None:
+        self.source, self.config = source, config
+        self.placement = Placement(config)
+        module = copy.deepcopy(source.network.module)
+        with _quiet(), torch.no_grad():
+            prepared = prepare_pt2e(module, self.placement)
+        if not self.placement.quantized:
+            raise NothingToDo(
+                "Quantization found no convolution or linear layer that it could change.",
+                why="; ".join(f"{name}: {why}" for name, why in list(self.placement.skipped.items())[:4]),
+            )
+        self.network = Network(prepared, source.network.input, source.network.task, source.network.frozen)
+        edges = [m for m in prepared.modules() if isinstance(m, (ActivationEdge, WeightEdge))]
+        self.activations = {m.name: m for m in edges if isinstance(m, ActivationEdge)}
+        self.weights = {m.name: m for m in edges if isinstance(m, WeightEdge)}
+
+    def watch(self, context: Context) -> None:
+        """Run the calibration images through, unless all activations have been seen already.
+
+        Raises:
+            InputError: there are no images.
+            AfinaError: an activation is not a finite number; it is named.
+        """
+        for name, edge in self.activations.items():
+            edge.seen = self.source.seen.setdefault(name, edge.seen)
+            edge.watching = not edge.seen.average
+        if any(edge.watching for edge in self.activations.values()):
+            self._run(context)
+        for edge in self.activations.values():
+            edge.watching = False
+
+    def simulate(self, on: bool = True) -> None:
+        """Switch all edges on or off."""
+        for edge in (*self.activations.values(), *self.weights.values()):
+            edge.on = on
+
+    def convert(self) -> Network:
+        """The network in integers: quantize and dequantize nodes around float operators, weights as codes."""
+        self.simulate()
+        module = copy.deepcopy(self.network.module)
+        with _quiet(), torch.no_grad():
+            converted = convert_pt2e(module, fold_quantize=False)
+        for name in list(dict(converted.named_parameters())):
+            converted.get_parameter(name).requires_grad_(True)
+        return Network(converted, self.network.input, self.network.task)
+
+    def _run(self, context: Context) -> None:
+        images = 0
+        with torch.no_grad(), context.progress.work("Calibrating", context.images) as bar:
+            for batch in context.stream():
+                try:
+                    self.network(batch.to(self.network.device))
+                except FloatingPointError as error:
+                    raise AfinaError(
+                        "Calibration met activations that are not finite numbers.",
+                        why=f"{error}.",
+                        fix="Check the weights and the data.",
+                    ) from error
+                images += len(batch)
+                bar.advance(len(batch))
+        if not images:
+            raise InputError("There are no calibration images.", fix="Give data with training images.")
+
+
+def outputs(network: Network, images: Tensor, batch: int = 32) -> Tensor:
+    """What a network gives for images, in inference, in float64."""
+    with network.inference():
+        return torch.cat([network(part.to(network.device)) for part in images.split(batch)]).double()
+
+
+def _separate_weights(network: Network) -> None:
+    """Give each layer that shares its weight with another its own copy: each gets scales of its own."""
+    module, seen = network.module, set[str]()
+    for node in module.graph.nodes:
+        weight = node.args[1] if node.target in WEIGHTED else None
+        if not isinstance(weight, Node) or weight.op != "get_attr":
+            continue
+        name = str(weight.target)
+        if name in seen:
+            own = f"{name}_of_{node.name}".replace(".", "_")
+            module.register_parameter(own, copy.deepcopy(module.get_parameter(name)))
+            with module.graph.inserting_before(node):
+                twin = module.graph.get_attr(own)
+            twin.meta = copy.copy(weight.meta)
+            node.update_arg(1, twin)
+        seen.add(name)
+    module.recompile()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PT2E warns about its own internals (deprecated quantized tensors, erased nodes), which no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

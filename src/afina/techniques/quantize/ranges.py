@@ -1,0 +1,150 @@
+"""Ranges of activations from a stream, in bounded memory: one histogram for each tensor, never the tensor itself."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from afina.techniques.quantize.grids import Grid
+
+Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
+_BINS = 8192
+_SHRINK_STEPS = 64
+_SMALLEST_SHRINK = 0.4
+_SHARE_KEPT = 0.9999
+_MEMORY = 0.9
+# Grids of more codes than this are finer than what a histogram can tell apart.
+_MOST_CODES = 256
+_TINY = 1e-12
+
+
+class Histogram:
+    """What a tensor was seen to hold: its extremes, their moving average, and counts in 8192 bins.
+
+    Values are counted over `[-reach, reach]`. When one falls outside, the reach doubles and each pair of bins becomes
+    one, so nothing already counted is approximated a second time. Memory: 64 KiB, whatever the number of images.
+    """
+
+    def __init__(self) -> None:
+        self.reach = 0.0
+        self.low, self.high = 0.0, 0.0
+        self.average: tuple[float, float] | None = None
+        self.counts = torch.zeros(_BINS, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Count the values of a tensor. Raises `FloatingPointError` where one is not a finite number."""
+        values = x.detach().float()
+        low, high = (float(v) for v in values.aminmax())
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise FloatingPointError("calibration met a value that is not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        before = self.average or (low, high)
+        self.average = (
+            _MEMORY * before[0] + (1 - _MEMORY) * low,
+            _MEMORY * before[1] + (1 - _MEMORY) * high,
+        )
+        self._reach_for(max(-low, high))
+        if self.reach:
+            self.counts += torch.histc(values, _BINS, -self.reach, self.reach).double().cpu()
+
+    @property
+    def constant(self) -> bool:
+        """Whether nothing but one value was ever seen."""
+        return self.reach == 0 or bool((self.counts > 0).sum() <= 1)
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """The middles of the bins that were hit, and their counts (float64)."""
+        used = self.counts.nonzero().squeeze(1)
+        return (used.double() + 0.5) * (2 * self.reach / _BINS) - self.reach, self.counts[used]
+
+    def _reach_for(self, largest: float) -> None:
+        if not self.reach:
+            self.reach = largest
+        while self.reach and self.reach < largest:
+            self.reach *= 2
+            quarter = _BINS // 4
+            merged = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.zeros_like(self.counts)
+            self.counts[quarter : quarter + _BINS // 2] = merged
+
+
+def range_of(seen: Histogram, grid: Grid, method: Method) -> tuple[float, float]:
+    """The range that a grid should cover, by one method."""
+    if not seen.reach:
+        return 0.0, 0.0
+    low, high = _METHODS[method](seen, grid)
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _minmax(seen: Histogram, grid: Grid) -> tuple[float, float]:
+    return seen.low, seen.high
+
+
+def _average(seen: Histogram, grid: Grid) -> tuple[float, float]:
+    """The moving average of the batches' extremes (Jacob et al. 2018, section 3.1)."""
+    assert seen.average is not None
+    return seen.average
+
+
+def _percentile(seen: Histogram, grid: Grid) -> tuple[float, float]:
+    """What holds 99.99% of the values, the same share left out at both ends."""
+    centers, counts = seen.values()
+    share = counts.cumsum(0) / counts.sum()
+    outside = (1 - _SHARE_KEPT) / 2
+    last = len(centers) - 1
+    first = min(int(torch.searchsorted(share, outside)), last)
+    end = min(int(torch.searchsorted(share, 1 - outside)), last)
+    return max(float(centers[first]), seen.low), min(float(centers[end]), seen.high)
+
+
+def _mse(seen: Histogram, grid: Grid) -> tuple[float, float]:
+    """The range of least mean squared error: both ends shrunk together, then each alone."""
+    centers, counts = seen.values()
+    shrink = torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS, dtype=torch.float64)
+
+    def best(lows: Tensor, highs: Tensor) -> tuple[float, float]:
+        scale, zero = (t.double()[:, None] for t in grid.scales(lows, highs))
+        codes = (torch.round(centers / scale) + zero).clamp(grid.low, grid.high)
+        found = int((((codes - zero) * scale - centers).square() @ counts).argmin())
+        return float(lows[found]), float(highs[found])
+
+    low, high = best(seen.low * shrink, seen.high * shrink)
+    if grid.scheme == "affine" and seen.low < 0 < seen.high:
+        low, high = best(seen.low * shrink, torch.full_like(shrink, high))
+        low, high = best(torch.full_like(shrink, low), seen.high * shrink)
+    return low, high
+
+
+def _entropy(seen: Histogram, grid: Grid) -> tuple[float, float]:
+    """The range of least relative entropy KL(p, q) (Migacz 2017): p clipped to it, q what its codes can tell apart."""
+    centers, counts = seen.values()
+    codes = min(2**grid.bits, _MOST_CODES)
+    best, least = (seen.low, seen.high), float("inf")
+    for shrink in torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS).tolist():
+        low, high = seen.low * shrink, seen.high * shrink
+        clipped = centers.clamp(low, high)
+        bins = ((clipped - low) / max(high - low, _TINY) * codes).long().clamp(0, codes - 1)
+        inside = (centers >= low) & (centers <= high)
+        # q is made of what lies inside alone, so that what is clipped costs.
+        held = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], counts[inside])
+        number = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], torch.ones_like(counts[inside]))
+        q = (held / number.clamp_min(1))[bins] * inside
+        p = counts * inside
+        p[int(inside.nonzero()[0])] += float(counts[centers < low].sum())
+        p[int(inside.nonzero()[-1])] += float(counts[centers > high].sum())
+        p, q = p / p.sum(), q / q.sum().clamp_min(_TINY)
+        divergence = float((p * ((p + _TINY) / (q + _TINY)).log()).sum())
+        if divergence < least:
+            best, least = (low, high), divergence
+    return best
+
+
+_METHODS: dict[str, Callable[[Histogram, Grid], tuple[float, float]]] = {
+    "minmax": _minmax,
+    "average": _average,
+    "percentile": _percentile,
+    "entropy": _entropy,
+    "mse": _mse,
+}
+METHODS: tuple[Method, ...] = ("mse", "minmax", "average", "percentile", "entropy")

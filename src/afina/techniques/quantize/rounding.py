@@ -1,0 +1,213 @@
+"""Rounding weights so that the layer's output suffers least, not the weights.
+
+For weights `W` of a layer that reads rows `x`, rounding them to `V` costs `tr((V - W) H (V - W)^T)` with `H` the second
+moment of `x`. It is minimised over codes in three steps: columns in order, the error of each spread over those that
+follow (optimal brain surgeon; GPTQ, Frantar et al. 2023, arXiv 2210.17323, equations 2 and 3); then sweeps of exact
+coordinate descent over all codes, which can only lower the cost; then the scale of each row is solved for anew.
+
+A constant that can be added to the outputs is taken out beforehand: its best value makes `H` the covariance of `x`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afina.techniques.quantize.grids import Granularity, Grid, quantize
+
+_DAMPING = 1e-4
+_PANEL = 128
+_SHRINK = torch.linspace(0.3, 1.0, 36)
+# Scales that are tried around the one that suits the weights alone, where codes are few.
+_FACTORS = (1.0, 0.92, 0.84, 1.08)
+_SWEEPS, _ROUNDS = 4, 3
+_FEW_BITS = 4
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Codes as values, with their grid.
+
+    Attributes:
+        values: `[stack, outputs, inputs]`, each on its grid.
+        scale, zero: `[stack, outputs, blocks]`.
+        error: What the outputs lose, as a share of their energy, `[stack, outputs]`.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero: Tensor
+    error: Tensor
+
+
+def round_weights(
+    weights: Tensor,
+    moment: Tensor,
+    grid: Grid,
+    granularity: Granularity,
+    power_of_two: bool = False,
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> Rounded:
+    """The best rounding found of weights given the second moment of what they multiply.
+
+    Args:
+        weights: `[stack, outputs, inputs]`.
+        moment: `[stack, inputs, inputs]`.
+        grid, granularity, power_of_two: As in the configuration.
+        scales: Scales and zero points `[stack, outputs, blocks]` to keep to; found here where None.
+    """
+    dtype = torch.float64 if weights.shape[2] <= 1024 else torch.float32
+    w, h = weights.to(dtype), _damped(moment.to(dtype))
+    energy = _cost(w, h).clamp_min(torch.finfo(dtype).tiny)
+    importance = h.diagonal(dim1=1, dim2=2)
+    scale, zero = scales or best_scales(w, importance, grid, granularity, power_of_two)
+    scale, zero = scale.to(dtype), zero.to(dtype)
+    free = grid.bits <= _FEW_BITS and not power_of_two and scales is None
+    best: Rounded | None = None
+    inverse = _inverse_factor(h)
+    for factor in _FACTORS if free else (1.0,):
+        tried = scale * factor
+        values = _descend(_in_order(w, inverse, tried, zero, grid, granularity), w, h, tried, zero, grid, granularity)
+        if free and granularity.kind == "channel":
+            values, tried = _rescaled(values, w, h, tried, zero, grid, granularity)
+        found = Rounded(values, tried, zero, _cost(values - w, h) / energy)
+        best = found if best is None else _better(best, found, granularity)
+    assert best is not None
+    return best
+
+
+def best_scales(
+    w: Tensor, importance: Tensor, grid: Grid, granularity: Granularity, power_of_two: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scales and zero points `[stack, outputs, blocks]` of least weighted squared error of the weights.
+
+    Args:
+        w: `[stack, outputs, inputs]`.
+        importance: Weight of each input's error, `[stack, inputs]`.
+        grid, granularity, power_of_two: As in the configuration.
+    """
+    blocks = _in_blocks(w, granularity)
+    low, high = blocks.amin(3), blocks.amax(3)
+    shares = _in_blocks(importance[:, None].expand(-1, w.shape[1], -1), granularity)
+    least = torch.full_like(low, float("inf"))
+    scale, zero = torch.ones_like(low), torch.zeros_like(low)
+    for shrink in _SHRINK.tolist():
+        s, z = (t.to(w.dtype) for t in _ends(low * shrink, high * shrink, grid, granularity, power_of_two))
+        values = (quantize(blocks, s[..., None], z[..., None], grid) - z[..., None]) * s[..., None]
+        error = ((values - blocks).square() * shares).sum(3)
+        if granularity.kind == "tensor":
+            error = error.sum((0, 1), keepdim=True).expand_as(error)
+        better = error < least
+        least, scale, zero = torch.where(better, error, least), torch.where(better, s, scale), torch.where(better, z, zero)
+    return scale, zero
+
+
+def _ends(low: Tensor, high: Tensor, grid: Grid, granularity: Granularity, power: bool) -> tuple[Tensor, Tensor]:
+    if granularity.kind == "tensor":
+        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+    return grid.scales(low, high, power)
+
+
+def _in_blocks(w: Tensor, granularity: Granularity) -> Tensor:
+    """`[stack, outputs, inputs]` as `[stack, outputs, blocks, block]`; what fills the last block is zero."""
+    if granularity.kind != "block":
+        return w[:, :, None]
+    missing = -w.shape[2] % granularity.block
+    return torch.nn.functional.pad(w, (0, missing)).unflatten(2, (-1, granularity.block))
+
+
+def _damped(h: Tensor) -> Tensor:
+    """With a little added to the diagonal, so that inputs that never vary (or were seen too rarely) do no harm."""
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    return h + torch.diag_embed(_DAMPING * diagonal.mean(1, keepdim=True).clamp_min(1e-12).expand_as(diagonal))
+
+
+def _inverse_factor(h: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of `h`."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+
+
+def _in_order(
+    w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+) -> Tensor:
+    """Column by column, the error of each spread over the columns that follow it, in panels."""
+    left, values, inputs = w.clone(), torch.empty_like(w), w.shape[2]
+    for start in range(0, inputs, _PANEL):
+        end = min(start + _PANEL, inputs)
+        errors = torch.empty_like(left[:, :, start:end])
+        for j in range(start, end):
+            s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
+            values[:, :, j] = (quantize(left[:, :, j], s, z, grid) - z) * s
+            error = (left[:, :, j] - values[:, :, j]) / inverse[:, j, j, None]
+            left[:, :, j:end] -= error[:, :, None] * inverse[:, None, j, j:end]
+            errors[:, :, j - start] = error
+        left[:, :, end:] -= errors @ inverse[:, start:end, end:]
+    return values
+
+
+def _descend(
+    values: Tensor, w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+) -> Tensor:
+    """Sweeps in which each code takes its best value given all others, until none changes."""
+    values, inputs = values.clone(), w.shape[2]
+    gradient = (values - w) @ h
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    for _ in range(_SWEEPS):
+        changed = False
+        for start in range(0, inputs, _PANEL):
+            end = min(start + _PANEL, inputs)
+            panel, before = gradient[:, :, start:end].clone(), values[:, :, start:end].clone()
+            for j in range(start, end):
+                s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
+                wanted = values[:, :, j] - panel[:, :, j - start] / diagonal[:, j, None]
+                step = (quantize(wanted, s, z, grid) - z) * s - values[:, :, j]
+                values[:, :, j] += step
+                panel += step[:, :, None] * h[:, None, j, start:end]
+            moved = values[:, :, start:end] - before
+            if bool(moved.any()):
+                changed = True
+                gradient += moved @ h[:, start:end]
+        if not changed:
+            break
+    return values
+
+
+def _rescaled(
+    values: Tensor, w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+) -> tuple[Tensor, Tensor]:
+    """Scales solved for given the codes, `s = q H w / q H q`, and codes again given the scales, in turns."""
+    for _ in range(_ROUNDS):
+        steps = values / scale
+        product = steps @ h
+        new = ((product * w).sum(2) / (product * steps).sum(2).clamp_min(1e-30))[..., None]
+        good = (new > 0.2 * scale) & (new < 5 * scale) & new.isfinite()
+        new = torch.where(good, new, scale)
+        moved = _descend(steps * new, w, h, new, zero, grid, granularity)
+        better = (_cost(moved - w, h) < _cost(values - w, h))[..., None]
+        values, scale = torch.where(better, moved, values), torch.where(better, new, scale)
+        if not bool(better.any()):
+            break
+    return values, scale
+
+
+def _better(first: Rounded, second: Rounded, granularity: Granularity) -> Rounded:
+    """Row by row the one of less error; where all rows share a scale, the one of less error in all."""
+    less = second.error < first.error
+    if granularity.kind == "tensor":
+        less = (second.error.sum() < first.error.sum()).expand_as(less)
+    rows = less[..., None]
+    return Rounded(
+        torch.where(rows, second.values, first.values),
+        torch.where(rows, second.scale, first.scale),
+        torch.where(rows, second.zero, first.zero),
+        torch.where(less, second.error, first.error),
+    )
+
+
+def _cost(difference: Tensor, h: Tensor) -> Tensor:
+    """`[stack, outputs]`."""
+    return ((difference @ h) * difference).sum(2)
+
+
+def _of_column(values: Tensor, column: int, granularity: Granularity) -> Tensor:
+    return values[:, :, column // granularity.block if granularity.kind == "block" else 0]

@@ -1,0 +1,138 @@
+"""Rounding the weights of a prepared network, layer by layer, and making up for it in the biases."""
+
+import torch
+from torch import Tensor
+
+from afina.graph.propagate import attribute
+from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
+from afina.techniques.context import Context
+from afina.techniques.quantize.edges import WeightEdge
+from afina.techniques.quantize.prepared import Prepared
+from afina.techniques.quantize.rounding import best_scales, round_weights
+
+# From this precision on, rounding to nearest loses next to nothing.
+_ENOUGH_BITS = 8
+_RIDGE = 1e-3
+_TINY = 1e-12
+
+
+def round_layers(prepared: Prepared, context: Context) -> list[str]:
+    """Give each weight its scales, and codes that suit its layer's outputs; the notes say how."""
+    method = _method(prepared, context)
+    edges = {name: edge for name, edge in prepared.weights.items() if edge.half is None}
+    for name, edge in edges.items():
+        _nearest(prepared, name, edge)
+    for edge in (*prepared.activations.values(), *prepared.weights.values()):
+        edge.on = True
+    if not edges:
+        return []
+    if method == "nearest":
+        return [f"Weights of {len(edges)} layers rounded to nearest."]
+    readers = {name: reader for name, reader in find_readers(prepared.source.network).items() if name in edges}
+    readers = {name: reader for name, reader in readers.items() if _takes(reader, edges[name])}
+    done = _by_outputs(prepared, readers, context)
+    return [f"Weights of {done} of {len(edges)} layers rounded by their layers' outputs (Gram matrices)."]
+
+
+def _method(prepared: Prepared, context: Context) -> str:
+    asked = prepared.config.rounding
+    if context.calibration is None:
+        return "nearest"
+    if asked != "auto":
+        return asked
+    return "gram"
+
+
+def _nearest(prepared: Prepared, name: str, edge: WeightEdge) -> None:
+    weight: Tensor = attribute(prepared.network.module, name).detach()
+    flat = weight.flatten(1)[None].double()
+    ones = torch.ones(1, flat.shape[2], dtype=torch.float64)
+    edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
+
+
+def _flat(scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales `[stack, outputs, blocks]` as `[all outputs, blocks]`."""
+    return scale.flatten(0, 1), zero.flatten(0, 1)
+
+
+def _takes(reader: Reader, edge: WeightEdge) -> bool:
+    """Whether a wide layer that is taken in blocks of inputs can be: blocks of scales must not cross them."""
+    return reader.blocks == 1 or edge.granularity.kind != "block" or reader.width % edge.granularity.block == 0
+
+
+def _of_blocks(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
+    """The scales that a wide layer has, for each of the blocks that it is taken in: `[stack, outputs, blocks]`."""
+    parts = []
+    for value in (edge.scale.detach(), edge.zero):
+        if edge.granularity.kind != "block":
+            parts.append(value.expand(reader.shape[0], 1).expand(reader.blocks, -1, -1).double())
+            continue
+        each = reader.width // edge.granularity.block
+        padded = torch.nn.functional.pad(value, (0, reader.blocks * each - value.shape[1]), value=1)
+        parts.append(padded.unflatten(1, (reader.blocks, each)).transpose(0, 1).double())
+    return parts[0], parts[1]
+
+
+def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context) -> int:
+    """Groups of layers in the order of the graph; each is solved for the inputs that those before it give by then."""
+    reference, network = prepared.source.network, prepared.network
+    parts, enough = passes(list(readers), reference, context.images)
+    with context.progress.work("Rounding layers", len(readers)) as bar:
+        for part in parts:
+            chosen = {name: readers[name] for name in part}
+            single = {name: reader for name, reader in chosen.items() if reader.blocks == 1}
+            found: dict[str, Moments] = {}
+            if single:
+                found = compare(reference, network, single, {}, context.stream(), enough)
+            if len(single) < len(chosen):
+                wide = {name: reader for name, reader in chosen.items() if reader.blocks > 1}
+                found |= gather(network, wide, context.stream(), enough)
+            for name, moments in found.items():
+                _solve(prepared, readers[name], moments)
+            bar.advance(len(part))
+    return len(readers)
+
+
+def _solve(prepared: Prepared, reader: Reader, moments: Moments) -> None:
+    """Round one layer: its least-squares weights first, then the codes nearest to them in the metric of its inputs."""
+    edge, module = prepared.weights[reader.weight], prepared.network.module
+    weight = attribute(module, reader.weight)
+    now = reader.matrices(weight.detach()).double()
+    xx = moments.xx.double() / moments.rows
+    mean, xx = xx[:, :-1, -1], xx[:, :-1, :-1]
+    constant = reader.bias is not None and reader.blocks == 1
+    moment = xx - mean[:, :, None] * mean[:, None] if constant else xx
+    target, wanted = now, None
+    if moments.xy is not None:
+        target, wanted = _least_squares(now, moment, moments, mean, constant)
+    if reader.blocks > 1:
+        found = round_weights(target, moment, edge.grid, edge.granularity, scales=_of_blocks(reader, edge))
+    else:
+        found = round_weights(target, moment, edge.grid, edge.granularity, prepared.config.power_of_two)
+        edge.set(*_flat(found.scale, found.zero))
+    with torch.no_grad():
+        weight.copy_(reader.from_matrices(found.values, weight))
+        if constant and wanted is not None:
+            bias = attribute(module, str(reader.bias))
+            best = (wanted - (found.values * mean[:, None]).sum(2)).flatten()
+            add_constant(prepared.network, reader, best - bias)
+
+
+def _least_squares(
+    now: Tensor, moment: Tensor, moments: Moments, mean: Tensor, constant: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The weights nearest to the float layer's outputs on the inputs as they are now, drawn to the float weights.
+
+    Gives `[stack, outputs, inputs]`, and the mean output of the float layer `[stack, outputs]`.
+    """
+    assert moments.xy is not None
+    xy = moments.xy.double() / moments.rows
+    wanted, product = xy[:, -1], xy[:, :-1]
+    if constant:
+        product = product - mean[:, :, None] * wanted[:, None]
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * max(1.0, 4 * moment.shape[1] / moments.rows) * diagonal.mean(1, keepdim=True).clamp_min(_TINY)
+    ridge = ridge + torch.zeros_like(diagonal)
+    system = moment + torch.diag_embed(ridge)
+    solved = torch.linalg.solve(system, product + ridge[:, :, None] * now.transpose(1, 2))
+    return solved.transpose(1, 2), wanted

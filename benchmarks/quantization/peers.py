@@ -27,7 +27,14 @@ _WEIGHTED = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
 
 
 def onnxruntime_static(
-    subject: Subject, seed: int, path: Path, *, calibrator: str, weights: str = "QInt8", activations: str = "QUInt8"
+    subject: Subject,
+    seed: int,
+    path: Path,
+    *,
+    calibrator: str,
+    calibration: dict[str, Any],
+    weights: str,
+    activations: str,
 ) -> Path:
     """QDQ with unsigned activations and weights per channel, after ONNX Runtime's own preparation."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -47,6 +54,7 @@ def onnxruntime_static(
         activation_type=QuantType[activations],
         weight_type=QuantType[weights],
         calibrate_method=CalibrationMethod[calibrator],
+        extra_options=dict(calibration),
     )
     prepared.unlink()
     return path
@@ -147,14 +155,36 @@ def absmax(weight: Tensor, bits: int, per: str) -> Tensor:
     return rounded.reshape(weight.shape)
 
 
-CALIBRATORS = ("MinMax", "Entropy", "Percentile")
+# As they come, and a percentile that is not made symmetric around zero. With the bins that ONNX Runtime gives it,
+# entropy keeps the whole range: its rows are those of minmax.
+CALIBRATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "minmax": ("MinMax", {}),
+    "entropy": ("Entropy", {}),
+    "percentile": ("Percentile", {}),
+    "percentile 99.99 affine": ("Percentile", {"CalibPercentile": 99.99, "CalibTensorRangeSymmetric": False}),
+}
+
+
+def _onnxruntime(weights: str = "QInt8", activations: str = "QUInt8") -> dict[str, tuple[str, Maker]]:
+    return {
+        f"onnxruntime {name}": (
+            "onnxruntime",
+            partial(
+                onnxruntime_static,
+                calibrator=calibrator,
+                calibration=options,
+                weights=weights,
+                activations=activations,
+            ),
+        )
+        for name, (calibrator, options) in CALIBRATORS.items()
+    }
+
+
 # Files by bits and method: (runtime, maker).
 FILES: dict[str, dict[str, tuple[str, Maker]]] = {
     "W8A8": {
-        **{
-            f"onnxruntime {name.lower()}": ("onnxruntime", partial(onnxruntime_static, calibrator=name))
-            for name in CALIBRATORS
-        },
+        **_onnxruntime(),
         **{
             f"nncf {preset.lower()} {'fast' if fast else 'accurate'}": (
                 "openvino",
@@ -164,17 +194,8 @@ FILES: dict[str, dict[str, tuple[str, Maker]]] = {
             for fast in (True, False)
         },
     },
-    "W4A8": {
-        f"onnxruntime {name.lower()}": ("onnxruntime", partial(onnxruntime_static, calibrator=name, weights="QInt4"))
-        for name in CALIBRATORS
-    },
-    "W4A4": {
-        f"onnxruntime {name.lower()}": (
-            "onnxruntime",
-            partial(onnxruntime_static, calibrator=name, weights="QInt4", activations="QUInt4"),
-        )
-        for name in CALIBRATORS
-    },
+    "W4A8": _onnxruntime(weights="QInt4"),
+    "W4A4": _onnxruntime(weights="QInt4", activations="QUInt4"),
 }
 # Modules by bits and method, run by torch.
 MODULES: dict[str, dict[str, Builder]] = {

@@ -7,6 +7,7 @@ from rows import RESULTS, Row, Rows
 from subjects import CIFAR, LARGE
 
 PAGE = RESULTS / "tables.md"
+_ORDER = ("W8A8", "W4A8", "W3A8", "W2A8", "W4A4", "W8", "W4", "W3", "W2", *LARGE)
 _HEAD = """# Quantization, beside peers
 
 Made by `python benchmarks/quantization/table.py` from the rows beside it. Everyone calibrates on the same 512 images.
@@ -110,7 +111,7 @@ def calibration(rows: dict[str, Row]) -> list[str]:
 
 def _grid(cases: dict[tuple[str, str], list[Row]], cell: Callable[[list[Row]], str]) -> list[str]:
     """A table of cells by their two names; Afina's lines first."""
-    columns = list(dict.fromkeys(column for _, column in cases))
+    columns = sorted({column for _, column in cases}, key=_ORDER.index)
     methods = sorted({method for method, _ in cases}, key=lambda name: (not name.startswith("afina"), name))
     lines = _header(["method", *columns])
     for method in methods:

@@ -16,6 +16,7 @@ from afina.cli import app
 from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
+from afina.graph.axes import Analysis
 from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.statistics import Effect, put
@@ -164,6 +165,34 @@ def test_a_target_in_seconds_is_met_on_the_runtime(reader_of_digits):
     pruned, _ = study.prune(counts)
     assert 1.96e-4 <= measure(pruned) <= 2e-4
     assert len(seen) < 12
+
+
+class EveryNinth(nn.Module):
+    """A layer reads one channel of each of eight normalised groups: none may be left where groups and channels go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 64, 3, padding=1), nn.GroupNorm(8, 64)
+        self.some, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(72, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        return self.head(torch.cat((x, self.some(x[:, ::9])), dim=1).mean((2, 3)))
+
+
+def test_plans_leave_something_of_every_layer_where_axes_cross():
+    torch.manual_seed(0)
+    network = capture(EveryNinth(), GREY, DIGITS)
+    axes = {axis.name: axis for axis in Analysis(network).axes.free}
+    with pytest.raises(InputError, match=r"Nothing would be left of some\.weight"):
+        remove(network, {axes["stem"]: [0], axes["stem #2"]: [1]})
+    for share in (0.5, 0.1):
+        pruned, record = afina.prune(network, parameters=share)
+        assert cost_of(pruned).parameters <= share * cost_of(network).parameters
+        assert pruned(pruned.example(2)).shape == (2, 10)
+        assert "nothing left" in record.skipped["stem #2"]
+    with pytest.raises(InputError, match="smallest possible"):
+        afina.prune(network, parameters=0.01)
 
 
 def test_sensitivities_are_measured_on_one_copy_and_leave_the_network_as_it_was(reader_of_digits, monkeypatch):

@@ -21,7 +21,7 @@ from afina.techniques.context import Context
 from afina.techniques.prune import importance
 from afina.techniques.prune.config import DATA_DRIVEN, KINDS, PruneConfig
 from afina.techniques.prune.elimination import Path, States, eliminate
-from afina.techniques.prune.limits import fewest, step_of
+from afina.techniques.prune.limits import at_odds, fewest, step_of
 from afina.types import Record, Step
 
 
@@ -58,8 +58,11 @@ class Study:
         _check_names(config.axes, found.free)
         wanted = [a for a in found.free if not config.axes or a.kind in config.axes or a.name in config.axes]
         self.skipped.update({a.name: "not among the axes asked for" for a in found.free if a not in wanted})
-        self.axes = {axis.name: axis for axis in wanted if fewest(axis, config) < axis.size}
-        self.skipped.update({a.name: f"of {a.size} units none may go" for a in wanted if a.name not in self.axes})
+        able = [axis for axis in wanted if fewest(axis, config) < axis.size]
+        self.skipped.update({a.name: f"of {a.size} units none may go" for a in wanted if a not in able})
+        apart = at_odds(self.analysis, able)
+        self.axes = {axis.name: axis for axis in able if axis.name not in apart}
+        self.skipped.update(apart)
         if not self.axes and not config.blocks:
             raise NothingToDo("No unit of this network can be pruned.", why=self._reasons())
 

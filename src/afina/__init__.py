@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from afina.jobs.optimize import optimize
     from afina.jobs.profile import profile
     from afina.jobs.prune import prune
+    from afina.jobs.quantize import quantize
     from afina.jobs.report import report
     from afina.jobs.sensitivity import sensitivity
     from afina.jobs.sparsify import sparsify
@@ -34,13 +35,14 @@ __all__ = [
     "optimize",
     "profile",
     "prune",
+    "quantize",
     "report",
     "sensitivity",
     "sparsify",
 ]
 
 _JOBS = (
-    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "report", "sensitivity", "sparsify",
+    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "quantize", "report", "sensitivity", "sparsify",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",

@@ -305,6 +305,70 @@ def sparsify(
 
 
 @app.command()
+def quantize(
+    model: Model,
+    data: DataOption,
+    weights: Annotated[str, typer.Option(help="`int8`, `int7` to `int2`, `int16`, `fp16`, `bf16`.")] = "int8",
+    activations: Annotated[str, typer.Option(help="`int8` to `int2`, `int16`; `none` for float.")] = "int8",
+    granularity: Annotated[
+        str, typer.Option(help="Weights that share a scale: `tensor`, `channel` or `block:N`.")
+    ] = "channel",
+    scheme: Annotated[
+        Any, typer.Option(parser=str, metavar="SCHEME", help="Of weights: `absmax` or `affine`.")
+    ] = "absmax",
+    calibration: Annotated[
+        str, typer.Option(help="Ranges: `auto`, `mse`, `minmax`, `average`, `percentile` or `entropy`.")
+    ] = "auto",
+    rounding: Annotated[
+        Any, typer.Option(parser=str, metavar="HOW", help="Of weights: `auto`, `nearest` or `gram`.")
+    ] = "auto",
+    equalize: Annotated[
+        Any, typer.Option(parser=str, metavar="HOW", help="Move scale between layers: `auto` or `none`.")
+    ] = "auto",
+    power_of_two: Annotated[bool, typer.Option("--power-of-two", help="Scales are powers of two.")] = False,
+    full_range: Annotated[bool, typer.Option("--full-range", help="Absmax uses the lowest code too.")] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be given again.")] = None,
+    plan: Annotated[
+        Any, typer.Option(parser=str, metavar="PLAN", help="`auto`: each layer's precision by time, bytes, damage.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="With a plan: bytes of the file, as in 500KB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="With a plan: time for one batch, as in 5ms.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="Quality that the file may lose, absolute: 1% of accuracy.")
+    ] = None,
+    qat: Annotated[int, typer.Option(min=0, help="Epochs of training with simulated integers.")] = 0,
+    learn_scales: Annotated[bool, typer.Option("--learn-scales", help="That training learns scales too.")] = False,
+    images: Images = 512,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    batch: Batch = 1,
+    out: NetworkOut = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Weights of MODEL: `pretrained`, `random` or a file.")] = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write weights and activations of MODEL in fewer bits, judged as the file that its runtime will run."""
+    from afina.jobs.quantize import quantize as job
+
+    _network_job(
+        lambda: job(
+            model, data, weights=weights, activations=activations, granularity=granularity, scheme=scheme,
+            calibration=calibration, rounding=rounding, equalize=equalize, power_of_two=power_of_two,
+            full_range=full_range, skip=tuple(skip or ()), plan=plan, size=size, latency=latency, max_drop=max_drop,
+            qat=qat, learn_scales=learn_scales, images=images, runtime=runtime, threads=threads, batch=batch,
+            checkpoint=checkpoint, input_size=input_size, learning_rate=learning_rate, optimizer=optimizer,
+            seed=seed, progress=_progress(quiet),
+        ),
+        model, "quantized", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
 def sensitivity(
     model: Model,
     data: DataOption,

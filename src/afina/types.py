@@ -141,6 +141,7 @@ class Record:
         after: Cost after, same keys.
         seconds: Wall time that it took.
         notes: Anything else worth knowing, one sentence each.
+        layers: What is known of single layers, by name; which keys depends on the technique.
     """
 
     step: Step
@@ -150,6 +151,7 @@ class Record:
     after: dict[str, float]
     seconds: float
     notes: tuple[str, ...] = ()
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

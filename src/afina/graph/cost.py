@@ -107,10 +107,38 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
             kind=_kind(node, bool(macs)),
             macs=macs,
             parameters=sum(t.numel() for t in tensors),
-            bytes=sum(t.numel() * t.element_size() for t in tensors),
+            bytes=sum(_bytes(source, values) for source in new),
             output=_output_shape(values[node]),
-            precision=_precision(first.dtype),
+            precision=_precision(first.dtype, _bits(held[0]) if held else None),
         )
+
+
+def _bytes(source: Node, values: dict[Node, Any]) -> int:
+    """What a stored tensor takes at its precision; of codes in their bits, with their scales."""
+    tensor, undone = values[source], _undone(source)
+    if undone is None:
+        return int(tensor.numel() * tensor.element_size())
+    scale = undone.args[1]
+    scales = values[scale].numel() * values[scale].element_size() if isinstance(scale, Node) else 0
+    return math.ceil(int(tensor.numel()) * (_bits(source) or 8) / 8) + int(scales)
+
+
+def _undone(source: Node) -> Node | None:
+    """The node that dequantizes stored codes."""
+    return next((user for user in source.users if op_name(user).startswith("dequantize")), None)
+
+
+def _bits(source: Node) -> int | None:
+    """Bits that stored codes need, from the limits that their dequantization notes; None where there are no codes."""
+    undone = _undone(source)
+    if undone is None:
+        return None
+    named = arguments(undone)
+    low, high = int(named["quant_min"]), int(named["quant_max"])
+    signed = low < 0
+    return next(
+        bits for bits in (2, 3, 4, 5, 6, 8, 16, 32) if high < 2 ** (bits - signed) and low >= -(2 ** (bits - 1))
+    )
 
 
 def _weights(node: Node) -> Iterable[Node]:
@@ -146,7 +174,9 @@ def _kind(node: Node, multiplies: bool) -> str:
     return name if "norm" in name or name == "prelu" else "parameter"
 
 
-def _precision(dtype: torch.dtype) -> str:
+def _precision(dtype: torch.dtype, bits: int | None) -> str:
+    if bits is not None:
+        return f"int{bits}"
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
@@ -235,6 +265,8 @@ def _size(node: Node, values: dict[Node, Any]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
 
-_THROUGH = frozenset("to _to_copy detach alias view reshape t transpose permute unsqueeze expand contiguous".split())
+_THROUGH = frozenset(
+    "to _to_copy detach alias view reshape slice t transpose permute unsqueeze expand contiguous".split()
+)
 # Ops that, in inference, hand on the memory that they are given although their schema does not say so.
 _IDENTITIES = frozenset("dropout feature_dropout alpha_dropout flatten reshape contiguous to".split())

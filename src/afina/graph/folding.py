@@ -26,7 +26,7 @@ def fold_norms(network: Network) -> list[str]:
         layer = _layer_before(network, norm)
         if layer is not None:
             _fold(network, layer, norm)
-            done.append(str(layer.args[1].target))
+            done.append(str(arguments(layer)["weight"].target))
     network.graph.eliminate_dead_code()
     network.module.recompile()
     return done
@@ -37,14 +37,15 @@ def _layer_before(network: Network, norm: Node) -> Node | None:
     if norm.op != "call_function" or op_name(norm) != "batch_norm":
         return None
     a = arguments(norm)
-    layer = a["input"]
+    layer: Node = a["input"]
     if not all(a[key] is None or _is_stored(a[key]) for key in ("weight", "bias")):
         return None
     if not _is_stored(a["running_mean"]) or not _is_stored(a["running_var"]):
         return None
     if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
         return None
-    held = [node for node in (layer.args[1], layer.args[2] if len(layer.args) > 2 else None) if node is not None]
+    own = arguments(layer)
+    held = [own[key] for key in ("weight", "bias") if own[key] is not None]
     if not all(_is_stored(node) and _uses(network, node) == 1 for node in held):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
@@ -59,12 +60,13 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
         given = a[key]
         if given is None:
             return torch.full_like(attribute(network.module, str(a["running_mean"].target)), default)
-        return attribute(network.module, str(given.target)).detach()
+        value: Tensor = attribute(network.module, str(given.target))
+        return value.detach()
 
     factor = held("weight", 1.0) * torch.rsqrt(held("running_var", 1.0) + float(a["eps"]))
-    name = str(layer.args[1].target)
+    own = arguments(layer)
+    name, given = str(own["weight"].target), own["bias"]
     weight = attribute(network.module, name).detach()
-    given = layer.args[2] if len(layer.args) > 2 else None
     bias = attribute(network.module, str(given.target)).detach() if given is not None else torch.zeros_like(factor)
     put_parameter(network, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
     bias_name = str(given.target) if given is not None else bias_name_of(name)
@@ -104,4 +106,6 @@ def _is_stored(value: Any) -> bool:
 
 def _uses(network: Network, node: Node) -> int:
     """How often what a node reads is read, also by other nodes of the same name."""
-    return sum(len(other.users) for other in network.graph.nodes if other.op == "get_attr" and other.target == node.target)
+    return sum(
+        len(other.users) for other in network.graph.nodes if other.op == "get_attr" and other.target == node.target
+    )

@@ -1,4 +1,4 @@
-"""The candidates of a run, cheap ones first: the original, half precision, int8; then pruned, and fine-tuned.
+"""The candidates of a run, cheap ones first: the original, half precision, int8, fewer bits; then pruned, and tuned.
 
 Before any network is pruned for good, one of the same shape is exported and timed, since size and latency do not
 depend on its weights: only ratios that can keep the limits on size, latency and memory cost more. A pruned network is
@@ -15,11 +15,14 @@ from afina.budget import decide, excess
 from afina.errors import AfinaError
 from afina.graph.cost import layer_rows
 from afina.graph.network import Network
+from afina.jobs.exporting import Exporter
 from afina.jobs.judge import ORIGINAL, Draft, add_latency, file_size, judge, rejected
 from afina.jobs.planning import Planner
+from afina.jobs.precision import fit_size
 from afina.jobs.stages import Job
 from afina.runtimes import measure_latency
 from afina.techniques import prune, quantize
+from afina.techniques.context import Context
 from afina.training import FitConfig, fit
 from afina.types import Budget, Candidate, Epoch, Measurement, MetricInfo, Record, Step
 
@@ -29,6 +32,7 @@ PLAIN_RATIOS = (0.25, 0.5, 0.75)
 # Kernels like channels in eights; where layers are narrower than this, steps of eight would be too coarse.
 _NARROW = 64
 _PROBE_IMAGES = 32
+INT8 = "int8"
 _PRUNING_IMAGES = 512
 # A probe is a file of the same shape, timed once: within this share of the limit it is worth a training.
 _PROBE_SLACK = 1.05
@@ -70,9 +74,10 @@ class Search:
 
     def run(self) -> list[Candidate]:
         """All candidates, judged or rejected; the original is the first."""
-        self._try("untrained", self._untrained())
-        if self._enough():
-            return self.candidates
+        for tier, drafts in (("untrained", self._untrained), ("few-bits", self._few_bits)):
+            self._try(tier, drafts())
+            if self._enough():
+                return self.candidates
         for ratio in self._ratios():
             self._try(f"pruned-{ratio:.3f}", self._pruned(ratio))
             if self._enough():
@@ -86,8 +91,23 @@ class Search:
         return {
             ORIGINAL: lambda: Draft(ORIGINAL, self.original),
             "half": lambda: Draft("half", self.original, (Step("half"),), half=True),
-            "int8": lambda: self._int8(Draft(ORIGINAL, self.original), "int8"),
+            INT8: lambda: self._int8(Draft(ORIGINAL, self.original), INT8),
         }
+
+    def _few_bits(self) -> dict[str, Callable[[], Draft]]:
+        """Bits shared out over the layers for the limit on size, where int8 alone does not keep it."""
+        int8 = next(c for c in self.candidates if c.name == INT8)
+        limit = self.budget.size
+        if limit is None or int8.status != "judged" or int8.measurements["size"].value <= limit:
+            return {}
+        return {"few-bits": lambda: self._in_few_bits("few-bits", limit)}
+
+    def _in_few_bits(self, name: str, limit: float) -> Draft:
+        exporter = Exporter(self.job.runtime, self.job.threads, self.job.batch)
+        context = self.job.context(self.original)
+        source = quantize.Source.of(self.original)
+        config = fit_size(source, self._integers(), limit, exporter, context)
+        return self._quantized(Draft(ORIGINAL, self.original), name, config, context)
 
     def _pruned(self, ratio: float) -> dict[str, Callable[[], Draft]]:
         name = f"prune-{ratio:g}"
@@ -105,6 +125,8 @@ class Search:
 
     def _try(self, tier: str, drafts: dict[str, Callable[[], Draft]]) -> None:
         """Judge the drafts of one tier, then time them interleaved with the original."""
+        if not drafts:
+            return
         known = [self._judged(name, make) for name, make in drafts.items()]
         timed = [c for c in self.candidates if c.name == ORIGINAL] + known
         result = self.job.stage(
@@ -152,9 +174,20 @@ class Search:
         scaled = replace(mine, value=mine.value * pace, spread=spread)
         return replace(candidate, measurements={**candidate.measurements, "latency": scaled})
 
-    def _int8(self, draft: Draft, name: str, images: int | None = None) -> Draft:
-        context = self.job.context(draft.network) if images is None else self.job.context(draft.network, images)
-        config = quantize.QuantizeConfig(weight_bits=self.job.runtime.weight_bits())
+    def _int8(self, draft: Draft, name: str, quick: bool = False) -> Draft:
+        """In int8; `quick` where only the file's size and speed matter."""
+        config = self._integers()
+        if quick:
+            config = replace(config, calibration="minmax", rounding="nearest")
+        context = self.job.context(draft.network, _PROBE_IMAGES) if quick else self.job.context(draft.network)
+        return self._quantized(draft, name, config, context)
+
+    def _integers(self) -> quantize.QuantizeConfig:
+        runtime = self.job.runtime
+        return quantize.QuantizeConfig(weight_bits=runtime.weight_bits(), fused=runtime.fuses)
+
+    @staticmethod
+    def _quantized(draft: Draft, name: str, config: quantize.QuantizeConfig, context: Context) -> Draft:
         network, record = quantize.apply(draft.network, config, context)
         return replace(
             draft,
@@ -231,7 +264,7 @@ class Search:
         def build() -> Probe:
             name = f"probe-{ratio:g}"
             try:
-                draft = self._int8(Draft(name, self._planner.shape(self._counts(ratio))), name, _PROBE_IMAGES)
+                draft = self._int8(Draft(name, self._planner.shape(self._counts(ratio))), name, quick=True)
             except AfinaError as error:
                 self.job.run.log(f"{name}: {error}")
                 return Probe(ratio, math.inf)

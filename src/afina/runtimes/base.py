@@ -5,9 +5,9 @@ import importlib.util
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -39,12 +39,18 @@ class Runtime(ABC):
         extra: The extra of this package that installs the library; None where it is always there.
         suffix: Ending of its files.
         package: The library's distribution, which is also what it is imported as.
+        fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
+        stored_bits: For each number of bits that weights may have, how many the file takes for one.
+        activation_bits: Bits of activations that it can compute with, or undo and compute in float.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None]
     suffix: ClassVar[str]
     package: ClassVar[str]
+    fuses: ClassVar[Literal["clips", "all"]] = "clips"
+    stored_bits: ClassVar[Mapping[int, int]] = {8: 8}
+    activation_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16)
 
     def available(self) -> bool:
         """Whether the library is installed."""
@@ -60,6 +66,20 @@ class Runtime(ABC):
     def weight_bits(self) -> int:
         """Bits that int8 weights may use so that this runtime's kernels do not saturate on this machine: 7 or 8."""
         return int8_weight_bits()
+
+    def computes_bf16(self) -> bool:
+        """Whether this runtime computes in bfloat16 on this machine where a file asks for it."""
+        return False
+
+    def check_integers(self, activations: str) -> None:
+        """Raise `InputError`, naming those that there are, where activations in that precision cannot be run."""
+        if activations != "none" and int(activations.removeprefix("int")) not in self.activation_bits:
+            known = ", ".join(f"int{bits}" for bits in self.activation_bits)
+            raise InputError(
+                f"{self.name} cannot run activations in {activations}.",
+                why=f"It runs {known}, and none (float).",
+                fix="Choose one of these, or another runtime.",
+            )
 
     def start(self) -> None:
         """Import the library and load its kernels, so that what is measured after this is the file's own."""

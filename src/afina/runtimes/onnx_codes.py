@@ -102,7 +102,7 @@ def settle_transposes(graph: "ir.Graph") -> None:
         codes = constant(source.inputs[0])
         if codes.ndim != 2:
             continue
-        turned = new_constant(graph, f"{source.inputs[0].name}_turned", codes.T.copy())
+        turned = new_constant(graph, f"{node.outputs[0].name}_codes", codes.T.copy())
         restore = ir.node("DequantizeLinear", [turned, *source.inputs[1:]], attributes={"axis": 1})
         graph.insert_before(node, restore)
         replace(graph, node, restore.outputs[0])
@@ -127,10 +127,8 @@ def store_narrow(graph: "ir.Graph") -> int:
     for node in list(graph):
         if not _is_weight(node):
             continue
-        if _is_computed_in_float(node):
-            opset = max(opset, _undo(graph, node))
-        else:
-            opset = max(opset, _narrow(graph, node))
+        store = _undo if _is_computed_in_float(node) else _narrow
+        opset = max(opset, store(graph, node))
     return opset
 
 
@@ -169,7 +167,7 @@ def _undo(graph: "ir.Graph", node: "ir.Node") -> int:
     shape = [1] * codes.ndim
     if scale.ndim:
         shape[_axis(node)] = -1
-    name = node.inputs[0].name
+    name = node.outputs[0].name
     stored, opset = _stored(graph, node.inputs[0], codes)
     cast = ir.node("Cast", [stored], attributes={"to": int(ir.DataType.FLOAT)})
     steps = [cast]

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported
 from afina.runtimes.metadata import describe
-from afina.runtimes.onnx_codes import carry_quantization, needed_opset, quantize_bias_of_gemm, settle_transposes, store_narrow
+from afina.runtimes.onnx_codes import (
+    carry_quantization,
+    needed_opset,
+    quantize_bias_of_gemm,
+    settle_transposes,
+    store_narrow,
+)
 from afina.runtimes.onnx_edit import constant, new_constant, replace
 from afina.runtimes.onnx_prepare import for_onnx
 
@@ -22,8 +28,8 @@ if TYPE_CHECKING:
 
     from afina.graph import Network
 
-# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13, and later ones add types, which
-# are used only where weights of few bits are stored in them. ONNX Runtime fuses the same graph to the same QLinear
+# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13; later ones add types, which are
+# used only where weights of few bits are stored in them. ONNX Runtime fuses the same graph to the same QLinear
 # operators at 20, 21 and 23 (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
 OPSET = 20
 
@@ -159,7 +165,7 @@ def _store_half(graph: "ir.Graph") -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
             continue
-        if sum(size > 1 for size in tensor.shape) < 2:
+        if sum(size > 1 for size in tensor.shape.numpy()) < 2:
             continue
         weights = tensor.numpy()
         if not np.all(np.abs(weights) <= _HALF_MAX):

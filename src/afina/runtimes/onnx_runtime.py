@@ -28,6 +28,7 @@ class ONNXRuntime(Runtime):
     extra = None
     suffix = ".onnx"
     package = "onnxruntime"
+    stored_bits = {8: 8, 4: 4, 2: 2}  # noqa: RUF012 (a constant)
 
     def _write(self, network: "Network", path: Path, half: bool) -> None:
         from afina.runtimes.onnx_file import onnx_bytes

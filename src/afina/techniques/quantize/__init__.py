@@ -8,6 +8,7 @@ logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 from afina.techniques.quantize.apply import apply  # noqa: E402
 from afina.techniques.quantize.config import FLOAT, Precision, QuantizeConfig  # noqa: E402
 from afina.techniques.quantize.grids import Granularity, Grid, dequantize, fake_quantize, quantize  # noqa: E402
+from afina.techniques.quantize.prepared import Source  # noqa: E402
 
 __all__ = [
     "FLOAT",
@@ -15,6 +16,7 @@ __all__ = [
     "Grid",
     "Precision",
     "QuantizeConfig",
+    "Source",
     "apply",
     "dequantize",
     "fake_quantize",

@@ -8,9 +8,13 @@ from afina.graph.network import Network
 from afina.techniques.context import Context
 from afina.techniques.quantize.calibration import choose_ranges
 from afina.techniques.quantize.config import QuantizeConfig
+from afina.techniques.quantize.effects import layer_table
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
+
+# Images that the noise of single layers is measured on.
+_TABLE_IMAGES = 16
 
 
 def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[Network, Record]:
@@ -26,15 +30,25 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
     """
     start = time.monotonic()
     prepared, notes = prepare(Source.of(network), config, context)
+    return finish(network, prepared, context, notes, start)
+
+
+def finish(
+    network: Network, prepared: Prepared, context: Context, notes: tuple[str, ...], start: float
+) -> tuple[Network, Record]:
+    """The network in integers, and the record of it: what was done to `network` since `start` (`time.monotonic()`)."""
     result = prepared.convert()
+    before = cost_of(network)
+    images = context.first(float(before.macs))[:_TABLE_IMAGES] if context.calibration is not None else None
     record = Record(
-        step=Step("quantize", asdict(config)),
+        step=Step("quantize", prepared.config.plain()),
         touched=tuple(prepared.placement.quantized),
         skipped=dict(prepared.placement.skipped),
-        before=asdict(cost_of(network)),
+        before=asdict(before),
         after=asdict(cost_of(result)),
         seconds=time.monotonic() - start,
         notes=notes,
+        layers={} if images is None else layer_table(prepared, images),
     )
     return result, record
 

@@ -1,7 +1,7 @@
 """What can be asked of quantization."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from afina.errors import InputError, did_you_mean
 from afina.techniques.quantize.grids import BITS, Granularity, Grid, Scheme
@@ -86,6 +86,14 @@ class QuantizeConfig:
         check_choice("equalize", self.equalize, EQUALIZATIONS)
         if self.weight_bits not in (7, 8):
             raise InputError(f"weight_bits is {self.weight_bits}.", fix="Choose 7 or 8.")
+
+    def plain(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data; precisions of weights and activations in any case."""
+        default = QuantizeConfig()
+        given = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+        if self.layers:
+            given["layers"] = {name: str(precision) for name, precision in self.layers}
+        return {"weights": self.weights, "activations": self.activations, **given}
 
     @property
     def default(self) -> Precision:

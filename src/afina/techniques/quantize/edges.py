@@ -77,6 +77,7 @@ class ActivationEdge(Edge):
     def convert(self, module: GraphModule, node: Node) -> None:
         """A quantize and a dequantize node in the place of this one."""
         source = node.args[0]
+        assert isinstance(source, Node)
         if self.on:
             grid = self.grid
             rest = (float(self.scale), int(self.zero), grid.low, grid.high, grid.dtype)

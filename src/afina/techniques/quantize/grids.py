@@ -54,12 +54,12 @@ class Grid:
     def low(self) -> int:
         if not self.signed:
             return 0
-        lowest = -(2 ** (self.bits - 1))
+        lowest = -(1 << (self.bits - 1))
         return lowest + 1 if self.scheme == "absmax" and not self.full else lowest
 
     @property
     def high(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,14 +147,14 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """`x` as the grid would give it back, in float; error at most `scale / 2` inside the range.
 
     Differentiable by the straight-through estimator: the gradient to `x` is that of clipping, the gradient to `scale`
-    that of learned step sizes (Esser et al. 2020, arXiv 1902.08153, equation 3).
+    that of learned step sizes (Esser et al. 2020, arXiv 1902.08153, equation 3), scaled as there.
     """
     return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
 
 
 class _Straight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
         steps = x / scale + zero
         codes = torch.round(x / scale) + zero
         ctx.save_for_backward(steps, codes, zero)
@@ -162,7 +162,7 @@ class _Straight(torch.autograd.Function):
         return (codes.clamp(low, high) - zero) * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         steps, codes, zero = ctx.saved_tensors
         low, high = ctx.limits
         inside = (codes >= low) & (codes <= high)
@@ -171,4 +171,6 @@ class _Straight(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             share = torch.where(inside, codes - steps, codes.clamp(low, high) - zero)
             to_scale = (grad * share).sum_to_size(ctx.shape)
+            # So that a step of the scale is of the size of a step of the weights (the same paper, section 2.2).
+            to_scale /= math.sqrt(grad.numel() / to_scale.numel() * max(high, -low))
         return to_x, to_scale, None, None, None

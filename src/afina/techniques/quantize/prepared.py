@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms
 from afina.graph.network import Network, unlifted
+from afina.graph.propagate import attribute
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
-from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name
+from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram
+
+_UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
+_UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 
 
 @dataclass
@@ -76,10 +80,20 @@ class Prepared:
                 "Quantization found no convolution or linear layer that it could change.",
                 why="; ".join(f"{name}: {why}" for name, why in list(self.placement.skipped.items())[:4]),
             )
-        self.network = Network(prepared, source.network.input, source.network.task, source.network.frozen)
-        edges = [m for m in prepared.modules() if isinstance(m, (ActivationEdge, WeightEdge))]
+        self.adopt(Network(prepared, source.network.input, source.network.task, source.network.frozen))
+
+    def adopt(self, network: Network) -> None:
+        """Go on with a network that has the same edges: this one's own, or a trained copy of it."""
+        self.network = network
+        edges = [m for m in network.module.modules() if isinstance(m, (ActivationEdge, WeightEdge))]
         self.activations = {m.name: m for m in edges if isinstance(m, ActivationEdge)}
         self.weights = {m.name: m for m in edges if isinstance(m, WeightEdge)}
+        self.learn(False)
+
+    def learn(self, scales: bool) -> None:
+        """Let training change the scales, or not."""
+        for edge in (*self.activations.values(), *self.weights.values()):
+            edge.scale.requires_grad_(scales)
 
     def watch(self, context: Context) -> None:
         """Run the calibration images through, unless all activations have been seen already.
@@ -107,8 +121,7 @@ class Prepared:
         module = copy.deepcopy(self.network.module)
         with _quiet(), torch.no_grad():
             converted = convert_pt2e(module, fold_quantize=False)
-        for name in list(dict(converted.named_parameters())):
-            converted.get_parameter(name).requires_grad_(True)
+        _snap_biases(converted)
         return Network(converted, self.network.input, self.network.task)
 
     def _run(self, context: Context) -> None:
@@ -127,6 +140,25 @@ class Prepared:
                 bar.advance(len(batch))
         if not images:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
+
+
+def _snap_biases(module: GraphModule) -> None:
+    """Round each bias to the scale of its products, as integer kernels do, so that the simulation has theirs.
+
+    The step is small, but products are many for one step of the output: biases that differ by half a product's step
+    round every few hundredth output the other way.
+    """
+    for node in module.graph.nodes:
+        bias = node.args[2] if node.target in WEIGHTED and len(node.args) > 2 else None
+        if not isinstance(bias, Node) or bias.op != "get_attr":
+            continue
+        read, weight = mover_source(node.args[0]), node.args[1]
+        if str(read.target) != _UNDO_TENSOR or str(getattr(weight, "target", "")) != _UNDO_CHANNEL:
+            continue
+        steps = attribute(module, str(weight.args[1].target)).double() * float(read.args[1])
+        value = attribute(module, str(bias.target))
+        with torch.no_grad():
+            value.copy_(torch.round(value.double() / steps) * steps)
 
 
 def outputs(network: Network, images: Tensor, batch: int = 32) -> Tensor:

@@ -107,7 +107,7 @@ class Placement(Quantizer):
 
     def _annotate_output(self, node: Node, precision: str) -> None:
         """Quantize what `node` gives; for an operator that only moves values, what its source gives."""
-        node = _mover_source(node)
+        node = mover_source(node)
         if node.op == "get_attr" or not _is_float(node):
             return
         node = self._folded_into(node)
@@ -122,7 +122,7 @@ class Placement(Quantizer):
             self._annotate_output(node.args[0], precision)
 
     def _annotate_combined(self, node: Node) -> None:
-        sources = [_mover_source(source) for source in _sources(node)]
+        sources = [mover_source(source) for source in _sources(node)]
         known = [self.precisions[source] for source in sources if source in self.precisions]
         precision = max(known, key=bits_of) if known else self.config.activations
         for source in sources:
@@ -130,7 +130,7 @@ class Placement(Quantizer):
 
     def _annotate_average(self, node: Node) -> None:
         """Where the input of an averaging operator is quantized, its output is too."""
-        source = _mover_source(node.args[0])
+        source = mover_source(node.args[0])
         if source in self.precisions and node not in self.precisions and not _reaches_output(node):
             self._annotate_output(node, self.precisions[source])
 
@@ -149,7 +149,7 @@ class Placement(Quantizer):
         sources = _sources(node)
         if len(sources) < 2 or any(source.op == "get_attr" for source in sources):
             return False
-        known = [_mover_source(source) in self.precisions for source in sources]
+        known = [mover_source(source) in self.precisions for source in sources]
         return all(known) or (any(known) and any(self._feeds_quantized(user) for user in (node, *node.users)))
 
     def _feeds_quantized(self, node: Node) -> bool:
@@ -179,9 +179,7 @@ def layer_name(node: Node) -> str:
 
 
 def _spec(grid: Grid, edge: Callable[..., Any]) -> QuantizationSpec:
-    return QuantizationSpec(
-        dtype=grid.dtype, quant_min=grid.low, quant_max=grid.high, observer_or_fake_quant_ctr=edge
-    )
+    return QuantizationSpec(dtype=grid.dtype, quant_min=grid.low, quant_max=grid.high, observer_or_fake_quant_ctr=edge)
 
 
 def _sources(node: Node) -> list[Node]:
@@ -190,8 +188,8 @@ def _sources(node: Node) -> list[Node]:
     return [part for part in parts if isinstance(part, Node)]
 
 
-def _mover_source(node: Any) -> Any:
-    """What `node` moves the values of, or itself."""
+def mover_source(node: Any) -> Any:
+    """What an operator that only moves values has them from; any other node itself."""
     while isinstance(node, Node) and _moves(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node

@@ -121,7 +121,7 @@ def _entropy(seen: Histogram, grid: Grid) -> tuple[float, float]:
     centers, counts = seen.values()
     codes = min(2**grid.bits, _MOST_CODES)
     best, least = (seen.low, seen.high), float("inf")
-    for shrink in torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS).tolist():
+    for shrink in torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS // 2).tolist():
         low, high = seen.low * shrink, seen.high * shrink
         clipped = centers.clamp(low, high)
         bins = ((clipped - low) / max(high - low, _TINY) * codes).long().clamp(0, codes - 1)

@@ -98,7 +98,11 @@ def best_scales(
         if granularity.kind == "tensor":
             error = error.sum((0, 1), keepdim=True).expand_as(error)
         better = error < least
-        least, scale, zero = torch.where(better, error, least), torch.where(better, s, scale), torch.where(better, z, zero)
+        least, scale, zero = (
+            torch.where(better, error, least),
+            torch.where(better, s, scale),
+            torch.where(better, z, zero),
+        )
     return scale, zero
 
 
@@ -113,23 +117,26 @@ def _in_blocks(w: Tensor, granularity: Granularity) -> Tensor:
     if granularity.kind != "block":
         return w[:, :, None]
     missing = -w.shape[2] % granularity.block
-    return torch.nn.functional.pad(w, (0, missing)).unflatten(2, (-1, granularity.block))
+    padded: Tensor = torch.nn.functional.pad(w, (0, missing))
+    return padded.reshape(*w.shape[:2], -1, granularity.block)
 
 
 def _damped(h: Tensor) -> Tensor:
     """With a little added to the diagonal, so that inputs that never vary (or were seen too rarely) do no harm."""
     diagonal = h.diagonal(dim1=1, dim2=2)
-    return h + torch.diag_embed(_DAMPING * diagonal.mean(1, keepdim=True).clamp_min(1e-12).expand_as(diagonal))
+    damped: Tensor = h + torch.diag_embed(
+        _DAMPING * diagonal.mean(1, keepdim=True).clamp_min(1e-12).expand_as(diagonal)
+    )
+    return damped
 
 
 def _inverse_factor(h: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of `h`."""
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    return factor
 
 
-def _in_order(
-    w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
-) -> Tensor:
+def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity) -> Tensor:
     """Column by column, the error of each spread over the columns that follow it, in panels."""
     left, values, inputs = w.clone(), torch.empty_like(w), w.shape[2]
     for start in range(0, inputs, _PANEL):

@@ -1,5 +1,8 @@
 """Rounding the weights of a prepared network, layer by layer, and making up for it in the biases."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,7 @@ from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.rounding import best_scales, round_weights
 
 # From this precision on, rounding to nearest loses next to nothing.
-_ENOUGH_BITS = 8
+_ENOUGH_BITS, _PASSES, _IMAGES = 8, 4, 128
 _RIDGE = 1e-3
 _TINY = 1e-12
 
@@ -20,8 +23,8 @@ def round_layers(prepared: Prepared, context: Context) -> list[str]:
     """Give each weight its scales, and codes that suit its layer's outputs; the notes say how."""
     method = _method(prepared, context)
     edges = {name: edge for name, edge in prepared.weights.items() if edge.half is None}
-    for name, edge in edges.items():
-        _nearest(prepared, name, edge)
+    for edge in edges.values():
+        take_nearest(prepared, edge)
     for edge in (*prepared.activations.values(), *prepared.weights.values()):
         edge.on = True
     if not edges:
@@ -43,8 +46,9 @@ def _method(prepared: Prepared, context: Context) -> str:
     return "gram"
 
 
-def _nearest(prepared: Prepared, name: str, edge: WeightEdge) -> None:
-    weight: Tensor = attribute(prepared.network.module, name).detach()
+def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
+    """Give an edge the scales of least squared error of its weights, with which it then rounds to nearest."""
+    weight: Tensor = attribute(prepared.network.module, edge.name).detach()
     flat = weight.flatten(1)[None].double()
     ones = torch.ones(1, flat.shape[2], dtype=torch.float64)
     edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
@@ -76,7 +80,7 @@ def _of_blocks(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
 def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context) -> int:
     """Groups of layers in the order of the graph; each is solved for the inputs that those before it give by then."""
     reference, network = prepared.source.network, prepared.network
-    parts, enough = passes(list(readers), reference, context.images)
+    parts, enough = _parts(prepared, readers, context)
     with context.progress.work("Rounding layers", len(readers)) as bar:
         for part in parts:
             chosen = {name: readers[name] for name in part}
@@ -91,6 +95,17 @@ def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context
                 _solve(prepared, readers[name], moments)
             bar.advance(len(part))
     return len(readers)
+
+
+def _parts(prepared: Prepared, readers: dict[str, Reader], context: Context) -> tuple[list[Sequence[str]], int]:
+    """Layers that share a pass over the images, in the order of the graph; and how many images a pass takes."""
+    names = list(readers)
+    parts, enough = passes(names, prepared.source.network, context.images)
+    if any(prepared.weights[name].grid.bits < _ENOUGH_BITS for name in names):
+        return parts, enough
+    # Errors of 8 bits are too small to wait for what the layers before make of them.
+    size = math.ceil(len(names) / min(_PASSES, len(parts)))
+    return [names[start : start + size] for start in range(0, len(names), size)], min(enough, _IMAGES)
 
 
 def _solve(prepared: Prepared, reader: Reader, moments: Moments) -> None:

@@ -1,0 +1,107 @@
+"""Networks as exported files: what they weigh, how long they take, how good their answers are."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from afina.data import ImageData
+from afina.graph.network import Network
+from afina.progress import Progress
+from afina.runtimes import Runtime, check_parity, judge_quality, measure_latency, outputs_of_file
+from afina.tasks import get_task
+from afina.training import predict
+from afina.types import Measurement
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a file answered on the validation images.
+
+    Attributes:
+        quality: The task's metric, or the agreement with a reference where there are no labels.
+        outputs: `[N, outputs]`.
+        size: Bytes.
+        agreement: Share of the images on which the file and its network give the same prediction (for other tasks:
+            their agreement metric).
+    """
+
+    quality: Measurement
+    outputs: np.ndarray
+    size: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Exports networks for one runtime, into folders that are gone afterwards.
+
+    Attributes:
+        runtime: Where the files run.
+        threads: Threads that it gets.
+        batch: Images per call when time is measured.
+    """
+
+    runtime: Runtime
+    threads: int
+    batch: int = 1
+
+    @contextmanager
+    def file(self, network: Network) -> Iterator[Path]:
+        """The network's file, for the length of a `with` block."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.runtime.export(network, Path(folder) / f"model{self.runtime.suffix}")
+
+    def bytes(self, path: Path) -> float:
+        """Bytes on disk of all that belongs to a file."""
+        return float(sum(part.stat().st_size for part in self.runtime.files(path)))
+
+    def size(self, network: Network) -> float:
+        """Bytes of the network's file."""
+        with self.file(network) as path:
+            return self.bytes(path)
+
+    def time(self, network: Network) -> float:
+        """Seconds for one batch."""
+        return self.times([network])[0]
+
+    def times(self, networks: Iterable[Network]) -> list[float]:
+        """Seconds for one batch of each, measured in turns; each is exported as it comes."""
+        named = {str(number): network for number, network in enumerate(networks)}
+        return [measured.value for measured in self.latencies(named).values()]
+
+    def latencies(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
+        """Latency of each by its name, measured in turns."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths: dict[str, Path] = {}
+            for number, (name, network) in enumerate(networks.items()):
+                shape = network.input.shape
+                paths[name] = self.runtime.export(network, Path(folder) / f"{number}{self.runtime.suffix}")
+            return measure_latency(paths, shape, threads=self.threads, batch=self.batch)
+
+    def judge(
+        self, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None
+    ) -> Answers:
+        """What the network's file answers on the validation images of `data`.
+
+        Args:
+            network: Float or quantized.
+            data: The images.
+            progress: What the user sees.
+            reference: The original's outputs, where the data has no labels.
+
+        Raises:
+            ParityError: the file does not answer as the network.
+        """
+        task = get_task(network.task)
+        with self.file(network) as path:
+            check_parity(network, path, data, threads=self.threads)
+            outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
+            size = self.bytes(path)
+        against = outputs if reference is None and not data.labelled else reference
+        quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        simulated = predict(network, data)
+        return Answers(quality, outputs, size, float(np.mean(task.agreements(outputs, simulated))))

@@ -1,0 +1,352 @@
+"""Which precision each layer gets: by time measured on the runtime, by bytes, and by what it does to the outputs.
+
+Time first: a few placements of integers are exported and timed in turns, the float network among them, and kinds of
+layers that are no faster in integers are taken out one after the other. Layers that compute in float still store their
+weights as int8, which the runtime undoes when it loads: a quarter of the bytes at the speed of float. Then bytes: where
+the file is limited, an integer program shares out the bits by each layer's measured damage.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch.fx import Node
+
+from afina.budget.allocate import Option, choose
+from afina.errors import InputError, ParityError, Unsupported
+from afina.graph.axes.builder import arguments, op_name
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
+from afina.jobs.compression import Subject
+from afina.jobs.exporting import Answers, Exporter
+from afina.tasks import get_task
+from afina.techniques.context import Context
+from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
+from afina.techniques.quantize.config import bits_of
+from afina.techniques.quantize.effects import Damage, damages
+from afina.techniques.quantize.prepared import Prepared, Source
+from afina.techniques.quantize.quantizer import WEIGHTED, layer_name
+from afina.techniques.quantize.weights import round_layers
+from afina.types import Budget, Record
+from afina.units import format_size, format_time
+
+# Weights stored as integers, computed in float.
+STORED = Precision("int8", "none")
+# A placement must be faster by this share to be preferred: timings are not finer.
+_NOTICEABLE = 0.02
+_TRIES = 3
+
+
+def plan_precisions(
+    source: Source, config: QuantizeConfig, limits: Budget, exporter: Exporter, context: Context
+) -> tuple[QuantizeConfig, tuple[str, ...]]:
+    """The configuration whose file is the fastest that was found, within the limit on its size; and notes on why.
+
+    Raises:
+        InputError: a limit cannot be kept; it says what can.
+    """
+    placed, notes = _Placement(source, config, exporter, context).fastest()
+    if limits.size is not None:
+        placed = fit_size(source, placed, limits.size, exporter, context)
+        notes += (f"Bits shared out for a file of at most {format_size(limits.size)}: {_told(placed)}.",)
+    if limits.latency is not None:
+        taken = exporter.time(_quick(source, placed, context))
+        if taken > limits.latency:
+            raise InputError(
+                f"A latency of {format_time(limits.latency)} cannot be kept by quantization.",
+                why=f"The fastest placement that was found takes {format_time(taken)} on {exporter.runtime.name}.",
+                fix="Prune first (afina prune --latency), or give a larger limit.",
+            )
+    return placed, notes
+
+
+class _Placement:
+    """Looks for the placement of integers that the runtime runs fastest."""
+
+    def __init__(self, source: Source, config: QuantizeConfig, exporter: Exporter, context: Context) -> None:
+        self._source, self._config, self._exporter, self._context = source, config, exporter, context
+        self._kinds = _kinds(source)
+        self._files: dict[str, Network] = {}
+
+    def fastest(self) -> tuple[QuantizeConfig, tuple[str, ...]]:
+        """The configuration, and notes on what was timed."""
+        progress = self._context.progress
+        progress.say(f"Timing placements of integers on {self._exporter.runtime.name}.")
+        tried = {name: config for name, config in self._first().items() if self._made(name, config)}
+        times = self._times()
+        best = min(times, key=lambda name: times[name])
+        if best == "float" or times["float"] < times[best] * (1 + _NOTICEABLE):
+            best = "float"
+        told = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
+        out: list[str] = []
+        if best != "float":
+            best, out = self._without(tried, best, told)
+        note = f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}"
+        note += f", with {', '.join(out)} in float." if out else "."
+        return tried[best], (note,)
+
+    def _first(self) -> dict[str, QuantizeConfig]:
+        """What is tried in any case: float, and integers everywhere in the ways that the runtimes differ in."""
+        quick, everywhere = self._config, self._source.layers
+        given = dict(quick.layers)
+        stored = tuple((layer, given.get(layer, STORED)) for layer in everywhere)
+        return {
+            "float": replace(quick, layers=stored),
+            "integers": quick,
+            "integers, sums in float": replace(quick, sums=False),
+            **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
+            **self._runtimes_own(stored),
+        }
+
+    def _runtimes_own(self, stored: tuple[tuple[str, Precision], ...]) -> dict[str, QuantizeConfig]:
+        """Float types that the runtime computes in beside 32 bits."""
+        if not self._exporter.runtime.computes_bf16():
+            return {}
+        layers = tuple((name, Precision("bf16", "none") if p == STORED else p) for name, p in stored)
+        return {"bf16": replace(self._config, layers=layers)}
+
+    def _without(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> tuple[str, list[str]]:
+        """Take kinds of layers out of the integers, one after the other, as long as that makes the file faster."""
+        out: list[str] = []
+        left = [kind for kind in self._kinds if len(self._kinds) > 1]
+        for _ in range(_TRIES):
+            self._files = {best: self._files[best]}
+            names = {}
+            for kind in left:
+                name = f"{best} without {kind}" if not out else f"{best} and {kind}"
+                config = _in_float(tried[best], self._kinds[kind])
+                if self._made(name, config):
+                    names[kind], tried[name] = name, config
+            if not names:
+                break
+            times = self._times()
+            kind = min(names, key=lambda kind: times[names[kind]])
+            if times[names[kind]] > times[best] * (1 - _NOTICEABLE):
+                break
+            told.append(f"{names[kind]} {format_time(times[names[kind]])} (was {format_time(times[best])})")
+            best = names[kind]
+            out.append(kind)
+            left = [other for other in left if other != kind]
+        return best, out
+
+    def _made(self, name: str, config: QuantizeConfig) -> bool:
+        try:
+            self._files[name] = _quick(self._source, config, self._context)
+        except (Unsupported, ParityError):
+            return False
+        return True
+
+    def _times(self) -> dict[str, float]:
+        return {name: measured.value for name, measured in self._exporter.latencies(self._files).items()}
+
+
+def _kinds(source: Source) -> dict[str, list[str]]:
+    """Layers by what decides how kernels treat them."""
+    found: dict[str, list[str]] = {}
+    for number, node in enumerate(n for n in source.network.graph.nodes if n.target in WEIGHTED):
+        found.setdefault(_kind(node, number == 0), []).append(layer_name(node))
+    return found
+
+
+def _kind(node: Node, first: bool) -> str:
+    if op_name(node) == "linear":
+        return "linear layers"
+    if first:
+        return "the first layer"
+    a = arguments(node)
+    weight, out = a["weight"].meta["val"], node.meta["val"]
+    if int(a["groups"]) > 1:
+        return "depthwise convolutions" if weight.shape[1] == 1 else "grouped convolutions"
+    if all(size == 1 for size in out.shape[2:]):
+        return "gates"
+    return "1x1 convolutions" if all(size == 1 for size in weight.shape[2:]) else "convolutions"
+
+
+def _in_float(config: QuantizeConfig, layers: list[str]) -> QuantizeConfig:
+    return replace(config, layers=tuple({**dict(config.layers), **dict.fromkeys(layers, STORED)}.items()))
+
+
+def _quick(source: Source, config: QuantizeConfig, context: Context) -> Network:
+    """A network of the same form and speed, its ranges and weights chosen without care."""
+    quick = replace(config, calibration="minmax", rounding="nearest", equalize="none")
+    prepared = Prepared(source, quick)
+    if prepared.activations:
+        prepared.watch(context)
+    for edge in prepared.activations.values():
+        edge.choose("minmax")
+    round_layers(prepared, context)
+    return prepared.convert()
+
+
+def fit_size(
+    source: Source, config: QuantizeConfig, limit: float, exporter: Exporter, context: Context
+) -> QuantizeConfig:
+    """Bits for each layer's weights, so that the file has at most `limit` bytes with the least damage.
+
+    Raises:
+        InputError: no choice of bits makes the file so small; it says what can.
+    """
+    stored = exporter.runtime.stored_bits
+    network = source.network
+    sizes = {
+        name: network.module.get_parameter(edge.name).numel()
+        for name, edge in ((n.removesuffix(".weight"), e) for n, e in Prepared(source, config).weights.items())
+    }
+    prepared = Prepared(source, replace(config, rounding="nearest"))
+    if prepared.activations:
+        prepared.watch(context)
+    for edge in prepared.activations.values():
+        edge.choose("mse")
+
+    def options(layer: str) -> list[Precision]:
+        activations = config.precision(layer).activations
+        return [Precision(f"int{bits}", activations) for bits in sorted(stored, reverse=True) if bits <= 8]
+
+    found = damages(prepared, options, context.first(float(cost_of(network).macs)), context.progress)
+    by_layer: dict[str, list[Damage]] = {}
+    for damage in found:
+        by_layer.setdefault(damage.layer, []).append(damage)
+    whole = exporter.size(_quick(source, config, context))
+    rest = whole - sum(sizes[layer] * 1.0 for layer in by_layer)
+    room = limit - rest
+    for _ in range(_TRIES):
+        planned = _share_out(config, by_layer, sizes, stored, room, rest)
+        made = exporter.size(_quick(source, planned, context))
+        if made <= limit:
+            return planned
+        room -= made - limit
+    raise InputError(
+        f"A file of {format_size(limit)} cannot be made by quantization.",
+        why=f"The nearest that was found has {format_size(made)}.",
+        fix="Prune first (afina prune --size), or give a larger limit.",
+    )
+
+
+def _share_out(
+    config: QuantizeConfig,
+    damage: Mapping[str, list[Damage]],
+    sizes: Mapping[str, int],
+    stored: Mapping[int, int],
+    room: float,
+    rest: float,
+) -> QuantizeConfig:
+    options = {
+        layer: [Option(d.loss, sizes[layer] * stored[bits_of(d.precision.weights)] / 8) for d in own]
+        for layer, own in damage.items()
+    }
+    try:
+        taken = choose(options, room)
+    except InputError as error:
+        smallest = rest + sum(min(option.cost for option in own) for own in options.values())
+        raise InputError(
+            f"A file of {format_size(rest + room)} cannot be made by quantization.",
+            why=f"The smallest possible has about {format_size(smallest)}: every weight in the fewest bits that the "
+            "runtime stores.",
+            fix="Prune first (afina prune --size), or give a larger limit.",
+        ) from error
+    chosen = {layer: damage[layer][index].precision for layer, index in taken.items()}
+    return replace(config, layers=tuple({**dict(config.layers), **chosen}.items()))
+
+
+def _told(config: QuantizeConfig) -> str:
+    counts: dict[str, int] = {}
+    for _, precision in config.layers:
+        counts[precision.weights] = counts.get(precision.weights, 0) + 1
+    return ", ".join(f"{count} layers in {name}" for name, count in sorted(counts.items()))
+
+
+@dataclass
+class Guard:
+    """Keeps the file's loss of quality within a limit, by giving precision back to the layers to blame.
+
+    Attributes:
+        source, subject, exporter: The network, its data, its runtime.
+        original: The answers of the float network's file.
+        max_drop: The limit, in the metric's points.
+        build: Makes the network and its record from a configuration.
+    """
+
+    source: Source
+    subject: Subject
+    exporter: Exporter
+    original: Answers
+    max_drop: float
+    build: Callable[[QuantizeConfig], tuple[Network, Record]]
+
+    def keep(
+        self, config: QuantizeConfig, network: Network, record: Record, found: Answers
+    ) -> tuple[Network, Record, Answers]:
+        """The same where the limit is kept; else the network with the fewest layers given back that keeps it.
+
+        The number of layers, in the order of the damage that each does alone, is found by bisection on exported files.
+
+        Raises:
+            InputError: even with all layers in float the limit is broken.
+        """
+        if self._good(found):
+            return network, record, found
+        steps = self._steps(config)
+        drop = self._drop(found)
+        self.subject.progress.say(f"The file loses {drop:.2%}: looking for the layers to blame.")
+        low, high = 1, len(steps)
+        kept: tuple[Network, Record, Answers] | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            made, told = self.build(self._given_back(config, steps[:middle]))
+            answers = self._answers(made)
+            if self._good(answers):
+                kept, high, count = (made, told, answers), middle - 1, middle
+            else:
+                low = middle + 1
+        if kept is None:
+            raise InputError(
+                f"A drop of at most {self.max_drop:.2%} cannot be kept, even with every layer in float.",
+                fix="Give a larger --max-drop.",
+            )
+        names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
+        note = f"The file lost {drop:.2%}; precision was given back to {len(names)} layers: {', '.join(names)}."
+        return kept[0], replace(kept[1], notes=(*kept[1].notes, note)), kept[2]
+
+    def _good(self, found: Answers) -> bool:
+        return self._drop(found) <= self.max_drop
+
+    def _drop(self, found: Answers) -> float:
+        better = 1 if self._higher() else -1
+        return better * (self.original.quality.value - found.quality.value)
+
+    def _higher(self) -> bool:
+        task = get_task(self.subject.network.task)
+        assert self.subject.data is not None
+        return (task.metric if self.subject.data.labelled else task.agreement).higher_is_better
+
+    def _answers(self, network: Network) -> Answers:
+        assert self.subject.data is not None
+        return self.exporter.judge(network, self.subject.data, self.subject.progress, self.original.outputs)
+
+    def _steps(self, config: QuantizeConfig) -> list[tuple[str, Precision]]:
+        """Layers with the precision that they get back: first all below int8, then all that compute in integers."""
+        prepared = Prepared(self.source, replace(config, rounding="nearest"))
+        context = self.subject.context(self.source.network)
+        if prepared.activations:
+            prepared.watch(context)
+        for edge in prepared.activations.values():
+            edge.choose("mse")
+        images = context.first(float(cost_of(self.source.network).macs))
+        found = damages(prepared, lambda layer: [config.precision(layer)], images, self.subject.progress)
+        order = [damage for damage in sorted(found, key=lambda d: -d.loss) if damage.precision != FLOAT]
+        few = [
+            (d.layer, Precision("int8", _at_least_8(d.precision.activations)))
+            for d in order
+            if d.precision.weights in _FEW or d.precision.activations in _FEW
+        ]
+        return [*few, *((d.layer, FLOAT) for d in order)]
+
+    @staticmethod
+    def _given_back(config: QuantizeConfig, steps: list[tuple[str, Precision]]) -> QuantizeConfig:
+        return replace(config, layers=tuple({**dict(config.layers), **dict(steps)}.items()))
+
+
+_FEW = tuple(f"int{bits}" for bits in range(2, 8))
+
+
+def _at_least_8(activations: str) -> str:
+    return "int8" if activations in _FEW else activations

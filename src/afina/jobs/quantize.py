@@ -1,0 +1,235 @@
+"""`afina quantize`: a network in integers, judged as the file that its runtime will run."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from afina.budget import make_budget
+from afina.errors import InputError, did_you_mean
+from afina.graph.network import Network
+from afina.jobs.compression import Subject, open_subject, suited_batch, suited_optimizer
+from afina.jobs.exporting import Answers, Exporter
+from afina.jobs.machine import available_cores
+from afina.jobs.precision import Guard, plan_precisions
+from afina.jobs.target import ModelSource
+from afina.progress import Progress
+from afina.runtimes import get_runtime
+from afina.tasks import get_task
+from afina.techniques.quantize import QuantizeConfig
+from afina.techniques.quantize.apply import finish, prepare
+from afina.techniques.quantize.config import FLOAT
+from afina.techniques.quantize.grids import Scheme
+from afina.techniques.quantize.prepared import Prepared, Source
+from afina.training import FitConfig, fit
+from afina.training.config import Optimizer
+from afina.types import Budget, Record
+from afina.units import format_size, format_value
+
+# Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
+_RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the job works on, beside the subject."""
+
+    config: QuantizeConfig
+    exporter: Exporter
+    qat: FitConfig | None
+    learn_scales: bool
+    limits: Budget
+
+
+def quantize(
+    model: ModelSource,
+    data: Any,
+    *,
+    weights: str = "int8",
+    activations: str = "int8",
+    granularity: str = "channel",
+    scheme: Scheme = "absmax",
+    calibration: str = "auto",
+    rounding: Literal["auto", "nearest", "gram"] = "auto",
+    equalize: Literal["auto", "none"] = "auto",
+    power_of_two: bool = False,
+    full_range: bool = False,
+    skip: str | tuple[str, ...] | list[str] = (),
+    plan: Literal["auto"] | None = None,
+    size: str | float | None = None,
+    latency: str | float | None = None,
+    max_drop: str | float | None = None,
+    qat: int = 0,
+    learn_scales: bool = False,
+    images: int = 512,
+    runtime: str = "onnxruntime",
+    threads: int | None = None,
+    batch: int = 1,
+    checkpoint: str | None = None,
+    input_size: str | tuple[int, int] | None = None,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    seed: int = 0,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> tuple[Network, Record]:
+    """Write weights and activations of `model` in fewer bits; gives the network in integers and the record.
+
+    Ranges of activations come from training images; weights are rounded layer by layer so that the layers' outputs
+    suffer least. No labels are needed, nor training. The file for `runtime` is what is judged.
+
+    Args:
+        model: As in `optimize`.
+        data: As in `optimize`.
+        weights: `int8`, `int7` to `int2` or `int16`; `fp16` or `bf16` (stored so, computed in float); `fp32`.
+        activations: `int8` to `int2` or `int16`; `none` for float.
+        granularity: Which weights share a scale: `tensor`, `channel` or `block:N`.
+        scheme: Of weights: `absmax` (symmetric) or `affine`.
+        calibration: `auto`, `mse`, `minmax`, `average`, `percentile` or `entropy`.
+        rounding: `auto`, `nearest` or `gram`.
+        equalize: `auto` moves scale between layers where that lowers the error; `none`.
+        power_of_two: Scales are powers of two.
+        full_range: Absmax weights use the lowest code too.
+        skip: Names of layers that stay in float.
+        plan: `auto` chooses each layer's precision by measured time, bytes and damage.
+        size: With a plan: limit on the file, as in `500KB`.
+        latency: With a plan: limit on the time for one batch, as in `5ms`.
+        max_drop: Limit on the loss of quality of the file; where it is broken, the layers to blame get precision back.
+        qat: Epochs of training with simulated integers, taught by the float network.
+        learn_scales: Whether that training learns the scales too (learned step size).
+        images: Training images to calibrate on.
+        runtime: What will run the file: `onnxruntime` or `openvino`.
+        threads: Threads of the runtime; all cores by default.
+        batch: Images per call when time is measured.
+        checkpoint: Weights of the model: `pretrained`, `random` or a file.
+        input_size: Height and width of the input, where the model's own is wrong.
+        learning_rate: Of the training.
+        optimizer: Of the training: `sgd` or `adamw`.
+        seed: Seed of every random choice.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees.
+
+    Returns:
+        The network, and the record: precision and noise of each layer, cost and quality before and after.
+
+    Raises:
+        InputError: an option that is not known or that the runtime cannot run, no images, a limit that cannot be kept.
+        NothingToDo: no layer would change.
+    """
+    start = time.monotonic()
+    chosen = get_runtime(runtime)
+    names = (skip,) if isinstance(skip, str) else tuple(skip)
+    config = QuantizeConfig(
+        weights=weights, activations=activations, granularity=granularity, scheme=scheme, calibration=calibration,
+        rounding=rounding, equalize=equalize, power_of_two=power_of_two, full_range=full_range,
+        weight_bits=chosen.weight_bits(), fused=chosen.fuses, layers=tuple((name, FLOAT) for name in names),
+    )  # fmt: skip
+    chosen.check_integers(activations)
+    _check(plan, size, latency, qat, learn_scales, data)
+    subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress)
+    exporter = Exporter(chosen, threads or available_cores(), batch)
+    limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)
+    training = _training(subject, qat, learning_rate, optimizer) if qat else None
+    return _run(subject, _Asked(config, exporter, training, learn_scales, limits), plan is not None, start)
+
+
+def _run(subject: Subject, asked: _Asked, planned: bool, start: float) -> tuple[Network, Record]:
+    assert subject.data is not None
+    context, source = subject.context(subject.network), Source.of(subject.network)
+    _check_names(source, asked.config)
+    notes: tuple[str, ...] = ()
+    original = asked.exporter.judge(subject.network, subject.data, subject.progress)
+    config = asked.config
+    if planned:
+        config, told = plan_precisions(source, config, asked.limits, asked.exporter, context)
+        notes += told
+
+    def build(wanted: QuantizeConfig) -> tuple[Network, Record]:
+        prepared, told = prepare(source, wanted, context)
+        if asked.qat is not None:
+            told += _train(prepared, subject, asked.qat, asked.learn_scales)
+        return finish(subject.network, prepared, context, (*notes, *told), start)
+
+    network, record = build(config)
+    found = asked.exporter.judge(network, subject.data, subject.progress, original.outputs)
+    if asked.limits.max_drop is not None:
+        guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build)
+        network, record, found = guard.keep(config, network, record, found)
+    return network, _with_answers(record, subject, original, found, time.monotonic() - start)
+
+
+def _train(prepared: Prepared, subject: Subject, config: FitConfig, learn_scales: bool) -> tuple[str, ...]:
+    """Train the weights with all edges on, taught by the float network."""
+    assert subject.data is not None
+    subject.progress.say(f"Training for {config.epochs} epochs with simulated integers, taught by the original.")
+    prepared.learn(learn_scales)
+    trained, curve = fit(
+        prepared.network, subject.data, config, teacher=prepared.source.network, progress=subject.progress
+    )
+    prepared.adopt(trained)
+    what = "weights and scales" if learn_scales else "weights"
+    return (f"{what.capitalize()} trained for {len(curve)} epochs with simulated integers.",)
+
+
+def _training(subject: Subject, epochs: int, learning_rate: float | None, optimizer: Optimizer | None) -> FitConfig:
+    assert subject.data is not None
+    chosen = optimizer or suited_optimizer(subject.network)
+    return FitConfig(
+        epochs=epochs,
+        optimizer=chosen,
+        learning_rate=learning_rate or _RATES[chosen],
+        weight_decay=0.0,
+        schedule="cosine",
+        batch_size=suited_batch(subject.data),
+        seed=subject.seed,
+    )
+
+
+def _with_answers(record: Record, subject: Subject, before: Answers, after: Answers, seconds: float) -> Record:
+    """The record with what the files are and answer."""
+    told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
+    notes = (
+        f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
+        f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
+        f"The file and the simulation agree on {after.agreement:.2%} of the images.",
+    )
+    for note in notes:
+        subject.progress.say(note)
+    return replace(
+        record,
+        before={**record.before, "quality": before.quality.value, "file": before.size},
+        after={**record.after, "quality": after.quality.value, "file": after.size, "agreement": after.agreement},
+        notes=(*record.notes, *notes),
+        seconds=seconds,
+    )
+
+
+def _limits(
+    subject: Subject, size: str | float | None, latency: str | float | None, max_drop: str | float | None
+) -> Budget:
+    assert subject.data is not None
+    task = get_task(subject.network.task)
+    metric = task.metric if subject.data.labelled else task.agreement
+    return make_budget(metric, size, latency, None, max_drop)
+
+
+def _check(plan: Any, size: Any, latency: Any, qat: int, learn_scales: bool, data: Any) -> None:
+    if plan not in (None, "auto"):
+        raise InputError(f"--plan {plan!r} is not known.", fix="Write --plan auto, or leave it out.")
+    if plan is None and (size is not None or latency is not None):
+        raise InputError(
+            "A limit on size or latency needs a plan.",
+            why="Without one, every layer has the precision that was asked for.",
+            fix="Add --plan auto.",
+        )
+    if data is None:
+        raise InputError("Quantization needs images to calibrate on and to be judged by.", fix="Give --data.")
+    if qat < 0:
+        raise InputError(f"--qat is {qat}.", fix="Give a number of epochs, 0 for no training.")
+    if learn_scales and not qat:
+        raise InputError("Scales are learned by training only.", fix="Give --qat EPOCHS too.")
+
+
+def _check_names(source: Source, config: QuantizeConfig) -> None:
+    for name, _ in config.layers:
+        if name not in source.layers:
+            raise InputError(f"There is no layer {name!r} to skip.", fix=did_you_mean(name, source.layers))

@@ -1,0 +1,145 @@
+"""What quantization does to single layers: the noise in their outputs, and what each alone does to the network's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from afina.graph.network import Network
+from afina.progress import Progress
+from afina.techniques.quantize.config import Precision, bits_of
+from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
+from afina.techniques.quantize.grids import Grid
+from afina.techniques.quantize.prepared import Prepared, outputs
+from afina.techniques.quantize.quantizer import WEIGHTED, layer_name
+from afina.techniques.quantize.weights import take_nearest
+
+_BATCH = 4
+_TINY = 1e-30
+# Weights this many standard deviations out, or activations this many times their own, are called outliers.
+_FAR = 8.0
+
+
+def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]:
+    """For each quantized layer its precision, its output's signal-to-noise ratio (dB), and how far its weights reach.
+
+    The noise is all that there is in the layer's output, also what comes from the layers before it.
+    """
+    noise = _noise(prepared.source.network, prepared.network, images)
+    table = {}
+    for node in prepared.source.network.graph.nodes:
+        name = layer_name(node) if node.target in WEIGHTED else None
+        edge = prepared.weights.get(f"{name}.weight") or prepared.weights.get(str(name))
+        if name is None or edge is None or node.name not in noise:
+            continue
+        weight = prepared.source.network.module.get_parameter(edge.name).detach()
+        row: dict[str, Any] = {"precision": str(prepared.config.precision(name)), "snr_db": round(noise[node.name], 1)}
+        reach = float(weight.abs().amax() / weight.square().mean().sqrt().clamp_min(_TINY))
+        if reach > _FAR:
+            row["weights_reach"] = round(reach, 1)
+        table[name] = row
+    return table
+
+
+def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, float]:
+    """Signal-to-noise ratio in dB of each layer's output, by node."""
+    signal: dict[str, float] = {}
+    noise: dict[str, float] = {}
+    with reference.inference(), network.inference():
+        for part in images.split(_BATCH):
+            exact = _Outputs(reference).of(part.to(reference.device))
+            for name, value in _Outputs(network).of(part.to(network.device)).items():
+                signal[name] = signal.get(name, 0.0) + float(exact[name].double().square().sum())
+                noise[name] = noise.get(name, 0.0) + float((value - exact[name]).double().square().sum())
+    return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in signal}
+
+
+class _Outputs(Interpreter):
+    """Runs a graph and keeps what its layers give."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.module)
+        self._kept: dict[str, Tensor] = {}
+
+    def of(self, images: Tensor) -> dict[str, Tensor]:
+        self.run(images)
+        return self._kept
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.target in WEIGHTED:
+            self._kept[n.name] = result
+        return result
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a precision of one layer alone does to the network's outputs: mean squared change, as a share of what
+    they vary over the images.
+    """
+
+    layer: str
+    precision: Precision
+    loss: float
+
+
+def damages(
+    prepared: Prepared, options: Callable[[str], list[Precision]], images: Tensor, progress: Progress
+) -> list[Damage]:
+    """The damage of each option of each layer, measured on images, the rest of the network in float.
+
+    Args:
+        prepared: Calibrated, with ranges; its weights still those of the float network. All its edges end up off.
+        options: The precisions to try for a layer of that name.
+        images: `[N, C, H, W]`.
+        progress: What the user sees.
+    """
+    prepared.simulate(False)
+    whole = outputs(prepared.network, images)
+    varies = (whole - whole.mean(0)).square().sum().clamp_min(_TINY)
+    found = []
+    parts = parts_of(prepared)
+    with progress.work("Measuring layers", len(parts)) as bar:
+        for layer, (weight, activations) in parts.items():
+            for precision in options(layer):
+                with_precision(prepared, weight, activations, precision)
+                change = (outputs(prepared.network, images) - whole).square().sum()
+                found.append(Damage(layer, precision, float(change / varies)))
+            weight.on = False
+            for edge in activations:
+                edge.on = False
+            bar.advance()
+    return found
+
+
+def with_precision(prepared: Prepared, weight: WeightEdge, activations: list[ActivationEdge], to: Precision) -> None:
+    """Switch the edges of one layer to a precision: weights to nearest, activations at the ranges that they have."""
+    if to.weights.startswith("int"):
+        grid = weight.grid
+        weight.grid = replace(grid, bits=prepared.config.weight_grid(to).bits)
+        take_nearest(prepared, weight)
+    weight.on = to.weights != "fp32"
+    for edge in activations:
+        if to.activations != "none" and bits_of(to.activations) != edge.grid.bits:
+            edge.grid = Grid(bits_of(to.activations), signed=False, scheme="affine")
+            edge.choose("mse")
+        edge.on = to.activations != "none"
+
+
+def parts_of(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationEdge]]]:
+    """The edges that belong to each layer: its weight's, and those of what it reads and gives."""
+    modules = dict(prepared.network.module.named_modules())
+    found = {}
+    for node in prepared.network.graph.nodes:
+        if node.target not in WEIGHTED or not isinstance(node.args[1], Node):
+            continue
+        weight = modules.get(str(node.args[1].target))
+        if not isinstance(weight, WeightEdge):
+            continue
+        near = [node.args[0], *node.users, *(user for first in node.users for user in first.users)]
+        edges = [modules.get(str(other.target)) for other in near if isinstance(other, Node)]
+        found[weight.name.removesuffix(".weight")] = (weight, [e for e in edges if isinstance(e, ActivationEdge)])
+    return found

@@ -16,6 +16,8 @@ from afina.search.tensor_train.warp import draw_in
 
 # A trial with this user attribute failed for reasons outside its parameters, such as a machine that was lost.
 LOST = "afina:lost"
+# The system attribute of a trial that says how it was chosen.
+WAY = "tensor_train:way"
 # The weight of the sum beside the largest term in the augmented Chebyshev function (Knowles 2006, eq. 2).
 _AUGMENTED = 0.05
 
@@ -30,6 +32,7 @@ class History:
         running: Points of running trials, (m, d).
         constraints: Of finished trials, (n, constraints), at most 0 where they hold; NaN where not known.
         numbers: Of the finished trials.
+        ways: How each of them was chosen (`WAY`); empty for the usual way.
     """
 
     points: Array
@@ -37,6 +40,7 @@ class History:
     running: Array
     constraints: Array
     numbers: tuple[int, ...]
+    ways: tuple[str, ...]
 
     @property
     def feasible(self) -> NDArray[np.bool_]:
@@ -45,8 +49,8 @@ class History:
 
     def only(self, chosen: NDArray[np.intp]) -> "History":
         """The same with these finished trials alone."""
-        numbers = tuple(self.numbers[i] for i in chosen)
-        return History(self.points[chosen], self.values[chosen], self.running, self.constraints[chosen], numbers)
+        numbers, ways = tuple(self.numbers[i] for i in chosen), tuple(self.ways[i] for i in chosen)
+        return History(self.points[chosen], self.values[chosen], self.running, self.constraints[chosen], numbers, ways)
 
 
 def known_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
@@ -76,7 +80,7 @@ def read(
     """
     signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
     names = sorted({name for t in trials for name in t.constraints})
-    points, raw, limits, busy, numbers, stopped = [], [], [], [], [], []
+    points, raw, limits, busy, numbers, stopped, ways = [], [], [], [], [], [], []
     for t in trials:
         params = {**running.get(t.number, {}), **t.params} if t.state == TrialState.RUNNING else t.params
         if not params or t.state == TrialState.WAITING or LOST in t.user_attrs:
@@ -89,6 +93,7 @@ def read(
             continue
         points.append(point)
         numbers.append(t.number)
+        ways.append(t.system_attrs.get(WAY, ""))
         raw.append(_value(t, signs))
         stopped.append(t.state == TrialState.PRUNED)
         limits.append([t.constraints.get(name, np.nan) for name in names])
@@ -100,6 +105,7 @@ def read(
         np.array(busy).reshape(len(busy), d),
         np.array(limits).reshape(n, len(names)),
         tuple(numbers),
+        tuple(ways),
     )
 
 

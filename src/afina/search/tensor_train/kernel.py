@@ -58,12 +58,20 @@ class Layout:
         w2, wp, noise = (float(v) for v in values[3 * d :])
         return values[:d], values[d : 2 * d], values[2 * d : 3 * d], w2, wp, noise
 
-    def prior(self) -> tuple[Array, Array]:
+    def prior(self, smooth: bool = False) -> tuple[Array, Array]:
         """Mean and standard deviation of the normal prior of each logarithm, for standardised values.
 
         The lengthscales of the product grow with the root of d, as distances do (Hvarfner, Hellsten & Nardi 2024).
+
+        Args:
+            smooth: Whether to see the trend over the whole cube only, with all else as noise.
         """
         d, one = self.d, np.ones(self.d)
+        if smooth:
+            mean = np.concatenate(
+                [one * np.log(0.3 / d), one * 0.0, one * np.log(0.8 * np.sqrt(d)), np.log([0.1, 0.5, 0.1])]
+            )
+            return mean, np.concatenate([one, one * 0.3, one * 0.3, [0.5, 1.0, 1.5]])
         length = np.where(self.categorical, np.log(1.0), np.log(0.3))
         product = np.where(self.categorical, np.log(1.0 * np.sqrt(d)), np.log(0.4 * np.sqrt(d)))
         mean = np.concatenate([one * np.log(0.3 / d), length, product, np.log([0.5, 0.5, 1e-4])])

@@ -4,14 +4,33 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from afina.search.tensor_train.kernel import Array, Layout
+from afina.search.tensor_train.kernel import Array, Layout, distances
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
-from afina.search.tensor_train.warp import WARPS, warp
+from afina.search.tensor_train.warp import WARPS, draw_in, warp
 
 # Seconds that one evaluation of the evidence takes for one pair of points and one coordinate, about.
 _COST = 2.5e-8
 _SECONDS = 0.05
 _MOST, _LEAST = 60, 6
+
+
+def fit_smooth(layout: Layout, points: Array, values: Array) -> Surrogate:
+    """A surrogate of `values` (n,) that sees the trend over the whole cube only, with all else as noise."""
+    mapped = warp("identity", values).values
+    evaluations = int(np.clip(_SECONDS / (_COST * len(values) ** 2 * layout.d), _LEAST, _MOST))
+    theta, _ = fit(layout, points, mapped, [layout.prior(smooth=True)[0]], evaluations, smooth=True)
+    return Surrogate(layout, theta, points, mapped)
+
+
+def fit_near(layout: Layout, points: Array, values: Array, centre: Array, count: int) -> tuple[Surrogate, float]:
+    """A surrogate of the `count` data nearest to a point (d,), and the distance within which half of them are."""
+    gap = np.nan_to_num(distances(points, centre[None], layout.categorical)[:, :, 0], nan=0.0).max(axis=0)
+    near = np.argsort(gap, kind="stable")[:count]
+    mapped = warp("identity", draw_in(values[near])).values
+    mean = layout.prior()[0]
+    evaluations = int(np.clip(_SECONDS / (_COST * len(near) ** 2 * layout.d), _LEAST, _MOST))
+    theta, _ = fit(layout, points[near], mapped, [mean], evaluations)
+    return Surrogate(layout, theta, points[near], mapped), float(gap[near[len(near) // 2]])
 
 
 @dataclass

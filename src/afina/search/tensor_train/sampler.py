@@ -6,21 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.search.tensor_train.encode import Coordinate, Domain, patterns, spread_levels
-from afina.search.tensor_train.history import History, bilog, known_space, read, scalarise, thin
+from afina.search.tensor_train.history import WAY, History, bilog, known_space, read, scalarise, thin
 from afina.search.tensor_train.kernel import Array
-from afina.search.tensor_train.model import Model
+from afina.search.tensor_train.model import Model, fit_near, fit_smooth
 from afina.search.tensor_train.propose import Problem, Proposal, propose
 from afina.search.tensor_train.surrogate import Surrogate
+from afina.search.tensor_train.ways import choose_way
 
 _MOST_DATA = 300
 _MOST_PATTERNS = 6
 _CERTAIN = 30.0
+# How far below the best the way `far` aims, as a share of the way from the median to the best.
+_FAR = 0.1
+
+Box = tuple[Array, Array]
 
 
 class TensorTrainSampler(BaseSampler):
@@ -70,7 +76,7 @@ class TensorTrainSampler(BaseSampler):
             trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
             busy = {t.number for t in trials if t.state == TrialState.RUNNING}
             self._pending = {number: p for number, p in self._pending.items() if number in busy}
-            params = self._sample(study, trial.number, trials, search_space)
+            params = self._sample(study, trial, trials, search_space)
             self._pending[trial.number] = params
             return params
 
@@ -89,19 +95,22 @@ class TensorTrainSampler(BaseSampler):
         return np.random.default_rng([self._seed, *key])
 
     def _sample(
-        self, study: Study, number: int, trials: Sequence[FrozenTrial], search_space: dict[str, BaseDistribution]
+        self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial], search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         domain = Domain.of(search_space)
         free = sum(c.levels is None or len(c.levels) > 1 for c in domain.coordinates)
         startup = self._startup or 2 * free + 2
         history = read(domain, trials, study.directions, self._pending)
-        rng = self._rng(number)
+        rng = self._rng(trial.number)
         if len(history.points) < startup:
-            return domain.decode(spread_levels(startup, domain, self._rng(0))[number % startup])
+            return domain.decode(spread_levels(startup, domain, self._rng(0))[trial.number % startup])
         values = scalarise(history.values, rng)
         history, values = self._thinned(history, values)
-        problem = self._problem(domain, history, values)
-        found = self._proposals(problem, history, values, rng)
+        way = choose_way(history, values, rng)
+        if way:
+            study._storage.set_trial_system_attr(trial._trial_id, WAY, way)
+        problem, box = self._problem(domain, history, values, way)
+        found = self._proposals(problem, history, values, rng, box)
         if not found:
             return domain.decode(spread_levels(startup, domain, rng)[0])
         blind = any(t.state == TrialState.RUNNING and not t.params and t.number not in self._pending for t in trials)
@@ -115,20 +124,31 @@ class TensorTrainSampler(BaseSampler):
         place = {number: i for i, number in enumerate(history.numbers)}
         return thinned, values[[place[number] for number in thinned.numbers]]
 
-    def _problem(self, domain: Domain, history: History, values: Array) -> Problem:
-        """Surrogates of the objective and of each constraint, with running trials believed."""
+    def _problem(self, domain: Domain, history: History, values: Array, way: str) -> tuple[Problem, Box]:
+        """Surrogates of the objective and of each constraint, with running trials believed, and where to look."""
         layout, share = domain.layout, 1.0 / (1 + history.constraints.shape[1])
-        objective = self._model("objective").update(layout, history.points, values, share)
-        objective = objective.believing(history.running)
+        box = np.zeros(layout.d), np.ones(layout.d)
         feasible = history.feasible
+        if way == "near":
+            centre = history.points[np.argmin(np.where(feasible, values, np.inf))]
+            objective, reach = fit_near(layout, history.points, values, centre, 4 * layout.d + 4)
+            box = _around(centre, reach, layout.categorical)
+        elif way == "smooth":
+            objective = fit_smooth(layout, history.points, values)
+        else:
+            objective = self._model("objective").update(layout, history.points, values, share)
+        objective = objective.believing(history.running)
         tried = np.concatenate([history.points[feasible], history.running])
-        best = float(objective.posterior(tried)[0].min()) if feasible.any() else None
+        means = objective.posterior(tried)[0] if feasible.any() else np.zeros(1)
+        best = float(means.min()) if feasible.any() else None
+        if best is not None and way == "far":
+            best -= _FAR * float(np.median(means) - best)
         constraints, limits = [], []
         for k, column in enumerate(history.constraints.T):
             surrogate, limit = self._constraint(f"constraint {k}", domain, history.points, column, share)
             constraints.append(surrogate.believing(history.running))
             limits.append(limit)
-        return Problem(domain, objective, best, tuple(constraints), tuple(limits))
+        return Problem(domain, objective, best, tuple(constraints), tuple(limits)), box
 
     def _constraint(
         self, name: str, domain: Domain, points: Array, column: Array, share: float
@@ -147,12 +167,12 @@ class TensorTrainSampler(BaseSampler):
             self._models[name] = Model() if warps is None else Model(warps)
         return self._models[name]
 
-    def _proposals(self, problem: Problem, history: History, values: Array, rng: np.random.Generator) -> list[Proposal]:
+    def _proposals(
+        self, problem: Problem, history: History, values: Array, rng: np.random.Generator, box: Box
+    ) -> list[Proposal]:
         """The best points of every pattern of active parameters, the best first."""
         known = np.concatenate([history.points, history.running])
         ranks = np.concatenate([np.where(history.feasible, values, np.inf), np.full(len(history.running), np.inf)])
-        d = len(problem.domain.coordinates)
-        box = np.zeros(d), np.ones(d)
         kinds = patterns(problem.domain, history.points)
         counts = [int((~np.isnan(history.points) == k.active).all(axis=1).sum()) for k in kinds]
         kinds = [kinds[i] for i in np.argsort(counts)[::-1][:_MOST_PATTERNS]]
@@ -160,3 +180,11 @@ class TensorTrainSampler(BaseSampler):
         for kind in kinds:
             found += propose(problem, kind, known, ranks, rng, box, 1.0 / len(kinds))
         return sorted(found, key=lambda p: -p.score)
+
+
+def _around(centre: Array, reach: float, categorical: NDArray[np.bool_]) -> Box:
+    """The part of the cube within `reach` of a point (d,) in each number; categories are free."""
+    known = np.nan_to_num(centre, nan=0.5)
+    low, high = np.maximum(known - reach, 0.0), np.minimum(known + reach, 1.0)
+    free = categorical | np.isnan(centre)
+    return np.where(free, 0.0, low), np.where(free, 1.0, high)

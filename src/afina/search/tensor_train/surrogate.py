@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import lapack
 from scipy.optimize import minimize
 
@@ -16,7 +15,6 @@ from afina.search.tensor_train.kernel import (
     covariance,
     diagonal,
     distances,
-    evidence,
     factors,
     loss,
 )
@@ -104,7 +102,9 @@ def _root(matrix: Array, level: float) -> Array:
     raise FloatingPointError("The covariance is not positive definite.")
 
 
-def fit(layout: Layout, points: Array, values: Array, starts: Sequence[Array], evaluations: int) -> tuple[Array, float]:
+def fit(
+    layout: Layout, points: Array, values: Array, starts: Sequence[Array], evaluations: int, smooth: bool = False
+) -> tuple[Array, float]:
     """Hyperparameters that maximise evidence times prior, from the best of several starts.
 
     Args:
@@ -113,11 +113,12 @@ def fit(layout: Layout, points: Array, values: Array, starts: Sequence[Array], e
         values: Standardised values (n,).
         starts: Logarithms of hyperparameters to start from, each (3 d + 3,).
         evaluations: Of the evidence at most, for each start.
+        smooth: Which prior (`Layout.prior`).
 
     Returns:
         The logarithms (3 d + 3,), and the logarithm of evidence times prior there.
     """
-    pairs, prior = Pairs.of(points, layout.categorical), layout.prior()
+    pairs, prior = Pairs.of(points, layout.categorical), layout.prior(smooth)
     best, least = starts[0], np.inf
     limits = layout.bounds()
     for start in starts:
@@ -146,11 +147,3 @@ def starts(layout: Layout) -> list[Array]:
     smooth[:d] -= 2.0
     smooth[3 * d + 1] += 0.7
     return [mean, short, smooth]
-
-
-def score(layout: Layout, theta: Array, points: Array, values: Array) -> float:
-    """Logarithm of the evidence of `values` (n,) at `points` (n, d), without the prior."""
-    return evidence(layout, theta, Pairs.of(points, layout.categorical), values)[0]
-
-
-Mask = NDArray[np.bool_]

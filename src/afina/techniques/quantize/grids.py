@@ -22,6 +22,8 @@ Scheme = Literal["absmax", "affine"]
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 # Scales below this are not normal numbers in half the runtimes' kernels.
 SMALLEST_SCALE = 2.0**-100
+# No code stands for more than this, so that nothing overflows: ranges that reach further are clipped to it.
+LARGEST_VALUE = 2.0**127
 _STORED: dict[tuple[bool, bool], torch.dtype] = {
     (True, False): torch.int8,
     (False, False): torch.uint8,
@@ -69,7 +71,8 @@ class Grid:
     def scales(self, low: Tensor, high: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
         """Scale and zero point (int32) that cover `low..high`, elementwise; a range of nothing gets scale 1.
 
-        The range is widened to hold zero. With `power_of_two` the scale is the next power of two above.
+        The range is widened to hold zero, and clipped to half of what float32 holds. With `power_of_two` the scale is
+        the next power of two above.
 
         Raises:
             FloatingPointError: an end is not a finite number.
@@ -80,13 +83,14 @@ class Grid:
         if self.scheme == "absmax":
             middle = 0 if self.signed else 2 ** (self.bits - 1)
             steps = max(1, self.high - middle)
-            scale = torch.maximum(high, -low * (steps / (middle - self.low))) / steps
+            scale, reach = torch.maximum(high, -low * (steps / (middle - self.low))) / steps, middle - self.low
         else:
-            scale = (high - low) / (self.high - self.low)
+            reach = self.high - self.low
+            scale = (high - low) / reach
         empty = scale <= 0
-        scale = scale.clamp_min(SMALLEST_SCALE)
+        scale = scale.clamp(SMALLEST_SCALE, LARGEST_VALUE / reach)
         if power_of_two:
-            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+            scale = torch.exp2(torch.ceil(torch.log2(scale)).clamp_max(math.floor(math.log2(LARGEST_VALUE / reach))))
         scale = torch.where(empty, torch.ones_like(scale), scale)
         if self.scheme == "absmax":
             zero = torch.full_like(scale, middle)

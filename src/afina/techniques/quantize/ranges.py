@@ -11,12 +11,14 @@ from afina.techniques.quantize.grids import Grid
 Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BINS = 8192
 _SHRINK_STEPS = 64
-_SMALLEST_SHRINK = 0.4
+_SMALLEST_SHRINK, _SHRINKS = 0.4, 5
 _SHARE_KEPT = 0.9999
 _MEMORY = 0.9
 # Grids of more codes than this are finer than what a histogram can tell apart.
 _MOST_CODES = 256
 _TINY = 1e-12
+# Sums in float32 overflow beyond this: a network that gives such values is as broken as one that gives infinity.
+_LARGEST = 1e36
 
 
 class Histogram:
@@ -36,7 +38,7 @@ class Histogram:
         """Count the values of a tensor. Raises `FloatingPointError` where one is not a finite number."""
         values = x.detach().float()
         low, high = (float(v) for v in values.aminmax())
-        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        if not (abs(low) < _LARGEST and abs(high) < _LARGEST):
             raise FloatingPointError("calibration met a value that is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         before = self.average or (low, high)
@@ -47,6 +49,8 @@ class Histogram:
         self._reach_for(max(-low, high))
         if self.reach:
             self.counts += torch.histc(values, _BINS, -self.reach, self.reach).double().cpu()
+        else:
+            self.counts[_BINS // 2] += values.numel()
 
     @property
     def constant(self) -> bool:
@@ -99,20 +103,25 @@ def _percentile(seen: Histogram, grid: Grid) -> tuple[float, float]:
 
 
 def _mse(seen: Histogram, grid: Grid) -> tuple[float, float]:
-    """The range of least mean squared error: both ends shrunk together, then each alone."""
+    """The range of least mean squared error: both ends shrunk together, as far as that helps, then each alone."""
     centers, counts = seen.values()
     shrink = torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS, dtype=torch.float64)
 
-    def best(lows: Tensor, highs: Tensor) -> tuple[float, float]:
+    def best(lows: Tensor, highs: Tensor) -> tuple[float, float, int]:
         scale, zero = (t.double()[:, None] for t in grid.scales(lows, highs))
         codes = (torch.round(centers / scale) + zero).clamp(grid.low, grid.high)
         found = int((((codes - zero) * scale - centers).square() @ counts).argmin())
-        return float(lows[found]), float(highs[found])
+        return float(lows[found]), float(highs[found]), found
 
-    low, high = best(seen.low * shrink, seen.high * shrink)
+    first, last = seen.low, seen.high
+    for _ in range(_SHRINKS):
+        low, high, found = best(first * shrink, last * shrink)
+        if found:
+            break
+        first, last = low, high  # few bits and far outliers: the smallest that was tried may not be small enough
     if grid.scheme == "affine" and seen.low < 0 < seen.high:
-        low, high = best(seen.low * shrink, torch.full_like(shrink, high))
-        low, high = best(torch.full_like(shrink, low), seen.high * shrink)
+        low, high, _ = best(first * shrink, torch.full_like(shrink, high))
+        low, high, _ = best(torch.full_like(shrink, low), last * shrink)
     return low, high
 
 
@@ -126,6 +135,8 @@ def _entropy(seen: Histogram, grid: Grid) -> tuple[float, float]:
         clipped = centers.clamp(low, high)
         bins = ((clipped - low) / max(high - low, _TINY) * codes).long().clamp(0, codes - 1)
         inside = (centers >= low) & (centers <= high)
+        if not bool(inside.any()):
+            continue  # all that was seen is far from zero
         # q is made of what lies inside alone, so that what is clipped costs.
         held = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], counts[inside])
         number = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], torch.ones_like(counts[inside]))

@@ -67,7 +67,8 @@ def round_weights(
     inverse = _inverse_factor(h)
     for factor in _FACTORS if free else (1.0,):
         tried = scale * factor
-        values = _descend(_in_order(w, inverse, tried, zero, grid, granularity), w, h, tried, zero, grid, granularity)
+        values = _better_start(w, h, inverse, tried, zero, grid, granularity)
+        values = _descend(values, w, h, tried, zero, grid, granularity)
         if free and granularity.kind == "channel":
             values, tried = _rescaled(values, w, h, tried, zero, grid, granularity)
         found = Rounded(values, tried, zero, _cost(values - w, h) / energy)
@@ -134,6 +135,16 @@ def _inverse_factor(h: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of `h`."""
     factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     return factor
+
+
+def _better_start(
+    w: Tensor, h: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+) -> Tensor:
+    """Rounded column by column, or to nearest in the rows where that costs less."""
+    values = _in_order(w, inverse, scale, zero, grid, granularity)
+    s, z = (granularity.spread(t.flatten(0, 1), w.shape[2]).unflatten(0, t.shape[:2]) for t in (scale, zero))
+    nearest = (quantize(w, s, z, grid) - z) * s
+    return torch.where((_cost(nearest - w, h) < _cost(values - w, h))[..., None], nearest, values)
 
 
 def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity) -> Tensor:

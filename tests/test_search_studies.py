@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -215,3 +217,13 @@ def test_a_database_url_serves_too(tmp_path):
     study = study_in(f"sqlite:///{tmp_path / 'study.db'}")
     run_study(study, objective, SPACE, trials=3)
     assert len(study_in(f"sqlite:///{tmp_path / 'study.db'}").trials) == 3
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_documented_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "search.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, str(page), "exec"), {})

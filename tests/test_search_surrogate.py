@@ -16,11 +16,12 @@ from afina.search.tensor_train.acquisition import (
     log_improvement_slopes,
 )
 from afina.search.tensor_train.encode import Coordinate, Domain, latin_hypercube, patterns
-from afina.search.tensor_train.history import bilog, scalarise
+from afina.search.tensor_train.history import History, bilog, scalarise, thin
 from afina.search.tensor_train.kernel import Layout, Pairs, covariance, distances, evidence
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
 from afina.search.tensor_train.train import Train
 from afina.search.tensor_train.warp import WARPS, draw_in, warp
+from afina.search.tensor_train.ways import WAYS, choose_way
 
 MIXED = Layout(np.array([False, True, False, False]))
 
@@ -276,3 +277,39 @@ def test_scalarised_order_agrees_with_dominance():
     for seed in range(5):
         one = scalarise(values, np.random.default_rng(seed))
         assert one[0] < one[2] < one[1]
+
+
+def history(values: np.ndarray, ways: list[str] | None = None) -> History:
+    n = len(values)
+    points = np.linspace(0, 1, n)[:, None]
+    return History(
+        points, values[:, None], np.empty((0, 1)), np.empty((n, 0)), tuple(range(n)), tuple(ways or [""] * n)
+    )
+
+
+def lottery(values: np.ndarray, ways: list[str] | None = None, draws: int = 300) -> list[str]:
+    return [choose_way(history(values, ways), values, np.random.default_rng(i)) for i in range(draws)]
+
+
+def test_the_usual_way_is_kept_while_it_pays():
+    assert set(lottery(np.linspace(10, 1, 20))) == {""}
+
+
+def test_a_stagnation_lets_every_way_take_part_by_its_successes():
+    stuck = np.array([10.0, 5.0, 9.0, 1.0, *np.linspace(4, 8, 30)])
+    drawn = lottery(stuck)
+    assert set(drawn) == set(WAYS)
+    failed = lottery(stuck, ["", "", "", "", *["far"] * 30])
+    assert failed.count("far") < drawn.count("far")
+    falling = np.array([20.0, 10.0, *np.repeat(np.linspace(8, 1, 8), 10)])
+    ways = ["", "", *(["near"] + [""] * 9) * 8]
+    assert lottery(falling, ways).count("near") > drawn.count("near")
+
+
+def test_many_trials_are_thinned_to_the_best_and_the_latest():
+    values = np.random.default_rng(0).permutation(1000).astype(float)
+    kept = thin(history(values), values, 100)
+    assert len(kept.points) == 100
+    assert set(range(975, 1000)) <= set(kept.numbers)
+    assert set(np.argsort(values)[:50]) <= set(kept.numbers)
+    assert thin(history(values), values, 1000).numbers == tuple(range(1000))

@@ -160,15 +160,21 @@ class Space:
         Raises:
             InputError: there are more than a million.
         """
-        found = []
+        found: list[dict[str, Any]] = []
+        most = self.size(points)
+        if most > MOST_COMBINATIONS and all(p.when is None for p in self.parameters.values()):
+            raise self._too_many(most)
         for values in self._walk(list(self.parameters), {}, points):
             found.append({k: v for k, v in values.items() if not isinstance(self.parameters[k], Fixed)})
             if len(found) > MOST_COMBINATIONS:
-                raise InputError(
-                    f"The grid has more than {MOST_COMBINATIONS:,} combinations (up to {self.size(points):,}).",
-                    fix="Give fewer values, or use the random sampler: it needs no grid.",
-                )
+                raise self._too_many(most)
         return found
+
+    def _too_many(self, most: int) -> InputError:
+        return InputError(
+            f"The grid has up to {most:,} combinations, and {MOST_COMBINATIONS:,} are the most.",
+            fix="Give fewer values, or use the random sampler: it needs no grid.",
+        )
 
     def _walk(self, names: list[str], values: dict[str, Any], points: int) -> Iterator[dict[str, Any]]:
         if not names:

@@ -20,7 +20,9 @@ from afina.search.tensor_train.propose import Problem, Proposal, propose
 from afina.search.tensor_train.surrogate import Surrogate
 from afina.search.tensor_train.ways import choose_way
 
-_MOST_DATA = 300
+# Trials that the surrogate is fitted to at most, and the same for many parameters: squared, times their number.
+_MOST_DATA, _LEAST_DATA = 300, 120
+_MOST_WORK = 1.2e6
 _MOST_PATTERNS = 6
 _CERTAIN = 30.0
 # How far below the best the way `far` aims, as a share of the way from the median to the best.
@@ -118,7 +120,8 @@ class TensorTrainSampler(BaseSampler):
 
     def _thinned(self, history: History, values: Array) -> tuple[History, Array]:
         order = np.where(history.feasible, values, np.inf)
-        thinned = thin(history, order, _MOST_DATA)
+        most = int(np.clip(np.sqrt(_MOST_WORK / history.points.shape[1]), _LEAST_DATA, _MOST_DATA))
+        thinned = thin(history, order, most)
         if thinned is history:
             return history, values
         place = {number: i for i, number in enumerate(history.numbers)}

@@ -296,13 +296,13 @@ def test_the_usual_way_is_kept_while_it_pays():
 
 
 def test_a_stagnation_lets_every_way_take_part_by_its_successes():
-    stuck = np.array([10.0, 5.0, 9.0, 1.0, *np.linspace(4, 8, 30)])
+    stuck = np.array([10.0, 5.0, 9.0, 1.0, *np.linspace(4, 8, 31)])
     drawn = lottery(stuck)
     assert set(drawn) == set(WAYS)
-    failed = lottery(stuck, ["", "", "", "", *["far"] * 30])
+    failed = lottery(stuck, ["", "", "", "", *["far"] * 31])
     assert failed.count("far") < drawn.count("far")
-    falling = np.array([20.0, 10.0, *np.repeat(np.linspace(8, 1, 8), 10)])
-    ways = ["", "", *(["near"] + [""] * 9) * 8]
+    falling = np.array([20.0, 10.0, *np.repeat(np.linspace(8, 1, 8), 20)])
+    ways = ["", "", *(["near"] + [""] * 19) * 8]
     assert lottery(falling, ways).count("near") > drawn.count("near")
 
 

@@ -18,6 +18,7 @@ from afina.tasks import get_task
 from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import FLOAT
+from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.grids import Scheme
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
@@ -142,6 +143,8 @@ def _run(subject: Subject, asked: _Asked, planned: bool, start: float) -> tuple[
     if planned:
         config, told = plan_precisions(source, config, asked.limits, asked.exporter, context)
         notes += told
+    source, told = equalize(source, config, context)
+    notes += told
 
     def build(wanted: QuantizeConfig) -> tuple[Network, Record]:
         prepared, told = prepare(source, wanted, context)

@@ -9,6 +9,7 @@ from afina.techniques.context import Context
 from afina.techniques.quantize.calibration import choose_ranges
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.effects import layer_table
+from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
@@ -29,8 +30,9 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
         AfinaError: an activation is not a finite number.
     """
     start = time.monotonic()
-    prepared, notes = prepare(Source.of(network), config, context)
-    return finish(network, prepared, context, notes, start)
+    source, moved = equalize(Source.of(network), config, context)
+    prepared, notes = prepare(source, config, context)
+    return finish(network, prepared, context, (*moved, *notes), start)
 
 
 def finish(

@@ -17,7 +17,10 @@ from afina.techniques.quantize.grids import Granularity, Grid, quantize
 
 _DAMPING = 1e-4
 _PANEL = 128
-_SHRINK = torch.linspace(0.3, 1.0, 36)
+# Shares of the full range that are tried: with 8 bits and more, clipping never pays.
+_SHRINK, _MANY_BITS = torch.linspace(0.3, 1.0, 36).tolist(), 8
+# Weights looked at together, which bounds the memory.
+_CHUNK = 2**22
 # Scales that are tried around the one that suits the weights alone, where codes are few.
 _FACTORS = (1.0, 0.92, 0.84, 1.08)
 _SWEEPS, _ROUNDS = 4, 3
@@ -87,23 +90,31 @@ def best_scales(
         importance: Weight of each input's error, `[stack, inputs]`.
         grid, granularity, power_of_two: As in the configuration.
     """
+    outputs = w.shape[1]
+    if granularity.kind == "tensor" or w.numel() <= _CHUNK:
+        return _best_scales(w, importance, grid, granularity, power_of_two)
+    rows = max(1, _CHUNK * outputs // w.numel())
+    parts = [_best_scales(p, importance, grid, granularity, power_of_two) for p in w.split(rows, dim=1)]
+    return torch.cat([scale for scale, _ in parts], 1), torch.cat([zero for _, zero in parts], 1)
+
+
+def _best_scales(
+    w: Tensor, importance: Tensor, grid: Grid, granularity: Granularity, power_of_two: bool
+) -> tuple[Tensor, Tensor]:
     blocks = _in_blocks(w, granularity)
     low, high = blocks.amin(3), blocks.amax(3)
     shares = _in_blocks(importance[:, None].expand(-1, w.shape[1], -1), granularity)
     least = torch.full_like(low, float("inf"))
     scale, zero = torch.ones_like(low), torch.zeros_like(low)
-    for shrink in _SHRINK.tolist():
+    for shrink in (1.0,) if grid.bits >= _MANY_BITS else _SHRINK:
         s, z = (t.to(w.dtype) for t in _ends(low * shrink, high * shrink, grid, granularity, power_of_two))
         values = (quantize(blocks, s[..., None], z[..., None], grid) - z[..., None]) * s[..., None]
         error = ((values - blocks).square() * shares).sum(3)
         if granularity.kind == "tensor":
             error = error.sum((0, 1), keepdim=True).expand_as(error)
         better = error < least
-        least, scale, zero = (
-            torch.where(better, error, least),
-            torch.where(better, s, scale),
-            torch.where(better, z, zero),
-        )
+        least, scale = torch.where(better, error, least), torch.where(better, s, scale)
+        zero = torch.where(better, z, zero)
     return scale, zero
 
 

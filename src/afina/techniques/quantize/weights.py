@@ -49,8 +49,8 @@ def _method(prepared: Prepared, context: Context) -> str:
 def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
     """Give an edge the scales of least squared error of its weights, with which it then rounds to nearest."""
     weight: Tensor = attribute(prepared.network.module, edge.name).detach()
-    flat = weight.flatten(1)[None].double()
-    ones = torch.ones(1, flat.shape[2], dtype=torch.float64)
+    flat = weight.flatten(1)[None]
+    ones = torch.ones(1, flat.shape[2])
     edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
 
 

@@ -1,0 +1,202 @@
+"""Moving scale between neighbouring layers, which leaves a float network as it is and makes it easier to quantize.
+
+Where channel `j` of a layer's output passes only through functions with `f(s x) = s f(x)`, dividing it by `s_j` and
+multiplying what the next layers' weights take of it by `s_j` changes nothing:
+
+    s_j = max|x_j|^a / max|w_j|^(1 - a)
+
+with the channel's largest value on the calibration images and the largest weight that reads it. Channels that reach far
+no longer decide the range of all. (Nagel et al. 2019, arXiv 1906.04721, equations 5 to 11, for layers in a row; Xiao et
+al. 2023, arXiv 2211.10438, equation 4, for norms before linear layers.)
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from afina.graph.axes.builder import arguments, op_name
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
+from afina.graph.propagate import attribute
+from afina.techniques.context import Context
+from afina.techniques.quantize.config import QuantizeConfig
+from afina.techniques.quantize.prepared import Prepared, Source, outputs
+from afina.techniques.quantize.weights import round_layers
+
+# Ops that hand a channel's scale on: what they do is homogeneous, and channels stay where they are.
+_HOMOGENEOUS = frozenset(
+    "relu relu_ leaky_relu leaky_relu_ dropout contiguous clone max_pool2d avg_pool2d adaptive_avg_pool2d "
+    "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool2d".split()
+)
+_PRODUCERS = frozenset(("conv1d", "conv2d", "conv3d", "linear", "layer_norm"))
+_READERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+_STRENGTHS = (0.5, 0.75)
+_IMAGES, _FEWEST = 64, 8
+_WORK = 1e11
+# The network's outputs must gain this share for scale to be moved.
+_WORTH = 0.03
+_MOST_SCALE, _TINY = 100.0, 1e-8
+
+
+@dataclass(frozen=True)
+class Link:
+    """A layer or norm whose output channels reach nothing but the weights of some layers.
+
+    Attributes:
+        producer: Whose weight (and bias) is divided.
+        last: The node that the readers read.
+        readers: Whose weights are multiplied.
+    """
+
+    producer: Node
+    last: Node
+    readers: tuple[Node, ...]
+
+
+def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[Source, tuple[str, ...]]:
+    """The network with scale moved, where its outputs suffer less from quantization so; and a note on that.
+
+    Strengths `a` are compared by the outputs of the network with ranges and rounding chosen without care; the source
+    that is given stays as it is, and is handed back where nothing gains.
+    """
+    links = find_links(source.network)
+    if config.equalize == "none" or config.default.activations == "none" or not links or context.calibration is None:
+        return source, ()
+    macs = float(cost_of(source.network).macs)
+    images = context.first(macs)[: int(min(max(_WORK / macs, _FEWEST), _IMAGES))]
+    reach = _reach(source.network, links, images)
+    exact = outputs(source.network, images)
+    best, least, strength = source, _loss(source, config, images, exact), 0.0
+    plain = least
+    for a in _STRENGTHS:
+        moved = Source(_moved(source.network, links, reach, a))
+        loss = _loss(moved, config, images, exact)
+        if loss < least * (1 - _WORTH):
+            best, least, strength = moved, loss, a
+    if best is source:
+        return source, ()
+    note = f"Scale was moved between {len(links)} pairs of layers (strength {strength:g}): the noise of the outputs "
+    return best, (f"{note}fell to {least / max(plain, _TINY):.0%} of what it was before.",)
+
+
+def find_links(network: Network) -> list[Link]:
+    """All producers whose output channels can be scaled."""
+    links = []
+    for node in network.graph.nodes:
+        if node.op != "call_function" or op_name(node) not in _PRODUCERS or not _own_weights(network, node):
+            continue
+        last = node
+        while len(last.users) == 1 and op_name(next(iter(last.users))) in _HOMOGENEOUS:
+            last = next(iter(last.users))
+        readers = tuple(last.users)
+        if readers and all(_reads(network, node, reader, last) for reader in readers):
+            links.append(Link(node, last, readers))
+    return links
+
+
+def _own_weights(network: Network, node: Node) -> bool:
+    """Whether a node has a weight, and it and the bias are stored and used nowhere else."""
+    a = arguments(node)
+    if a["weight"] is None:
+        return False
+    held = [a[key] for key in ("weight", "bias") if a[key] is not None]
+    return all(isinstance(h, Node) and h.op == "get_attr" and _uses(network, h) == 1 for h in held)
+
+
+def _uses(network: Network, node: Node) -> int:
+    return sum(len(o.users) for o in network.graph.nodes if o.op == "get_attr" and o.target == node.target)
+
+
+def _reads(network: Network, producer: Node, reader: Node, last: Node) -> bool:
+    """Whether a reader takes the producer's channels as the inputs of its own weight."""
+    if reader.op != "call_function" or op_name(reader) not in _READERS or not _own_weights(network, reader):
+        return False
+    a = arguments(reader)
+    if a["input"] is not last:
+        return False
+    over_last = op_name(producer) in ("linear", "layer_norm")
+    if over_last != (op_name(reader) == "linear"):
+        return False
+    if op_name(producer) == "layer_norm" and len(arguments(producer)["normalized_shape"]) != 1:
+        return False
+    channels = _channels(network, producer)
+    weight: Tensor = attribute(network.module, str(a["weight"].target))
+    if over_last:
+        return weight.shape[1] == channels
+    return int(a["groups"]) == 1 or int(a["groups"]) == channels == weight.shape[0]
+
+
+def _channels(network: Network, producer: Node) -> int:
+    return int(attribute(network.module, str(arguments(producer)["weight"].target)).shape[0])
+
+
+def _reach(network: Network, links: Iterable[Link], images: Tensor) -> dict[str, Tensor]:
+    """The largest absolute value of each channel, by the node that gives it."""
+    wanted = {link.last.name: op_name(link.producer) in ("linear", "layer_norm") for link in links}
+    found: dict[str, Tensor] = {}
+
+    class Watch(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n.name in wanted:
+                channel = value.ndim - 1 if wanted[n.name] else 1
+                reach = value.detach().abs().transpose(0, channel).flatten(1).amax(1)
+                found[n.name] = torch.maximum(found[n.name], reach) if n.name in found else reach
+            return value
+
+    with network.inference():
+        for part in images.split(_FEWEST):
+            Watch(network.module).run(part.to(network.device))
+    return found
+
+
+def _moved(network: Network, links: Iterable[Link], reach: dict[str, Tensor], strength: float) -> Network:
+    """A copy of the network with the scales of all links moved."""
+    twin = Network(copy.deepcopy(network.module), network.input, network.task, network.frozen)
+    with torch.no_grad():
+        for link in links:
+            weights = [_weight(twin, reader) for reader in link.readers]
+            columns = [_by_input(w, reader) for w, reader in zip(weights, link.readers, strict=True)]
+            largest = torch.stack([c.abs().flatten(1).amax(1) for c in columns]).amax(0).clamp_min(_TINY)
+            scale = reach[link.last.name].clamp_min(_TINY) ** strength / largest ** (1 - strength)
+            # Only ratios between channels matter: around one, so that nothing leaves the range of float.
+            scale = (scale / scale.log().mean().exp()).clamp(1 / _MOST_SCALE, _MOST_SCALE)
+            scale = torch.where(reach[link.last.name] > 0, scale, torch.ones_like(scale))
+            for column in columns:
+                column *= scale.reshape(-1, *[1] * (column.ndim - 1))
+            for key in ("weight", "bias"):
+                held = arguments(link.producer)[key]
+                if held is not None:
+                    value = attribute(twin.module, str(held.target))
+                    value /= scale.reshape(-1, *[1] * (value.ndim - 1))
+    return twin
+
+
+def _weight(network: Network, reader: Node) -> Tensor:
+    value: Tensor = attribute(network.module, str(arguments(reader)["weight"].target))
+    return value.detach()
+
+
+def _by_input(weight: Tensor, reader: Node) -> Tensor:
+    """A view of a weight with the channels that it reads in front."""
+    groups = int(arguments(reader).get("groups") or 1)
+    return weight if groups > 1 else weight.transpose(0, 1)
+
+
+def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Tensor) -> float:
+    """Squared error of the quantized network's outputs, ranges and weights chosen without care."""
+    prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest"))
+    quick = Context(calibration=lambda: iter(images.split(_FEWEST)), images=len(images))
+    # What was seen of a few images must not stand for what all of them show.
+    prepared.source = Source(source.network)
+    if prepared.activations:
+        prepared.watch(quick)
+    for edge in prepared.activations.values():
+        edge.choose("minmax")
+    round_layers(prepared, quick)
+    return float((outputs(prepared.network, images) - exact).square().sum())

@@ -181,6 +181,27 @@ def test_a_killed_search_loses_at_most_the_trial_that_was_running(tmp_path):
     assert study.trials[4].params == study.trials[3].params
 
 
+SHARED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_search_studies import SPACE, objective, study_in
+from afina.search import run_study
+
+run_study(study_in({folder!r}, "tensor-train"), objective, SPACE, trials=24)
+"""
+
+
+def test_several_processes_share_a_study(tmp_path):
+    code = SHARED.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    trials = study_in(tmp_path).trials
+    assert 24 <= len(trials) <= 25
+    assert all(t.state == TrialState.COMPLETE for t in trials)
+    assert len({t.user_attrs["afina:worker"]["pid"] for t in trials}) == 2
+    assert len({tuple(t.params.items()) for t in trials}) > 20
+
+
 def test_a_trial_that_ends_its_process_is_not_tried_for_ever(tmp_path):
     study = study_in(tmp_path)
     for _ in range(6):

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import optuna
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import BaseTrial
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from afina.errors import InputError, did_you_mean
@@ -50,10 +49,9 @@ class Float:
     when: When | None = None
     type: Literal["float"] = "float"
 
-    @property
-    def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+    def suggest(self, name: str, trial: BaseTrial) -> float:
+        """Its value in a trial of Optuna."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
     def grid(self, points: int) -> list[float]:
         """`points` values, evenly spread on the parameter's scale; every one where it has a step."""
@@ -78,10 +76,9 @@ class Int:
     when: When | None = None
     type: Literal["int"] = "int"
 
-    @property
-    def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
-        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
+    def suggest(self, name: str, trial: BaseTrial) -> int:
+        """Its value in a trial of Optuna."""
+        return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
     def grid(self, points: int) -> list[int]:
         """Every value where there are at most `points`; else so many, evenly spread on the parameter's scale."""
@@ -101,10 +98,9 @@ class Categorical:
     when: When | None = None
     type: Literal["categorical"] = "categorical"
 
-    @property
-    def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
-        return CategoricalDistribution(self.choices)
+    def suggest(self, name: str, trial: BaseTrial) -> Plain:
+        """Its value in a trial of Optuna."""
+        return trial.suggest_categorical(name, self.choices)
 
     def grid(self, points: int) -> list[Plain]:
         """Every choice."""
@@ -135,9 +131,9 @@ class Space:
 
     parameters: Mapping[str, Parameter]
 
-    def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> dict[str, Any]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Values of the parameters that are active in this trial, fixed ones too."""
-        return self._values(lambda name, p: trial._suggest(name, p.distribution))
+        return self._values(lambda name, p: p.suggest(name, trial))
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The values that a trial with these parameters had, fixed ones too."""

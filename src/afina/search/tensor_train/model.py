@@ -47,7 +47,7 @@ class Model:
     warps: tuple[str, ...] = WARPS
     _theta: dict[str, Array] = field(default_factory=dict)
     _chosen: str = ""
-    _fitted: int = 0
+    _fitted: Array = field(default_factory=lambda: np.empty(0))
     _turn: int = 0
 
     def update(self, layout: Layout, points: Array, values: Array, share: float = 1.0) -> Surrogate:
@@ -56,9 +56,9 @@ class Model:
         evaluations = int(np.clip(share * _SECONDS / (_COST * n * n * layout.d), _LEAST, _MOST))
         if not self._theta or len(next(iter(self._theta.values()))) != layout.size:
             self._first(layout, points, values, evaluations)
-        elif n != self._fitted:
+        elif not np.array_equal(values, self._fitted):
             self._next(layout, points, values, evaluations)
-        self._fitted = n
+        self._fitted = values
         return Surrogate(layout, self._theta[self._chosen], points, warp(self._chosen, values).values)
 
     def _first(self, layout: Layout, points: Array, values: Array, evaluations: int) -> None:

@@ -148,6 +148,8 @@ class TensorTrainSampler(BaseSampler):
             best -= _FAR * float(np.median(means) - best)
         constraints, limits = [], []
         for k, column in enumerate(history.constraints.T):
+            if np.isnan(column).all():
+                continue
             surrogate, limit = self._constraint(f"constraint {k}", domain, history.points, column, share)
             constraints.append(surrogate.believing(history.running))
             limits.append(limit)

@@ -329,8 +329,9 @@ def quantize(
     full_range: Annotated[bool, typer.Option("--full-range", help="Absmax uses the lowest code too.")] = False,
     skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be given again.")] = None,
     plan: Annotated[
-        Any, typer.Option(parser=str, metavar="PLAN", help="`auto`: each layer's precision by time, bytes, damage.")
+        str | None, typer.Option(help="`auto`: each layer's precision by time, bytes, damage; or a plan's file.")
     ] = None,
+    save_plan: Annotated[Path | None, typer.Option(help="Write every layer's precision here (.json).")] = None,
     size: Annotated[str | None, typer.Option(help="With a plan: bytes of the file, as in 500KB.")] = None,
     latency: Annotated[str | None, typer.Option(help="With a plan: time for one batch, as in 5ms.")] = None,
     max_drop: Annotated[
@@ -359,8 +360,8 @@ def quantize(
         lambda: job(
             model, data, weights=weights, activations=activations, granularity=granularity, scheme=scheme,
             calibration=calibration, rounding=rounding, equalize=equalize, power_of_two=power_of_two,
-            full_range=full_range, skip=tuple(skip or ()), plan=plan, size=size, latency=latency, max_drop=max_drop,
-            qat=qat, learn_scales=learn_scales, images=images, runtime=runtime, threads=threads, batch=batch,
+            full_range=full_range, skip=tuple(skip or ()), plan=plan, save_plan=save_plan, size=size,
+            latency=latency, max_drop=max_drop, qat=qat, learn_scales=learn_scales, images=images, runtime=runtime, threads=threads, batch=batch,
             checkpoint=checkpoint, input_size=input_size, learning_rate=learning_rate, optimizer=optimizer,
             seed=seed, progress=_progress(quiet),
         ),

@@ -263,6 +263,7 @@ class Guard:
         original: The answers of the float network's file.
         max_drop: The limit, in the metric's points.
         build: Makes the network and its record from a configuration.
+        config: What was built first; afterwards, what was kept.
     """
 
     source: Source
@@ -271,10 +272,9 @@ class Guard:
     original: Answers
     max_drop: float
     build: Callable[[QuantizeConfig], tuple[Network, Record]]
+    config: QuantizeConfig
 
-    def keep(
-        self, config: QuantizeConfig, network: Network, record: Record, found: Answers
-    ) -> tuple[Network, Record, Answers]:
+    def keep(self, network: Network, record: Record, found: Answers) -> tuple[Network, Record, Answers]:
         """The same where the limit is kept; else the network with the fewest layers given back that keeps it.
 
         The number of layers, in the order of the damage that each does alone, is found by bisection on exported files.
@@ -284,14 +284,14 @@ class Guard:
         """
         if self._good(found):
             return network, record, found
-        steps = self._steps(config)
+        steps = self._steps(self.config)
         drop = self._drop(found)
         self.subject.progress.say(f"The file loses {drop:.2%}: looking for the layers to blame.")
         low, high = 1, len(steps)
         kept: tuple[Network, Record, Answers] | None = None
         while low <= high:
             middle = (low + high) // 2
-            made, told = self.build(self._given_back(config, steps[:middle]))
+            made, told = self.build(self._given_back(self.config, steps[:middle]))
             answers = self._answers(made)
             if self._good(answers):
                 kept, high, count = (made, told, answers), middle - 1, middle
@@ -302,6 +302,7 @@ class Guard:
                 f"A drop of at most {self.max_drop:.2%} cannot be kept, even with every layer in float.",
                 fix="Give a larger --max-drop.",
             )
+        self.config = self._given_back(self.config, steps[:count])
         names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
         note = f"The file lost {drop:.2%}; precision was given back to {len(names)} layers: {', '.join(names)}."
         return kept[0], replace(kept[1], notes=(*kept[1].notes, note)), kept[2]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from afina.budget import make_budget
@@ -10,6 +11,7 @@ from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Answers, Exporter
 from afina.jobs.machine import available_cores
+from afina.jobs.planfile import read_plan, write_plan
 from afina.jobs.precision import Guard, plan_precisions
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
@@ -39,6 +41,8 @@ class _Asked:
     qat: FitConfig | None
     learn_scales: bool
     limits: Budget
+    plan: str | Path | None
+    save_plan: str | Path | None
 
 
 def quantize(
@@ -55,7 +59,8 @@ def quantize(
     power_of_two: bool = False,
     full_range: bool = False,
     skip: str | tuple[str, ...] | list[str] = (),
-    plan: Literal["auto"] | None = None,
+    plan: str | Path | None = None,
+    save_plan: str | Path | None = None,
     size: str | float | None = None,
     latency: str | float | None = None,
     max_drop: str | float | None = None,
@@ -91,9 +96,10 @@ def quantize(
         power_of_two: Scales are powers of two.
         full_range: Absmax weights use the lowest code too.
         skip: Names of layers that stay in float.
-        plan: `auto` chooses each layer's precision by measured time, bytes and damage.
-        size: With a plan: limit on the file, as in `500KB`.
-        latency: With a plan: limit on the time for one batch, as in `5ms`.
+        plan: `auto` chooses each layer's precision by measured time, bytes and damage; or a file of a plan.
+        save_plan: Where the precisions of all layers are written (`.json`), to be used again.
+        size: With `plan="auto"`: limit on the file, as in `500KB`.
+        latency: With `plan="auto"`: limit on the time for one batch, as in `5ms`.
         max_drop: Limit on the loss of quality of the file; where it is broken, the layers to blame get precision back.
         qat: Epochs of training with simulated integers, taught by the float network.
         learn_scales: Whether that training learns the scales too (learned step size).
@@ -130,19 +136,22 @@ def quantize(
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)
     training = _training(subject, qat, learning_rate, optimizer) if qat else None
-    return _run(subject, _Asked(config, exporter, training, learn_scales, limits), plan is not None, start)
+    asked = _Asked(config, exporter, training, learn_scales, limits, plan, save_plan)
+    return _run(subject, asked, start)
 
 
-def _run(subject: Subject, asked: _Asked, planned: bool, start: float) -> tuple[Network, Record]:
+def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record]:
     assert subject.data is not None
     context, source = subject.context(subject.network), Source.of(subject.network)
     _check_names(source, asked.config)
     notes: tuple[str, ...] = ()
     original = asked.exporter.judge(subject.network, subject.data, subject.progress)
     config = asked.config
-    if planned:
+    if asked.plan == "auto":
         config, told = plan_precisions(source, config, asked.limits, asked.exporter, context)
         notes += told
+    elif asked.plan is not None:
+        config = read_plan(Path(asked.plan), source, config)
     source, told = equalize(source, config, context)
     notes += told
 
@@ -154,9 +163,12 @@ def _run(subject: Subject, asked: _Asked, planned: bool, start: float) -> tuple[
 
     network, record = build(config)
     found = asked.exporter.judge(network, subject.data, subject.progress, original.outputs)
+    guard = None
     if asked.limits.max_drop is not None:
-        guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build)
-        network, record, found = guard.keep(config, network, record, found)
+        guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build, config)
+        network, record, found = guard.keep(network, record, found)
+    if asked.save_plan is not None:
+        write_plan(Path(asked.save_plan), source, guard.config if guard else config)
     return network, _with_answers(record, subject, original, found, time.monotonic() - start)
 
 
@@ -216,12 +228,12 @@ def _limits(
 
 
 def _check(plan: Any, size: Any, latency: Any, qat: int, learn_scales: bool, data: Any) -> None:
-    if plan not in (None, "auto"):
-        raise InputError(f"--plan {plan!r} is not known.", fix="Write --plan auto, or leave it out.")
-    if plan is None and (size is not None or latency is not None):
+    if plan not in (None, "auto") and Path(plan).suffix != ".json":
+        raise InputError(f"--plan {plan!r} is not known.", fix="Write --plan auto, or give a plan's .json file.")
+    if plan != "auto" and (size is not None or latency is not None):
         raise InputError(
-            "A limit on size or latency needs a plan.",
-            why="Without one, every layer has the precision that was asked for.",
+            "A limit on size or latency needs a plan that is made for it.",
+            why="Without, every layer has the precision that was asked for.",
             fix="Add --plan auto.",
         )
     if data is None:

@@ -55,7 +55,7 @@ def test_the_commands_of_a_page_run(page, commands, home, monkeypatch):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "optimize":
             arguments += ["--input-size", "32"]
-        if arguments[0] in ("prune", "sparsify", "sensitivity"):
+        if arguments[0] in ("prune", "quantize", "sparsify", "sensitivity"):
             arguments += ["--images", "64"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 3), f"{command}\n{result.stderr}"

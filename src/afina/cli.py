@@ -361,9 +361,9 @@ def quantize(
             model, data, weights=weights, activations=activations, granularity=granularity, scheme=scheme,
             calibration=calibration, rounding=rounding, equalize=equalize, power_of_two=power_of_two,
             full_range=full_range, skip=tuple(skip or ()), plan=plan, save_plan=save_plan, size=size,
-            latency=latency, max_drop=max_drop, qat=qat, learn_scales=learn_scales, images=images, runtime=runtime, threads=threads, batch=batch,
-            checkpoint=checkpoint, input_size=input_size, learning_rate=learning_rate, optimizer=optimizer,
-            seed=seed, progress=_progress(quiet),
+            latency=latency, max_drop=max_drop, qat=qat, learn_scales=learn_scales, images=images, runtime=runtime,
+            threads=threads, batch=batch, checkpoint=checkpoint, input_size=input_size,
+            learning_rate=learning_rate, optimizer=optimizer, seed=seed, progress=_progress(quiet),
         ),
         model, "quantized", out, as_json, debug,
     )  # fmt: skip

@@ -167,6 +167,25 @@ def test_a_target_in_seconds_is_met_on_the_runtime(reader_of_digits):
     assert len(seen) < 12
 
 
+def test_wide_axes_keep_multiples_of_eight_unless_that_would_miss_the_target():
+    torch.manual_seed(0)
+    wide = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 512), nn.ReLU(),
+        nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10),
+    )  # fmt: skip
+    _, record = afina.prune(wide, macs=0.61, example=GREY)
+    assert 0.98 * 0.61 <= record.after["macs"] / record.before["macs"] <= 0.61
+    kept = record.step.config["keep"]
+    assert {"3", "5"} & set(kept)
+    assert all(kept[name] % 8 == 0 for name in kept if name in ("3", "5"))
+    coarse = capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)), GREY, DIGITS)
+    _, record = afina.prune(coarse, macs=0.7)
+    assert 0.98 * 0.7 <= record.after["macs"] / record.before["macs"] <= 0.7
+    assert any("would miss the target" in note for note in record.notes)
+    _, record = afina.prune(coarse, macs=0.7, multiple=8)
+    assert record.after["macs"] / record.before["macs"] == 64 / 96
+
+
 class EveryNinth(nn.Module):
     """A layer reads one channel of each of eight normalised groups: none may be left where groups and channels go."""
 

@@ -1,7 +1,8 @@
 """How far to prune: from a target in MACs, parameters, bytes or seconds to the units that each axis keeps."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,6 +42,10 @@ class Target:
     unit: str
     measure: Callable[[Network], float]
 
+    def near(self, value: float) -> bool:
+        """Whether the target is met, and no further from below than need be."""
+        return self.limit * (1 - TOLERANCE) <= value <= self.limit
+
 
 class Planner:
     """Shares a target out over the axes of a study.
@@ -52,27 +57,18 @@ class Planner:
 
     Attributes:
         sensitivities: What each axis costs, where the plan asks for it.
+        choices: What is known of each axis, and what it may keep.
     """
 
     def __init__(self, study: Study, per: str, costs: str) -> None:
         self.study = study
         self.sizing: Sizing = study.sizing("parameters" if costs == "parameters" else "macs")
         self.sensitivities: dict[str, Sensitivity] = sensitivities(study) if per == "global" else {}
-        self.choices = {
-            name: Choice(
-                losses=self._losses(name, axis.size),
-                multiple=step_of(axis, study.config),
-                minimum=fewest(axis, study.config),
-            )
-            for name, axis in study.axes.items()
-        }
+        self.choices = self._choices(study.config)
 
     def counts(self, cost: float) -> dict[str, int]:
         """Units that each axis keeps so that what axes are charged is at most `cost`, or the smallest possible."""
-        least = fewest_of(self.choices)
-        if cost <= self.sizing.total(least):
-            return least
-        return allocate(self.choices, self.sizing, cost)
+        return self._counts(cost, self.choices)
 
     def shape(self, counts: Counts) -> Network:
         """A network of that shape; which units are kept, and their weights, do not matter."""
@@ -82,6 +78,8 @@ class Planner:
 
     def reach(self, target: Target) -> dict[str, int]:
         """Units that each axis keeps so that the target is met, from below, by `target.measure` of the real network.
+
+        Where the multiple is only for wide axes (`PruneConfig.wide`) and leaves the target far, it is given up.
 
         Raises:
             NothingToDo: it is met already.
@@ -94,31 +92,56 @@ class Planner:
                 why=f"The target is {told_as(target, target.limit)}.",
                 fix="Give a smaller target.",
             )
-        least = fewest_of(self.choices)
-        smallest = target.measure(self.shape(least))
-        if smallest > target.limit:
-            raise self._out_of_reach(target, smallest, least)
-        return self._search(target, [(self.sizing.total({}), whole), (self.sizing.total(least), smallest)], least)
+        counts, value = self._search(target, whole, self.choices)
+        coarse = self.study.config.wide and any(choice.multiple > 1 for choice in self.choices.values())
+        if coarse and not target.near(value):
+            counts, value = self._search(target, whole, self._any_number)
+            self.study.notes.append(f"Multiples of {self.study.config.multiple} channels would miss the target.")
+        if value > target.limit:
+            raise self._out_of_reach(target, value, counts)
+        return counts
 
-    def _search(self, target: Target, known: list[tuple[float, float]], best: dict[str, int]) -> dict[str, int]:
-        """Secant steps between the nearest costs above and below the target."""
-        nearest = known[-1][1]
-        for _ in range(_TRIES):
+    @cached_property
+    def _any_number(self) -> dict[str, Choice]:
+        return self._choices(replace(self.study.config, multiple=1, wide=0))
+
+    def _choices(self, config: PruneConfig) -> dict[str, Choice]:
+        return {
+            name: Choice(
+                losses=self._losses(name, axis.size), multiple=step_of(axis, config), minimum=fewest(axis, config)
+            )
+            for name, axis in self.study.axes.items()
+        }
+
+    def _counts(self, cost: float, choices: Mapping[str, Choice]) -> dict[str, int]:
+        least = fewest_of(choices)
+        return least if cost <= self.sizing.total(least) else allocate(choices, self.sizing, cost)
+
+    def _search(self, target: Target, whole: float, choices: Mapping[str, Choice]) -> tuple[dict[str, int], float]:
+        """Secant steps between the nearest costs above and below the target; gives the smallest if that is above."""
+        best = fewest_of(choices)
+        nearest = self._measured(target, best)
+        known = [(self.sizing.total({}), whole), (self.sizing.total(best), nearest)]
+        for _ in range(_TRIES if nearest <= target.limit else 0):
             above = min((point for point in known if point[1] > target.limit), key=lambda point: point[1])
             below = max((point for point in known if point[1] <= target.limit), key=lambda point: point[1])
             share = (target.limit * (1 - TOLERANCE / 4) - below[1]) / max(above[1] - below[1], 1e-12)
-            goal = below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98)
-            counts = self.counts(goal)
-            value = target.measure(self.shape(counts))
+            counts = self._counts(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98), choices)
+            value = self._measured(target, counts)
             point = (self.sizing.total(counts), value)
             if point in known:
                 break
             known.append(point)
             if nearest < value <= target.limit:
                 nearest, best = value, counts
-            if target.limit * (1 - TOLERANCE) <= value <= target.limit:
+            if target.near(value):
                 break
-        return best
+        return best, nearest
+
+    def _measured(self, target: Target, counts: Counts) -> float:
+        value = target.measure(self.shape(counts))
+        freed()
+        return value
 
     def _losses(self, name: str, size: int) -> np.ndarray:
         if self.sensitivities:

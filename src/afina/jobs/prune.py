@@ -20,8 +20,9 @@ from afina.training.config import Optimizer
 from afina.types import Record
 from afina.units import parse_share, parse_size, parse_time
 
-# Kernels work on channels in eights: other numbers can be slower than the next multiple.
-_MULTIPLE = 8
+# Kernels work on channels in eights: other numbers can be slower than the next multiple. Where time is not the target,
+# only axes of so many channels keep to it: narrower ones would lose too much choice.
+_MULTIPLE, _WIDE = 8, 64
 
 
 def prune(
@@ -68,8 +69,8 @@ def prune(
             axes; all by default. `blocks` takes whole residual blocks out, as long as the target is not met; with
             other kinds beside it these make up the rest.
         per: `global` shares the target out by sensitivity; `layer` takes the same share of every axis.
-        multiple: Channels that are kept are a multiple of it (8 or 16 suit many kernels); by default 8 where the target
-            is a latency, else 1.
+        multiple: Channels that are kept are a multiple of it (8 or 16 suit many kernels). By default 8: everywhere for
+            a latency, else for axes of 96 channels and more, as long as the target is met within 2%.
         finetune: Epochs of fine-tuning, taught by the model as it was; 0 for none.
         steps: Prune in so many steps, with fine-tuning after each (its epochs are divided).
         images: Training images that the statistics rest on.
@@ -92,8 +93,9 @@ def prune(
         NothingToDo: the target is met already, or no axis is free.
     """
     goal = _goal(macs, parameters, size, latency)
-    chosen = multiple if multiple is not None else _MULTIPLE if goal[0] == "latency" else 1
-    config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen)
+    wide = 0 if goal[0] == "latency" or multiple is not None else _WIDE
+    chosen = _MULTIPLE if multiple is None else multiple
+    config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen, wide=wide)
     _check(per, steps, finetune, data)
     subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
     measure = _measure(goal[0], get_runtime(runtime), threads or available_cores(), batch)

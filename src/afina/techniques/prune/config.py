@@ -24,6 +24,7 @@ class PruneConfig:
             prune; empty for all; `blocks` alone for none but the `blocks`.
         blocks: Names of residual blocks (`graph.blocks`) that are taken out whole, before anything else.
         multiple: Where a layer has more channels than this, what is kept is a multiple of it, which kernels like.
+        wide: Channels from which on an axis keeps to the multiple; what narrower axes keep may be any number.
         minimum: Units that every axis keeps at least.
         floor: Share of its units that every axis keeps at least.
         refit: Whether, with images, all layers are refitted in order to what they gave before (any criterion).
@@ -38,6 +39,7 @@ class PruneConfig:
     axes: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     multiple: int = 1
+    wide: int = 0
     minimum: int = 1
     floor: float = 0.05
     refit: bool = True

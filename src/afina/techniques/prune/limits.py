@@ -13,7 +13,8 @@ from afina.techniques.prune.config import PruneConfig
 def step_of(axis: Axis, config: PruneConfig) -> int:
     """What is kept is a multiple of this. The config counts channels, of which a unit may have several (a head)."""
     channels = max((int((m.units >= 0).sum()) // axis.size for m in axis.members if m.role == "producer"), default=1)
-    return config.multiple // math.gcd(config.multiple, max(channels, 1))
+    multiple = config.multiple if max(channels, 1) * axis.size >= config.wide else 1
+    return multiple // math.gcd(multiple, max(channels, 1))
 
 
 def fewest(axis: Axis, config: PruneConfig) -> int:

@@ -14,7 +14,21 @@ from afina.jobs.machine import available_cores, processor
 RESULTS = Path(__file__).with_name("results")
 RUNS = Path(__file__).parents[2] / "runs" / "quantization"
 LIBRARIES = ("afina", "torch", "torchvision", "timm", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
-_SHOWN = ("accuracy", "agreement", "snr", "simulated", "same", "bytes", "latency", "ratio", "took", "peak", "failed")
+_SHOWN = (
+    "accuracy",
+    "agreement",
+    "snr",
+    "simulated",
+    "same",
+    "bytes",
+    "latency",
+    "ratio",
+    "took",
+    "peak",
+    "onnxruntime",
+    "openvino",
+    "failed",
+)
 
 Row = dict[str, Any]
 

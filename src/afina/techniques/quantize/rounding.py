@@ -15,7 +15,7 @@ from torch import Tensor
 
 from afina.techniques.quantize.grids import Granularity, Grid, quantize
 
-_DAMPING = 1e-4
+_DAMPING, _TINY = 1e-4, 1e-12
 _PANEL = 128
 # Shares of the full range that are tried: with 8 bits and more, clipping never pays.
 _SHRINK, _MANY_BITS = torch.linspace(0.3, 1.0, 36).tolist(), 8
@@ -60,14 +60,14 @@ def round_weights(
         scales: Scales and zero points `[stack, outputs, blocks]` to keep to; found here where None.
     """
     dtype = torch.float64 if weights.shape[2] <= 1024 else torch.float32
-    w, h = weights.to(dtype), _damped(moment.to(dtype))
+    w = weights.to(dtype)
+    h, inverse = _damped(moment.to(dtype))
     energy = _cost(w, h).clamp_min(torch.finfo(dtype).tiny)
     importance = h.diagonal(dim1=1, dim2=2)
     scale, zero = scales or best_scales(w, importance, grid, granularity, power_of_two)
     scale, zero = scale.to(dtype), zero.to(dtype)
     free = grid.bits <= _FEW_BITS and not power_of_two and scales is None
     best: Rounded | None = None
-    inverse = _inverse_factor(h)
     for factor in _FACTORS if free else (1.0,):
         tried = scale * factor
         values = _better_start(w, h, inverse, tried, zero, grid, granularity)
@@ -133,29 +133,22 @@ def _in_blocks(w: Tensor, granularity: Granularity) -> Tensor:
     return padded.reshape(*w.shape[:2], -1, granularity.block)
 
 
-def _damped(h: Tensor) -> Tensor:
-    """With a little added to the diagonal, so that inputs that never vary (or were seen too rarely) do no harm."""
+def _damped(h: Tensor) -> tuple[Tensor, Tensor]:
+    """`h` with a little added to its diagonal, and the upper Cholesky factor of its inverse.
+
+    So inputs that never vary, or were seen too rarely, do no harm. More is added where the factor does not exist yet.
+    """
     diagonal = h.diagonal(dim1=1, dim2=2)
-    damped: Tensor = h + torch.diag_embed(
-        _DAMPING * diagonal.mean(1, keepdim=True).clamp_min(1e-12).expand_as(diagonal)
-    )
-    return damped
-
-
-def _inverse_factor(h: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of `h`."""
-    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    return factor
-
-
-def _better_start(
-    w: Tensor, h: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
-) -> Tensor:
-    """Rounded column by column, or to nearest in the rows where that costs less."""
-    values = _in_order(w, inverse, scale, zero, grid, granularity)
-    s, z = (granularity.spread(t.flatten(0, 1), w.shape[2]).unflatten(0, t.shape[:2]) for t in (scale, zero))
-    nearest = (quantize(w, s, z, grid) - z) * s
-    return torch.where((_cost(nearest - w, h) < _cost(values - w, h))[..., None], nearest, values)
+    mean = diagonal.mean(1, keepdim=True).clamp_min(_TINY)
+    share = _DAMPING
+    while True:
+        damped: Tensor = h + torch.diag_embed((share * mean).expand_as(diagonal))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not bool(failed.any()):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not bool(failed.any()):
+                return damped, upper
+        share *= 10
 
 
 def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity) -> Tensor:

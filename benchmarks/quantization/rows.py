@@ -15,20 +15,9 @@ RESULTS = Path(__file__).with_name("results")
 RUNS = Path(__file__).parents[2] / "runs" / "quantization"
 LIBRARIES = ("afina", "torch", "torchvision", "timm", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 _SHOWN = (
-    "accuracy",
-    "agreement",
-    "snr",
-    "simulated",
-    "same",
-    "bytes",
-    "latency",
-    "ratio",
-    "took",
-    "peak",
-    "onnxruntime",
-    "openvino",
-    "failed",
-)
+    "accuracy", "agreement", "snr", "simulated", "same", "bytes", "latency", "ratio", "took", "peak", "onnxruntime",
+    "openvino", "failed",
+)  # fmt: skip
 
 Row = dict[str, Any]
 

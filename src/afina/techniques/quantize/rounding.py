@@ -151,6 +151,16 @@ def _damped(h: Tensor) -> tuple[Tensor, Tensor]:
         share *= 10
 
 
+def _better_start(
+    w: Tensor, h: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+) -> Tensor:
+    """Row by row, what columns in order give or what rounding to nearest does, whichever costs less."""
+    ordered = _in_order(w, inverse, scale, zero, grid, granularity)
+    s, z = (granularity.spread(value.flatten(0, 1), w.shape[2]).reshape(*w.shape[:2], -1) for value in (scale, zero))
+    nearest = (quantize(w, s, z, grid) - z) * s
+    return torch.where((_cost(ordered - w, h) <= _cost(nearest - w, h))[..., None], ordered, nearest)
+
+
 def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity) -> Tensor:
     """Column by column, the error of each spread over the columns that follow it, in panels."""
     left, values, inputs = w.clone(), torch.empty_like(w), w.shape[2]

@@ -16,7 +16,6 @@ import torch
 from subjects import IMAGES, TRANSFORMERS, Subject
 from torch import Tensor
 
-from afina.graph.network import unlifted
 from afina.runtimes.onnx_file import INPUT
 
 Maker = Callable[[Subject, int, Path], Path]
@@ -126,7 +125,10 @@ def torchao_static(subject: Subject, seed: int, *, quantizer: str, bits: int = 8
         rule = xnnpack.XNNPACKQuantizer().set_global(config)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(unlifted(subject.network.exported()), rule)
+        example = subject.network.example()
+        dynamic = ({0: torch.export.Dim("batch", min=1, max=2**16)},)
+        program = torch.export.export(subject.module.eval(), (example,), dynamic_shapes=dynamic)
+        prepared = prepare_pt2e(program.module(check_guards=False), rule)
         for images in subject.calibration(seed):
             prepared(images)
         module: Module = convert_pt2e(prepared)

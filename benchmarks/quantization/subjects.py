@@ -5,7 +5,8 @@ networks at 224 pixels have random weights: they are compared with themselves in
 like a trained network's all the same, weights are drawn at the scale that keeps the variance, the channels of norms
 differ in scale and offset, residual branches are not scaled away (ConvNeXt's start at 1e-6), the statistics of batch
 norm are taken anew on real images, and the bias of the head centres the outputs, without which one class would win on
-every image. Their images are CIFAR's, enlarged. What outliers of trained transformers cost does not show in them.
+every image. Their images are CIFAR's, enlarged. A deep random network amplifies small differences more than a trained
+one, so that numbers are low; and what outliers of trained transformers cost does not show in them.
 """
 
 import io
@@ -56,12 +57,14 @@ class Subject:
 
     Attributes:
         name: Its name in the rows.
-        network: The network, captured.
+        module: The module, for torchao, which finds its patterns by the modules that a graph came from.
+        network: The same, captured, for everyone else.
         data: Its images.
         held_out: How many of the validation images it is judged on.
     """
 
     name: str
+    module: nn.Module
     network: Network
     data: ImageData
     held_out: int
@@ -96,7 +99,8 @@ def open_subject(name: str, shared: Path) -> Subject:
         data = _cifar(shared)
         module = build_from_file(shared / "models" / "cifar_resnet.py", name, data.task.outputs)
         module.load_state_dict(load_file(shared / "models" / CIFAR[name]))
-        return Subject(name, capture(module.eval(), data.native, data.task), data, data.count("validation"))
+        network = capture(module.eval(), data.native, data.task)
+        return Subject(name, module, network, data, data.count("validation"))
     data = large_images(shared)
     task = TaskSpec("classification", tuple(map(str, range(_CLASSES))))
     spec = InputSpec(224, 224)
@@ -108,7 +112,7 @@ def open_subject(name: str, shared: Path) -> Subject:
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous().clone() for key, value in module.state_dict().items()}, kept)
     module.load_state_dict(load_file(kept))
-    return Subject(name, capture(module.eval(), spec, task), data, HELD_OUT)
+    return Subject(name, module, capture(module.eval(), spec, task), data, HELD_OUT)
 
 
 @lru_cache(maxsize=1)
@@ -157,8 +161,8 @@ def _enliven(module: nn.Module, batches: list[Tensor]) -> None:
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)
         if isinstance(layer, _NORMS) and layer.weight is not None:
-            nn.init.normal_(layer.bias, std=0.3, generator=generator)
-            nn.init.normal_(layer.weight, std=0.5, generator=generator)
+            nn.init.normal_(layer.bias, std=0.1, generator=generator)
+            nn.init.normal_(layer.weight, std=0.2, generator=generator)
             layer.weight.data.exp_()
         if isinstance(scale := getattr(layer, "layer_scale", None), nn.Parameter):
             nn.init.ones_(scale)

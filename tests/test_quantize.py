@@ -1,167 +1,521 @@
-"""int8: close to the float network, weights on the promised grid, bounded memory, named layers."""
+"""Quantization of a network: precisions as asked, noise as promised, every kind of layer, clear errors."""
+
+import itertools
 
 import pytest
+import small_networks
 import torch
-from conftest import DIGITS, SmallNet
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from conftest import DIGITS, GREY, SmallNet, digits
 from torch import nn
+from torch.nn import functional as F
 
+from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
+from afina.graph.cost import layer_rows
 from afina.techniques.context import Context
-from afina.techniques.quantize import QuantizeConfig, apply
-from afina.techniques.quantize.observers import HistogramObserver
-from afina.types import InputSpec, TaskSpec
+from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
+from afina.techniques.quantize.apply import finish, prepare
+from afina.techniques.quantize.config import CALIBRATIONS
+from afina.techniques.quantize.prepared import Prepared
+from afina.training import FitConfig, fit
+from afina.types import TaskSpec
+
+# What is fast, for tests of what does not depend on how well ranges and codes are chosen.
+QUICK = {"calibration": "minmax", "rounding": "nearest", "equalize": "none"}
+FEWER = ("int8", "int6", "int4", "int3", "int2")
 
 
-def _digits(count=256):
-    images = torch.tensor(load_digits().images[:count], dtype=torch.float32)[:, None] / 16
-    return (images - 0.3) / 0.3
+def _context(images: torch.Tensor | None = None, batch: int = 64) -> Context:
+    images = digits(0, 128)[0] if images is None else images
+    return Context(calibration=lambda: iter(images.split(batch)), images=len(images))
 
 
-def _context(images=None):
-    images = _digits() if images is None else images
-    return Context(calibration=lambda: iter(images.split(64)))
+def _outputs(network: Network, images: torch.Tensor) -> torch.Tensor:
+    with network.inference():
+        return network(images)
 
 
-def _signal_to_noise(network: Network, quantized: Network, images: torch.Tensor) -> float:
-    with network.inference(), quantized.inference():
-        exact, rounded = network(images), quantized(images)
-    return float(10 * torch.log10(exact.square().sum() / (exact - rounded).square().sum()))
+def _snr(network: Network, quantized: Network, images: torch.Tensor | None = None) -> float:
+    """Signal-to-noise ratio of the outputs, in dB, on digits that nothing was calibrated on."""
+    images = digits(1438)[0] if images is None else images
+    exact, found = _outputs(network, images), _outputs(quantized, images)
+    return float(10 * torch.log10(exact.square().sum() / (exact - found).square().sum()))
 
 
-def test_outputs_stay_close_to_the_float_networks(small_network):
-    quantized, _ = apply(small_network, QuantizeConfig(), _context())
-    assert _signal_to_noise(small_network, quantized, _digits()) > 25
+def _accuracy(network: Network) -> float:
+    images, targets = digits(1438)
+    return float((_outputs(network, images).argmax(1) == targets).float().mean())
 
 
-@pytest.mark.parametrize("bits", [7, 8])
-def test_weights_are_stored_as_int8_within_the_bits_asked_for(small_network, bits):
-    quantized, record = apply(small_network, QuantizeConfig(weight_bits=bits), _context())
-    limit = 2 ** (bits - 1) - 1
+def _calls(network: Network, name: str) -> list[torch.fx.Node]:
+    return [node for node in network.graph.nodes if name in str(node.target)]
+
+
+# Precisions
+
+
+def test_int8_loses_nothing_that_can_be_seen(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(), _context())
+    assert _snr(digits_network, quantized) > 30
+    assert _accuracy(quantized) >= _accuracy(digits_network) - 0.006
+
+
+def test_four_bit_weights_without_training_lose_next_to_nothing(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(weights="int4"), _context())
+    assert _snr(digits_network, quantized) > 18
+    assert _accuracy(quantized) >= _accuracy(digits_network) - 0.01
+
+
+def test_rounding_by_the_outputs_beats_rounding_to_nearest(digits_network):
+    found = {}
+    for rounding in ("nearest", "gram"):
+        config = QuantizeConfig(weights="int3", activations="none", rounding=rounding)
+        found[rounding] = _snr(digits_network, apply(digits_network, config, _context())[0])
+    assert found["gram"] > found["nearest"] + 3
+
+
+@pytest.mark.parametrize("which", ["weights", "activations"])
+def test_more_bits_make_less_noise(digits_network, which):
+    noise = []
+    for name in FEWER:
+        given = {"weights": "int8", "activations": "int8", which: name}
+        noise.append(_snr(digits_network, apply(digits_network, QuantizeConfig(**given, **QUICK), _context())[0]))
+    assert all(finer > coarser + 1 for finer, coarser in itertools.pairwise(noise)), noise
+
+
+def test_sixteen_bits_are_as_good_as_float(digits_network):
+    config, images = QuantizeConfig(weights="int16", activations="int16", **QUICK), digits(0, 128)[0]
+    assert _snr(digits_network, apply(digits_network, config, _context())[0], images) > 70
+
+
+@pytest.mark.parametrize(("weights", "dtype", "least"), [("fp16", torch.float16, 60), ("bf16", torch.bfloat16, 40)])
+def test_sixteen_bit_floats_are_stored_so_and_computed_in_float(digits_network, weights, dtype, least):
+    quantized, record = apply(digits_network, QuantizeConfig(weights=weights, activations="none"), _context())
+    assert quantized.module.get_buffer("inner.weight").dtype == dtype
+    assert _snr(digits_network, quantized) > least
+    assert {row.precision for row in layer_rows(quantized)} == {weights}
+    assert record.after["bytes"] < 0.52 * record.before["bytes"] + 400
+    assert not _calls(quantized, "quantize_per")
+
+
+@pytest.mark.parametrize("scheme", ["absmax", "affine"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
+def test_weights_are_codes_of_the_bits_asked_for(digits_network, bits, full, scheme):
+    config = QuantizeConfig(weights=f"int{bits}", activations="none", scheme=scheme, full_range=full, **QUICK)
+    quantized, record = apply(digits_network, config, _context())
+    lowest = -(2 ** (bits - 1)) + (scheme == "absmax" and not full)
+    assert record.touched == ("stem", "down", "inner", "head")
     for name in record.touched:
-        weight = quantized.module.get_buffer(f"{name}.weight")
-        assert weight.dtype == torch.int8
-        assert weight.abs().max() <= limit
+        codes = quantized.module.get_buffer(f"{name}.weight")
+        assert codes.dtype == (torch.int16 if bits == 16 else torch.int8)
+        assert codes.min() >= lowest
+        assert codes.max() <= 2 ** (bits - 1) - 1
+        zeros = quantized.module.get_buffer(f"{name}.weight_zero_point")
+        assert scheme == "affine" or not zeros.any()
 
 
-def test_every_layer_is_reported_under_the_users_name(small_network):
-    _, record = apply(small_network, QuantizeConfig(skip=("inner",)), _context())
-    assert set(record.touched) == {"stem", "head"}
-    assert set(record.skipped) == {"inner"}
-    assert record.after["bytes"] < record.before["bytes"]
+def test_int8_keeps_to_seven_bits_where_the_processor_saturates(digits_network):
+    quantized, record = apply(digits_network, QuantizeConfig(weight_bits=7, **QUICK), _context())
+    assert all(quantized.module.get_buffer(f"{name}.weight").abs().max() <= 63 for name in record.touched)
 
 
-def test_the_input_network_is_left_as_it_was(small_network):
-    before = {name: value.clone() for name, value in small_network.module.state_dict().items()}
-    nodes = [node.name for node in small_network.graph.nodes]
-    apply(small_network, QuantizeConfig(), _context())
-    assert nodes == [node.name for node in small_network.graph.nodes]
-    assert all(torch.equal(before[name], value) for name, value in small_network.module.state_dict().items())
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block:9", "block:40"])
+def test_scales_are_shared_as_asked(digits_network, granularity):
+    config = QuantizeConfig(weights="int4", activations="none", granularity=granularity, **QUICK)
+    quantized, _ = apply(digits_network, config, _context())
+    scale, codes = (quantized.module.get_buffer(f"inner.weight{end}") for end in ("_scale", ""))
+    if granularity == "tensor":
+        assert scale.unique().numel() == 1
+    elif granularity == "channel":
+        assert scale.unique().numel() == len(scale) == 32
+    else:
+        block = int(granularity.removeprefix("block:"))
+        assert scale.numel() == 32 * -(-288 // block)
+        assert codes.shape == (scale.numel(), block)
+    assert _snr(digits_network, quantized) > 10
 
 
-def test_a_quantized_network_saves_and_loads_with_equal_outputs(small_network, tmp_path):
-    quantized, _ = apply(small_network, QuantizeConfig(), _context())
+def test_finer_granularity_makes_less_error_in_the_weights(digits_network):
+    found = []
+    for granularity in ("block:9", "channel", "tensor"):
+        config = QuantizeConfig(weights="int3", activations="none", granularity=granularity, **QUICK)
+        prepared, _ = prepare(Source.of(digits_network), config, _context())
+        weight = prepared.network.module.get_parameter("inner.weight").detach()
+        found.append(float((prepared.weights["inner.weight"](weight) - weight).detach().square().sum()))
+    assert found[0] < 0.8 * found[1] < 0.8 * found[2]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gram"])
+def test_scales_are_powers_of_two_where_asked(digits_network, rounding):
+    config = QuantizeConfig(weights="int4", power_of_two=True, rounding=rounding, calibration="mse", equalize="none")
+    quantized, record = apply(digits_network, config, _context())
+    scales = [quantized.module.get_buffer(f"{name}.weight_scale") for name in record.touched]
+    scales += [torch.tensor(node.args[1]) for node in _calls(quantized, "dequantize_per_tensor")]
+    assert len(scales) > len(record.touched)
+    assert all((torch.frexp(scale)[0] == 0.5).all() for scale in scales)
+    assert _snr(digits_network, quantized) > 8
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+def test_every_way_to_find_ranges_works_and_is_named(digits_network, calibration):
+    config = QuantizeConfig(calibration=calibration, rounding="nearest", equalize="none")
+    quantized, record = apply(digits_network, config, _context())
+    assert _snr(digits_network, quantized) > 24
+    told = next(note for note in record.notes if note.startswith("Ranges of activations"))
+    assert calibration == "auto" or calibration in told
+
+
+def test_auto_is_about_as_good_as_the_best_way_to_find_ranges(digits_network):
+    found = {}
+    for calibration in CALIBRATIONS:
+        config = QuantizeConfig(activations="int4", calibration=calibration, rounding="nearest", equalize="none")
+        found[calibration] = _snr(digits_network, apply(digits_network, config, _context())[0])
+    auto = found.pop("auto")
+    assert auto > max(found.values()) - 1.5, (auto, found)
+
+
+def test_each_layer_can_have_a_precision_of_its_own(digits_network):
+    layers = (("stem", FLOAT), ("down", Precision("int4", "int8")), ("head", Precision("bf16", "none")))
+    quantized, record = apply(digits_network, QuantizeConfig(layers=layers, **QUICK), _context())
+    rows = {row.name: row.precision for row in layer_rows(quantized)}
+    assert rows == {"stem": "fp32", "down": "int4", "inner": "int8", "head": "bf16"}
+    assert record.skipped == {"stem": "asked to stay in float"}
+    assert set(record.touched) == {"down", "inner", "head"}
+    assert record.step.config["layers"]["down"] == "int4 x int8"
+
+
+# The record
+
+
+def test_the_record_has_precision_and_noise_of_every_layer(digits_network):
+    _, record = apply(digits_network, QuantizeConfig(weights="int4", **QUICK), _context())
+    assert set(record.layers) == {"stem", "down", "inner", "head"}
+    for row in record.layers.values():
+        assert row["precision"] == "int4 x int8"
+        assert 5 < row["snr_db"] < 60
+
+
+def test_the_bytes_of_the_record_are_those_of_codes_scales_and_biases(digits_network):
+    _, record = apply(digits_network, QuantizeConfig(weights="int2", **QUICK), _context())
+    weights, outputs = 144 + 4608 + 9216 + 320, 16 + 32 + 32 + 10
+    assert record.after["bytes"] == weights / 4 + 4 * outputs + 4 * outputs
+    assert record.after["macs"] == record.before["macs"]
+
+
+def test_layers_whose_weights_reach_far_are_pointed_out(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("inner.weight")[3, 4, 1, 1] = 9.0
+    _, record = apply(network, QuantizeConfig(**QUICK), _context())
+    assert record.layers["inner"]["weights_reach"] > 20
+    assert "weights_reach" not in record.layers["down"]
+
+
+# What is left as it was, what is the same again
+
+
+def test_the_input_network_is_left_as_it_was(digits_network):
+    before = {name: value.clone() for name, value in digits_network.module.state_dict().items()}
+    nodes = [node.name for node in digits_network.graph.nodes]
+    apply(digits_network, QuantizeConfig(weights="int4"), _context())
+    assert nodes == [node.name for node in digits_network.graph.nodes]
+    assert all(torch.equal(before[name], value) for name, value in digits_network.module.state_dict().items())
+
+
+PRECISIONS = {
+    "int8": {},
+    "int4 in blocks with a tail": {"weights": "int4", "granularity": "block:20"},
+    "int2 alone": {"weights": "int2", "activations": "none"},
+    "int16": {"weights": "int16", "activations": "int16"},
+    "affine": {"weights": "int4", "scheme": "affine", "activations": "int4"},
+    "fp16": {"weights": "fp16", "activations": "none"},
+    "bf16": {"weights": "bf16", "activations": "none"},
+}
+
+
+@pytest.mark.parametrize("case", PRECISIONS)
+def test_a_quantized_network_saves_and_loads_with_equal_outputs_for_any_batch(digits_network, case, tmp_path):
+    quantized, _ = apply(digits_network, QuantizeConfig(**PRECISIONS[case], **QUICK), _context())
     loaded = Network.load(quantized.save(tmp_path / "q.pt2"))
-    with quantized.inference(), loaded.inference():
-        assert torch.equal(quantized(_digits()), loaded(_digits()))
+    assert (loaded.input, loaded.task) == (digits_network.input, digits_network.task)
+    for batch in (1, 3, 40):
+        images = digits(0, batch)[0]
+        assert torch.equal(_outputs(quantized, images), _outputs(loaded, images))
 
 
-def test_the_same_images_give_the_same_result(small_network):
-    first, _ = apply(small_network, QuantizeConfig(), _context())
-    second, _ = apply(small_network, QuantizeConfig(), _context())
-    assert torch.equal(first(_digits()), second(_digits()))
+def test_the_same_images_give_the_same_result(digits_network):
+    config = QuantizeConfig(weights="int3")
+    first, second = (apply(digits_network, config, _context())[0] for _ in range(2))
+    assert torch.equal(_outputs(first, digits()[0]), _outputs(second, digits()[0]))
 
 
-def test_shared_weights_get_scales_of_their_own():
-    class Tied(SmallNet):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.relu(self.norm(self.stem(x)))
-            return self.head(torch.relu(self.inner(torch.relu(self.inner(x)))).mean(dim=(2, 3)))
+def test_what_is_simulated_is_what_is_written(digits_network):
+    prepared, notes = prepare(Source.of(digits_network), QuantizeConfig(weights="int4", **QUICK), _context())
+    images = digits(1438)[0]
+    simulated = _outputs(prepared.network, images)
+    written, _ = finish(digits_network, prepared, _context(), notes, 0.0)
+    # Biases are put on the steps of their products when the graph is written: far below a step of the outputs.
+    assert _snr(prepared.network, written) > 35
+    assert (simulated.argmax(1) == _outputs(written, images).argmax(1)).float().mean() > 0.995
 
+
+def test_one_calibration_serves_many_precisions(digits_network):
+    source, passes = Source.of(digits_network), []
+
+    def calibration():
+        passes.append(1)
+        return iter(digits(0, 64)[0].split(32))
+
+    context = Context(calibration=calibration, images=64)
+    Prepared(source, QuantizeConfig()).watch(context)
+    Prepared(source, QuantizeConfig(weights="int4", activations="int4")).watch(context)
+    assert len(passes) == 1
+
+
+# Placement
+
+
+def test_an_activation_is_quantized_once_and_the_output_stays_float(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(**QUICK), _context())
+    codes = _calls(quantized, "quantized_decomposed.quantize_per_tensor")
+    sources = [node.args[0].name for node in codes]
+    assert len(sources) == len(set(sources))
+    # The image, three activations, the inner convolution's own output, the mean.
+    assert len(sources) == 6
+    output = next(node for node in quantized.graph.nodes if node.op == "output")
+    assert "linear" in str(output.all_input_nodes[0].target)
+
+
+def test_biases_are_whole_steps_of_their_products(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(**QUICK), _context())
+    for node in _calls(quantized, "aten.conv2d"):
+        step = quantized.module.get_buffer(str(node.args[1].args[1].target)).double() * node.args[0].args[1]
+        steps = quantized.module.get_parameter(str(node.args[2].target)).double() / step
+        assert torch.allclose(steps, steps.round(), atol=2e-3)
+
+
+def test_sums_stay_in_float_where_asked(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(sums=False, **QUICK), _context())
+    assert len(_calls(quantized, "quantized_decomposed.quantize_per_tensor")) == 5
+    (added,) = _calls(quantized, "aten.add")
+    assert "mean" in str(next(iter(next(iter(added.users)).users)).target)
+
+
+# Layers of every kind
+
+LAYERS = ("conv", "linear")
+NETWORKS = (
+    "depthwise", "grouped", "other_ranks", "transposed", "squeeze_excitation", "flattened", "shuffled_channels",
+    "padded_shortcut", "split_and_permuted", "other_norms", "shuffled_pixels", "vision_transformer", "encoder_layer",
+    "windows", "chain", "products", "residual",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_of_every_kind_are_quantized_with_little_noise_or_named(name):
     torch.manual_seed(0)
-    network = capture(Tied(), InputSpec(8, 8, (0.3,), (0.3,), "L"), DIGITS)
-    quantized, _ = apply(network, QuantizeConfig(), _context())
-    assert _signal_to_noise(network, quantized, _digits()) > 20
+    network = small_networks.network_of(getattr(small_networks, name)())
+    images = torch.randn(48, *network.input.shape, generator=torch.Generator().manual_seed(1))
+    config = QuantizeConfig(calibration="minmax", equalize="none")
+    quantized, record = apply(network, config, _context(images, 16))
+    # Norms and attention divide by what they see: noise counts for more there.
+    assert _snr(network, quantized, images) > 18
+    assert _outputs(quantized, images[:1]).shape == (1, 3)
+    # What multiplies by a bare parameter (einsum, matmul) is no layer that could be named.
+    layers = {row.name for row in layer_rows(network) if row.macs and row.parameters and row.kind.startswith(LAYERS)}
+    assert layers <= {name.removesuffix(".in_proj_weight") for name in (*record.touched, *record.skipped)}
 
 
-def test_no_images_is_one_clear_error(small_network):
-    with pytest.raises(InputError, match="calibrate"):
-        apply(small_network, QuantizeConfig(), Context())
+def test_transposed_convolutions_stay_in_float_and_say_why():
+    network = small_networks.network_of(small_networks.transposed())
+    images = torch.randn(8, *network.input.shape)
+    _, record = apply(network, QuantizeConfig(**QUICK), _context(images))
+    assert set(record.skipped) == {"up", "grouped"}
+    assert all("transposed" in why for why in record.skipped.values())
+
+
+class _Tied(nn.Module):
+    """One convolution that is used twice, on inputs of other sizes."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1, bias=bias)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.inner(torch.relu(self.stem(x))))
+        return self.head(torch.relu(self.inner(4 * x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("weights", "least"), [("int8", 25), ("int4", 12)])
+def test_weights_that_layers_share_get_scales_of_their_own(bias, weights, least):
+    torch.manual_seed(0)
+    network = capture(_Tied(bias), GREY, DIGITS)
+    quantized, record = apply(network, QuantizeConfig(weights=weights), _context())
+    assert len(record.touched) == 4
+    assert _snr(network, quantized) > least
+
+
+@pytest.mark.parametrize("wide", [9000])
+@pytest.mark.parametrize("granularity", ["channel", "block:64", "block:100"])
+def test_very_wide_layers_are_taken_in_blocks(wide, granularity):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, wide // 36, 3), nn.ReLU(), nn.Flatten(), nn.Linear(wide, 10))
+    network = capture(module, GREY, DIGITS)
+    found = []
+    for rounding in ("nearest", "gram"):
+        config = QuantizeConfig(
+            weights="int3", activations="none", granularity=granularity, rounding=rounding, equalize="none"
+        )
+        found.append(_snr(network, apply(network, config, _context(batch=32))[0]))
+    # Blocks of 100 cross the blocks of 1,024 inputs that the layer is taken in: its codes stay the nearest.
+    assert found[1] > found[0] + (-1 if granularity == "block:100" else 2)
+
+
+def test_networks_that_give_numbers_are_quantized_too():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
+    network = capture(module, GREY, TaskSpec("regression", ("count",)))
+    assert _snr(network, apply(network, QuantizeConfig(), _context())[0]) > 25
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 64), (3, 64), (5, 2)])
+def test_few_images_are_enough_to_run(digits_network, count, batch):
+    quantized, _ = apply(digits_network, QuantizeConfig(), _context(digits(0, count)[0], batch))
+    assert _outputs(quantized, digits(0, 7)[0]).isfinite().all()
+
+
+# Constant and broken activations
+
+
+class _Dead(SmallNet):
+    """Its inner activations are zero, and a gate never varies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        dead = torch.relu(self.inner(x) - 1e4)
+        return self.head((F.hardsigmoid(dead + 9) * x + self.inner(dead)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+def test_activations_that_never_vary_do_no_harm_and_are_named(calibration):
+    torch.manual_seed(0)
+    network = capture(_Dead(), GREY, DIGITS)
+    quantized, record = apply(network, QuantizeConfig(calibration=calibration, equalize="none"), _context())
+    assert _snr(network, quantized) > 20
+    assert any("never varied" in note for note in record.notes)
+
+
+def test_black_images_alone_do_no_harm(digits_network):
+    quantized, record = apply(digits_network, QuantizeConfig(), _context(torch.zeros(8, 1, 8, 8)))
+    assert _outputs(quantized, digits(0, 8)[0]).isfinite().all()
+    assert any("never varied" in note for note in record.notes)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_one_clear_error_that_names_where(digits_network, wrong):
+    images = digits(0, 64)[0].clone()
+    images[3, 0, 2, 2] = wrong
+    with pytest.raises(AfinaError, match=r"(?s)not finite.*input|not finite.*x"):
+        apply(digits_network, QuantizeConfig(), _context(images))
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("down.weight")[0, 0, 0, 0] = wrong
+    with pytest.raises(AfinaError, match=r"(?s)not finite numbers.*(conv2d|relu)_1 gives"):
+        apply(network, QuantizeConfig(), _context())
+
+
+@pytest.mark.xfail(reason="a weight that is not finite is not yet named", raises=FloatingPointError, strict=False)
+def test_weights_that_are_not_finite_are_one_clear_error_that_names_the_layer(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("down.weight")[0, 0, 0, 0] = float("nan")
+    with pytest.raises(AfinaError, match=r"(?s)down.*finite|finite.*down"):
+        apply(network, QuantizeConfig(activations="none", rounding="nearest"), _context())
+
+
+# What cannot be
+
+
+def test_no_images_is_one_clear_error(digits_network):
     with pytest.raises(InputError, match="no calibration images"):
-        apply(small_network, QuantizeConfig(), Context(calibration=lambda: iter(())))
+        apply(digits_network, QuantizeConfig(), Context())
+    with pytest.raises(InputError, match="no calibration images"):
+        apply(digits_network, QuantizeConfig(), Context(calibration=lambda: iter(())))
 
 
-def test_activations_that_are_not_finite_are_one_clear_error(small_network):
-    images = _digits().clone()
-    images[0, 0, 0, 0] = float("nan")
-    with pytest.raises(AfinaError, match="not finite"):
-        apply(small_network, QuantizeConfig(), _context(images))
+def test_weights_alone_need_no_images(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(weights="int8", activations="none"), Context())
+    assert _snr(digits_network, quantized) > 30
 
 
-def test_a_network_without_weights_is_nothing_to_do():
+def test_nothing_to_change_is_said():
     class Plain(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)[:, :10]
 
-    network = capture(Plain(), InputSpec(8, 8, (0.3,), (0.3,), "L"), DIGITS)
     with pytest.raises(NothingToDo):
-        apply(network, QuantizeConfig(), _context())
+        apply(capture(Plain(), GREY, DIGITS), QuantizeConfig(), _context())
 
 
-def test_bits_that_do_not_exist_are_refused():
-    with pytest.raises(InputError, match="weight_bits"):
-        QuantizeConfig(weight_bits=3)
+def test_all_layers_in_float_is_nothing_to_do(digits_network):
+    layers = tuple((name, FLOAT) for name in ("stem", "down", "inner", "head"))
+    with pytest.raises(NothingToDo, match="asked to stay in float"):
+        apply(digits_network, QuantizeConfig(layers=layers), _context())
 
 
-def test_a_constant_activation_does_not_break_the_scale():
-    observer = HistogramObserver(torch.uint8, 0, 255)
-    observer(torch.zeros(4, 4))
-    scale, zero = observer.calculate_qparams()
-    assert scale.item() > 0
-    assert zero.item() == 0
+WRONG = {
+    "weights": ({"weights": "int9"}, "int8"),
+    "weights that are misspelt": ({"weights": "in4"}, "Did you mean int4"),
+    "activations": ({"activations": "fp16"}, "activations"),
+    "float weights with integer activations": ({"weights": "fp16", "activations": "int8"}, "no runtime"),
+    "granularity": ({"granularity": "row"}, "channel"),
+    "scheme": ({"scheme": "symmetric"}, "absmax"),
+    "calibration": ({"calibration": "min"}, "minmax"),
+    "rounding": ({"rounding": "adaround"}, "gram"),
+    "equalize": ({"equalize": "yes"}, "auto"),
+    "weight bits": ({"weight_bits": 3}, "7 or 8"),
+    "fused": ({"fused": "most"}, "fused"),
+}
 
 
-_values = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50)
+@pytest.mark.parametrize("case", WRONG)
+def test_options_that_do_not_exist_are_refused_with_those_that_do(case):
+    given, expected = WRONG[case]
+    with pytest.raises(InputError, match=r"(?s)" + expected):
+        QuantizeConfig(**given)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(_values, min_size=1, max_size=4))
-def test_the_chosen_range_holds_zero_exactly_and_never_loses_more_than_the_full_range(batches):
-    observer = HistogramObserver(torch.uint8, 0, 255)
-    for batch in batches:
-        observer(torch.tensor(batch))
-    scale, zero = (float(v) for v in observer.calculate_qparams())
-    assert scale > 0
-    assert 0 <= zero <= 255
-    values = torch.tensor([v for batch in batches for v in batch], dtype=torch.float64)
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    plain = max((high - low) / 255, 1e-9)
-    mine = _error(values, scale, zero)
-    full = _error(values, plain, round(-low / plain))
-    # The histogram knows a value to half a bin; the reach is at most twice the largest value.
-    bin_error = (2 * 2 * max(-low, high) / 8192) ** 2 * len(values)
-    assert mine <= full * 1.05 + bin_error + (2 * full * bin_error) ** 0.5 + 1e-9
+# Training
 
 
-def _error(values: torch.Tensor, scale: float, zero: float) -> float:
-    codes = (torch.round(values / scale) + zero).clamp(0, 255)
-    return float(((codes - zero) * scale - values).square().sum())
+@pytest.mark.parametrize(
+    ("weights", "activations", "learn", "gain"), [("int2", "int8", True, 0.05), ("int4", "int4", False, -0.006)]
+)
+def test_training_with_simulated_integers_wins_back_what_few_bits_lose(
+    digits_network, weights, activations, learn, gain
+):
+    config = QuantizeConfig(weights=weights, activations=activations, rounding="nearest", equalize="none")
+    prepared, notes = prepare(Source.of(digits_network), config, _context())
+    before = _accuracy(prepared.network)
+    prepared.learn(learn)
+    training = FitConfig(
+        epochs=2, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, schedule="cosine", batch_size=64
+    )
+    trained, _ = fit(prepared.network, open_data("digits"), training, teacher=prepared.source.network)
+    prepared.adopt(trained)
+    quantized, _ = finish(digits_network, prepared, _context(), notes, 0.0)
+    assert _accuracy(quantized) >= before + gain
+    assert _accuracy(quantized) >= _accuracy(digits_network) - 0.05
+    assert {row.precision for row in layer_rows(quantized)} == {weights}
 
 
-def test_memory_does_not_grow_with_the_number_of_images():
-    observer = HistogramObserver(torch.uint8, 0, 255)
-    for scale in (0.01, 1, 100, 1e4):
-        observer(torch.randn(1000) * scale)
-    assert observer.counts.numel() == 8192
-    assert observer.counts.sum() == 4000
-
-
-def test_regression_networks_are_quantized_too():
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
-    network = capture(module, InputSpec(8, 8, (0.3,), (0.3,), "L"), TaskSpec("regression", ("count",)))
-    quantized, _ = apply(network, QuantizeConfig(), _context())
-    assert _signal_to_noise(network, quantized, _digits()) > 25
+def test_scales_are_trained_only_where_asked(digits_network):
+    prepared = Prepared(Source.of(digits_network), QuantizeConfig(**QUICK))
+    scales = [edge.scale for edge in (*prepared.activations.values(), *prepared.weights.values())]
+    assert not any(scale.requires_grad for scale in scales)
+    prepared.learn(True)
+    assert all(scale.requires_grad for scale in scales)

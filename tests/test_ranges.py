@@ -100,6 +100,23 @@ def test_the_entropy_keeps_the_whole_of_a_uniform_distribution():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_zeros_behind_a_relu_do_not_narrow_the_range(method):
+    x = torch.randn(60_000, generator=torch.Generator().manual_seed(0)).relu()
+    low, high = range_of(_seen(x), BYTE, method)
+    assert low == 0
+    assert high > 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_end_that_many_values_share_is_kept(method):
+    """Black is a large part of many images, and the least value there is."""
+    x = torch.cat([torch.full((4000,), -1.0), torch.linspace(-1, 2.3, 6000)])
+    low, high = range_of(_seen(x), BYTE, method)
+    assert low < -0.97
+    assert high > 2.2
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("x", [torch.zeros(9), torch.full((9,), 3.0), torch.full((9,), -3.0), torch.rand(99) * 0.1 + 5])
 def test_values_that_never_vary_or_stay_far_from_zero_have_a_range(method, x):
     low, high = range_of(_seen(x), BYTE, method)

@@ -11,6 +11,7 @@ from afina.techniques.quantize.grids import Grid
 Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BINS = 8192
 _SHRINK_STEPS = 64
+_COUNTED = 2**18
 _SMALLEST_SHRINK, _SHRINKS = 0.4, 5
 _SHARE_KEPT = 0.9999
 _MEMORY = 0.9
@@ -48,7 +49,9 @@ class Histogram:
         )
         self._reach_for(max(-low, high))
         if self.reach:
-            self.counts += torch.histc(values, _BINS, -self.reach, self.reach).double().cpu()
+            # Of large activations a part is counted: what a histogram says of them does not change with more.
+            part = values.flatten()[:: max(1, values.numel() // _COUNTED)]
+            self.counts += torch.histc(part, _BINS, -self.reach, self.reach).double().cpu()
         else:
             self.counts[_BINS // 2] += values.numel()
 
@@ -58,9 +61,10 @@ class Histogram:
         return self.reach == 0 or bool((self.counts > 0).sum() <= 1)
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """The middles of the bins that were hit, and their counts (float64)."""
+        """The middles of the bins that were hit, no further out than the extremes, and their counts (float64)."""
         used = self.counts.nonzero().squeeze(1)
-        return (used.double() + 0.5) * (2 * self.reach / _BINS) - self.reach, self.counts[used]
+        middles = (used.double() + 0.5) * (2 * self.reach / _BINS) - self.reach
+        return middles.clamp(self.low, self.high), self.counts[used]
 
     def _reach_for(self, largest: float) -> None:
         if not self.reach:
@@ -99,7 +103,7 @@ def _percentile(seen: Histogram, grid: Grid) -> tuple[float, float]:
     last = len(centers) - 1
     first = min(int(torch.searchsorted(share, outside)), last)
     end = min(int(torch.searchsorted(share, 1 - outside)), last)
-    return max(float(centers[first]), seen.low), min(float(centers[end]), seen.high)
+    return float(centers[first]), float(centers[end])
 
 
 def _mse(seen: Histogram, grid: Grid) -> tuple[float, float]:
@@ -126,8 +130,13 @@ def _mse(seen: Histogram, grid: Grid) -> tuple[float, float]:
 
 
 def _entropy(seen: Histogram, grid: Grid) -> tuple[float, float]:
-    """The range of least relative entropy KL(p, q) (Migacz 2017): p clipped to it, q what its codes can tell apart."""
+    """The range of least relative entropy KL(p, q) (Migacz 2017): p clipped to it, q what its codes can tell apart.
+
+    Zeros are left out: every grid holds them exactly, and behind a ReLU they would outweigh all else.
+    """
     centers, counts = seen.values()
+    varied = centers.abs() > 2 * seen.reach / _BINS
+    centers, counts = centers[varied], counts[varied]
     codes = min(2**grid.bits, _MOST_CODES)
     best, least = (seen.low, seen.high), float("inf")
     for shrink in torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS // 2).tolist():

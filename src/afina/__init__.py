@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 _JOBS = (
-    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "quantize", "report", "sensitivity", "sparsify",
+    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "quantize", "report", "sensitivity",
+    "sparsify",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",

@@ -173,7 +173,7 @@ def _quick(source: Source, config: QuantizeConfig, context: Context) -> Network:
         prepared.watch(context)
     for edge in prepared.activations.values():
         edge.choose("minmax")
-    round_layers(prepared, context)
+    round_layers(prepared, Context())
     return prepared.convert()
 
 

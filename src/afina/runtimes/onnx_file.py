@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from afina.graph import Network
 
-# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13; later ones add types, which are
-# used only where weights of few bits are stored in them. ONNX Runtime fuses the same graph to the same QLinear
+# Opset 20: QuantizeLinear/DequantizeLinear are complete for int8 (per channel) since 13; later ones add types, which
+# are used only where weights of few bits are stored in them. ONNX Runtime fuses the same graph to the same QLinear
 # operators at 20, 21 and 23 (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
 OPSET = 20
 

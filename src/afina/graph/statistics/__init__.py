@@ -1,13 +1,14 @@
 """What a calibration stream says of a network's layers, and the weights that it calls best.
 
 `readers` sees each layer as a matrix, `moments` sums what the layers read, `refit` solves for weights by least squares,
-`effect` compares outputs.
+`effect` compares outputs, `watching` looks at single nodes.
 """
 
 from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
 from afina.graph.statistics.refit import add_constant, constant_of, passes, put, refit, solve
+from afina.graph.statistics.watching import watch
 
 __all__ = [
     "Effect",
@@ -24,4 +25,5 @@ __all__ = [
     "refit",
     "solve",
     "tried",
+    "watch",
 ]

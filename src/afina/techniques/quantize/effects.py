@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from afina.graph.network import Network
+from afina.graph.statistics import watch
 from afina.progress import Progress
 from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Grid
 from afina.techniques.quantize.prepared import Prepared, outputs
-from afina.techniques.quantize.quantizer import WEIGHTED, layer_name
+from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name
 from afina.techniques.quantize.weights import take_nearest
 
 _BATCH = 4
@@ -48,31 +49,20 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
     """Signal-to-noise ratio in dB of each layer's output, by node."""
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
-    with reference.inference(), network.inference():
-        for part in images.split(_BATCH):
-            exact = _Outputs(reference).of(part.to(reference.device))
-            for name, value in _Outputs(network).of(part.to(network.device)).items():
-                signal[name] = signal.get(name, 0.0) + float(exact[name].double().square().sum())
-                noise[name] = noise.get(name, 0.0) + float((value - exact[name]).double().square().sum())
-    return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in signal}
+    exact: dict[str, Tensor] = {}
 
+    def remember(node: Node, value: Tensor) -> None:
+        exact[node.name] = value
+        signal[node.name] = signal.get(node.name, 0.0) + float(value.double().square().sum())
 
-class _Outputs(Interpreter):
-    """Runs a graph and keeps what its layers give."""
+    def subtract(node: Node, value: Tensor) -> None:
+        error = (value - exact.pop(node.name)).double()
+        noise[node.name] = noise.get(node.name, 0.0) + float(error.square().sum())
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(network.module)
-        self._kept: dict[str, Tensor] = {}
-
-    def of(self, images: Tensor) -> dict[str, Tensor]:
-        self.run(images)
-        return self._kept
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.target in WEIGHTED:
-            self._kept[n.name] = result
-        return result
+    for part in images.split(_BATCH):
+        watch(reference, part, is_layer, remember)
+        watch(network, part, is_layer, subtract)
+    return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in noise}
 
 
 @dataclass(frozen=True)

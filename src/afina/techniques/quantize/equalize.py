@@ -13,16 +13,16 @@ al. 2023, arXiv 2211.10438, equation 4, for norms before linear layers.)
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
+from afina.graph.statistics import watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.prepared import Prepared, Source, outputs
@@ -37,7 +37,7 @@ _PRODUCERS = frozenset(("conv1d", "conv2d", "conv3d", "linear", "layer_norm"))
 _READERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
 _STRENGTHS = (0.5, 0.75)
 _IMAGES, _FEWEST = 64, 8
-_WORK = 1e11
+_WORK = 4e10
 # The network's outputs must gain this share for scale to be moved.
 _WORTH = 0.03
 _MOST_SCALE, _TINY = 100.0, 1e-8
@@ -140,18 +140,13 @@ def _reach(network: Network, links: Iterable[Link], images: Tensor) -> dict[str,
     wanted = {link.last.name: op_name(link.producer) in ("linear", "layer_norm") for link in links}
     found: dict[str, Tensor] = {}
 
-    class Watch(Interpreter):
-        def run_node(self, n: Node) -> Any:
-            value = super().run_node(n)
-            if n.name in wanted:
-                channel = value.ndim - 1 if wanted[n.name] else 1
-                reach = value.detach().abs().transpose(0, channel).flatten(1).amax(1)
-                found[n.name] = torch.maximum(found[n.name], reach) if n.name in found else reach
-            return value
+    def tell(node: Node, value: Tensor) -> None:
+        channel = value.ndim - 1 if wanted[node.name] else 1
+        reach = value.abs().transpose(0, channel).flatten(1).amax(1)
+        found[node.name] = torch.maximum(found[node.name], reach) if node.name in found else reach
 
-    with network.inference():
-        for part in images.split(_FEWEST):
-            Watch(network.module).run(part.to(network.device))
+    for part in images.split(_FEWEST):
+        watch(network, part, lambda node: node.name in wanted, tell)
     return found
 
 
@@ -198,5 +193,5 @@ def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Tensor)
         prepared.watch(quick)
     for edge in prepared.activations.values():
         edge.choose("minmax")
-    round_layers(prepared, quick)
+    round_layers(prepared, Context())
     return float((outputs(prepared.network, images) - exact).square().sum())

@@ -170,6 +170,11 @@ class Placement(Quantizer):
         return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power))
 
 
+def is_layer(node: Node) -> bool:
+    """Whether a node multiplies by a weight that can be quantized."""
+    return node.target in WEIGHTED
+
+
 def layer_name(node: Node) -> str:
     """Name of the layer that `node` computes, as in the user's model: that of its weight without `.weight`."""
     weight = node.args[1] if len(node.args) > 1 else None

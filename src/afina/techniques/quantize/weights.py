@@ -1,20 +1,28 @@
 """Rounding the weights of a prepared network, layer by layer, and making up for it in the biases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
+from afina.graph.axes.builder import op_name
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
 from afina.graph.propagate import attribute
-from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
+from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes, watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
 from afina.techniques.quantize.prepared import Prepared
+from afina.techniques.quantize.quantizer import is_layer
 from afina.techniques.quantize.rounding import best_scales, round_weights
 
 # From this precision on, rounding to nearest loses next to nothing.
 _ENOUGH_BITS, _PASSES, _IMAGES = 8, 4, 128
+# Up to this much work, second moments are looked at for 8 bits too.
+_MOST_WORK, _ROWS_PER_COLUMN = 3e11, 8
+_IMAGES_FOR_BIASES, _PASSES_FOR_BIASES, _BATCH = 32, 3, 8
 _RIDGE = 1e-3
 _TINY = 1e-12
 
@@ -30,7 +38,8 @@ def round_layers(prepared: Prepared, context: Context) -> list[str]:
     if not edges:
         return []
     if method == "nearest":
-        return [f"Weights of {len(edges)} layers rounded to nearest."]
+        corrected = _correct_biases(prepared, context) if context.calibration is not None else 0
+        return [f"Weights of {len(edges)} layers rounded to nearest, {corrected} biases corrected."]
     readers = {name: reader for name, reader in find_readers(prepared.source.network).items() if name in edges}
     readers = {name: reader for name, reader in readers.items() if _takes(reader, edges[name])}
     done = _by_outputs(prepared, readers, context)
@@ -43,7 +52,52 @@ def _method(prepared: Prepared, context: Context) -> str:
         return "nearest"
     if asked != "auto":
         return asked
-    return "gram"
+    few = any(edge.half is None and edge.grid.bits < _ENOUGH_BITS for edge in prepared.weights.values())
+    return "gram" if few or _gram_work(prepared) < _MOST_WORK else "nearest"
+
+
+def _gram_work(prepared: Prepared) -> float:
+    """Multiply-accumulates that the second moments of what the layers read take, about."""
+    module = prepared.network.module
+    inputs = [float(module.get_parameter(name)[0].numel()) for name in prepared.weights]
+    return sum(_ROWS_PER_COLUMN * count**3 for count in inputs)
+
+
+def _correct_biases(prepared: Prepared, context: Context) -> int:
+    """Add to each bias what rounding takes from its outputs on average, in groups of layers in the graph's order.
+
+    (Nagel et al. 2019, arXiv 1906.04721, section 4.2, with the means measured.)
+    """
+    reference, network = prepared.source.network, prepared.network
+    images = context.first(float(cost_of(reference).macs))[:_IMAGES_FOR_BIASES]
+    nodes = [n for n in reference.graph.nodes if is_layer(n) and len(n.args) > 2 and isinstance(n.args[2], Node)]
+    names = {node.name: str(node.args[2].target) for node in nodes}
+    wanted = _mean_outputs(reference, images, names)
+    size = max(1, math.ceil(len(nodes) / _PASSES_FOR_BIASES))
+    for start in range(0, len(nodes), size):
+        part = [node.name for node in nodes[start : start + size]]
+        given = _mean_outputs(network, images, part)
+        with torch.no_grad():
+            for node in part:
+                value: Tensor = attribute(network.module, names[node])
+                value += (wanted[node] - given[node]).to(value)
+    return len(nodes)
+
+
+def _mean_outputs(network: Network, images: Tensor, names: Container[str]) -> dict[str, Tensor]:
+    """The mean output `[channels]` of some layers, by node."""
+    found: dict[str, Tensor] = {}
+
+    def tell(node: Node, value: Tensor) -> None:
+        channel = value.ndim - 1 if op_name(node) == "linear" else 1
+        mean = value.double().transpose(0, channel).flatten(1).mean(1) / parts
+        found[node.name] = found.get(node.name, torch.zeros_like(mean)) + mean
+
+    split = images.split(_BATCH)
+    parts = len(split)
+    for part in split:
+        watch(network, part, lambda node: node.name in names, tell)
+    return found
 
 
 def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:

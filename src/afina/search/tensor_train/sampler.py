@@ -106,13 +106,13 @@ class TensorTrainSampler(BaseSampler):
         rng = self._rng(trial.number)
         if len(history.points) < startup:
             return domain.decode(spread_levels(startup, domain, self._rng(0))[trial.number % startup])
-        values = scalarise(history.values, rng)
+        values, tried = scalarise(history.values, rng), history.points
         history, values = self._thinned(history, values)
         way = choose_way(history, values, rng)
         if way:
             study._storage.set_trial_system_attr(trial._trial_id, WAY, way)
         problem, box = self._problem(domain, history, values, way)
-        found = self._proposals(problem, history, values, rng, box)
+        found = self._proposals(problem, history, values, rng, box, tried)
         if not found:
             return domain.decode(spread_levels(startup, domain, rng)[0])
         blind = any(t.state == TrialState.RUNNING and not t.params and t.number not in self._pending for t in trials)
@@ -173,11 +173,12 @@ class TensorTrainSampler(BaseSampler):
         return self._models[name]
 
     def _proposals(
-        self, problem: Problem, history: History, values: Array, rng: np.random.Generator, box: Box
+        self, problem: Problem, history: History, values: Array, rng: np.random.Generator, box: Box, tried: Array
     ) -> list[Proposal]:
-        """The best points of every pattern of active parameters, the best first."""
-        known = np.concatenate([history.points, history.running])
-        ranks = np.concatenate([np.where(history.feasible, values, np.inf), np.full(len(history.running), np.inf)])
+        """The best points of every pattern of active parameters, the best first; none of them was tried."""
+        known = np.concatenate([history.points, history.running, tried])
+        ranks = np.full(len(known), np.inf)
+        ranks[: len(values)] = np.where(history.feasible, values, np.inf)
         kinds = patterns(problem.domain, history.points)
         counts = [int((~np.isnan(history.points) == k.active).all(axis=1).sum()) for k in kinds]
         kinds = [kinds[i] for i in np.argsort(counts)[::-1][:_MOST_PATTERNS]]

@@ -1,0 +1,133 @@
+"""Batch norms folded into the layers before them: the same answers from fewer operators."""
+
+import pytest
+import torch
+from conftest import DIGITS, GREY
+from small_networks import Net
+from torch import nn
+from torch.nn import functional as F
+
+from afina.graph import Network, capture
+from afina.graph.folding import bias_name_of, fold_norms
+
+
+def _network(module: nn.Module) -> Network:
+    """Captured, with statistics and factors far from neutral, so that a mistake shows."""
+    torch.manual_seed(0)
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in ((norm.running_mean, -2, 2), (norm.running_var, 0.2, 3)):
+                tensor.uniform_(low, high)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, -1.5, 1.5)
+                nn.init.uniform_(norm.bias, -1, 1)
+    return capture(module.eval(), GREY, DIGITS)
+
+
+def _norms(network: Network) -> int:
+    return sum("batch_norm" in str(node.target) for node in network.graph.nodes)
+
+
+def _assert_folded(network: Network, folded: int, left: int = 0) -> Network:
+    """So many norms are folded and the answers are the same, for any batch."""
+    twin = network.copy()
+    assert len(fold_norms(twin)) == folded
+    assert _norms(twin) == left
+    images = torch.randn(5, *network.input.shape)
+    with network.inference(), twin.inference():
+        expected = network(images)
+        for batch in (1, 5):
+            assert (twin(images[:batch]) - expected[:batch]).abs().max() <= 1e-5 * expected.abs().max()
+    return twin
+
+
+def _conv(norm: nn.Module, **options: object) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, **options), norm, nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"groups": 3}, {"groups": 12, "bias": False}, {"stride": 2, "dilation": 2}],
+    ids=str,
+)
+def test_convolutions_take_up_the_norm_behind_them(options):
+    twin = _assert_folded(_network(_conv(nn.BatchNorm2d(12), **options)), 1)
+    assert twin.module.get_parameter("2.bias").shape == (12,)
+
+
+def test_norms_without_factors_are_folded():
+    _assert_folded(_network(_conv(nn.BatchNorm2d(12, affine=False), bias=False)), 1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_take_up_the_norm_behind_them(bias):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20, bias=bias), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+    _assert_folded(_network(module), 1)
+
+
+def test_convolutions_of_other_ranks_take_up_theirs():
+    def forward(m, x):
+        x = F.relu(m.norm3(m.three(x.unsqueeze(2).expand(-1, -1, 2, -1, -1)))).amax(2)
+        return m.fc(F.relu(m.norm1(m.one(x.flatten(2)))).mean(-1))
+
+    module = Net(
+        forward, three=nn.Conv3d(1, 8, (2, 3, 3), bias=False), norm3=nn.BatchNorm3d(8), one=nn.Conv1d(8, 6, 3),
+        norm1=nn.BatchNorm1d(6), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+    _assert_folded(_network(module), 2)
+
+
+def test_shared_weights_keep_their_norms():
+    def forward(m, x):
+        x = F.relu(m.norm(m.conv(m.stem(x))))
+        return m.fc(F.relu(m.other(m.conv(x))).mean((2, 3)))
+
+    module = Net(
+        forward, stem=nn.Conv2d(1, 6, 3), conv=nn.Conv2d(6, 6, 3, padding=1), norm=nn.BatchNorm2d(6),
+        other=nn.BatchNorm2d(6), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+    _assert_folded(_network(module), 0, left=2)
+
+
+def test_a_layer_that_others_read_too_keeps_its_norm():
+    def forward(m, x):
+        x = m.conv(x)
+        return m.fc((F.relu(m.norm(x)) + x).mean((2, 3)))
+
+    module = Net(forward, conv=nn.Conv2d(1, 6, 3), norm=nn.BatchNorm2d(6), fc=nn.Linear(6, 10))
+    _assert_folded(_network(module), 0, left=1)
+
+
+def test_a_norm_over_tokens_is_not_folded_into_a_linear_layer():
+    def forward(m, x):
+        return m.fc(m.norm(m.mix(x.flatten(2).transpose(1, 2).reshape(-1, 16, 4))).mean(1))
+
+    module = Net(forward, mix=nn.Linear(4, 16), norm=nn.BatchNorm1d(16), fc=nn.Linear(16, 10))
+    _assert_folded(_network(module), 0, left=1)
+
+
+def test_a_norm_before_its_layer_stays():
+    def forward(m, x):
+        return m.fc(m.conv(F.relu(m.norm(m.stem(x) + 1))).mean((2, 3)))
+
+    module = Net(forward, stem=nn.Conv2d(1, 6, 3), norm=nn.BatchNorm2d(6), conv=nn.Conv2d(6, 6, 3), fc=nn.Linear(6, 10))
+    _assert_folded(_network(module), 0, left=1)
+
+
+def test_folded_networks_train_save_and_load(tmp_path):
+    twin = _assert_folded(_network(_conv(nn.BatchNorm2d(12), bias=False)), 1)
+    images = torch.randn(4, 1, 8, 8)
+    twin.train()(images).square().mean().backward()
+    assert twin.module.get_parameter("2.bias").grad.abs().sum() > 0
+    loaded = Network.load(twin.save(tmp_path / "n.pt2"))
+    with twin.inference(), loaded.inference():
+        assert torch.equal(twin(images), loaded(images))
+
+
+def test_a_new_bias_is_named_beside_its_weight():
+    assert bias_name_of("layer1.conv.weight") == "layer1.conv.bias"
+    assert bias_name_of("attn.in_proj_weight") == "attn.in_proj_bias"
+    assert bias_name_of("kernel") == "kernel_bias"

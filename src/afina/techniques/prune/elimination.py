@@ -145,6 +145,12 @@ class States:
             found[member.name] = state, columns
         return found
 
+    def release(self, names: Iterable[str]) -> None:
+        """Of layers that lose no more inputs, keep the matrices alone: the inverses are what takes the memory."""
+        for name in names:
+            if name in self._known:
+                self._known[name].inverse = self._known[name].inverse[:, :0, :0].clone()
+
     @property
     def changed(self) -> dict[str, State]:
         """The layers that were asked for."""

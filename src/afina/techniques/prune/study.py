@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.axes import Analysis, Axis
@@ -137,16 +138,13 @@ class Study:
         fewer = {self._axis(name): count for name, count in counts.items() if count < self._axis(name).size}
         if not fewer and not self.config.blocks:
             raise NothingToDo("No unit of this network is to be pruned.", why=self._reasons())
-        states, keep = self.states(), dict[Axis, list[int]]()
-        for axis, count in fewer.items():
-            gone = set(self.path(axis, states, axis.size - count).order)
-            keep[axis] = [unit for unit in range(axis.size) if unit not in gone]
+        keep, matrices = self._chosen(fewer)
         pruned = remove(self.network, keep, analysis=self.analysis)
         notes = [
             *self.notes,
             *(f"{axis.name}: {count} of {axis.size} {axis.kind} kept" for axis, count in fewer.items()),
         ]
-        notes += self._restore(pruned, keep, states)
+        notes += self._restore(pruned, keep, matrices)
         kept = {axis.name: count for axis, count in fewer.items()}
         touched = dict.fromkeys(
             [*self.config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))]
@@ -163,7 +161,19 @@ class Study:
             notes=tuple(notes),
         )
 
-    def _restore(self, pruned: Network, keep: Mapping[Axis, Sequence[int]], states: States) -> list[str]:
+    def _chosen(self, fewer: Mapping[Axis, int]) -> tuple[dict[Axis, list[int]], dict[str, Tensor]]:
+        """The units to keep, where each axis keeps so many, and the refitted matrices of what reads them."""
+        states, keep = self.states(), dict[Axis, list[int]]()
+        last = {member.name: axis for axis in fewer for member in axis.members}
+        for axis, count in fewer.items():
+            gone = set(self.path(axis, states, axis.size - count).order)
+            keep[axis] = [unit for unit in range(axis.size) if unit not in gone]
+            states.release(name for name, latest in last.items() if latest is axis)
+        return keep, {name: state.matrices for name, state in states.changed.items()}
+
+    def _restore(
+        self, pruned: Network, keep: Mapping[Axis, Sequence[int]], matrices: Mapping[str, Tensor]
+    ) -> list[str]:
         """Put the refitted weights into the pruned network, then refit all its layers in order."""
         if self.context.calibration is None:
             return []
@@ -172,8 +182,8 @@ class Study:
             name: [None if m is None else torch.from_numpy(np.flatnonzero(m)) for m in parts]
             for name, parts in left.items()
         }
-        for name, state in states.changed.items():
-            put(pruned, state.reader, state.matrices, kept[name])
+        for name, part in matrices.items():
+            put(pruned, self.readers[name], part, kept[name])
         if not self.config.refit:
             return []
         outputs = {name: parts[0] for name, parts in kept.items()}

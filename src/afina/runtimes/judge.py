@@ -9,6 +9,7 @@ How large a difference is allowed between a file and its network:
   not the float one. A value that lies between two steps may round either way in another kernel, and a flipped step
   moves all that comes after it, so that the largest difference says little. Flips alone gave 0.016 (ONNX Runtime)
   and 0.02 (OpenVINO) on a ResNet-20; 8-bit weights on a processor that saturates gave 0.15 and 0.17.
+- bfloat16, where the runtime computes in it: the same noise, since every activation is rounded to 8 bits.
 """
 
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def check_parity(
             f"not finite, the network {list(expected.shape)}, all finite.",
         )
     difference = parity(expected, found)
-    if is_quantized(network):
+    if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
         measured, allowed, unit = _noise(expected, found), INT8_NOISE, "of the outputs' energy"
     else:
         measured, allowed = difference, HALF_TOLERANCE if half else FLOAT_TOLERANCE
@@ -169,6 +170,13 @@ def parity(expected: np.ndarray, found: np.ndarray) -> float:
 def is_quantized(network: "Network") -> bool:
     """Whether the network computes on quantized values."""
     return any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes)
+
+
+def holds_bf16(network: "Network") -> bool:
+    """Whether weights of the network are stored in bfloat16: a runtime may then compute in it."""
+    import torch
+
+    return any(tensor.dtype == torch.bfloat16 for tensor in network.module.state_dict().values())
 
 
 def _noise(expected: np.ndarray, found: np.ndarray) -> float:

@@ -62,8 +62,8 @@ def onnx_bytes(network: "Network", *, half: bool = False, narrow: bool = True) -
     carry_quantization(model.graph)
     quantize_bias_of_gemm(model.graph)
     _raise_opset(model, max(store_narrow(model.graph) if narrow else 0, needed_opset(model.graph)))
-    if half:
-        _store_half(model.graph)
+    if half or _holds_halves(network):
+        _store_half(model.graph, exact=not half)
     _strip(model, network)
     return _serialize(model)
 
@@ -152,13 +152,20 @@ def _use_global_average_pool(graph: "ir.Graph") -> None:
         replace(graph, node, result)
 
 
-def _store_half(graph: "ir.Graph") -> None:
-    """Keep float32 weights of two or more dimensions in half precision, with a Cast to float32 in front.
+def _holds_halves(network: "Network") -> bool:
+    """Whether weights are stored in 16 bits already: torch.onnx widens the small ones among them."""
+    import torch
+
+    halves = (torch.float16, torch.bfloat16)
+    return any(tensor.dtype in halves for tensor in network.module.state_dict().values())
+
+
+def _store_half(graph: "ir.Graph", exact: bool) -> None:
+    """Keep float32 weights of two or more dimensions in 16 bits, with a Cast to float32 in front.
 
     Vectors (biases, scales) stay as they are: they are few bytes, and errors in them reach every output. So does a
-    weight that half precision cannot hold.
+    weight that half precision cannot hold; with `exact`, each that would change.
     """
-    import numpy as np
     import onnx_ir as ir
 
     for name, value in list(graph.initializers.items()):
@@ -167,14 +174,30 @@ def _store_half(graph: "ir.Graph") -> None:
             continue
         if sum(size > 1 for size in tensor.shape.numpy()) < 2:
             continue
-        weights = tensor.numpy()
-        if not np.all(np.abs(weights) <= _HALF_MAX):
+        narrow = _halved(tensor.numpy(), exact)
+        if narrow is None:
             continue
-        small = new_constant(graph, f"{name}_half", weights.astype(np.float16))
+        small = new_constant(graph, f"{name}_half", narrow)
         cast = ir.node("Cast", [small], attributes={"to": int(ir.DataType.FLOAT)})
         graph.insert_before(graph[0], cast)
         value.replace_all_uses_with(cast.outputs[0])
         del graph.initializers[name]
+
+
+def _halved(weights: Any, exact: bool) -> Any:
+    """The weights in half precision (with `exact`, else in bfloat16, where that changes none), or None."""
+    import ml_dtypes
+    import numpy as np
+
+    if not np.all(np.abs(weights) <= _HALF_MAX):
+        return None
+    if not exact:
+        return weights.astype(np.float16)
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        narrow = weights.astype(kind)
+        if np.array_equal(narrow.astype(np.float32), weights):
+            return narrow
+    return None
 
 
 def _strip(model: "ir.Model", network: "Network") -> None:

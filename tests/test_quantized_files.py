@@ -1,0 +1,212 @@
+"""Files of quantized networks: stored in the bits asked for, as small as computed, answering as the simulation does."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import GREY, digits
+from torch import nn
+from torch.nn import functional as F
+
+from afina.graph import Network, capture
+from afina.graph.cost import layer_rows
+from afina.runtimes import RUNTIMES, check_parity
+from afina.techniques.context import Context
+from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, apply
+from afina.types import Record, TaskSpec
+
+QUICK = {"calibration": "minmax", "rounding": "nearest", "equalize": "none"}
+WEIGHTS = ("int16", "int8", "int7", "int6", "int5", "int4", "int3", "int2", "fp16", "bf16")
+OUTPUTS = 4
+# For each runtime, the bits that it stores weights of so many bits in.
+STORED = {
+    "onnxruntime": {16: 16, 8: 8, 7: 8, 6: 8, 5: 8, 4: 4, 3: 4, 2: 2},
+    "openvino": {16: 16, 8: 8, 7: 8, 6: 6, 5: 6, 4: 4, 3: 3, 2: 2},
+}
+# In what each granularity is exported: with integer activations, and with the weights alone in integers.
+CASES = {"channel": "int8", "tensor": "none", "block:32": "int8", "block:100": "none"}
+
+
+class Branches(nn.Module):
+    """A convolution and a linear layer for each precision of weights, with outputs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.convs = nn.ModuleDict({name: nn.Conv2d(16, 32, 3, stride=2, padding=1) for name in WEIGHTS})
+        self.heads = nn.ModuleDict({name: nn.Linear(512, OUTPUTS) for name in WEIGHTS})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        return torch.cat([self.heads[name](F.relu(self.convs[name](x)).flatten(1)) for name in WEIGHTS], 1)
+
+
+@dataclass(frozen=True)
+class Exported:
+    network: Network
+    record: Record
+    runtime: str
+    granularity: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return sum(part.stat().st_size for part in RUNTIMES[self.runtime].files(self.path))
+
+
+@pytest.fixture(scope="session")
+def branches() -> Network:
+    torch.manual_seed(0)
+    classes = tuple(f"{name} {index}" for name in WEIGHTS for index in range(OUTPUTS))
+    return capture(Branches(), GREY, TaskSpec("classification", classes))
+
+
+@pytest.fixture(scope="session")
+def quantized(branches):
+    """By granularity: each branch in its precision."""
+    found: dict[str, tuple[Network, Record]] = {}
+
+    def of(granularity: str) -> tuple[Network, Record]:
+        if granularity not in found:
+            activations = CASES[granularity]
+            layers = [
+                (f"{part}.{name}", Precision(name, activations if name.startswith("int") else "none"))
+                for name in WEIGHTS
+                for part in ("convs", "heads")
+            ]
+            config = QuantizeConfig(
+                layers=(("stem", FLOAT), *layers), activations=activations, granularity=granularity, **QUICK
+            )
+            images = digits(0, 64)[0]
+            found[granularity] = apply(branches, config, Context(calibration=lambda: iter([images]), images=64))
+        return found[granularity]
+
+    return of
+
+
+@pytest.fixture(scope="session", params=[(runtime, case) for runtime in STORED for case in CASES], ids="-".join)
+def exported(request, quantized, tmp_path_factory) -> Exported:
+    runtime, granularity = request.param
+    if not RUNTIMES[runtime].available():
+        pytest.skip(f"{runtime} is not installed")
+    network, record = quantized(granularity)
+    path = tmp_path_factory.mktemp("files") / f"model{RUNTIMES[runtime].suffix}"
+    return Exported(network, record, runtime, granularity, RUNTIMES[runtime].export(network, path))
+
+
+def test_every_precision_answers_in_the_file_as_in_the_simulation(exported, branches):
+    images = digits(1000, 1100)[0]
+    session = RUNTIMES[exported.runtime].load(exported.path, threads=1)
+    with exported.network.inference(), branches.inference():
+        simulated, exact = exported.network(images).numpy(), branches(images).numpy()
+    (found,) = session(images.numpy())
+    in_bf16 = RUNTIMES[exported.runtime].computes_bf16()
+    for index, name in enumerate(WEIGHTS):
+        part = slice(index * OUTPUTS, (index + 1) * OUTPUTS)
+        noise = _noise(simulated[:, part], found[:, part])
+        # The file holds bfloat16, so OpenVINO computes what is float in it.
+        assert noise < (0.02 if in_bf16 else 0.005), name
+        # What is written is the precision that was asked for, and not something finer.
+        assert _noise(exact[:, part], found[:, part]) < {"int2": 0.9, "int3": 0.5, "int4": 0.25}.get(name, 0.12)
+
+
+def test_the_file_passes_parity_for_any_batch(exported):
+    check_parity(exported.network, exported.path, None, threads=1)
+    session = RUNTIMES[exported.runtime].load(exported.path, threads=1)
+    assert session(digits(0, 1)[0].numpy())[0].shape == (1, len(WEIGHTS) * OUTPUTS)
+
+
+def test_the_file_is_as_small_as_computed(exported):
+    """Weights in the bits that the runtime stores, and scales; what else is there is the graph itself."""
+    computed = exported.record.after["bytes"]
+    stored = STORED[exported.runtime]
+    for row in layer_rows(exported.network):
+        if row.precision.startswith("int"):
+            bits = int(row.precision.removeprefix("int"))  # those that the codes need: 8 for int7
+            computed += (4608 if "convs" in row.name else 512 * OUTPUTS) * (stored[bits] - bits) / 8
+    weights = exported.path if exported.runtime == "onnxruntime" else exported.path.with_suffix(".bin")
+    graph = exported.size - weights.stat().st_size
+    assert 0.97 * computed <= weights.stat().st_size <= 1.03 * computed + 25_000
+    # OpenVINO writes the graph as text: 20 layers here, about 4 KB for each.
+    assert graph <= 85_000
+
+
+def test_weights_are_stored_in_the_narrowest_type_that_the_format_has(exported):
+    found = _stored(exported)
+    bits = STORED[exported.runtime]
+    for name in ("int16", "int8", "int4", "int2"):
+        assert found[bits[int(name.removeprefix("int"))]] > 0
+    wanted = Counter(bits[int(name.removeprefix("int"))] for name in WEIGHTS if name.startswith("int"))
+    for width, count in wanted.items():
+        # Of few bits, codes may by chance need one bit less; none takes more.
+        assert found[width] >= 2 * count - (2 if width < 8 else 0), (width, found)
+
+
+def test_half_floats_are_stored_in_two_bytes(exported):
+    found = _stored(exported)
+    assert found["half"] >= 2
+
+
+def _noise(expected: np.ndarray, found: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
+
+
+def _stored(exported: Exported) -> Counter:
+    """How many constants of 2,000 numbers or more there are of each number of bits; `half` for 16-bit floats."""
+    if exported.runtime == "onnxruntime":
+        kinds = onnx.TensorProto
+        names = {
+            kinds.INT16: 16, kinds.INT8: 8, kinds.UINT8: 8, kinds.INT4: 4, kinds.UINT4: 4, kinds.INT2: 2,
+            kinds.UINT2: 2, kinds.FLOAT16: "half", kinds.BFLOAT16: "half",
+        }  # fmt: skip
+        held = onnx.load(exported.path).graph.initializer
+        return Counter(names.get(t.data_type, "float") for t in held if np.prod(t.dims) >= 2000)
+    import openvino
+
+    names = {"i16": 16, "i8": 8, "u8": 8, "u6": 6, "u4": 4, "u3": 3, "u2": 2, "f16": "half", "bf16": "half"}
+    held = [op for op in openvino.Core().read_model(exported.path).get_ops() if op.get_type_name() == "Constant"]
+    large = [op for op in held if np.prod(op.output(0).shape) >= 2000]
+    return Counter(names.get(op.get_element_type().get_type_name(), "float") for op in large)
+
+
+@pytest.mark.parametrize("activations", ["int16", "int4"])
+def test_onnx_runtime_runs_activations_of_sixteen_and_of_four_bits(digits_network, activations, tmp_path):
+    config = QuantizeConfig(activations=activations, **QUICK)
+    images = digits(0, 64)[0]
+    network, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=64))
+    path = RUNTIMES["onnxruntime"].export(network, tmp_path / "model.onnx")
+    check_parity(network, path, None, threads=1)
+    assert _agreement(network, "onnxruntime", path) >= 0.995
+
+
+def test_openvino_runs_activations_of_few_bits(digits_network, tmp_path):
+    """Five bits: in four, black lies halfway between two steps of these images, and may be rounded either way."""
+    pytest.importorskip("openvino")
+    images = digits(0, 64)[0]
+    context = Context(calibration=lambda: iter([images]), images=64)
+    network, _ = apply(digits_network, QuantizeConfig(activations="int5", **QUICK), context)
+    path = RUNTIMES["openvino"].export(network, tmp_path / "model.xml")
+    assert _agreement(network, "openvino", path) >= 0.995
+
+
+@pytest.mark.parametrize("runtime", STORED)
+def test_predictions_of_the_file_are_those_of_the_simulation(digits_network, runtime, tmp_path):
+    if not RUNTIMES[runtime].available():
+        pytest.skip(f"{runtime} is not installed")
+    chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
+    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses)
+    network, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=64))
+    path = chosen.export(network, tmp_path / f"model{chosen.suffix}")
+    assert _agreement(network, runtime, path) >= 0.995
+
+
+def _agreement(network: Network, runtime: str, path: Path) -> float:
+    images = digits(1438)[0]
+    with network.inference():
+        simulated = network(images).numpy()
+    (found,) = RUNTIMES[runtime].load(path, threads=1)(images.numpy())
+    return float((simulated.argmax(1) == found.argmax(1)).mean())

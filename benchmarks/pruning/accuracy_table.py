@@ -23,7 +23,8 @@ _TITLES = {
     "finetune-gently": "## Pruned, after one epoch at a learning rate of 0.01",
     "sparsify": "## Single weights, without any training\n\nBy the share of the weights that is zero.",
     "latency": "## Real time\n\nOne image on one thread, float32: time of what Afina pruned to each share of the MACs, "
-    "as a share of the original's, which takes turns with it; with `multiple 8`, layers keep a multiple of 8 channels.",
+    "as a share of the original's, which takes turns with it. Axes of 96 channels and more keep a multiple of 8; with "
+    "`multiple 8` all axes do.",
 }
 
 

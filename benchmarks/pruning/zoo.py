@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from models import choose
 from study import STAGES, study
 from table import write_table
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "zoo.jsonl"
+_LOOK = 0.5  # seconds between looks at the memory of a process
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also those that have a row")
     parser.add_argument("--failed", action="store_true", help="also those whose row is not all pass")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a model")
+    parser.add_argument("--memory", type=float, default=14, help="GB of resident memory for a model")
     parser.add_argument("--table", action="store_true", help="only write docs/zoo.md")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -41,7 +44,7 @@ def main() -> None:
             skip = name in done and not options.again and not (options.failed and not passed(done[name]))
             if skip or options.family not in ("all", name.split(":")[0]):
                 continue
-            row = run(name, options.limit)
+            row = run(name, options.limit, options.memory * 1e9)
             with ROWS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(name, "pass" if passed(row) else row["stages"], f"{row['seconds']:.0f} s", flush=True)
@@ -59,8 +62,8 @@ def passed(row: dict[str, Any]) -> bool:
     return all(row["stages"].get(stage) == "pass" for stage in STAGES)
 
 
-def run(name: str, limit: float) -> dict[str, Any]:
-    """The row of one model, from a process that is ended when its time is over."""
+def run(name: str, limit: float, memory: float) -> dict[str, Any]:
+    """The row of one model, from a process that is ended when its time is over or it takes too much memory."""
     start = time.monotonic()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["study"])
@@ -69,22 +72,34 @@ def run(name: str, limit: float) -> dict[str, Any]:
     process.start()
     sender.close()
     row: dict[str, Any] = {"model": name, "stages": {}}
-    ended = "fail: the process ended by itself (out of memory?)"
+    ended, peak = "", 0
     try:
-        # The row comes again after each stage, so that what was done is known when the time is over.
-        while (left := start + limit - time.monotonic()) > 0 and receiver.poll(left):
-            row = receiver.recv()
-        if (process.is_alive() and left <= 0) or start + limit <= time.monotonic():
-            ended = f"fail: not done in {limit:.0f} s"
+        # The row comes again after each stage, so that what was done is known when it is ended.
+        while not ended:
+            if receiver.poll(_LOOK):
+                row = receiver.recv()
+            peak = max(peak, _resident(process.pid))
+            if time.monotonic() > start + limit:
+                ended = f"fail: not done in {limit:.0f} s"
+            elif peak > memory:
+                ended = f"fail: it takes more than {memory / 1e9:.0f} GB of memory"
     except EOFError:
-        pass
+        ended = "fail: the process ended by itself"
     missing = [stage for stage in STAGES if stage not in row["stages"]]
     if missing and not any(text != "pass" for text in row["stages"].values()):
         row["stages"][missing[0]] = ended
     process.kill()
     process.join()
-    row["seconds"] = round(time.monotonic() - start, 1)
+    row["seconds"], row["memory"] = round(time.monotonic() - start, 1), peak
     return row
+
+
+def _resident(process: int | None) -> int:
+    """Bytes of memory that a process takes now."""
+    try:
+        return int(psutil.Process(process).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _study(name: str, sender: Any) -> None:

@@ -1,7 +1,7 @@
 """Rounding the weights of a prepared network, layer by layer, and making up for it in the biases."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.quantizer import is_layer
 from afina.techniques.quantize.rounding import best_scales, round_weights
 
-# From this precision on, rounding to nearest loses next to nothing.
-_ENOUGH_BITS, _PASSES, _IMAGES = 8, 4, 128
-# Up to this much work, second moments are looked at for 8 bits too.
-_MOST_WORK, _ROWS_PER_COLUMN = 3e11, 8
+# From this precision on, rounding to nearest loses so little that more multiply-accumulates than these do not pay.
+_ENOUGH_BITS, _WORK = 8, 5e11
 _IMAGES_FOR_BIASES, _PASSES_FOR_BIASES, _BATCH = 32, 3, 8
 _RIDGE = 1e-3
 _TINY = 1e-12
@@ -53,14 +51,8 @@ def _method(prepared: Prepared, context: Context) -> str:
     if asked != "auto":
         return asked
     few = any(edge.half is None and edge.grid.bits < _ENOUGH_BITS for edge in prepared.weights.values())
-    return "gram" if few or _gram_work(prepared) < _MOST_WORK else "nearest"
-
-
-def _gram_work(prepared: Prepared) -> float:
-    """Multiply-accumulates that the second moments of what the layers read take, about."""
-    module = prepared.network.module
-    inputs = [float(module.get_parameter(name)[0].numel()) for name in prepared.weights]
-    return sum(_ROWS_PER_COLUMN * count**3 for count in inputs)
+    work = float(cost_of(prepared.source.network).macs) * context.images * len(prepared.weights)
+    return "gram" if few or work < _WORK else "nearest"
 
 
 def _correct_biases(prepared: Prepared, context: Context) -> int:
@@ -134,7 +126,7 @@ def _of_blocks(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
 def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context) -> int:
     """Groups of layers in the order of the graph; each is solved for the inputs that those before it give by then."""
     reference, network = prepared.source.network, prepared.network
-    parts, enough = _parts(prepared, readers, context)
+    parts, enough = passes(list(readers), reference, context.images)
     with context.progress.work("Rounding layers", len(readers)) as bar:
         for part in parts:
             chosen = {name: readers[name] for name in part}
@@ -146,24 +138,18 @@ def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context
                 wide = {name: reader for name, reader in chosen.items() if reader.blocks > 1}
                 found |= gather(network, wide, context.stream(), enough)
             for name, moments in found.items():
-                _solve(prepared, readers[name], moments)
+                _solve(prepared, readers[name], moments, alone=len(part) == 1)
             bar.advance(len(part))
     return len(readers)
 
 
-def _parts(prepared: Prepared, readers: dict[str, Reader], context: Context) -> tuple[list[Sequence[str]], int]:
-    """Layers that share a pass over the images, in the order of the graph; and how many images a pass takes."""
-    names = list(readers)
-    parts, enough = passes(names, prepared.source.network, context.images)
-    if any(prepared.weights[name].grid.bits < _ENOUGH_BITS for name in names):
-        return parts, enough
-    # Errors of 8 bits are too small to wait for what the layers before make of them.
-    size = math.ceil(len(names) / min(_PASSES, len(parts)))
-    return [names[start : start + size] for start in range(0, len(names), size)], min(enough, _IMAGES)
+def _solve(prepared: Prepared, reader: Reader, moments: Moments, alone: bool) -> None:
+    """Round one layer, and let its bias make up for the mean of what that changes.
 
-
-def _solve(prepared: Prepared, reader: Reader, moments: Moments) -> None:
-    """Round one layer: its least-squares weights first, then the codes nearest to them in the metric of its inputs."""
+    `alone`: no other layer is solved in the same pass. Then the layer's weights first become those that come nearest
+    to the float layer's outputs on the inputs as they are now; of several layers in one pass each would make up for
+    what the others are about to.
+    """
     edge, module = prepared.weights[reader.weight], prepared.network.module
     weight = attribute(module, reader.weight)
     now = reader.matrices(weight.detach()).double()
@@ -171,9 +157,11 @@ def _solve(prepared: Prepared, reader: Reader, moments: Moments) -> None:
     mean, xx = xx[:, :-1, -1], xx[:, :-1, :-1]
     constant = reader.bias is not None and reader.blocks == 1
     moment = xx - mean[:, :, None] * mean[:, None] if constant else xx
-    target, wanted = now, None
-    if moments.xy is not None:
+    target, shift = now, (now * mean[:, None]).sum(2)
+    if alone and moments.xy is not None:
         target, wanted = _least_squares(now, moment, moments, mean, constant)
+        if constant:
+            shift = wanted - attribute(module, str(reader.bias)).detach().reshape(wanted.shape)
     if reader.blocks > 1:
         found = round_weights(target, moment, edge.grid, edge.granularity, scales=_of_blocks(reader, edge))
     else:
@@ -181,15 +169,13 @@ def _solve(prepared: Prepared, reader: Reader, moments: Moments) -> None:
         edge.set(*_flat(found.scale, found.zero))
     with torch.no_grad():
         weight.copy_(reader.from_matrices(found.values, weight))
-        if constant and wanted is not None:
-            bias = attribute(module, str(reader.bias))
-            best = (wanted - (found.values * mean[:, None]).sum(2)).flatten()
-            add_constant(prepared.network, reader, best - bias)
+        if constant:
+            add_constant(prepared.network, reader, (shift - (found.values * mean[:, None]).sum(2)).flatten())
 
 
 def _least_squares(
     now: Tensor, moment: Tensor, moments: Moments, mean: Tensor, constant: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """The weights nearest to the float layer's outputs on the inputs as they are now, drawn to the float weights.
 
     Gives `[stack, outputs, inputs]`, and the mean output of the float layer `[stack, outputs]`.

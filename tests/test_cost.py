@@ -1,5 +1,6 @@
 """Costs that are exact: counted by hand, the same as the module's own parameters, right after int8."""
 
+import pytest
 import torch
 from conftest import DIGITS, GREY
 from torch import nn
@@ -35,9 +36,21 @@ def test_peak_activations_are_at_least_the_largest_pair_alive(small_network):
     assert cost_of(small_network).peak_activations >= 2 * 16 * 64 * 4
 
 
-def test_int8_layers_take_a_byte_for_each_weight_and_say_so(small_network):
-    quantized, _ = apply(small_network, QuantizeConfig(), Context(calibration=lambda: iter([torch.randn(8, 1, 8, 8)])))
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int7", 8), ("int4", 4), ("int3", 3), ("int2", 2)])
+def test_integer_layers_take_the_bits_of_their_codes_with_scales_and_biases_and_say_so(small_network, precision, bits):
+    context = Context(calibration=lambda: iter([torch.randn(8, 1, 8, 8)]))
+    config = QuantizeConfig(weights=precision, rounding="nearest", calibration="minmax", equalize="none")
+    quantized, _ = apply(small_network, config, context)
     rows = {row.name: row for row in layer_rows(quantized)}
-    assert rows["inner"].precision == "int8"
-    assert rows["inner"].bytes == 16 * 16 * 9 + 4 * 16
+    assert rows["inner"].precision == f"int{bits}"
+    assert rows["inner"].bytes == 16 * 16 * 9 * bits / 8 + 4 * 16 + 4 * 16
     assert rows["inner"].macs == 16 * 16 * 9 * 64
+    assert [row.name for row in layer_rows(quantized)] == ["stem", "inner", "head"]
+    assert cost_of(quantized).macs == cost_of(small_network).macs
+
+
+def test_blocks_cost_a_scale_each(small_network):
+    context = Context(calibration=lambda: iter([torch.randn(8, 1, 8, 8)]))
+    config = QuantizeConfig(weights="int4", activations="none", granularity="block:48", rounding="nearest")
+    rows = {row.name: row for row in layer_rows(apply(small_network, config, context)[0])}
+    assert rows["inner"].bytes == 16 * 144 / 2 + 4 * 16 * 3 + 4 * 16

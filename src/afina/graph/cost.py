@@ -92,8 +92,8 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")):
-            continue
+        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")) or _held(node) is not None:
+            continue  # what a weight passes through on its way is not a layer
         held = [source for source in (_held(n) for n in _weights(node)) if source is not None]
         new = [source for source in dict.fromkeys(held) if str(source.target) not in counted]
         macs = _macs(node, values)

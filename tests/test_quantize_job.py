@@ -1,0 +1,278 @@
+"""`afina quantize`: a file judged, plans by time and bytes, a guard on the quality, clear errors, the command line."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import digits
+from test_cli import call
+
+import afina
+from afina.errors import InputError
+from afina.graph import Network
+from afina.graph.cost import cost_of, layer_rows
+from afina.jobs.exporting import Answers, Exporter
+from afina.runtimes import RUNTIMES, judge_quality
+from afina.tasks import get_task
+from afina.training import predict
+from afina.types import Measurement
+
+QUICK = {"calibration": "minmax", "rounding": "nearest", "equalize": "none", "images": 64, "threads": 1}
+
+
+class Images(torch.utils.data.Dataset):
+    """Images without labels."""
+
+    def __init__(self, images: list[torch.Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def _is_integer(network: Network) -> bool:
+    """Whether it computes on integers, and does not only store them."""
+    return any("quantize_per_tensor" in str(node.target) for node in network.graph.nodes)
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    """Networks are judged by themselves and sized by their cost: what is promised here does not depend on files."""
+
+    def judge(self, network, data, progress, reference=None):
+        outputs, task = predict(network, data), get_task(network.task)
+        against = outputs if reference is None and not data.labelled else reference
+        quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        return Answers(quality, outputs, float(cost_of(network).bytes), 1.0)
+
+    monkeypatch.setattr(Exporter, "judge", judge)
+    monkeypatch.setattr(Exporter, "size", lambda self, network: float(cost_of(network).bytes))
+
+
+@pytest.fixture
+def timed(monkeypatch, no_files):
+    """Latency by a rule: seconds for a network, given its rows by name."""
+
+    def by(rule):
+        def latencies(self, networks):
+            return {name: Measurement(rule(network), "s", "measured") for name, network in networks.items()}
+
+        monkeypatch.setattr(Exporter, "latencies", latencies)
+
+    return by
+
+
+# The file
+
+
+@pytest.fixture(scope="module")
+def int4(digits_network):
+    return afina.quantize(digits_network, "digits", weights="int4", images=128, threads=1)
+
+
+def test_the_file_loses_next_to_nothing_and_answers_as_the_simulation(int4):
+    _, record = int4
+    assert record.after["quality"] >= record.before["quality"] - 0.01
+    assert record.after["agreement"] >= 0.995
+    assert record.after["file"] < 0.35 * record.before["file"]
+    assert any("agree on" in note for note in record.notes)
+
+
+def test_the_network_exports_to_the_file_that_was_judged(int4, tmp_path):
+    network, record = int4
+    path = RUNTIMES["onnxruntime"].export(network, tmp_path / "q.onnx")
+    assert path.stat().st_size == record.after["file"]
+
+
+# Plans
+
+
+def test_a_plan_leaves_float_what_is_faster_in_float_and_stores_its_weights_small(digits_network, timed):
+    timed(lambda network: 2e-3 if _is_integer(network) else 1e-3)
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert not _is_integer(network)
+    assert {row.precision for row in layer_rows(network)} == {"int8"}
+    assert any("Taken: float" in note for note in record.notes)
+    assert record.after["bytes"] < 0.35 * record.before["bytes"]
+
+
+def test_a_plan_takes_integers_only_where_they_are_clearly_faster(digits_network, timed):
+    timed(lambda network: 0.995e-3 if _is_integer(network) else 1e-3)
+    assert not _is_integer(afina.quantize(digits_network, "digits", plan="auto", **QUICK)[0])
+    timed(lambda network: 0.5e-3 if _is_integer(network) else 1e-3)
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert _is_integer(network)
+    assert any("Taken: integers" in note for note in record.notes)
+
+
+def test_a_plan_takes_out_the_kind_of_layer_that_slows_the_file(digits_network, timed):
+    def reads_integers(network, name):
+        (node,) = [n for n in network.graph.nodes if name in str(n.target)]
+        return "dequantize" in str(node.args[0].target)
+
+    timed(
+        lambda network: (
+            (0.5e-3 if _is_integer(network) else 1e-3) + (0.3e-3 if reads_integers(network, "aten.linear") else 0)
+        )
+    )
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert _is_integer(network)
+    assert not reads_integers(network, "aten.linear")
+    assert any("with linear layers in float" in note for note in record.notes)
+
+
+@pytest.mark.parametrize("limit", [9_000, 6_000])
+def test_a_plan_for_a_size_keeps_it_with_more_than_one_precision(digits_network, timed, limit):
+    timed(lambda network: 0.5e-3 if _is_integer(network) else 1e-3)
+    network, record = afina.quantize(digits_network, "digits", plan="auto", size=limit, **QUICK)
+    assert cost_of(network).bytes <= limit
+    assert cost_of(network).bytes > 0.6 * limit
+    assert len({row.precision for row in layer_rows(network)}) > 1
+    assert any("Bits shared out" in note for note in record.notes)
+
+
+def test_a_size_that_no_bits_can_keep_says_what_can(digits_network, timed):
+    timed(lambda network: 1e-3)
+    with pytest.raises(InputError, match=r"(?s)cannot be made by quantization.*smallest possible"):
+        afina.quantize(digits_network, "digits", plan="auto", size="3KB", **QUICK)
+
+
+def test_a_latency_that_cannot_be_kept_says_what_can(digits_network, timed):
+    timed(lambda network: 1e-3)
+    with pytest.raises(InputError, match=r"(?s)cannot be kept by quantization.*1 ms"):
+        afina.quantize(digits_network, "digits", plan="auto", latency="0.2ms", **QUICK)
+
+
+def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network, small_network, timed, tmp_path):
+    timed(lambda network: 0.5e-3 if _is_integer(network) else 1e-3)
+    path = tmp_path / "plan.json"
+    first, _ = afina.quantize(digits_network, "digits", plan="auto", size=9_000, save_plan=path, **QUICK)
+    again, _ = afina.quantize(digits_network, "digits", plan=path, **QUICK)
+    assert [row.precision for row in layer_rows(again)] == [row.precision for row in layer_rows(first)]
+    with pytest.raises(InputError, match="another network"):
+        afina.quantize(small_network, "digits", plan=path, **QUICK)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is not a plan"):
+        afina.quantize(digits_network, "digits", plan=path, **QUICK)
+
+
+# The guard
+
+
+def test_the_guard_gives_precision_back_to_the_layers_to_blame_and_names_them(digits_network, no_files):
+    free, told = afina.quantize(digits_network, "digits", weights="int2", **QUICK)
+    lost = told.before["quality"] - told.after["quality"]
+    assert lost > 0.04
+    network, record = afina.quantize(digits_network, "digits", weights="int2", max_drop="2%", **QUICK)
+    assert record.after["quality"] >= record.before["quality"] - 0.02
+    (note,) = [note for note in record.notes if "given back" in note]
+    named = set(re.search(r"layers: (.*)\.", note).group(1).split(", "))
+    changed = {row.name for row in layer_rows(network) if row.precision != "int2"}
+    assert named == changed
+    assert changed < {row.name for row in layer_rows(free)}
+
+
+def test_the_guard_leaves_alone_what_keeps_the_limit(digits_network, no_files):
+    _, record = afina.quantize(digits_network, "digits", max_drop="3%", **QUICK)
+    assert not any("given back" in note for note in record.notes)
+    assert len(record.touched) == 4
+
+
+def test_without_labels_the_file_is_judged_by_agreement(digits_network, no_files):
+    images = [Images(list(part)) for part in digits(0, 300)[0].split(200)]
+    _, record = afina.quantize(digits_network, tuple(images), weights="int2", max_drop="5%", **QUICK)
+    assert record.before["quality"] == 1.0
+    assert record.after["quality"] >= 0.95
+
+
+# Training
+
+
+def test_training_wins_back_what_two_bits_lose(digits_network, no_files):
+    plain, trained = (
+        afina.quantize(digits_network, "digits", weights="int2", qat=qat, learn_scales=bool(qat), **QUICK)[1]
+        for qat in (0, 2)
+    )
+    assert trained.after["quality"] >= plain.after["quality"] + 0.02
+    assert any("trained for 2 epochs" in note for note in trained.notes)
+
+
+# Bad input
+
+BAD = {
+    "weights": ({"weights": "int1"}, "int8"),
+    "activations": ({"activations": "int9"}, "int8"),
+    "granularity": ({"granularity": "block:x"}, "block:N"),
+    "runtime": ({"runtime": "tensorrt"}, "onnxruntime"),
+    "16-bit activations on OpenVINO": ({"runtime": "openvino", "activations": "int16"}, "cannot run.*int8"),
+    "a layer that is not there": ({"skip": "heads"}, "Did you mean head"),
+    "size without a plan": ({"size": "9KB"}, "--plan auto"),
+    "latency without a plan": ({"latency": "1ms"}, "--plan auto"),
+    "training backwards": ({"qat": -1}, "--qat is -1"),
+    "scales without training": ({"learn_scales": True}, "--qat"),
+    "no images": ({"images": 0}, "--images is 0"),
+    "a size that is none": ({"plan": "auto", "size": "small"}, "size"),
+    "a plan that is not there": ({"plan": "no.json"}, "cannot be read"),
+    "half floats with integer activations": ({"weights": "fp16"}, "activations none"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_usage_is_one_clear_error_and_nothing_is_written(case, digits_network, no_files, tmp_path, monkeypatch):
+    given, expected = BAD[case]
+    if given.get("runtime") == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)" + expected):
+        afina.quantize(digits_network, "digits", **{**QUICK, **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_data_is_one_clear_error(digits_network):
+    with pytest.raises(InputError, match="--data"):
+        afina.quantize(digits_network, None)
+
+
+# The command line
+
+
+def test_the_command_writes_a_network_and_prints_the_record(digits_network, tmp_path):
+    source = digits_network.save(tmp_path / "net.pt2")
+    code, out, err = call(
+        "quantize", source, "--data", "digits", "--weights", "int4", "--skip", "stem", "--images", 64, "--rounding",
+        "nearest", "--calibration", "minmax", "--out", tmp_path / "q.pt2", "--json", "--quiet", "--threads", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    record = json.loads(out)["record"]
+    assert record["step"]["technique"] == "quantize"
+    assert record["skipped"] == {"stem": "asked to stay in float"}
+    assert record["layers"]["inner"]["precision"] == "int4 x int8"
+    network = Network.load(tmp_path / "q.pt2")
+    assert {row.precision for row in layer_rows(network)} == {"fp32", "int4"}
+    images, targets = digits(1438)
+    with network.inference():
+        hits = network(images).argmax(1) == targets
+    assert float(hits.float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--weights", "int1"], "int8"),
+        (["--activations", "fp8"], "int8"),
+        (["--size", "9KB"], "--plan auto"),
+        (["--skip", "nothing"], "no layer"),
+        (["--out", "q.onnx"], "does not end in .pt2"),
+    ],
+)
+def test_wrong_usage_of_the_command_is_one_message_and_exit_code_2(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("quantize", "builtin:convnet", "--data", "digits", *arguments)
+    assert code == 2, err
+    assert expected in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

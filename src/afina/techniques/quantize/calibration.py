@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import ActivationEdge
@@ -18,6 +19,9 @@ _FIRST: Method = "mse"
 
 def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
     """Give each activation its scale and zero point; the notes say how they were found.
+
+    Raises:
+        InputError: most activations never vary on the images.
 
     `auto` compares the methods by the network's outputs on images: first one method for all activations, then, as far
     as the work allows, other methods for one activation at a time, kept where the outputs gain.
@@ -88,6 +92,12 @@ def _refine(edges: list[ActivationEdge], best: Method, least: float, loss: Calla
 
 def _constants(edges: list[ActivationEdge]) -> list[str]:
     constant = [edge.name for edge in edges if edge.seen.constant]
+    if len(constant) > len(edges) / 2:
+        raise InputError(
+            "The calibration images tell nothing apart.",
+            why=f"{len(constant)} of {len(edges)} activations have one and the same value on all of them.",
+            fix="Give images like those that the network will see.",
+        )
     if not constant:
         return []
     shown = ", ".join(constant[:4]) + (", ..." if len(constant) > 4 else "")

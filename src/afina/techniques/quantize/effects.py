@@ -25,11 +25,15 @@ _FAR = 8.0
 
 
 def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]:
-    """For each quantized layer its precision, its output's signal-to-noise ratio (dB), and how far its weights reach.
+    """For each quantized layer its precision, its output's signal-to-noise ratio (dB), and its outliers.
 
-    The noise is all that there is in the layer's output, also what comes from the layers before it.
+    `weights_reach` and `inputs_reach` are largest values in root mean squares, where they are far; `inputs_cut_off` is
+    the share of the inputs outside the range that was chosen. The noise is all that there is in the layer's output,
+    also what comes from the layers before it.
     """
     noise = _noise(prepared.source.network, prepared.network, images)
+    modules = dict(prepared.network.module.named_modules())
+    reads = {n.name: modules.get(str(getattr(n.args[0], "target", ""))) for n in prepared.network.graph.nodes if n.args}
     table = {}
     for node in prepared.source.network.graph.nodes:
         name = layer_name(node) if node.target in WEIGHTED else None
@@ -41,8 +45,22 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
         reach = float(weight.abs().amax() / weight.square().mean().sqrt().clamp_min(_TINY))
         if reach > _FAR:
             row["weights_reach"] = round(reach, 1)
+        row |= _outliers(reads.get(node.name))
         table[name] = row
     return table
+
+
+def _outliers(edge: Any) -> dict[str, float]:
+    """How far what a layer reads reaches, in root mean squares, and what share of it the range cuts off."""
+    if not isinstance(edge, ActivationEdge) or not edge.seen.reach:
+        return {}
+    values, counts = edge.seen.values()
+    reach = max(-edge.seen.low, edge.seen.high) / float(((values.square() @ counts) / counts.sum()).sqrt())
+    if reach <= _FAR:
+        return {}
+    low, high = ((code - float(edge.zero)) * float(edge.scale) for code in (edge.grid.low, edge.grid.high))
+    outside = counts[(values < low - edge.scale.item()) | (values > high + edge.scale.item())].sum() / counts.sum()
+    return {"inputs_reach": round(reach, 1), "inputs_cut_off": round(float(outside), 6)}
 
 
 def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, float]:

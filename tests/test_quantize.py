@@ -100,11 +100,12 @@ def test_sixteen_bit_floats_are_stored_so_and_computed_in_float(digits_network, 
 
 
 @pytest.mark.parametrize("scheme", ["absmax", "affine"])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
+@pytest.mark.parametrize(
+    ("bits", "full"), [(2, True), (2, False), (3, True), (4, False), (5, True), (8, False), (16, True)]
+)
 def test_weights_are_codes_of_the_bits_asked_for(digits_network, bits, full, scheme):
     config = QuantizeConfig(weights=f"int{bits}", activations="none", scheme=scheme, full_range=full, **QUICK)
-    quantized, record = apply(digits_network, config, _context())
+    quantized, record = apply(digits_network, config, Context())
     lowest = -(2 ** (bits - 1)) + (scheme == "absmax" and not full)
     assert record.touched == ("stem", "down", "inner", "head")
     for name in record.touched:
@@ -219,7 +220,7 @@ def test_layers_whose_weights_reach_far_are_pointed_out(digits_network):
 def test_the_input_network_is_left_as_it_was(digits_network):
     before = {name: value.clone() for name, value in digits_network.module.state_dict().items()}
     nodes = [node.name for node in digits_network.graph.nodes]
-    apply(digits_network, QuantizeConfig(weights="int4"), _context())
+    apply(digits_network, QuantizeConfig(), _context(digits(0, 32)[0]))
     assert nodes == [node.name for node in digits_network.graph.nodes]
     assert all(torch.equal(before[name], value) for name, value in digits_network.module.state_dict().items())
 
@@ -246,7 +247,7 @@ def test_a_quantized_network_saves_and_loads_with_equal_outputs_for_any_batch(di
 
 
 def test_the_same_images_give_the_same_result(digits_network):
-    config = QuantizeConfig(weights="int3")
+    config = QuantizeConfig(weights="int3", calibration="mse")
     first, second = (apply(digits_network, config, _context())[0] for _ in range(2))
     assert torch.equal(_outputs(first, digits()[0]), _outputs(second, digits()[0]))
 

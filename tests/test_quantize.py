@@ -429,7 +429,6 @@ def test_activations_that_are_not_finite_are_one_clear_error_that_names_where(di
         apply(network, QuantizeConfig(), _context())
 
 
-@pytest.mark.xfail(reason="a weight that is not finite is not yet named", raises=FloatingPointError, strict=False)
 def test_weights_that_are_not_finite_are_one_clear_error_that_names_the_layer(digits_network):
     network = digits_network.copy()
     with torch.no_grad():

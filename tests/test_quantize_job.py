@@ -58,7 +58,7 @@ def timed(monkeypatch, no_files):
     """Latency by a rule: seconds for a network, given its rows by name."""
 
     def by(rule):
-        def latencies(self, networks):
+        def latencies(self, networks, seconds=10.0):
             return {name: Measurement(rule(network), "s", "measured") for name, network in networks.items()}
 
         monkeypatch.setattr(Exporter, "latencies", latencies)

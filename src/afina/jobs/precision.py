@@ -119,7 +119,10 @@ class _Placement:
             if not names:
                 break
             times = self._times()
-            kind = min(names, key=lambda kind: times[names[kind]])
+            names = {kind: name for kind, name in names.items() if name in times}
+            kind = min(names, key=lambda kind: times[names[kind]], default="")
+            if not kind:
+                break
             if times[names[kind]] > times[best] * (1 - _NOTICEABLE):
                 break
             told.append(f"{names[kind]} {format_time(times[names[kind]])} (was {format_time(times[best])})")
@@ -136,6 +139,22 @@ class _Placement:
         return True
 
     def _times(self) -> dict[str, float]:
+        try:
+            return self._measured()
+        except (Unsupported, ParityError):
+            self._files = {name: network for name, network in self._files.items() if self._exports(name, network)}
+            return self._measured()
+
+    def _exports(self, name: str, network: Network) -> bool:
+        try:
+            self._exporter.size(network)
+        except (Unsupported, ParityError):
+            if name == "float":
+                raise
+            return False
+        return True
+
+    def _measured(self) -> dict[str, float]:
         return {name: measured.value for name, measured in self._exporter.latencies(self._files, _SECONDS).items()}
 
 

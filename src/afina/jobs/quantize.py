@@ -15,11 +15,11 @@ from afina.jobs.planfile import read_plan, write_plan
 from afina.jobs.precision import Guard, plan_precisions
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
-from afina.runtimes import get_runtime
+from afina.runtimes import Runtime, get_runtime
 from afina.tasks import get_task
 from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
-from afina.techniques.quantize.config import FLOAT
+from afina.techniques.quantize.config import FLOAT, bits_of
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.grids import Scheme
 from afina.techniques.quantize.prepared import Prepared, Source
@@ -131,7 +131,8 @@ def quantize(
         weight_bits=chosen.weight_bits(), fused=chosen.fuses, layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
     chosen.check_integers(activations)
-    _check(plan, size, latency, qat, learn_scales, data)
+    _check(plan, size, latency, qat, data)
+    _check_learned(learn_scales, qat, config)
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress)
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)
@@ -169,7 +170,7 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
         network, record, found = guard.keep(network, record, found)
     if asked.save_plan is not None:
         write_plan(Path(asked.save_plan), source, guard.config if guard else config)
-    return network, _with_answers(record, subject, original, found, time.monotonic() - start)
+    return network, _with_answers(record, subject, asked.exporter.runtime, original, found, time.monotonic() - start)
 
 
 def _train(prepared: Prepared, subject: Subject, config: FitConfig, learn_scales: bool) -> tuple[str, ...]:
@@ -199,7 +200,9 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
     )
 
 
-def _with_answers(record: Record, subject: Subject, before: Answers, after: Answers, seconds: float) -> Record:
+def _with_answers(
+    record: Record, subject: Subject, runtime: Runtime, before: Answers, after: Answers, seconds: float
+) -> Record:
     """The record with what the files are and answer."""
     told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
     notes = (
@@ -213,9 +216,20 @@ def _with_answers(record: Record, subject: Subject, before: Answers, after: Answ
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},
         after={**record.after, "quality": after.quality.value, "file": after.size, "agreement": after.agreement},
-        notes=(*record.notes, *notes),
+        notes=(*record.notes, *_widened(record, runtime), *notes),
         seconds=seconds,
     )
+
+
+def _widened(record: Record, runtime: Runtime) -> tuple[str, ...]:
+    """What the runtime's file has no type for, and stores in a wider one."""
+    told = []
+    for name in sorted({str(layer["precision"]).split(" x ")[0] for layer in record.layers.values()}):
+        bits = bits_of(name) if name.startswith("int") else 8
+        stored = min((kind for kind in runtime.stored_bits if kind >= bits), default=bits)
+        if stored != bits:
+            told.append(f"{name} weights are stored in {stored} bits: {runtime.name} has no narrower type for them.")
+    return tuple(told)
 
 
 def _limits(
@@ -227,7 +241,7 @@ def _limits(
     return make_budget(metric, size, latency, None, max_drop)
 
 
-def _check(plan: Any, size: Any, latency: Any, qat: int, learn_scales: bool, data: Any) -> None:
+def _check(plan: Any, size: Any, latency: Any, qat: int, data: Any) -> None:
     if plan not in (None, "auto") and Path(plan).suffix != ".json":
         raise InputError(f"--plan {plan!r} is not known.", fix="Write --plan auto, or give a plan's .json file.")
     if plan != "auto" and (size is not None or latency is not None):
@@ -240,8 +254,17 @@ def _check(plan: Any, size: Any, latency: Any, qat: int, learn_scales: bool, dat
         raise InputError("Quantization needs images to calibrate on and to be judged by.", fix="Give --data.")
     if qat < 0:
         raise InputError(f"--qat is {qat}.", fix="Give a number of epochs, 0 for no training.")
+
+
+def _check_learned(learn_scales: bool, qat: int, config: QuantizeConfig) -> None:
     if learn_scales and not qat:
         raise InputError("Scales are learned by training only.", fix="Give --qat EPOCHS too.")
+    if learn_scales and (config.power_of_two or config.granularity == "tensor"):
+        raise InputError(
+            "Scales that are learned are free, one for each channel or block.",
+            why="Powers of two, and one scale for all channels, would not stay so.",
+            fix="Leave out --learn-scales, or --power-of-two and --granularity tensor.",
+        )
 
 
 def _check_names(source: Source, config: QuantizeConfig) -> None:

@@ -122,7 +122,7 @@ def bits_of(name: str) -> int:
 def check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
     """Raise `InputError` where `given` is none of those known."""
     if given not in known:
-        raise InputError(f"{what} is {given!r}.", fix=did_you_mean(given, known))
+        raise InputError(f"{what} is {given!r}.", fix=f"{did_you_mean(given, known)} There are: {', '.join(known)}.")
 
 
 FLOAT = Precision("fp32", "none")

@@ -15,7 +15,7 @@ from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Grid
 from afina.techniques.quantize.prepared import Prepared, outputs
-from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name
+from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name, mover_source
 from afina.techniques.quantize.weights import take_nearest
 
 _BATCH = 4
@@ -33,7 +33,11 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
     """
     noise = _noise(prepared.source.network, prepared.network, images)
     modules = dict(prepared.network.module.named_modules())
-    reads = {n.name: modules.get(str(getattr(n.args[0], "target", ""))) for n in prepared.network.graph.nodes if n.args}
+    reads = {
+        n.name: modules.get(str(getattr(mover_source(n.args[0]), "target", "")))
+        for n in prepared.network.graph.nodes
+        if n.args
+    }
     table = {}
     for node in prepared.source.network.graph.nodes:
         name = layer_name(node) if node.target in WEIGHTED else None
@@ -147,7 +151,7 @@ def parts_of(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationE
         weight = modules.get(str(node.args[1].target))
         if not isinstance(weight, WeightEdge):
             continue
-        near = [node.args[0], *node.users, *(user for first in node.users for user in first.users)]
+        near = [mover_source(node.args[0]), *node.users, *(user for first in node.users for user in first.users)]
         edges = [modules.get(str(other.target)) for other in near if isinstance(other, Node)]
         found[weight.name.removesuffix(".weight")] = (weight, [e for e in edges if isinstance(e, ActivationEdge)])
     return found

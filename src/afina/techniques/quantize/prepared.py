@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms
@@ -18,6 +18,7 @@ from afina.graph.propagate import attribute
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
+from afina.techniques.quantize.grids import SMALLEST_SCALE
 from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram
 
@@ -84,6 +85,10 @@ class Prepared:
 
     def adopt(self, network: Network) -> None:
         """Go on with a network that has the same edges: this one's own, or a trained copy of it."""
+        for module in network.module.modules():
+            if isinstance(module, (ActivationEdge, WeightEdge)):
+                # Training may take a small scale through zero; what it stands for is its size.
+                module.scale.data = module.scale.data.abs().clamp_min(SMALLEST_SCALE)
         self.network = network
         edges = [m for m in network.module.modules() if isinstance(m, (ActivationEdge, WeightEdge))]
         self.activations = {m.name: m for m in edges if isinstance(m, ActivationEdge)}
@@ -119,10 +124,16 @@ class Prepared:
         """The network in integers: quantize and dequantize nodes around float operators, weights as codes."""
         self.simulate()
         module = copy.deepcopy(self.network.module)
-        with _quiet(), torch.no_grad():
-            converted = convert_pt2e(module, fold_quantize=False)
-        _snap_biases(converted)
-        return Network(converted, self.network.input, self.network.task)
+        edges = {name: m for name, m in module.named_modules() if isinstance(m, (ActivationEdge, WeightEdge))}
+        for node in list(module.graph.nodes):
+            if node.op == "call_module" and str(node.target) in edges:
+                edges[str(node.target)].convert(module, node)
+        module.graph.eliminate_dead_code()
+        for name in edges:
+            delattr(module, name)
+        module.recompile()
+        _snap_biases(module)
+        return Network(module, self.network.input, self.network.task, self.network.frozen)
 
     def _run(self, context: Context) -> None:
         images = 0
@@ -177,13 +188,22 @@ def _separate_weights(network: Network) -> None:
         name = str(weight.target)
         if name in seen:
             own = f"{name}_of_{node.name}".replace(".", "_")
-            module.register_parameter(own, copy.deepcopy(module.get_parameter(name)))
-            with module.graph.inserting_before(node):
-                twin = module.graph.get_attr(own)
-            twin.meta = copy.copy(weight.meta)
-            node.update_arg(1, twin)
+            _give_own(module, node, 1, own)
+            if len(node.args) > 2 and isinstance(node.args[2], Node):
+                _give_own(module, node, 2, f"{own}_bias")
         seen.add(name)
     module.recompile()
+
+
+def _give_own(module: GraphModule, node: Node, index: int, name: str) -> None:
+    """Let an argument of a layer be a parameter of its own under that name, with the value that it has."""
+    shared = node.args[index]
+    assert isinstance(shared, Node)
+    module.register_parameter(name, copy.deepcopy(module.get_parameter(str(shared.target))))
+    with module.graph.inserting_before(node):
+        own = module.graph.get_attr(name)
+    own.meta = copy.copy(shared.meta)
+    node.update_arg(index, own)
 
 
 @contextmanager

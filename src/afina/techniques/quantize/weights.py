@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from afina.errors import AfinaError
 from afina.graph.axes.builder import op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
@@ -97,7 +98,13 @@ def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
     weight: Tensor = attribute(prepared.network.module, edge.name).detach()
     flat = weight.flatten(1)[None]
     ones = torch.ones(1, flat.shape[2])
-    edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
+    try:
+        edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
+    except FloatingPointError as error:
+        raise AfinaError(
+            f"The weights of {edge.name.removesuffix('.weight')} hold a value that is not a finite number.",
+            fix="Check how the network was trained; a quantized weight must be finite.",
+        ) from error
 
 
 def _flat(scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:

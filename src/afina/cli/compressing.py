@@ -1,0 +1,211 @@
+"""The commands of one technique each, and what they would hurt."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from afina.cli.base import app
+from afina.cli.options import (
+    Axes,
+    Batch,
+    DataOption,
+    Debug,
+    Finetune,
+    FinetuneRate,
+    Images,
+    InputSize,
+    Json,
+    Model,
+    NetworkOut,
+    Optimizer,
+    OptionalData,
+    Quiet,
+    RuntimeOption,
+    Seed,
+    Threads,
+    Weights,
+)
+from afina.cli.running import guarded, network_job, progress_of, show
+
+
+@app.command()
+def prune(
+    model: Model,
+    data: OptionalData = None,
+    macs: Annotated[str | None, typer.Option(help="Multiply-accumulates that may stay, as in 50%.")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Parameters that may stay, as in 30%.")] = None,
+    size: Annotated[str | None, typer.Option(help="Bytes of the exported float file, as in 5MB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Time for one batch of that file, as in 8ms.")] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Which units go: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.")
+    ] = "fit",
+    axis: Axes = None,
+    per: Annotated[
+        Any, typer.Option(parser=str, metavar="WHERE", help="`global`: shared out by sensitivity; `layer`: the same.")
+    ] = "global",
+    multiple: Annotated[
+        int | None, typer.Option(min=1, help="Keep a multiple of so many channels (8, 16); 8 for --latency, else 1.")
+    ] = None,
+    finetune: Finetune = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Prune in so many steps, with fine-tuning after each.")] = 1,
+    images: Images = 1024,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    batch: Batch = 1,
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove channels, neurons, heads from MODEL until it meets a target; no training is needed."""
+    from afina.jobs.prune import prune as job
+
+    network_job(
+        lambda: job(
+            model, data, macs=macs, parameters=parameters, size=size, latency=latency, criterion=criterion, axis=axis,
+            per=per, multiple=multiple, finetune=finetune, steps=steps, images=images, runtime=runtime,
+            threads=threads, batch=batch, weights=weights, input_size=input_size, learning_rate=learning_rate,
+            optimizer=optimizer, seed=seed, progress=progress_of(quiet),
+        ),
+        model, "pruned", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def sparsify(
+    model: Model,
+    data: OptionalData = None,
+    sparsity: Annotated[str | None, typer.Option(help="Share of the weights that become zero, as in 80%.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M: of every M weights at most N stay, as in 2:4.")] = None,
+    criterion: Annotated[str, typer.Option(help="Which weights go: `fit` or `magnitude`.")] = "fit",
+    finetune: Finetune = 0,
+    images: Images = 1024,
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make weights of MODEL zero, free or in an N:M pattern, with the least change of its outputs."""
+    from afina.jobs.sparsify import sparsify as job
+
+    network_job(
+        lambda: job(
+            model, data, sparsity=sparsity, pattern=pattern, criterion=criterion, finetune=finetune, images=images,
+            weights=weights, input_size=input_size, learning_rate=learning_rate, optimizer=optimizer, seed=seed,
+            progress=progress_of(quiet),
+        ),
+        model, "sparse", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def quantize(
+    model: Model,
+    data: DataOption,
+    weights: Annotated[str, typer.Option(help="`int8`, `int7` to `int2`, `int16`, `fp16`, `bf16`.")] = "int8",
+    activations: Annotated[str, typer.Option(help="`int8` to `int2`, `int16`; `none` for float.")] = "int8",
+    granularity: Annotated[
+        str, typer.Option(help="Weights that share a scale: `tensor`, `channel` or `block:N`.")
+    ] = "channel",
+    scheme: Annotated[
+        Any, typer.Option(parser=str, metavar="SCHEME", help="Of weights: `absmax` or `affine`.")
+    ] = "absmax",
+    calibration: Annotated[
+        str, typer.Option(help="Ranges: `auto`, `mse`, `minmax`, `average`, `percentile` or `entropy`.")
+    ] = "auto",
+    rounding: Annotated[
+        Any, typer.Option(parser=str, metavar="HOW", help="Of weights: `auto`, `nearest` or `gram`.")
+    ] = "auto",
+    equalize: Annotated[
+        Any, typer.Option(parser=str, metavar="HOW", help="Move scale between layers: `auto` or `none`.")
+    ] = "auto",
+    power_of_two: Annotated[bool, typer.Option("--power-of-two", help="Scales are powers of two.")] = False,
+    full_range: Annotated[bool, typer.Option("--full-range", help="Absmax uses the lowest code too.")] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be given again.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="`auto`: each layer's precision by time, bytes, damage; or a plan's file.")
+    ] = None,
+    save_plan: Annotated[Path | None, typer.Option(help="Write every layer's precision here (.json).")] = None,
+    size: Annotated[str | None, typer.Option(help="With a plan: bytes of the file, as in 500KB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="With a plan: time for one batch, as in 5ms.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="Quality that the file may lose, absolute: 1% of accuracy.")
+    ] = None,
+    qat: Annotated[int, typer.Option(min=0, help="Epochs of training with simulated integers.")] = 0,
+    learn_scales: Annotated[bool, typer.Option("--learn-scales", help="That training learns scales too.")] = False,
+    images: Images = 512,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    batch: Batch = 1,
+    out: NetworkOut = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Weights of MODEL: `pretrained`, `random` or a file.")] = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write weights and activations of MODEL in fewer bits, judged as the file that its runtime will run."""
+    from afina.jobs.quantize import quantize as job
+
+    network_job(
+        lambda: job(
+            model, data, weights=weights, activations=activations, granularity=granularity, scheme=scheme,
+            calibration=calibration, rounding=rounding, equalize=equalize, power_of_two=power_of_two,
+            full_range=full_range, skip=tuple(skip or ()), plan=plan, save_plan=save_plan, size=size,
+            latency=latency, max_drop=max_drop, qat=qat, learn_scales=learn_scales, images=images, runtime=runtime,
+            threads=threads, batch=batch, checkpoint=checkpoint, input_size=input_size,
+            learning_rate=learning_rate, optimizer=optimizer, seed=seed, progress=progress_of(quiet),
+        ),
+        model, "quantized", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    data: DataOption,
+    criterion: Annotated[
+        str, typer.Option(help="Which units go: `fit`, `magnitude`, `taylor`, `batchnorm` or `random`.")
+    ] = "fit",
+    axis: Axes = None,
+    levels: Annotated[str, typer.Option(help="Shares that go, with commas between.")] = "25%,50%,75%",
+    images: Images = 512,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a page with the plot here (.html).")] = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What the outputs of MODEL lose when an axis loses units, or a layer weights: table, plot, CSV."""
+    from afina.jobs.sensitivity import sensitivity as job
+    from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
+
+    def run() -> None:
+        rows = job(
+            model, data, criterion=criterion, axis=axis, levels=levels.split(","), images=images, weights=weights,
+            input_size=input_size, seed=seed, progress=progress_of(quiet),
+        )  # fmt: skip
+        if csv is not None:
+            write_sensitivity_csv(rows, csv)
+        if plot is not None:
+            write_sensitivity_html(rows, plot, f"Sensitivity of {model}")
+        show(rows, sensitivity_text(rows), as_json)
+
+    guarded(run, debug)

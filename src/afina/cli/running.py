@@ -1,0 +1,80 @@
+"""How a command runs its job: errors to messages and exit codes, results to text or JSON."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from afina.errors import AfinaError
+from afina.progress import PlainProgress, Progress, RichProgress
+
+MISSES = 3
+
+
+def network_job(job: Any, model: str, what: str, out: Path | None, as_json: bool, debug: bool) -> None:
+    """Run a job that gives a network and a record, save the one and print the other."""
+
+    def run() -> None:
+        from afina.jobs.compression import Saved, describe, target_file
+
+        path = target_file(out, model, what)
+        network, record = job()
+        network.save(path)
+        show(Saved(str(path), record), describe(record, path), as_json)
+
+    guarded(run, debug)
+
+
+def run_and_show(job: Any, as_json: bool, debug: bool) -> None:
+    """Run a job that ends in a verdict, print it, and leave with its exit code."""
+
+    def run() -> None:
+        from afina.reporting import summary
+
+        result = job()
+        show(result, summary(result), as_json)
+        if result.verdict != "fits":
+            raise typer.Exit(MISSES)
+
+    guarded(run, debug)
+
+
+def guarded(run: Any, debug: bool) -> None:
+    """Turn errors into one clear message and an exit code."""
+    try:
+        run()
+    except typer.Exit:
+        raise
+    except AfinaError as error:
+        _fail(error, error.exit_code, debug)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What is finished is kept: the same command resumes.", err=True)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        text = f"Something unexpected happened: {type(error).__name__}: {error}\nRun again with --debug to see where."
+        _fail(RuntimeError(text) if not debug else error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"Error: {error}", err=True)
+    raise typer.Exit(code) from None
+
+
+def progress_of(quiet: bool) -> Progress:
+    if quiet:
+        return Progress()
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    if not as_json:
+        typer.echo(text)
+        return
+    from afina.store import to_plain
+
+    typer.echo(json.dumps(to_plain(value), indent=2))

@@ -298,7 +298,7 @@ def test_biases_are_whole_steps_of_their_products(digits_network):
 
 
 def test_sums_stay_in_float_where_asked(digits_network):
-    quantized, _ = apply(digits_network, QuantizeConfig(sums=False, **QUICK), _context())
+    quantized, _ = apply(digits_network, QuantizeConfig(sums="float", **QUICK), _context())
     assert len(_calls(quantized, "quantized_decomposed.quantize_per_tensor")) == 5
     (added,) = _calls(quantized, "aten.add")
     assert "mean" in str(next(iter(next(iter(added.users)).users)).target)

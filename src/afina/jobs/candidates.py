@@ -184,7 +184,7 @@ class Search:
 
     def _integers(self) -> quantize.QuantizeConfig:
         runtime = self.job.runtime
-        return quantize.QuantizeConfig(weight_bits=runtime.weight_bits(), fused=runtime.fuses)
+        return quantize.QuantizeConfig(weight_bits=runtime.weight_bits(), fused=runtime.fuses, sums=runtime.sums)
 
     @staticmethod
     def _quantized(draft: Draft, name: str, config: quantize.QuantizeConfig, context: Context) -> Draft:

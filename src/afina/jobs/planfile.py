@@ -37,7 +37,7 @@ def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeCon
         if plan["format"] != _FORMAT:
             raise ValueError(f"its format is {plan['format']!r}")
         layers = tuple((name, Precision(**precision)) for name, precision in plan["layers"].items())
-        placement = {"sums": bool(plan["sums"]), "fused": plan["fused"]}
+        placement = {"sums": plan["sums"], "fused": plan["fused"]}
     except OSError as error:
         raise InputError(f"The plan {path} cannot be read.", why=str(error), fix="Check the path.") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -92,7 +92,7 @@ class _Placement:
         return {
             "float": replace(quick, layers=stored),
             "integers": quick,
-            "integers, sums in float": replace(quick, sums=False),
+            "integers, sums in float": replace(quick, sums="float"),
             **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
             **self._runtimes_own(stored),
         }

@@ -128,7 +128,8 @@ def quantize(
     config = QuantizeConfig(
         weights=weights, activations=activations, granularity=granularity, scheme=scheme, calibration=calibration,
         rounding=rounding, equalize=equalize, power_of_two=power_of_two, full_range=full_range,
-        weight_bits=chosen.weight_bits(), fused=chosen.fuses, layers=tuple((name, FLOAT) for name in names),
+        weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums,
+        layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
     chosen.check_integers(activations)
     _check(plan, size, latency, qat, data)

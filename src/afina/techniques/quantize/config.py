@@ -59,7 +59,9 @@ class QuantizeConfig:
         weight_bits: Bits that int8 weights use: 8, or 7 where the processor's int8 products saturate.
         layers: Precisions of single layers, by name, that differ from the above.
         fused: Activation functions that the runtime computes inside the layer before: those that clip, or all.
-        sums: Whether additions and concatenations of quantized activations are computed in integers.
+        sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
+            kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;
+            `float`.
     """
 
     weights: str = "int8"
@@ -73,13 +75,14 @@ class QuantizeConfig:
     equalize: Literal["auto", "none"] = "auto"
     weight_bits: int = 8
     layers: tuple[tuple[str, Precision], ...] = field(default=())
-    sums: bool = True
+    sums: Literal["apart", "joined", "float"] = "apart"
     fused: Literal["clips", "all"] = "clips"
 
     def __post_init__(self) -> None:
         Precision(self.weights, self.activations)
         Granularity.parse(self.granularity)
         check_choice("fused", self.fused, ("clips", "all"))
+        check_choice("sums", self.sums, ("apart", "joined", "float"))
         check_choice("scheme", self.scheme, ("absmax", "affine"))
         check_choice("calibration", self.calibration, CALIBRATIONS)
         check_choice("rounding", self.rounding, ROUNDINGS)

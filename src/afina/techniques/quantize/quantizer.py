@@ -31,7 +31,8 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTED = {*CONVOLUTIONS, aten.linear.default}
-_COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default}
+_ADDING = {aten.add.Tensor, aten.add_.Tensor}
+_COMBINING = {*_ADDING, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default}
 _AVERAGING = {
     aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default,
 }  # fmt: skip
@@ -75,7 +76,7 @@ class Placement(Quantizer):
             elif node.target in TRANSPOSED:
                 self.skipped[layer_name(node)] = "a transposed convolution has no integer kernel in the runtimes"
         for node in list(model.graph.nodes):
-            if self.config.sums and self._is_combined(node):
+            if self.config.sums != "float" and self._is_combined(node):
                 self._annotate_combined(node)
         for node in model.graph.nodes:
             if node.target in _AVERAGING:
@@ -108,7 +109,7 @@ class Placement(Quantizer):
     def _annotate_output(self, node: Node, precision: str) -> None:
         """Quantize what `node` gives; for an operator that only moves values, what its source gives."""
         node = mover_source(node)
-        if node.op == "get_attr" or not _is_float(node):
+        if node.op == "get_attr" or not _is_float(node) or (self.config.sums == "joined" and _is_joined(node)):
             return
         node = self._folded_into(node)
         known = self.precisions.get(node)
@@ -117,7 +118,7 @@ class Placement(Quantizer):
             annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
             annotation.output_qspec = self._activation_spec(node, precision)
             annotation._annotated = True
-        if self.config.sums and node.target in _AVERAGING and isinstance(node.args[0], Node):
+        if self.config.sums != "float" and node.target in _AVERAGING and isinstance(node.args[0], Node):
             # What is averaged is mostly a last addition, which would otherwise be the one that stays in float.
             self._annotate_output(node.args[0], precision)
 
@@ -173,6 +174,16 @@ class Placement(Quantizer):
 def is_layer(node: Node) -> bool:
     """Whether a node multiplies by a weight that can be quantized."""
     return node.target in WEIGHTED
+
+
+def _is_joined(node: Node) -> bool:
+    """Whether `node` is a convolution whose output only an addition reads, and the last such of that addition."""
+    if node.target not in CONVOLUTIONS or len(node.users) != 1:
+        return False
+    (user,) = node.users
+    if user.target not in _ADDING:
+        return False
+    return not any(other > node for other in _sources(user) if other.target in CONVOLUTIONS and len(other.users) == 1)
 
 
 def layer_name(node: Node) -> str:

@@ -45,7 +45,8 @@ def prune(
         Any, typer.Option(parser=str, metavar="WHERE", help="`global`: shared out by sensitivity; `layer`: the same.")
     ] = "global",
     multiple: Annotated[
-        int | None, typer.Option(min=1, help="Keep a multiple of so many channels (8, 16); by default 8 for --latency and for wide layers.")
+        int | None,
+        typer.Option(min=1, help="Keep a multiple of so many channels (8, 16); 8 for --latency and wide layers."),
     ] = None,
     finetune: Finetune = 0,
     steps: Annotated[int, typer.Option(min=1, help="Prune in so many steps, with fine-tuning after each.")] = 1,

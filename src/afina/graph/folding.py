@@ -46,7 +46,7 @@ def _layer_before(network: Network, norm: Node) -> Node | None:
         return None
     own = arguments(layer)
     held = [own[key] for key in ("weight", "bias") if own[key] is not None]
-    if not all(_is_stored(node) and _uses(network, node) == 1 for node in held):
+    if not all(_is_stored(node) and uses_of(network, node) == 1 for node in held):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
         return None  # the norm's channels are then not the layer's outputs
@@ -104,7 +104,7 @@ def _is_stored(value: Any) -> bool:
     return isinstance(value, Node) and value.op == "get_attr"
 
 
-def _uses(network: Network, node: Node) -> int:
+def uses_of(network: Network, node: Node) -> int:
     """How often what a node reads is read, also by other nodes of the same name."""
     return sum(
         len(other.users) for other in network.graph.nodes if other.op == "get_attr" and other.target == node.target

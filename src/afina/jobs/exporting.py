@@ -1,7 +1,7 @@
 """Networks as exported files: what they weigh, how long they take, how good their answers are."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +66,7 @@ class Exporter:
 
     def time(self, network: Network) -> float:
         """Seconds for one batch."""
-        return self.times([network])[0]
-
-    def times(self, networks: Iterable[Network]) -> list[float]:
-        """Seconds for one batch of each, measured in turns; each is exported as it comes."""
-        named = {str(number): network for number, network in enumerate(networks)}
-        return [measured.value for measured in self.latencies(named).values()]
+        return self.latencies({"network": network})["network"].value
 
     def latencies(self, networks: Mapping[str, Network], seconds: float = 10.0) -> dict[str, Measurement]:
         """Latency of each by its name, measured in turns for at most so many seconds."""

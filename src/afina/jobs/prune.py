@@ -1,20 +1,18 @@
 """`afina prune`: a smaller network for a target in MACs, parameters, bytes or seconds."""
 
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from afina.data import ImageData
 from afina.errors import AfinaError, InputError
 from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, tuned
+from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planning import Planner, Target, blocks_to_go, computed
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
-from afina.runtimes import Runtime, get_runtime, measure_latency
+from afina.runtimes import get_runtime
 from afina.techniques.prune import PruneConfig, Study
 from afina.training.config import Optimizer
 from afina.types import Record
@@ -99,12 +97,12 @@ def prune(
     config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen, wide=wide)
     _check(per, steps, finetune, data)
     subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
-    measure = _measure(goal[0], get_runtime(runtime), threads or available_cores(), batch)
+    exporter = Exporter(get_runtime(runtime), threads or available_cores(), batch)
     network, records = subject.network, list[Record]()
     for step in range(1, steps + 1):
         if steps > 1:
             subject.progress.say(f"Step {step} of {steps}.")
-        network, record = _once(network, subject, config, per, goal, measure, step / steps)
+        network, record = _once(network, subject, config, per, goal, exporter, step / steps)
         records.append(record)
         if finetune:
             epochs = max(1, round(finetune / steps))
@@ -118,7 +116,7 @@ def _once(
     config: PruneConfig,
     per: str,
     goal: tuple[str, float],
-    measure: Callable[[Network], float],
+    exporter: Exporter,
     done: float,
 ) -> tuple[Network, Record]:
     """One pruning: the last of several steps ends at the goal, those before on the way to it."""
@@ -126,7 +124,8 @@ def _once(
     if name in ("macs", "parameters"):
         target = computed(name, limit, subject.network)
     else:
-        target = Target(name, limit, "B" if name == "size" else "s", measure)
+        size = name == "size"
+        target = Target(name, limit, "B" if size else "s", exporter.size if size else exporter.time)
     whole = target.measure(subject.network)
     if done < 1 and whole > target.limit:
         target = replace(target, limit=whole * (target.limit / whole) ** done)
@@ -154,19 +153,6 @@ def _goal(
     if name == "size":
         return name, float(parse_size(value))
     return name, parse_time(value) if name == "latency" else parse_share(value, f"--{name}")
-
-
-def _measure(name: str, runtime: Runtime, threads: int, batch: int) -> Callable[[Network], float]:
-    """Bytes, or seconds for one batch, of a network's exported float file."""
-
-    def measure(network: Network) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            path = runtime.export(network, Path(folder) / f"model{runtime.suffix}")
-            if name == "size":
-                return float(sum(part.stat().st_size for part in runtime.files(path)))
-            return measure_latency({"model": path}, network.input.shape, threads=threads, batch=batch)["model"].value
-
-    return measure
 
 
 def axes_asked(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch.fx import Node
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
+from afina.graph.folding import uses_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
 from afina.graph.statistics import watch
@@ -105,11 +106,7 @@ def _own_weights(network: Network, node: Node) -> bool:
     if a["weight"] is None:
         return False
     held = [a[key] for key in ("weight", "bias") if a[key] is not None]
-    return all(isinstance(h, Node) and h.op == "get_attr" and _uses(network, h) == 1 for h in held)
-
-
-def _uses(network: Network, node: Node) -> int:
-    return sum(len(o.users) for o in network.graph.nodes if o.op == "get_attr" and o.target == node.target)
+    return all(isinstance(h, Node) and h.op == "get_attr" and uses_of(network, h) == 1 for h in held)
 
 
 def _reads(network: Network, producer: Node, reader: Node, last: Node) -> bool:

@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/afina demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint types layers test
 

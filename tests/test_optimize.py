@@ -87,9 +87,21 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(home) -> tuple[Path, Result]:
-    """A run whose size limit only a pruned int8 network can keep."""
-    result = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "run", **QUICK)
+    """A run whose size limit only a pruned network can keep, since bits are not shared out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates_module.Search, "_few_bits", lambda _: {})
+        result = afina.optimize(
+            f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "run", **QUICK
+        )
     return home / "run", result
+
+
+def test_where_int8_is_too_large_bits_are_shared_out_before_anything_is_pruned(home):
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "bits", **QUICK)
+    winner = result.candidate(result.winner)
+    assert [step.technique for step in winner.recipe] == ["quantize"]
+    assert winner.measurements["size"].value <= 35_000
+    assert {row.precision for row in winner.layers if row.macs} & {"int2", "int4"}
 
 
 def test_the_answer_fits_the_budget_and_is_a_pruned_int8_network(run):
@@ -147,6 +159,7 @@ def test_running_again_computes_nothing_again(run, home, monkeypatch):
 
     monkeypatch.setattr(candidates_module, "fit", never)
     monkeypatch.setattr(candidates_module, "judge", never)
+    monkeypatch.setattr(candidates_module.Search, "_few_bits", lambda _: {})
     folder, result = run
     again = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=folder, **QUICK)
     assert again == result

@@ -68,14 +68,14 @@ class Exporter:
         """Seconds for one batch."""
         return self.latencies({"network": network})["network"].value
 
-    def latencies(self, networks: Mapping[str, Network], seconds: float = 10.0) -> dict[str, Measurement]:
-        """Latency of each by its name, measured in turns for at most so many seconds."""
+    def latencies(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
+        """Latency of each by its name, measured in turns."""
         with tempfile.TemporaryDirectory() as folder:
             paths: dict[str, Path] = {}
             for number, (name, network) in enumerate(networks.items()):
                 shape = network.input.shape
                 paths[name] = self.runtime.export(network, Path(folder) / f"{number}{self.runtime.suffix}")
-            return measure_latency(paths, shape, threads=self.threads, batch=self.batch, seconds=seconds)
+            return measure_latency(paths, shape, threads=self.threads, batch=self.batch)
 
     def judge(
         self, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None

@@ -33,7 +33,7 @@ from afina.units import format_size, format_time
 STORED = Precision("int8", "none")
 # A placement must be faster by this share to be preferred: timings are not finer.
 _NOTICEABLE = 0.02
-_TRIES, _SECONDS = 3, 5.0
+_TRIES = 3
 
 
 def plan_precisions(
@@ -155,7 +155,7 @@ class _Placement:
         return True
 
     def _measured(self) -> dict[str, float]:
-        return {name: measured.value for name, measured in self._exporter.latencies(self._files, _SECONDS).items()}
+        return {name: measured.value for name, measured in self._exporter.latencies(self._files).items()}
 
 
 def _kinds(source: Source) -> dict[str, list[str]]:

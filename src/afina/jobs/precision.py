@@ -93,6 +93,7 @@ class _Placement:
             "float": replace(quick, layers=stored),
             "integers": quick,
             "integers, sums in float": replace(quick, sums="float"),
+            **({"integers, sums apart": replace(quick, sums="apart")} if quick.sums == "joined" else {}),
             **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
             **self._runtimes_own(stored),
         }

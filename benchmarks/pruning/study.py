@@ -27,7 +27,7 @@ STAGES = ("capture", "analyse", "prune", "forward", "correct", "train", "save", 
 TARGET = 0.5
 # Images for the check against masking: a size that no dimension has.
 _IMAGES = 5
-_HEAVY = 30_000_000_000  # MACs of an image, above which the check takes one image
+_HEAVY, _FEW = 200_000_000_000, 2  # MACs of an image, above which the check takes so few
 
 
 def study(name: str) -> Iterator[dict[str, Any]]:
@@ -141,7 +141,7 @@ def _correct(_: str, things: dict[str, Any], row: dict[str, Any]) -> None:
     Where a random network blows rounding up so far that this cannot be seen, in double precision.
     """
     network, pruned, keep = things["network"], things["pruned"], things["keep"]
-    images = network.example(_IMAGES if row["before"]["macs"] < _HEAVY else 1)
+    images = network.example(_IMAGES if row["before"]["macs"] < _HEAVY else _FEW)
     if not _agree(network, pruned, keep, images, row):
         row["precision"] = "float64"
         twins = network.copy(), pruned.copy()

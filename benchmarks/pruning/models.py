@@ -62,8 +62,10 @@ def load(name: str) -> Network:
 def _torchvision(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     weights = next(iter(torchvision.models.get_model_weights(name)))
-    side = weights.transforms().crop_size[0]
-    return torchvision.models.get_model(name, weights=None, **options), (3, side, side)
+    module = torchvision.models.get_model(name, weights=None, **options)
+    # A transformer is made for one size, which need not be that of its weights.
+    side = getattr(module, "image_size", weights.transforms().crop_size[0])
+    return module, (3, side, side)
 
 
 def _timm(name: str) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -276,3 +276,17 @@ def test_wrong_usage_of_the_command_is_one_message_and_exit_code_2(arguments, ex
     assert expected in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plan.txt", "nowhere/plan.json"])
+def test_a_plan_that_cannot_be_written_is_refused_before_any_work(name, tmp_path):
+    with pytest.raises(InputError, match="--save-plan"):
+        afina.quantize("no such model", "digits", plan="auto", save_plan=tmp_path / name)
+
+
+def test_layers_that_were_asked_to_stay_in_float_stay_so_in_every_placement():
+    from afina.jobs.precision import STORED, _in_float
+    from afina.techniques.quantize import FLOAT, QuantizeConfig
+
+    config = _in_float(QuantizeConfig(layers=(("stem", FLOAT),)), ["stem", "head"])
+    assert dict(config.layers) == {"stem": FLOAT, "head": STORED}

@@ -6,6 +6,7 @@
 A row says `pass`, or the reason why not, for each runtime. Models have random weights; calibration is on noise.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         plan, model = options.one.split("/")
-        print(measure(model, plan == "auto"))
+        print(json.dumps(measure(model, plan == "auto")))
         return
     rows = Rows("zoo", options.only, options.skip, options.again)
     models = choose(Path(__file__).parents[1] / "pruning" / "results" / "zoo-models.json")
@@ -56,7 +57,7 @@ def _apart(name: str, shared: Path, limit: float) -> Row:
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
-    return dict(eval(done.stdout.strip().splitlines()[-1]))  # what this file printed itself
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def measure(model: str, planned: bool) -> Row:

@@ -19,6 +19,14 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(json.dumps([source.layers, shapes], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def check_target(path: Path) -> None:
+    """Raise `InputError` where no plan can go: before the work that it is the result of."""
+    if path.suffix != ".json":
+        raise InputError(f"--save-plan {path} does not end in .json.", fix=f"Write {path.with_suffix('.json')}.")
+    if not path.parent.is_dir():
+        raise InputError(f"--save-plan {path}: there is no folder {path.parent}.", fix="Make it first.")
+
+
 def write_plan(path: Path, source: Source, config: QuantizeConfig) -> None:
     """Write the precision of every layer. Raises `StorageError` where it cannot be written."""
     layers = {name: vars(config.precision(name)) for name in source.layers}
@@ -27,7 +35,7 @@ def write_plan(path: Path, source: Source, config: QuantizeConfig) -> None:
 
 
 def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeConfig:
-    """The configuration with the precisions of the file.
+    """The configuration with the precisions of the file, but for layers that it names itself.
 
     Raises:
         InputError: there is no such file, it is not a plan, or it is of another network.
@@ -50,4 +58,4 @@ def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeCon
             why="Its layers or the shapes of its weights differ from this one's.",
             fix="Make a plan for this network with --plan auto --save-plan FILE.",
         )
-    return replace(config, layers=layers, **placement)
+    return replace(config, layers=tuple({**dict(layers), **dict(config.layers)}.items()), **placement)

@@ -182,17 +182,16 @@ def _kind(node: Node, first: bool) -> str:
 
 
 def _in_float(config: QuantizeConfig, layers: list[str]) -> QuantizeConfig:
-    return replace(config, layers=tuple({**dict(config.layers), **dict.fromkeys(layers, STORED)}.items()))
+    """The same with some layers computed in float; those that were asked to stay in float stay so."""
+    moved = {name: STORED for name in layers if config.precision(name) != FLOAT}
+    return replace(config, layers=tuple({**dict(config.layers), **moved}.items()))
 
 
 def _quick(source: Source, config: QuantizeConfig, context: Context) -> Network:
     """A network of the same form and speed, its ranges and weights chosen without care."""
     quick = replace(config, calibration="minmax", rounding="nearest", equalize="none")
     prepared = Prepared(source, quick)
-    if prepared.activations:
-        prepared.watch(context)
-    for edge in prepared.activations.values():
-        edge.choose("minmax")
+    prepared.calibrate(context, "minmax")
     round_layers(prepared, Context())
     return prepared.convert()
 
@@ -207,15 +206,10 @@ def fit_size(
     """
     stored = exporter.runtime.stored_bits
     network = source.network
-    sizes = {
-        name: network.module.get_parameter(edge.name).numel()
-        for name, edge in ((n.removesuffix(".weight"), e) for n, e in Prepared(source, config).weights.items())
-    }
     prepared = Prepared(source, replace(config, rounding="nearest"))
-    if prepared.activations:
-        prepared.watch(context)
-    for edge in prepared.activations.values():
-        edge.choose("mse")
+    prepared.calibrate(context, "mse")
+    sizes = {name.removesuffix(".weight"): network.module.get_parameter(name).numel() for name in prepared.weights}
+    eight = {name: Precision("int8", config.precision(name).activations) for name in sizes}
 
     def options(layer: str) -> list[Precision]:
         activations = config.precision(layer).activations
@@ -225,8 +219,8 @@ def fit_size(
     by_layer: dict[str, list[Damage]] = {}
     for damage in found:
         by_layer.setdefault(damage.layer, []).append(damage)
-    whole = exporter.size(_quick(source, config, context))
-    rest = whole - sum(sizes[layer] * 1.0 for layer in by_layer)
+    in_eight = replace(config, layers=tuple({**dict(config.layers), **eight}.items()))
+    rest = exporter.size(_quick(source, in_eight, context)) - sum(sizes.values())
     room = limit - rest
     for _ in range(_TRIES):
         planned = _share_out(config, by_layer, sizes, stored, room, rest)
@@ -347,10 +341,7 @@ class Guard:
         """Layers with the precision that they get back: first all below int8, then all that compute in integers."""
         prepared = Prepared(self.source, replace(config, rounding="nearest"))
         context = self.subject.context(self.source.network)
-        if prepared.activations:
-            prepared.watch(context)
-        for edge in prepared.activations.values():
-            edge.choose("mse")
+        prepared.calibrate(context, "mse")
         images = context.first(float(cost_of(self.source.network).macs))
         found = damages(prepared, lambda layer: [config.precision(layer)], images, self.subject.progress)
         order = [damage for damage in sorted(found, key=lambda d: -d.loss) if damage.precision != FLOAT]

@@ -11,7 +11,7 @@ from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Answers, Exporter
 from afina.jobs.machine import available_cores
-from afina.jobs.planfile import read_plan, write_plan
+from afina.jobs.planfile import check_target, read_plan, write_plan
 from afina.jobs.precision import Guard, plan_precisions
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
@@ -134,6 +134,8 @@ def quantize(
     chosen.check_integers(activations)
     _check(plan, size, latency, qat, data)
     _check_learned(learn_scales, qat, config)
+    if save_plan is not None:
+        check_target(Path(save_plan))
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress)
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from afina.errors import InputError
 from afina.graph.cost import cost_of
+from afina.graph.statistics import Effect
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import ActivationEdge
-from afina.techniques.quantize.prepared import Prepared, outputs
+from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.ranges import METHODS, Method
 
 # Multiply-accumulates that comparing the methods may take.
@@ -44,10 +45,10 @@ def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
 
 
 def _compare(prepared: Prepared, edges: list[ActivationEdge], images: Tensor, runs: int) -> str:
-    exact = outputs(prepared.network, images)
+    effect = Effect(prepared.network, images)
 
     def loss() -> float:
-        return float((outputs(prepared.network, images) - exact).square().sum())
+        return effect.of(prepared.network)
 
     for edge in edges:
         edge.on = True

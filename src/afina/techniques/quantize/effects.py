@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from afina.graph.network import Network
-from afina.graph.statistics import watch
+from afina.graph.statistics import Effect, watch
 from afina.progress import Progress
 from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Grid
-from afina.techniques.quantize.prepared import Prepared, outputs
+from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name, mover_source
 from afina.techniques.quantize.weights import take_nearest
 
@@ -110,16 +110,14 @@ def damages(
         progress: What the user sees.
     """
     prepared.simulate(False)
-    whole = outputs(prepared.network, images)
-    varies = (whole - whole.mean(0)).square().sum().clamp_min(_TINY)
+    effect = Effect(prepared.network, images)
     found = []
     parts = parts_of(prepared)
     with progress.work("Measuring layers", len(parts)) as bar:
         for layer, (weight, activations) in parts.items():
             for precision in options(layer):
                 with_precision(prepared, weight, activations, precision)
-                change = (outputs(prepared.network, images) - whole).square().sum()
-                found.append(Damage(layer, precision, float(change / varies)))
+                found.append(Damage(layer, precision, effect.of(prepared.network)))
             weight.on = False
             for edge in activations:
                 edge.on = False

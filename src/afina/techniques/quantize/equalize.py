@@ -23,10 +23,10 @@ from afina.graph.cost import cost_of
 from afina.graph.folding import uses_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
-from afina.graph.statistics import watch
+from afina.graph.statistics import Effect, watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
-from afina.techniques.quantize.prepared import Prepared, Source, outputs
+from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 
 # Ops that hand a channel's scale on: what they do is homogeneous, and channels stay where they are.
@@ -71,7 +71,7 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
     macs = float(cost_of(source.network).macs)
     images = context.first(macs)[: int(min(max(_WORK / macs, _FEWEST), _IMAGES))]
     reach = _reach(source.network, links, images)
-    exact = outputs(source.network, images)
+    exact = Effect(source.network, images)
     best, least, strength = source, _loss(source, config, images, exact), 0.0
     plain = least
     for a in _STRENGTHS:
@@ -180,15 +180,12 @@ def _by_input(weight: Tensor, reader: Node) -> Tensor:
     return weight if groups > 1 else weight.transpose(0, 1)
 
 
-def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Tensor) -> float:
-    """Squared error of the quantized network's outputs, ranges and weights chosen without care."""
+def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Effect) -> float:
+    """Change of the outputs by quantization, ranges and weights chosen without care."""
     prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest"))
     quick = Context(calibration=lambda: iter(images.split(_FEWEST)), images=len(images))
     # What was seen of a few images must not stand for what all of them show.
     prepared.source = Source(source.network)
-    if prepared.activations:
-        prepared.watch(quick)
-    for edge in prepared.activations.values():
-        edge.choose("minmax")
+    prepared.calibrate(quick, "minmax")
     round_layers(prepared, Context())
-    return float((outputs(prepared.network, images) - exact).square().sum())
+    return exact.of(prepared.network)

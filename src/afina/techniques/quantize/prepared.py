@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
@@ -20,7 +19,7 @@ from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import SMALLEST_SCALE
 from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name, mover_source
-from afina.techniques.quantize.ranges import Histogram
+from afina.techniques.quantize.ranges import Histogram, Method
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
 _UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
@@ -115,6 +114,13 @@ class Prepared:
         for edge in self.activations.values():
             edge.watching = False
 
+    def calibrate(self, context: Context, method: Method) -> None:
+        """Watch the images, and give every activation the range that one method finds."""
+        if self.activations:
+            self.watch(context)
+        for edge in self.activations.values():
+            edge.choose(method)
+
     def simulate(self, on: bool = True) -> None:
         """Switch all edges on or off."""
         for edge in (*self.activations.values(), *self.weights.values()):
@@ -170,12 +176,6 @@ def _snap_biases(module: GraphModule) -> None:
         value = attribute(module, str(bias.target))
         with torch.no_grad():
             value.copy_(torch.round(value.double() / steps) * steps)
-
-
-def outputs(network: Network, images: Tensor, batch: int = 32) -> Tensor:
-    """What a network gives for images, in inference, in float64."""
-    with network.inference():
-        return torch.cat([network(part.to(network.device)) for part in images.split(batch)]).double()
 
 
 def _separate_weights(network: Network) -> None:

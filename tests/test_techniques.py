@@ -9,10 +9,11 @@ import torch
 from afina.graph import Network
 from afina.runtimes import check_parity, get_runtime
 from afina.store import to_plain
-from afina.techniques import prune, quantize, sparsify
+from afina.techniques import factorize, prune, quantize, sparsify
 from afina.techniques.context import Context
 
 TECHNIQUES = {
+    "factorize": (factorize, factorize.FactorizeConfig(share=0.5)),
     "prune": (prune, prune.PruneConfig(ratio=0.5)),
     "sparsify": (sparsify, sparsify.SparsifyConfig(sparsity=0.5)),
     "quantize": (quantize, quantize.QuantizeConfig(weight_bits=7)),

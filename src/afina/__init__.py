@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from afina.jobs.demo import demo
     from afina.jobs.doctor import doctor
     from afina.jobs.export import export
+    from afina.jobs.factorize import factorize
     from afina.jobs.optimize import optimize
     from afina.jobs.profile import profile
     from afina.jobs.prune import prune
@@ -32,6 +33,7 @@ __all__ = [
     "demo",
     "doctor",
     "export",
+    "factorize",
     "optimize",
     "profile",
     "prune",
@@ -42,8 +44,8 @@ __all__ = [
 ]
 
 _JOBS = (
-    "benchmark", "demo", "doctor", "export", "optimize", "profile", "prune", "quantize", "report", "sensitivity",
-    "sparsify",
+    "benchmark", "demo", "doctor", "export", "factorize", "optimize", "profile", "prune", "quantize", "report",
+    "sensitivity", "sparsify",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",

@@ -111,6 +111,49 @@ def sparsify(
 
 
 @app.command()
+def factorize(
+    model: Model,
+    data: OptionalData = None,
+    parameters: Annotated[str | None, typer.Option(help="Parameters that may stay, as in 50%.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Multiply-accumulates that may stay, as in 50%.")] = None,
+    size: Annotated[str | None, typer.Option(help="Bytes of the exported float file, as in 5MB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Time for one batch of that file, as in 8ms.")] = None,
+    method: Annotated[str, typer.Option(help="`auto`, `svd`, `spatial`, `tucker`, `cp` or `tt`.")] = "auto",
+    rank: Annotated[
+        str | None, typer.Option(help="Instead of a target: for every layer, as in 16, or 25% of the largest.")
+    ] = None,
+    multiple: Annotated[int | None, typer.Option(min=1, help="Ranks are a multiple of it; 8 for --latency.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A layer that stays whole; may be given again.")] = None,
+    finetune: Finetune = 0,
+    images: Images = 1024,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    batch: Batch = 1,
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: FinetuneRate = None,
+    optimizer: Optimizer = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write layers of MODEL as chains of smaller ones until it meets a target; no training is needed."""
+    from afina.jobs.factorize import factorize as job
+
+    network_job(
+        lambda: job(
+            model, data, parameters=parameters, macs=macs, size=size, latency=latency, method=method, rank=rank,
+            multiple=multiple, skip=tuple(skip or ()), finetune=finetune, images=images, runtime=runtime,
+            threads=threads, batch=batch, weights=weights, input_size=input_size, learning_rate=learning_rate,
+            optimizer=optimizer, seed=seed, progress=progress_of(quiet),
+        ),
+        model, "factorized", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
 def quantize(
     model: Model,
     data: DataOption,

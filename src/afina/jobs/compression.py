@@ -21,6 +21,8 @@ from afina.types import Record
 from afina.units import format_value
 
 _BATCH = 64
+# Validation images that the errors of single layers are told on.
+_HELD_OUT = 64
 _SHOWN = (
     ("macs", "MACs", "1"),
     ("parameters", "parameters", "1"),
@@ -168,7 +170,11 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         )
         return (batch for batch, _ in batches)
 
-    return Context(calibration=calibration, images=count, seed=seed, progress=progress)
+    def held_out() -> Iterable[Tensor]:
+        batches = data.batches("validation", network.input, batch_size=_HELD_OUT, limit=_HELD_OUT)
+        return (batch for batch, _ in batches)
+
+    return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)
 
 
 def tuned(

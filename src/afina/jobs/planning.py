@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from afina.graph.network import Network
 from afina.graph.sizing import Sizing
 from afina.graph.statistics import Effect, freed
 from afina.graph.surgery import remove
+from afina.jobs.exporting import Exporter
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig, Study, fewest, sensitivities, step_of
 from afina.types import Sensitivity
-from afina.units import format_value
+from afina.units import format_value, parse_share, parse_size, parse_time
 
+T = TypeVar("T")
 Counts = Mapping[str, int]
 # A target is met from below, and no further below than this share of it, where the axes allow.
 TOLERANCE = 0.02
@@ -118,25 +121,14 @@ class Planner:
         return least if cost <= self.sizing.total(least) else allocate(choices, self.sizing, cost)
 
     def _search(self, target: Target, whole: float, choices: Mapping[str, Choice]) -> tuple[dict[str, int], float]:
-        """Secant steps between the nearest costs above and below the target; gives the smallest if that is above."""
-        best = fewest_of(choices)
-        nearest = self._measured(target, best)
-        known = [(self.sizing.total({}), whole), (self.sizing.total(best), nearest)]
-        for _ in range(_TRIES if nearest <= target.limit else 0):
-            above = min((point for point in known if point[1] > target.limit), key=lambda point: point[1])
-            below = max((point for point in known if point[1] <= target.limit), key=lambda point: point[1])
-            share = (target.limit * (1 - TOLERANCE / 4) - below[1]) / max(above[1] - below[1], 1e-12)
-            counts = self._counts(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98), choices)
-            value = self._measured(target, counts)
-            point = (self.sizing.total(counts), value)
-            if point in known:
-                break
-            known.append(point)
-            if nearest < value <= target.limit:
-                nearest, best = value, counts
-            if target.near(value):
-                break
-        return best, nearest
+        return approach(
+            target,
+            lambda cost: self._counts(cost, choices),
+            self.sizing.total,
+            lambda counts: self._measured(target, counts),
+            (self.sizing.total({}), whole),
+            fewest_of(choices),
+        )
 
     def _measured(self, target: Target, counts: Counts) -> float:
         value = target.measure(self.shape(counts))
@@ -160,6 +152,45 @@ class Planner:
             why=f"What binds, at the fewest units that may stay: {told}.",
             fix="Give a larger target, or combine pruning with quantization: afina optimize.",
         )
+
+
+def approach(
+    target: Target,
+    plan: Callable[[float], T],
+    cost: Callable[[T], float],
+    measure: Callable[[T], float],
+    whole: tuple[float, float],
+    least: T,
+) -> tuple[T, float]:
+    """The plan that meets a target from below and is near it, with what it measures; the least one if none meets it.
+
+    Secant steps between the nearest costs above and below the target.
+
+    Args:
+        target: What is to be met.
+        plan: The best plan of at most some cost, as costs are reckoned.
+        cost: What a plan is reckoned to cost.
+        measure: What it really costs, in the target's unit.
+        whole: Both of them of the network as it is.
+        least: The cheapest plan.
+    """
+    best, nearest = least, measure(least)
+    known = [whole, (cost(best), nearest)]
+    for _ in range(_TRIES if nearest <= target.limit else 0):
+        above = min((point for point in known if point[1] > target.limit), key=lambda point: point[1])
+        below = max((point for point in known if point[1] <= target.limit), key=lambda point: point[1])
+        share = (target.limit * (1 - TOLERANCE / 4) - below[1]) / max(above[1] - below[1], 1e-12)
+        found = plan(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98))
+        value = measure(found)
+        point = (cost(found), value)
+        if point in known:
+            break
+        known.append(point)
+        if nearest < value <= target.limit:
+            nearest, best = value, found
+        if target.near(value):
+            break
+    return best, nearest
 
 
 def told_as(target: Target, value: float) -> str:
@@ -207,7 +238,29 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
     return tuple(gone)
 
 
-def computed(name: str, share: float, network: Network) -> Target:
-    """A share of the MACs or parameters of `network`."""
+def goal_of(
+    macs: str | float | None, parameters: str | float | None, size: str | float | None, latency: str | float | None
+) -> tuple[str, float]:
+    """The one target that was given, parsed: its name, and a share of what the network has, bytes or seconds."""
+    given = {"macs": macs, "parameters": parameters, "size": size, "latency": latency}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if len(asked) != 1:
+        raise InputError(
+            f"{'No' if not asked else 'More than one'} target was given{': ' if asked else ''}{', '.join(asked)}.",
+            fix="Give one of --macs 50%, --parameters 30%, --size 5MB, --latency 8ms.",
+        )
+    name, value = next(iter(asked.items()))
+    if name == "size":
+        return name, float(parse_size(value))
+    return name, parse_time(value) if name == "latency" else parse_share(value, f"--{name}")
+
+
+def target_of(goal: tuple[str, float], network: Network, exporter: Exporter) -> Target:
+    """A goal as a target for `network`: shares become counts, files and times are measured by `exporter`."""
+    name, limit = goal
+    if name == "size":
+        return Target(name, limit, "B", exporter.size)
+    if name == "latency":
+        return Target(name, limit, "s", exporter.time)
     whole = float(getattr(cost_of(network), name))
-    return Target(name, share * whole, "1", lambda shaped: float(getattr(cost_of(shaped), name)))
+    return Target(name, limit * whole, "1", lambda shaped: float(getattr(cost_of(shaped), name)))

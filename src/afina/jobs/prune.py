@@ -9,14 +9,13 @@ from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, tuned
 from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
-from afina.jobs.planning import Planner, Target, blocks_to_go, computed
+from afina.jobs.planning import Planner, blocks_to_go, goal_of, target_of
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.techniques.prune import PruneConfig, Study
 from afina.training.config import Optimizer
 from afina.types import Record
-from afina.units import parse_share, parse_size, parse_time
 
 # Kernels work on channels in eights: other numbers can be slower than the next multiple. Where time is not the target,
 # only axes of so many channels keep to it: in steps of an eighth of the 64-wide axes, ResNet-20 on CIFAR-10 loses 0.6
@@ -91,7 +90,7 @@ def prune(
         InputError: not one target, a target that cannot be met (it says the smallest that can), or a wrong option.
         NothingToDo: the target is met already, or no axis is free.
     """
-    goal = _goal(macs, parameters, size, latency)
+    goal = goal_of(macs, parameters, size, latency)
     wide = 0 if goal[0] == "latency" or multiple is not None else _WIDE
     chosen = _MULTIPLE if multiple is None else multiple
     config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen, wide=wide)
@@ -120,12 +119,7 @@ def _once(
     done: float,
 ) -> tuple[Network, Record]:
     """One pruning: the last of several steps ends at the goal, those before on the way to it."""
-    name, limit = goal
-    if name in ("macs", "parameters"):
-        target = computed(name, limit, subject.network)
-    else:
-        size = name == "size"
-        target = Target(name, limit, "B" if size else "s", exporter.size if size else exporter.time)
+    target = target_of(goal, subject.network, exporter)
     whole = target.measure(subject.network)
     if done < 1 and whole > target.limit:
         target = replace(target, limit=whole * (target.limit / whole) ** done)
@@ -134,25 +128,8 @@ def _once(
     study = Study(network, config, subject.context(network))
     if not study.axes:
         return study.prune({})
-    planner = Planner(study, per, "parameters" if name in ("parameters", "size") else "macs")
+    planner = Planner(study, per, "parameters" if goal[0] in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target))
-
-
-def _goal(
-    macs: str | float | None, parameters: str | float | None, size: str | float | None, latency: str | float | None
-) -> tuple[str, float]:
-    """The one target, parsed."""
-    given = {"macs": macs, "parameters": parameters, "size": size, "latency": latency}
-    asked = {name: value for name, value in given.items() if value is not None}
-    if len(asked) != 1:
-        raise InputError(
-            f"{'No' if not asked else 'More than one'} target was given{': ' if asked else ''}{', '.join(asked)}.",
-            fix="Give one of --macs 50%, --parameters 30%, --size 5MB, --latency 8ms.",
-        )
-    name, value = next(iter(asked.items()))
-    if name == "size":
-        return name, float(parse_size(value))
-    return name, parse_time(value) if name == "latency" else parse_share(value, f"--{name}")
 
 
 def axes_asked(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

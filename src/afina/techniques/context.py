@@ -22,12 +22,14 @@ class Context:
         calibration: Gives, at each call, a fresh run through batches of preprocessed images
             (float32 `[N, C, H, W]`); None where there is no data.
         images: About how many images that is.
+        held_out: Likewise, of a few images that nothing is fitted to; None where there are none.
         seed: For everything that is drawn by chance.
         progress: Where long work is told.
     """
 
     calibration: Callable[[], Iterable[Tensor]] | None = None
     images: int = 512
+    held_out: Callable[[], Iterable[Tensor]] | None = None
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
 

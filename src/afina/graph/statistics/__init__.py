@@ -8,7 +8,7 @@ from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
 from afina.graph.statistics.refit import add_constant, constant_of, passes, put, refit, solve
-from afina.graph.statistics.watching import watch
+from afina.graph.statistics.watching import output_errors, watch
 
 __all__ = [
     "Effect",
@@ -20,6 +20,7 @@ __all__ = [
     "find_readers",
     "freed",
     "gather",
+    "output_errors",
     "passes",
     "put",
     "refit",

@@ -1,12 +1,17 @@
 """What single nodes of a graph give, while it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from afina.graph.network import Network
+from afina.graph.statistics.readers import channel_dimension
+
+# Images whose layers' outputs are all kept at once.
+_FEW = 8
 
 
 def watch(
@@ -15,6 +20,45 @@ def watch(
     """Run images through a network, in inference, and tell what each wanted node gives, in the order of the graph."""
     with network.inference():
         _Watch(network, wanted, tell).run(images.to(network.device))
+
+
+def output_errors(
+    network: Network, changed: Network, nodes: Container[str], images: Iterable[Tensor]
+) -> dict[str, float]:
+    """How far some layers' outputs are from what they were, as a share of what those vary, by the node's name.
+
+    Squares are taken around the mean of each channel: a constant is what the bias or the norm behind a layer is for.
+
+    Args:
+        network: As it was.
+        changed: As it is, with nodes of the same names.
+        nodes: Of convolutions and linear layers.
+        images: Batches `[N, C, H, W]`.
+    """
+    kept: dict[str, Tensor] = {}
+    sums: dict[str, list[Tensor]] = {}
+
+    def remember(node: Node, value: Tensor) -> None:
+        kept[node.name] = value
+
+    def compare(node: Node, value: Tensor) -> None:
+        before = kept.pop(node.name)
+        own = sums.setdefault(node.name, [torch.zeros((), dtype=torch.float64)] * 5)
+        for place, part in enumerate((value - before, before)):
+            rows = part.movedim(channel_dimension(node), 0).flatten(1).double()
+            own[2 * place] = own[2 * place] + rows.sum(1)
+            own[2 * place + 1] = own[2 * place + 1] + rows.square().sum(1)
+        own[4] = own[4] + rows.shape[1]
+
+    for batch in images:
+        for few in batch.split(_FEW):
+            watch(network, few, lambda node: node.name in nodes, remember)
+            watch(changed, few, lambda node: node.name in nodes, compare)
+    found = {}
+    for name, (gap, gaps, own, owns, count) in sums.items():
+        error, varies = (gaps - gap.square() / count).sum(), (owns - own.square() / count).sum()
+        found[name] = float(error / varies.clamp_min(1e-30))
+    return found
 
 
 class _Watch(Interpreter):

@@ -1,0 +1,100 @@
+"""Which layers become chains, and of what rank: from a target to a form and ranks for each layer."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from afina.budget import Option, choose
+from afina.errors import InputError, NothingToDo
+from afina.graph.network import Network
+from afina.graph.statistics import freed
+from afina.jobs.chaintimes import ChainTimes
+from afina.jobs.exporting import Exporter
+from afina.jobs.planning import Target, approach, told_as
+from afina.progress import Progress
+from afina.techniques.factorize import Chain, Chosen, Layer, frontier, shaped
+
+# One layer's possibilities in the order of their costs; None is the layer as it is.
+Priced = Sequence[tuple[Chain | None, float]]
+
+
+class RankPlanner:
+    """Shares a target out over the layers of a network.
+
+    Args:
+        network: The network.
+        layers: Those that can become chains.
+        chains: What each could become, with losses.
+        kind: What layers are charged for: `parameters`, `macs` or `latency`.
+        exporter: Times chains, where it is latency.
+        progress: What the user sees.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layers: Mapping[str, Layer],
+        chains: Mapping[str, Sequence[Chain]],
+        kind: str,
+        exporter: Exporter,
+        progress: Progress,
+    ) -> None:
+        self._network, self._layers = network, layers
+        times = ChainTimes(exporter, layers, chains, progress) if kind == "latency" else None
+        self._priced = {name: _priced(layers[name], chains[name], kind, times) for name in layers}
+
+    def reach(self, target: Target) -> Chosen:
+        """A form and ranks for each layer that becomes a chain, so that the target is met, from below.
+
+        Raises:
+            NothingToDo: it is met already.
+            InputError: it cannot be met; it says the smallest that can.
+        """
+        whole = target.measure(self._network)
+        if whole <= target.limit:
+            raise NothingToDo(
+                f"The network is at {told_as(target, whole)} already.",
+                why=f"The target is {told_as(target, target.limit)}.",
+                fix="Give a smaller target.",
+            )
+        least = {name: min(range(len(own)), key=lambda i: own[i][1]) for name, own in self._priced.items()}
+        nothing = dict.fromkeys(self._priced, 0)
+        found, value = approach(
+            target, self._chosen, self._cost, partial(self._measured, target), (self._cost(nothing), whole), least
+        )
+        if value > target.limit:
+            raise InputError(
+                f"The target of {told_as(target, target.limit)} cannot be met by factorizing: "
+                f"the smallest possible is {told_as(target, value)}.",
+                fix="Give a larger target, or combine it with pruning or quantization: afina run, afina optimize.",
+            )
+        return self._told(found)
+
+    def _chosen(self, cost: float) -> dict[str, int]:
+        options = {
+            name: [Option(0.0 if chain is None else chain.loss, price) for chain, price in own]
+            for name, own in self._priced.items()
+        }
+        return choose(options, cost)
+
+    def _cost(self, chosen: Mapping[str, int]) -> float:
+        return sum(self._priced[name][index][1] for name, index in chosen.items())
+
+    def _told(self, chosen: Mapping[str, int]) -> Chosen:
+        chains = {name: self._priced[name][index][0] for name, index in chosen.items()}
+        return {name: (chain.form, chain.ranks) for name, chain in chains.items() if chain is not None}
+
+    def _measured(self, target: Target, chosen: Mapping[str, int]) -> float:
+        value = target.measure(shaped(self._network, self._layers, self._told(chosen)))
+        freed()
+        return value
+
+
+def _priced(layer: Layer, chains: Sequence[Chain], kind: str, times: ChainTimes | None) -> Priced:
+    """The layer as it is, and the chains that cost less and that nothing of their cost is nearer than."""
+    if times is None:
+        own = layer.macs if kind == "macs" else layer.parameters
+        return [
+            (None, own),
+            *((chain, getattr(chain, kind)) for chain in frontier(chains, kind) if getattr(chain, kind) < own),
+        ]
+    return [(None, times.whole(layer)), *times.worth(layer, chains)]

@@ -21,7 +21,7 @@ from afina.training import FitConfig, evaluate, fit, predict
 from afina.training.best import Best
 from afina.training.ema import Average
 from afina.training.layout import fitting_layout
-from afina.training.losses import make_objective
+from afina.training.losses import Objective
 from afina.training.precision import LossScale, is_emulated, make_fabric
 from afina.training.schedules import make_optimizer, make_schedule
 from afina.types import MetricInfo, TaskSpec
@@ -162,14 +162,17 @@ def test_a_student_learns_from_a_teacher_without_any_label(digits: ImageData, tr
 def test_the_loss_with_a_teacher_is_the_weighted_sum_of_both(digits: ImageData, trained: Network) -> None:
     task, config = get_task(digits.task), FitConfig(distillation=0.3, temperature=2.0)
     images, targets = next(iter(digits.batches("train", digits.native, batch_size=16)))
-    outputs = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    network = convnet(digits, seed=3).eval()
+    outputs = network(images)
     with trained.inference():
         taught = trained(images)
     expected = 0.7 * task.loss(outputs, targets) + 0.3 * task.distillation(outputs, taught, temperature=2.0)
-    objective = make_objective(task, config, labelled=True, teacher=trained)
-    torch.testing.assert_close(objective(outputs, images, targets), expected)
-    alone = make_objective(task, config, labelled=False, teacher=trained)
-    torch.testing.assert_close(alone(outputs, images, targets), task.distillation(outputs, taught, temperature=2.0))
+    objective = Objective(task, config, labelled=True, network=network, teacher=trained)
+    torch.testing.assert_close(objective(network, images, targets), expected)
+    torch.testing.assert_close(objective(network, images, targets, taught), expected)
+    alone = Objective(task, config, labelled=False, network=network, teacher=trained)
+    expected = task.distillation(outputs, taught, temperature=2.0)
+    torch.testing.assert_close(alone(network, images, targets), expected)
 
 
 def test_frozen_batch_norm_keeps_its_statistics(digits: ImageData, few: ImageData) -> None:

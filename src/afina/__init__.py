@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from afina.graph.network import Network, capture
     from afina.jobs.benchmark import benchmark
     from afina.jobs.demo import demo
+    from afina.jobs.distill import distill
     from afina.jobs.doctor import doctor
     from afina.jobs.export import export
     from afina.jobs.factorize import factorize
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from afina.jobs.profile import profile
     from afina.jobs.prune import prune
     from afina.jobs.quantize import quantize
+    from afina.jobs.recipes import run
     from afina.jobs.report import report
     from afina.jobs.sensitivity import sensitivity
     from afina.jobs.sparsify import sparsify
@@ -31,6 +33,7 @@ __all__ = [
     "benchmark",
     "capture",
     "demo",
+    "distill",
     "doctor",
     "export",
     "factorize",
@@ -39,19 +42,21 @@ __all__ = [
     "prune",
     "quantize",
     "report",
+    "run",
     "sensitivity",
     "sparsify",
 ]
 
 _JOBS = (
-    "benchmark", "demo", "doctor", "export", "factorize", "optimize", "profile", "prune", "quantize", "report",
-    "sensitivity", "sparsify",
+    "benchmark", "demo", "distill", "doctor", "export", "factorize", "optimize", "profile", "prune", "quantize",
+    "report", "sensitivity", "sparsify",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",
     "Network": "afina.graph.network",
     "TaskSpec": "afina.types",
     "capture": "afina.graph.network",
+    "run": "afina.jobs.recipes",
     **{job: f"afina.jobs.{job}" for job in _JOBS},
 }
 

@@ -20,6 +20,7 @@ from afina.cli.options import (
     NetworkOut,
     Optimizer,
     OptionalData,
+    Precision,
     Quiet,
     RuntimeOption,
     Seed,
@@ -216,6 +217,78 @@ def quantize(
         ),
         model, "quantized", out, as_json, debug,
     )  # fmt: skip
+
+
+@app.command()
+def distill(
+    teacher: Annotated[str, typer.Argument(help="The model that is learned from; as MODEL elsewhere.")],
+    student: Annotated[str, typer.Argument(help="The model that learns: a compressed .pt2, or any other.")],
+    data: Annotated[str | None, typer.Option(help="As for `optimize`; its validation images judge.")] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Images to learn from without labels: the teacher alone teaches.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's answers.")] = 4.0,
+    weight: Annotated[float, typer.Option(help="Share of the teacher in the loss, beside labels.")] = 0.9,
+    features: Annotated[str, typer.Option(help="`none`, `auto`, or `STUDENT:TEACHER` layers, with commas.")] = "none",
+    feature_weight: Annotated[float, typer.Option(help="Of the feature maps.")] = 1.0,
+    attention_weight: Annotated[float, typer.Option(help="Of where feature maps are active.")] = 0.0,
+    relation_weight: Annotated[float, typer.Option(help="Of how images relate to each other.")] = 0.0,
+    keep_zeros: Annotated[bool, typer.Option("--keep-zeros", help="Weights that are zero stay zero.")] = False,
+    precision: Precision = "32",
+    out: NetworkOut = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    learning_rate: Annotated[float | None, typer.Option(help="By default one that suits the optimizer.")] = None,
+    optimizer: Optimizer = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images in one step.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train STUDENT on what TEACHER answers, and on labels where there are any."""
+    from afina.jobs.distill import distill as job
+
+    network_job(
+        lambda: job(
+            teacher, student, data, unlabelled=unlabelled, epochs=epochs, temperature=temperature, weight=weight,
+            features=features, feature_weight=feature_weight, attention_weight=attention_weight,
+            relation_weight=relation_weight, keep_zeros=keep_zeros, precision=precision, weights=weights,
+            input_size=input_size, learning_rate=learning_rate, optimizer=optimizer, batch_size=batch_size, seed=seed,
+            progress=progress_of(quiet),
+        ),
+        student, "distilled", out, as_json, debug,
+    )  # fmt: skip
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file: `steps:` and a list, each step with its options.")],
+    model: Model,
+    data: DataOption,
+    out: Annotated[str | None, typer.Option(help="The run folder; the same command on it resumes.")] = None,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a recipe to MODEL: its steps in order, and the file that comes out of them judged."""
+    from afina.jobs.recipes import describe
+    from afina.jobs.recipes import run as job
+
+    def finish() -> None:
+        result = job(
+            recipe, model, data, out=out, runtime=runtime, threads=threads, weights=weights, input_size=input_size,
+            seed=seed, progress=progress_of(quiet),
+        )  # fmt: skip
+        show(result, describe(result), as_json)
+
+    guarded(finish, debug)
 
 
 @app.command()

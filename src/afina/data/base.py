@@ -1,5 +1,6 @@
 """`ImageData`: the images of a job, in two splits, as batches that a network takes."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -71,6 +72,12 @@ class ImageData:
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)
         return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
+
+    def without_labels(self) -> "ImageData":
+        """The same images, whose targets mean nothing."""
+        twin = copy.copy(self)
+        twin.labelled = False
+        return twin
 
     def count(self, split: str) -> int:
         """Readable images of a split."""
@@ -197,6 +204,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def places(self) -> list[np.ndarray]:
+        """For each batch, which images of the split it holds."""
+        return self._batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self._seed)

@@ -44,6 +44,7 @@ class Subject:
         images: How many training images statistics rest on.
         seed: Seed of every random choice.
         progress: What the user sees.
+        teacher: Who teaches the fine-tuning; the model itself where it is None.
     """
 
     network: Network
@@ -51,6 +52,7 @@ class Subject:
     images: int
     seed: int
     progress: Progress
+    teacher: Network | None = None
 
     def context(self, network: Network) -> Context:
         """What a technique may use on `network`."""
@@ -60,7 +62,7 @@ class Subject:
         """The record with `quality` before and after, on the validation images, by the network itself."""
         if self.data is None:
             return record
-        reference = None if self.data.labelled else predict(self.network, self.data)
+        reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
         before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
         told = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
         self.progress.say(f"{before.unit} on {before.n} validation images: {told}")
@@ -118,6 +120,7 @@ def open_subject(
     images: int,
     seed: int,
     progress: Progress | None,
+    teacher: Network | None = None,
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
@@ -128,12 +131,14 @@ def open_subject(
     if images < 1:
         raise InputError(f"--images is {images}.", fix="Give 1 or more.")
     if data is None:
-        return Subject(load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress)
+        return Subject(
+            load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress, teacher
+        )
     opened = open_data(data, seed=seed, progress=progress)
     loaded = load_for(opened, model, weights, input_size, example, seed, progress)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, seed, progress)
+    return Subject(loaded.network, opened, images, seed, progress, teacher)
 
 
 def load_for(
@@ -185,7 +190,7 @@ def tuned(
     optimizer: Optimizer | None,
     keep_zeros: bool = False,
 ) -> Network:
-    """The network after fine-tuning, taught by the model as it was."""
+    """The network after fine-tuning, taught by the subject's teacher."""
     assert subject.data is not None
     chosen = optimizer or suited_optimizer(network)
     config = FitConfig(
@@ -197,7 +202,7 @@ def tuned(
         keep_zeros=keep_zeros,
     )
     subject.progress.say(f"Fine-tuning for {epochs} epochs, taught by the original.")
-    return fit(network, subject.data, config, teacher=subject.network, progress=subject.progress)[0]
+    return fit(network, subject.data, config, teacher=subject.teacher or subject.network, progress=subject.progress)[0]
 
 
 def suited_optimizer(network: Network) -> Optimizer:

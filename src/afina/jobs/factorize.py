@@ -44,6 +44,7 @@ def factorize(
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    teacher: Network | None = None,
     example: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Network, Record]:
@@ -74,6 +75,7 @@ def factorize(
         learning_rate: Of fine-tuning.
         optimizer: Of fine-tuning: `sgd` or `adamw`.
         seed: Seed of every random choice.
+        teacher: Who teaches the fine-tuning; the model as it was by default.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
 
@@ -93,7 +95,7 @@ def factorize(
     step = multiple or (_MULTIPLE if goal is not None and goal[0] == "latency" else 1)
     names = (skip,) if isinstance(skip, str) else tuple(skip)
     config = FactorizeConfig(method=method, rank=_rank(rank), multiple=step, skip=names)
-    subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
+    subject = open_subject(model, data, weights, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(get_runtime(runtime), threads or available_cores(), batch)
     if goal is not None:
         config = _planned(subject, config, goal, exporter)

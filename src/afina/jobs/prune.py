@@ -46,6 +46,7 @@ def prune(
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    teacher: Network | None = None,
     example: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Network, Record]:
@@ -80,6 +81,7 @@ def prune(
         learning_rate: Of fine-tuning.
         optimizer: Of fine-tuning: `sgd` or `adamw`.
         seed: Seed of every random choice.
+        teacher: Who teaches the fine-tuning; the model as it was by default.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
 
@@ -95,7 +97,7 @@ def prune(
     chosen = _MULTIPLE if multiple is None else multiple
     config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen, wide=wide)
     _check(per, steps, finetune, data)
-    subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
+    subject = open_subject(model, data, weights, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(get_runtime(runtime), threads or available_cores(), batch)
     network, records = subject.network, list[Record]()
     for step in range(1, steps + 1):

@@ -75,6 +75,7 @@ def quantize(
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    teacher: Network | None = None,
     example: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Network, Record]:
@@ -112,6 +113,7 @@ def quantize(
         learning_rate: Of the training.
         optimizer: Of the training: `sgd` or `adamw`.
         seed: Seed of every random choice.
+        teacher: Who teaches that training; the model as it was by default.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
 
@@ -136,7 +138,7 @@ def quantize(
     _check_learned(learn_scales, qat, config)
     if save_plan is not None:
         check_target(Path(save_plan))
-    subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress)
+    subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)
     training = _training(subject, qat, learning_rate, optimizer) if qat else None
@@ -182,7 +184,11 @@ def _train(prepared: Prepared, subject: Subject, config: FitConfig, learn_scales
     subject.progress.say(f"Training for {config.epochs} epochs with simulated integers, taught by the original.")
     prepared.learn(learn_scales)
     trained, curve = fit(
-        prepared.network, subject.data, config, teacher=prepared.source.network, progress=subject.progress
+        prepared.network,
+        subject.data,
+        config,
+        teacher=subject.teacher or prepared.source.network,
+        progress=subject.progress,
     )
     prepared.adopt(trained)
     what = "weights and scales" if learn_scales else "weights"

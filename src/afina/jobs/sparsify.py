@@ -35,6 +35,7 @@ def sparsify(
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    teacher: Network | None = None,
     example: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Network, Record]:
@@ -56,6 +57,7 @@ def sparsify(
         learning_rate: Of fine-tuning.
         optimizer: Of fine-tuning: `sgd` or `adamw`.
         seed: Seed of every random choice.
+        teacher: Who teaches the fine-tuning; the model as it was by default.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
 
@@ -68,7 +70,7 @@ def sparsify(
         raise InputError("Fine-tuning needs images.", fix="Give --data, or leave --finetune out.")
     share = 0.5 if sparsity is None else parse_share(sparsity, "--sparsity")
     config = SparsifyConfig(sparsity=share, pattern=pattern or "", criterion=criterion)
-    subject = open_subject(model, data, weights, input_size, example, images, seed, progress)
+    subject = open_subject(model, data, weights, input_size, example, images, seed, progress, teacher)
     context = subject.context(subject.network)
     if not config.pattern and context.calibration is not None:
         config = SparsifyConfig(share, criterion=criterion, layers=_shared_out(subject.network, config, context))

@@ -38,6 +38,11 @@ class FitConfig:
         clip: Largest norm of the gradient; None for no limit.
         distillation: Weight of the teacher's part of the loss, where there is a teacher; the labels have the rest.
         temperature: Of that part (Hinton et al. 2015).
+        features: What the student learns from inside the teacher: `none`, `auto` (places of the same resolution), or
+            pairs `STUDENT:TEACHER` of layers with commas between (see `training.features`).
+        feature_weight: Weight of the feature maps, projected where widths differ.
+        attention_weight: Weight of where the feature maps are active.
+        relation_weight: Weight of how images relate to each other.
         keep_zeros: Whether weights that are zero at the start stay zero (sparse networks).
         seed: Of the order of images, augmentation and dropout.
 
@@ -62,6 +67,10 @@ class FitConfig:
     clip: float | None = 5.0
     distillation: float = 0.9
     temperature: float = 4.0
+    features: str = "none"
+    feature_weight: float = 1.0
+    attention_weight: float = 0.0
+    relation_weight: float = 0.0
     keep_zeros: bool = False
     seed: int = 0
 
@@ -84,6 +93,10 @@ class FitConfig:
         _check_number("clip", self.clip, above=0.0, optional=True)
         _check_number("distillation", self.distillation, least=0.0, most=1.0)
         _check_number("temperature", self.temperature, above=0.0)
+        for name in ("feature_weight", "attention_weight", "relation_weight"):
+            _check_number(name, getattr(self, name), least=0.0)
+        if self.features != "none" and not (self.feature_weight or self.attention_weight or self.relation_weight):
+            raise InputError("The student is to learn features, and all their weights are 0.", fix="Give one a weight.")
 
     def resolved(self) -> "FitConfig":
         """The same, with the defaults that depend on the optimizer and the schedule filled in."""

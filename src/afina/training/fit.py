@@ -19,13 +19,14 @@ from afina.training.checkpoint import identity, read_state, write_state
 from afina.training.config import FitConfig
 from afina.training.judge import evaluate, predict
 from afina.training.layout import fitting_layout, place
-from afina.training.losses import check_teacher, make_objective
+from afina.training.losses import Objective, check_teacher
 from afina.training.precision import is_emulated, make_fabric
 from afina.training.step import Stepper
 from afina.types import Epoch
 from afina.units import format_value
 
 _SEEDS = 2**31
+_MOST_ANSWERS = 2**30  # bytes
 
 
 def fit(
@@ -67,11 +68,13 @@ def fit(
     layout = fitting_layout(network, config.channels_last)
     student = place(network.copy(), fabric.device, layout)
     master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
-    objective = make_objective(get_task(network.task), config, labelled=data.labelled, teacher=master)
+    task = get_task(network.task)
+    objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
     steps = config.epochs * len(_batches(data, network, config, seed=0))
     with _reproducible(fabric.device):
         stepper = Stepper(student, config, fabric, objective, steps, layout)
-        training = _Training(student, master, data, config, stepper, progress)
+        known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
+        training = _Training(student, master, data, config, stepper, progress, known)
         if checkpoint is not None:
             digest = identity(network, teacher, config, data.fingerprint, fabric.device.type)
             training.keep_in(checkpoint, digest)
@@ -90,12 +93,15 @@ class _Training:
         config: FitConfig,
         stepper: Stepper,
         progress: Progress,
+        teacher_first: bool,
     ) -> None:
         self._network, self._data, self._config = network, data, config
         self._stepper, self._progress = stepper, progress
         task = get_task(network.task)
         self._metric = task.metric if data.labelled else task.agreement
         self._reference = None if data.labelled or teacher is None else predict(teacher, data)
+        # Images that are not varied get the same answers from the teacher in every epoch: it is asked once.
+        self._taught = _answers(teacher, data) if teacher_first and teacher is not None else None
         self._best = Best(self._metric)
         self._checkpoint: tuple[Path, str] | None = None
         self.curve: list[Epoch] = []
@@ -154,9 +160,10 @@ class _Training:
         torch.manual_seed(seed)
         total, count, rate = 0.0, 0, self._stepper.rate
         self._network.train()
-        for images, targets in _batches(self._data, self._network, self._config, seed=seed):
+        batches = _batches(self._data, self._network, self._config, seed=seed)
+        for places, (images, targets) in zip(batches.places, batches, strict=True):
             rate = self._stepper.rate
-            loss = self._stepper.take(images, targets, number)
+            loss = self._stepper.take(images, targets, number, None if self._taught is None else self._taught[places])
             if math.isfinite(loss):
                 total, count = total + loss * len(images), count + len(images)
             bar.advance(1, f"loss {loss:.4g}{self._quality()}")
@@ -174,6 +181,13 @@ class _Training:
     def _state(self) -> dict[str, object]:
         curve = [dataclasses.asdict(epoch) for epoch in self.curve]
         return {"stepper": self._stepper.state(), "best": self._best.state(), "curve": curve}
+
+
+def _answers(teacher: Network, data: ImageData) -> torch.Tensor | None:
+    """What the teacher says of every training image, `[N, outputs]`; None where that would take too much memory."""
+    if 4 * data.count("train") * teacher.task.outputs > _MOST_ANSWERS:
+        return None
+    return torch.from_numpy(predict(teacher, data, split="train"))
 
 
 def _check(network: Network, data: ImageData, teacher: Network | None) -> None:

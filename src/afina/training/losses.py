@@ -1,47 +1,82 @@
-"""What training minimises: the task's loss, the teacher's, or both."""
+"""What training minimises: the task's loss, the teacher's answers, what is inside the teacher, or all of them."""
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
 from afina.tasks import Task
 from afina.training.config import FitConfig
+from afina.training.features import FeatureLoss, find_pairs, tapped
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+class Objective(nn.Module):
+    """A scalar loss of a network on a batch; its own parameters, if any, are trained with the network.
 
-def make_objective(task: Task, config: FitConfig, *, labelled: bool, teacher: Network | None) -> Objective:
-    """A function of outputs `[N, outputs]`, images `[N, C, H, W]` and targets `[N, ...]` that gives a scalar loss.
+    With a teacher: `(1 - w) * task.loss + w * (task.distillation + features)` (Hinton et al. 2015), with `w` =
+    `distillation`; without labels the teacher alone teaches.
 
-    With a teacher: `(1 - w) * task.loss + w * task.distillation` (Hinton et al. 2015), with `w` = `distillation`;
-    without labels the teacher alone teaches.
+    Args:
+        task: What the outputs mean.
+        config: How to train.
+        labelled: Whether the targets say anything.
+        network: What is trained.
+        teacher: What it learns from, or None.
 
     Raises:
-        InputError: there are neither labels nor a teacher.
+        InputError: there are neither labels nor a teacher, or features are asked for that are not there.
     """
-    if not labelled and teacher is None:
-        raise InputError(
-            "The data has no labels, and there is no teacher to learn from.",
-            fix="Give labelled images, or a teacher network.",
-        )
-    weight = 0.0 if teacher is None else config.distillation if labelled else 1.0
 
-    def objective(outputs: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    def __init__(
+        self, task: Task, config: FitConfig, *, labelled: bool, network: Network, teacher: Network | None
+    ) -> None:
+        super().__init__()
+        if not labelled and teacher is None:
+            raise InputError(
+                "The data has no labels, and there is no teacher to learn from.",
+                fix="Give labelled images, or a teacher network.",
+            )
+        self._task, self._config, self._teacher = task, config, teacher
+        self._weight = 0.0 if teacher is None else config.distillation if labelled else 1.0
+        self.inside: FeatureLoss | None = None
+        if teacher is not None and config.features != "none":
+            pairs = find_pairs(network, teacher, config.features)
+            self.inside = FeatureLoss(pairs, config.feature_weight, config.attention_weight, config.relation_weight).to(
+                network.device
+            )
+
+    @property
+    def needs_outputs_only(self) -> bool:
+        """Whether all that is asked of the teacher is its outputs, so that they may be known beforehand."""
+        return self._teacher is not None and self.inside is None
+
+    def forward(self, network: Network, images: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `taught` are the teacher's outputs where known."""
+        activations: dict[str, Tensor] = {}
+        if self.inside is None:
+            outputs = network(images)
+        else:
+            outputs, activations = tapped(network, images, [own.node for own, _ in self.inside.pairs])
         outputs = outputs.float()
-        parts = []
-        if weight < 1:
-            parts.append((1 - weight) * task.loss(outputs, targets, label_smoothing=config.label_smoothing))
-        if weight > 0:
-            assert teacher is not None
-            with teacher.inference():
-                taught = teacher(images).float()
-            parts.append(weight * task.distillation(outputs, taught, temperature=config.temperature))
-        return torch.stack(parts).sum()
+        loss = outputs.new_zeros(())
+        if self._weight < 1:
+            own = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
+            loss = loss + (1 - self._weight) * own
+        if self._weight > 0:
+            loss = loss + self._weight * self._learned(outputs, activations, images, taught)
+        return loss
 
-    return objective
+    def _learned(
+        self, outputs: Tensor, activations: dict[str, Tensor], images: Tensor, taught: Tensor | None
+    ) -> Tensor:
+        assert self._teacher is not None
+        theirs: dict[str, Tensor] = {}
+        with self._teacher.inference():
+            if self.inside is None:
+                wanted = self._teacher(images) if taught is None else taught
+            else:
+                wanted, theirs = tapped(self._teacher, images, [place.node for _, place in self.inside.pairs])
+        loss = self._task.distillation(outputs, wanted.float(), temperature=self._config.temperature)
+        return loss if self.inside is None else loss + self.inside(activations, theirs)
 
 
 def check_teacher(teacher: Network, network: Network) -> None:

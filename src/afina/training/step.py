@@ -46,7 +46,8 @@ class Stepper:
     ) -> None:
         self._network, self._fabric, self._objective, self._layout = network, fabric, objective, layout
         self._clip, self._total, self.done = config.clip or math.inf, steps, 0
-        optimizer = make_optimizer(network.module.parameters(), config)
+        parameters = [*network.module.parameters(), *objective.parameters()]
+        optimizer = make_optimizer(parameters, config)
         self._schedule = make_schedule(optimizer, config, steps)
         self._optimizer = fabric.setup_optimizers(optimizer)
         self._scale = LossScale(fabric)
@@ -63,19 +64,22 @@ class Stepper:
         """The learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
-    def take(self, images: Tensor, targets: Tensor, epoch: int) -> float:
+    def take(self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
+
+        `taught`: what the teacher answers to them, where that is known.
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or the loss scale of fp16 has collapsed.
         """
         images = images.to(self._fabric.device, memory_format=self._layout)
         targets = targets.to(self._fabric.device)
+        taught = None if taught is None else taught.to(self._fabric.device)
         where = f"step {self.done + 1} (epoch {epoch})"
         with self._scale.step(self._network, where):
             with self._fabric.autocast():
-                loss = self._objective(self._network(images), images, targets)
-            value = loss.item()
+                loss = self._objective(self._network, images, targets, taught)
+            value = float(loss.item())
             self._check_finite("loss", value, where)
             self._fabric.backward(loss)
             norm = self._fabric.clip_gradients(
@@ -98,6 +102,7 @@ class Stepper:
         return {
             "network": self._network.module.state_dict(),
             "average": self._average.state() if self._average else None,
+            "objective": self._objective.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scale.scaler.state_dict() if self._scale.scaler else None,
@@ -109,6 +114,7 @@ class Stepper:
         self._network.module.load_state_dict(state["network"])
         if self._average is not None:
             self._average.restore(state["average"])
+        self._objective.load_state_dict(state["objective"])
         self._optimizer.optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         if self._scale.scaler is not None:

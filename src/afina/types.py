@@ -182,13 +182,20 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of a training curve. `quality` is the task's metric on the validation data."""
+    """One row of a training curve. `quality` is the task's metric on the validation data.
+
+    Where losses are scaled (`16-mixed`): steps that overflowed and were `skipped`, how often the scale was `grown`, and
+    the `loss_scale` at the end.
+    """
 
     epoch: int
     loss: float
     quality: float
     learning_rate: float
     seconds: float
+    skipped: int = 0
+    grown: int = 0
+    loss_scale: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ Optimizer = Annotated[
 Precision = Annotated[
     Any, typer.Option(parser=str, metavar="NAME", help="Of training: `32`, `bf16-mixed` or `16-mixed`.")
 ]
+KeepFP32 = Annotated[
+    list[str] | None,
+    typer.Option(help="A layer that stays in 32 bits in mixed precision, as in `head` or `layer4.*`; may be repeated."),
+]
 OptionalData = Annotated[
     str | None,
     typer.Option("--data", help="As for `optimize`; without it units and weights go by magnitude."),

@@ -58,6 +58,18 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
     return tuple(_with_kept(row, before.get(row.name)) for row in rows)
 
 
+def layer_of(node: Node) -> str:
+    """Name of the layer that a node computes, as in the user's model; of a node without weights, its module's."""
+    sources = _weights(node) if isinstance(node.target, torch._ops.OpOverload) else node.all_input_nodes
+    return _layer_name(node, [source for source in map(_held, sources) if source is not None])
+
+
+def float_name(dtype: torch.dtype) -> str:
+    """`fp32` for `torch.float32`."""
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
 def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
     """Multiply-accumulates for one image by the name of the weight that is multiplied by, and those without one."""
     values = _values(network)
@@ -103,7 +115,7 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
         tensors = [values[source] for source in new]
         first = values[held[0]] if held else values[node]
         yield LayerRow(
-            name=_layer_name(node, held),
+            name=layer_of(node),
             kind=_kind(node, bool(macs)),
             macs=macs,
             parameters=sum(t.numel() for t in tensors),
@@ -175,10 +187,7 @@ def _kind(node: Node, multiplies: bool) -> str:
 
 
 def _precision(dtype: torch.dtype, bits: int | None) -> str:
-    if bits is not None:
-        return f"int{bits}"
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
-    return names.get(dtype, str(dtype).removeprefix("torch."))
+    return float_name(dtype) if bits is None else f"int{bits}"
 
 
 def _output_shape(value: Any) -> tuple[int, ...]:

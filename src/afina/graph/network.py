@@ -21,7 +21,7 @@ from afina.graph.inline import inline_regions
 from afina.types import InputSpec, TaskSpec
 
 # Position of the argument that says "training" in the ops that behave differently there.
-_TRAINING_ARGUMENT = {
+TRAINING_ARGUMENT = {
     torch.ops.aten.batch_norm.default: 5,
     torch.ops.aten.dropout.default: 2,
     torch.ops.aten.feature_dropout.default: 2,
@@ -66,7 +66,7 @@ class Network:
         """Switch batch norm and dropout to training (or, with `mode=False`, to inference); returns itself."""
         changed = False
         for node in self.module.graph.nodes:
-            index = _TRAINING_ARGUMENT.get(node.target)
+            index = TRAINING_ARGUMENT.get(node.target)
             if index is not None and not self._is_fixed(node) and node.args[index] != mode:
                 node.update_arg(index, mode)
                 changed = True

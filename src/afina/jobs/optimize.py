@@ -1,6 +1,8 @@
 """The main job: one model, one folder of images and one budget in; one judged artifact out."""
 
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from afina.reporting import write_metadata
 from afina.runtimes import get_runtime
 from afina.store import Run
 from afina.tasks import get_task
-from afina.training import FitConfig, fit
+from afina.training import FitConfig, fit, layer_dtypes
 from afina.training.config import Optimizer, Precision
+from afina.training.policy import check_patterns, summary
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 
 # Trainings are sized in steps, so that a small data set gets more epochs than a large one.
@@ -71,6 +74,7 @@ def optimize(
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     precision: Precision = "32",
+    keep_fp32: str | Sequence[str] = (),
     threads: int | None = None,
     batch: int = 1,
     thorough: bool = False,
@@ -98,6 +102,7 @@ def optimize(
         learning_rate: Of training and fine-tuning; by default one that suits each.
         optimizer: `sgd` or `adamw`; by default the first for networks with batch norm, the second for others.
         precision: Of training: `32`, `bf16-mixed` or `16-mixed`.
+        keep_fp32: Names of layers that stay in 32 bits in mixed precision, with `*` and `?` as in file names.
         threads: Threads of the runtime; all cores by default.
         batch: Images per call when latency is measured.
         thorough: Try every candidate, also when a cheap one already fits.
@@ -121,15 +126,19 @@ def optimize(
     budget = make_budget(metric, size, latency, memory, max_drop)
     folder = Path(out) if out is not None else Path("runs") / f"{name_of(model)}-{name_of(images.name)}"
     threads = threads or available_cores()
+    kept = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32)
+    check_patterns(source.network, kept)
     config: dict[str, Any] = {
         "model": name_of(model, full=True), "weights": weights, "data": images.name, "fingerprint": images.fingerprint,
         "budget": asdict(budget), "runtime": runtime, "input_size": input_size and list(parse_input_size(input_size)),
         "epochs": epochs, "finetune": finetune, "learning_rate": learning_rate, "optimizer": optimizer,
-        "precision": precision, "threads": threads, "batch": batch, "thorough": thorough, "seed": seed,
+        "precision": precision, "keep_fp32": list(kept), "threads": threads, "batch": batch, "thorough": thorough,
+        "seed": seed,
     }  # fmt: skip
     common = FitConfig(
         optimizer=optimizer or suited_optimizer(source.network),
         precision=precision,
+        keep_fp32=kept,
         seed=seed,
         batch_size=suited_batch(images),
     )
@@ -161,10 +170,12 @@ def _command(config: dict[str, Any], folder: Path) -> str:
         "data": config["data"], "size": budget["size"], "latency": budget["latency"], "memory": budget["memory"],
         "max-drop": budget["max_drop"], "out": folder,
         **{key.replace("_", "-"): config[key] for key in _REPEATED},
+        "keep-fp32": [shlex.quote(name) for name in config["keep_fp32"]],
     }  # fmt: skip
     if config["thorough"]:
         options["thorough"] = ""
-    given = [f"--{key} {value}".strip() for key, value in options.items() if value is not None]
+    several = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    given = [f"--{key} {value}".strip() for key, values in several.items() for value in values if value is not None]
     return f"afina optimize {config['model']} {' '.join(given)}"
 
 
@@ -197,17 +208,26 @@ def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> t
     def build() -> Adapted:
         for note in source.notes:
             job.progress.say(note)
-        network, curve = source.network, tuple[Epoch, ...]()
+        network, curve, notes = source.network, tuple[Epoch, ...](), source.notes
         if epochs or (epochs is None and not source.pretrained):
             job.progress.say(f"Training for {config.epochs} epochs.")
             checkpoint = job.run.path("work/adapt.checkpoint")
             network, curve = fit(network, job.data, config, progress=job.progress, checkpoint=checkpoint)
             checkpoint.unlink(missing_ok=True)
+            notes += _casting(network, config)
         job.keep_network("adapted", network)
-        return Adapted(source.notes, curve)
+        return Adapted(notes, curve)
 
     adapted = job.stage("adapt", Adapted, build, files=(job.network_file("adapted"),))
     return adapted, job.load_network("adapted")
+
+
+def _casting(network: Network, config: FitConfig) -> tuple[str, ...]:
+    """In what types the layers were trained, where that is not all in 32 bits."""
+    if config.precision == "32":
+        return ()
+    rows = layer_dtypes(network, config.precision, config.keep_fp32)
+    return (f"Trained in {config.precision}. {summary(rows)}",)
 
 
 def _decide(

@@ -34,6 +34,8 @@ class FitConfig:
         ema: Decay of the moving average of the weights that is judged and returned; None for the weights themselves.
         early_stopping: Epochs without improvement after which training stops; None for never.
         precision: `32`, `bf16-mixed` or `16-mixed` (autocast, with loss scaling where fp16 needs it).
+        keep_fp32: Names of layers, or of modules that hold them, that stay in 32 bits in mixed precision, with `*`, `?`
+            and `[...]` as in file names (`head`, `layer4.*`); norms and softmax do in any case.
         channels_last: Memory layout NHWC, which convolutions like; networks that cannot take it stay in NCHW.
         clip: Largest norm of the gradient; None for no limit.
         distillation: Weight of the teacher's part of the loss, where there is a teacher; the labels have the rest.
@@ -63,6 +65,7 @@ class FitConfig:
     ema: float | None = 0.999
     early_stopping: int | None = None
     precision: Precision = "32"
+    keep_fp32: tuple[str, ...] = ()
     channels_last: bool = True
     clip: float | None = 5.0
     distillation: float = 0.9
@@ -84,6 +87,8 @@ class FitConfig:
         for name in ("augment", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "true or false")
+        if not isinstance(self.keep_fp32, tuple) or not all(isinstance(name, str) for name in self.keep_fp32):
+            raise _wrong("keep_fp32", self.keep_fp32, "a tuple of names of layers")
         _check_number("learning_rate", self.learning_rate, above=0.0, optional=True)
         _check_number("weight_decay", self.weight_decay, least=0.0, optional=True)
         _check_number("momentum", self.momentum, least=0.0, below=1.0)

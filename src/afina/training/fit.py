@@ -20,6 +20,7 @@ from afina.training.config import FitConfig
 from afina.training.judge import evaluate, predict
 from afina.training.layout import fitting_layout, place
 from afina.training.losses import Objective, check_teacher
+from afina.training.policy import check_patterns, keep_in_32
 from afina.training.precision import is_emulated, make_fabric
 from afina.training.step import Stepper
 from afina.types import Epoch
@@ -60,6 +61,7 @@ def fit(
     """
     progress = progress or Progress()
     _check(network, data, teacher)
+    check_patterns(network, config.keep_fp32)
     config = config.resolved()
     fabric = make_fabric(config.precision)
     if is_emulated(config.precision, fabric.device):
@@ -72,6 +74,8 @@ def fit(
     objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
     steps = config.epochs * len(_batches(data, network, config, seed=0))
     with _reproducible(fabric.device):
+        if config.precision != "32":
+            keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, fabric, objective, steps, layout)
         known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
         training = _Training(student, master, data, config, stepper, progress, known)
@@ -142,13 +146,17 @@ class _Training:
         loss, rate = self._learn(number, bar)
         quality = evaluate(self._stepper.judged, self._data, reference=self._reference).value
         self._best.rank(self._stepper.judged, quality)
-        self.curve.append(Epoch(number, loss, quality, rate, time.monotonic() - start))
+        log = self._stepper.take_log()
+        seconds = time.monotonic() - start
+        self.curve.append(Epoch(number, loss, quality, rate, seconds, log.skipped, log.grown, log.scale))
         if self._checkpoint is not None:
             write_state(*self._checkpoint, self._state())
         self._progress.say(
             f"Epoch {number}/{self._config.epochs}: loss {loss:.4g}{self._quality()}, "
-            f"learning rate {rate:.2g}, {self.curve[-1].seconds:.1f} s"
+            f"learning rate {rate:.2g}, {seconds:.1f} s"
         )
+        if str(log):
+            self._progress.say(str(log))
         if self._stale() and number < self._config.epochs:
             self._progress.say(f"Stopped early: no better {self._metric.name} for {self._best.stale} epochs.")
 

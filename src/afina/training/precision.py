@@ -5,10 +5,12 @@ mode is in its nodes). The optimizer, the backward pass, clipping and autocast g
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
@@ -55,6 +57,29 @@ def is_emulated(precision: Precision, device: torch.device) -> bool:
     return supported is not None and not supported()
 
 
+@dataclass
+class ScaleLog:
+    """What dynamic loss scaling did over some steps.
+
+    Attributes:
+        skipped: Steps that overflowed: each was skipped, and the scale halved (backoff).
+        grown: How often the scale was doubled, after enough steps without one.
+        scale: What it is now; None where losses are not scaled.
+    """
+
+    skipped: int = 0
+    grown: int = 0
+    scale: float | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.skipped} steps overflowed and were skipped" if self.skipped else "",
+            f"it grew {self.grown} times" if self.grown else "",
+        ]
+        told = ", ".join(part for part in parts if part)
+        return f"Loss scale: {told}; now {self.scale:g}." if told else ""
+
+
 class LossScale:
     """Follows the loss scale of `16-mixed`, where a step that overflowed is skipped; nothing to do elsewhere.
 
@@ -65,14 +90,22 @@ class LossScale:
     def __init__(self, fabric: "Fabric") -> None:
         self.scaler: torch.amp.GradScaler | None = getattr(fabric.strategy.precision, "scaler", None)
         self.skipped = False
+        self._log = ScaleLog()
+
+    def take_log(self) -> ScaleLog:
+        """What happened since the last time that this was asked."""
+        log, self._log = self._log, ScaleLog()
+        log.scale = None if self.scaler is None else self.scaler.get_scale()
+        return log
 
     @contextlib.contextmanager
-    def step(self, network: Network, where: str) -> Iterator[None]:
+    def step(self, network: Network, where: str, find_overflow: Callable[[], str] = str) -> Iterator[None]:
         """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether it was one.
 
         Args:
             network: What is trained.
             where: Step and epoch in words, for the error.
+            find_overflow: Says which layer overflowed first; asked only where the scale has collapsed.
 
         Raises:
             TrainingError: the scale has collapsed.
@@ -82,17 +115,26 @@ class LossScale:
             yield
             return
         before = self.scaler.get_scale()
-        buffers = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
+        held = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
         yield
-        self.skipped = self.scaler.get_scale() < before
+        now = self.scaler.get_scale()
+        self.skipped = now < before
+        self._log.grown += now > before
         if not self.skipped:
             return
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        if self.scaler.get_scale() < _SMALLEST_SCALE:
+        self._log.skipped += 1
+        _put_back(held)
+        if now < _SMALLEST_SCALE:
+            found = find_overflow()
+            _put_back(held)
             raise TrainingError(
                 f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
-                why="Every step overflows in fp16, whatever the scale.",
-                fix="Use precision bf16-mixed or 32, or a lower learning rate.",
+                why=f"Every step overflows in fp16, whatever the scale. {found}".strip(),
+                fix="Use precision bf16-mixed or 32, a lower learning rate, or keep that layer in 32 bits (keep_fp32).",
             )
+
+
+def _put_back(held: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, value in held:
+            buffer.copy_(value)

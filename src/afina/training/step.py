@@ -13,7 +13,8 @@ from afina.graph.network import Network
 from afina.training.config import FitConfig
 from afina.training.ema import Average
 from afina.training.losses import Objective
-from afina.training.precision import LossScale
+from afina.training.overflow import find_overflow
+from afina.training.precision import LossScale, ScaleLog
 from afina.training.schedules import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Stepper:
         """The learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
+    def take_log(self) -> ScaleLog:
+        """What loss scaling did since the last time that this was asked."""
+        return self._scale.take_log()
+
     def take(self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
@@ -76,7 +81,11 @@ class Stepper:
         targets = targets.to(self._fabric.device)
         taught = None if taught is None else taught.to(self._fabric.device)
         where = f"step {self.done + 1} (epoch {epoch})"
-        with self._scale.step(self._network, where):
+
+        def blame() -> str:
+            return find_overflow(self._network, images, self._fabric.autocast())
+
+        with self._scale.step(self._network, where, blame):
             with self._fabric.autocast():
                 loss = self._objective(self._network, images, targets, taught)
             value = float(loss.item())

@@ -1,9 +1,8 @@
 """`results/tables.md` from the rows: `python benchmarks/quantization/table.py`."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-from rows import RESULTS, Row, Rows
+from rows import RESULTS, Row, Rows, made
 from subjects import CIFAR, LARGE
 
 PAGE = RESULTS / "tables.md"
@@ -47,7 +46,7 @@ def main() -> None:
     for name, head, lines_of in parts:
         rows = Rows(name).found
         if rows:
-            lines += [head, *lines_of(rows), f"{_made(rows.values())}\n"]
+            lines += [head, *lines_of(rows), f"{made(rows.values())}\n"]
     PAGE.write_text("\n".join(lines))
     print(f"written: {PAGE}")
 
@@ -137,13 +136,6 @@ def _accuracy(rows: list[Row]) -> str:
 def _agreement(rows: list[Row]) -> str:
     row = rows[-1]
     return "fails" if "failed" in row else f"{row['snr']:.1f} dB, {row['agreement']:.0%}"
-
-
-def _made(rows: Iterable[dict[str, Any]]) -> str:
-    """Where, with what and when."""
-    newest = max(rows, key=lambda row: row["date"])
-    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
-    return f"{newest['machine']}; {versions}; {newest['date']}."
 
 
 if __name__ == "__main__":

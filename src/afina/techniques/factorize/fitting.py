@@ -84,16 +84,18 @@ def _best_output(problem: Problem, form: Form, factors: Sequence[Tensor]) -> Ten
 
 def _conjugate_gradients(problem: Problem, form: Form, factors: Sequence[Tensor], index: int, steps: int) -> Tensor:
     """One factor nearer to its least-squares value, the others fixed; starts from where it is."""
-    others = [factor for place, factor in enumerate(factors) if place != index]
-    letters = [part for place, part in enumerate(form.factors) if place != index]
-    own = form.factors[index]
+    # `einsum` multiplies from left to right: only between neighbours, from the ends inwards, is what it keeps small.
+    own, down = form.factors[index], [*range(index), *reversed(range(index + 1, len(factors)))]
+    forth = f"{','.join(reversed(form.factors))}->{OUTPUT}"
+    home = f"{','.join((OUTPUT, *(form.factors[place] for place in down)))}->{own}"
+    above, below, others = factors[:index], factors[index + 1 :], [factors[place] for place in down]
 
     def weight(factor: Tensor) -> Tensor:
-        return torch.einsum(f"{','.join((own, *letters))}->{OUTPUT}", factor, *others)
+        return torch.einsum(forth, *reversed((*above, factor, *below)))
 
     def back(gap: Tensor) -> Tensor:
         seen = problem.seen(gap.flatten(1)).reshape(gap.shape)
-        return torch.einsum(f"{','.join((OUTPUT, *letters))}->{own}", seen, *others)
+        return torch.einsum(home, seen, *others)
 
     found = factors[index].clone()
     residual = back(problem.weight - weight(found))

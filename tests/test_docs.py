@@ -38,6 +38,8 @@ def _commands() -> list[tuple[str, list[str]]]:
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     folder_of_digits(folder / "photos", classes=range(2), count=16)
+    (recipe,) = _blocks(ROOT / "docs" / "recipes.md", "yaml")
+    (folder / "small.yaml").write_text(re.sub(r"(parameters|macs): (\S+)%", r"\1: \2%, images: 64", recipe))
     return folder
 
 
@@ -55,7 +57,7 @@ def test_the_commands_of_a_page_run(page, commands, home, monkeypatch):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "optimize":
             arguments += ["--input-size", "32"]
-        if arguments[0] in ("prune", "quantize", "sparsify", "sensitivity"):
+        if arguments[0] in ("factorize", "prune", "quantize", "sparsify", "sensitivity"):
             arguments += ["--images", "64"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 3), f"{command}\n{result.stderr}"

@@ -24,6 +24,8 @@ Builder = Callable[[Subject, int], Module]
 
 _WEIGHTED = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
 
+_AT_ONCE = 8
+
 
 def onnxruntime_static(
     subject: Subject,
@@ -219,10 +221,10 @@ WEIGHT_MODULES: dict[str, Builder] = {
 
 
 class _Reader:
-    """Calibration batches as ONNX Runtime reads them."""
+    """Calibration batches as ONNX Runtime reads them: few images at a time, since it keeps all their activations."""
 
     def __init__(self, batches: Iterator[Tensor]) -> None:
-        self._batches = batches
+        self._batches = (part for batch in batches for part in batch.split(_AT_ONCE))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)

@@ -71,9 +71,10 @@ def fit(
     student = place(network.copy(), fabric.device, layout)
     master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
     task = get_task(network.task)
-    objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
     steps = config.epochs * len(_batches(data, network, config, seed=0))
     with _reproducible(fabric.device):
+        torch.manual_seed(config.seed)
+        objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, fabric, objective, steps, layout)

@@ -20,7 +20,8 @@ _HEIGHT, _WIDTH = 0, 1
 def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[Sequence[Tensor]]) -> None:
     """Put a chain in the place of a layer, in `network` itself; `refresh_meta` is the caller's.
 
-    The layers of the chain are `NAME.0`, `NAME.1` and so on, in the order in which they run; the bias goes to the last.
+    The layers of the chain are `NAME.0`, `NAME.1` and so on, in the order in which they run (`chain_name` says NAME); the
+    bias goes to the last.
 
     Args:
         network: Changed.
@@ -30,15 +31,20 @@ def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[S
     """
     like = attribute(network.module, reader.weight)
     stages = _stages(reader, form, factors)
-    names = [f"{reader.name}.{number}.weight" for number in range(len(stages))]
+    names = [f"{chain_name(reader)}.{number}.weight" for number in range(len(stages))]
     nodes = [node for node in network.graph.nodes if node.name in reader.nodes]
-    _make_owners(network, reader)
+    _make_owners(network, reader, len(stages))
     for name, (weight, _, _) in zip(names, stages, strict=True):
         put_parameter(network, name, weight.to(like).contiguous())
     for node in nodes:
         _replace(network, node, names, stages)
     network.graph.eliminate_dead_code()
     _forget(network, reader.weight)
+
+
+def chain_name(reader: Reader) -> str:
+    """The module that a layer's chain is in: the layer's own, or one beside a weight that is not called `weight`."""
+    return reader.name if reader.name != reader.weight else f"{reader.weight.removesuffix('_weight')}_chain"
 
 
 def _stages(reader: Reader, form: str, factors: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, int, str]]:
@@ -97,19 +103,14 @@ def _geometry(a: dict[str, Any], spatial: str, rank: int, groups: int) -> tuple[
     return each(a["stride"], 1), padding, each(a["dilation"], 1), groups
 
 
-def _make_owners(network: Network, reader: Reader) -> None:
+def _make_owners(network: Network, reader: Reader, count: int) -> None:
     """Modules for the names of the chain's weights."""
-    parent: Any = network.module
-    for part in [*reader.name.split("."), None]:
-        if part is not None:
+    for number in range(count):
+        parent: Any = network.module
+        for part in [*chain_name(reader).split("."), str(number)]:
             if not hasattr(parent, part):
                 parent.add_module(part, nn.Module())
             parent = getattr(parent, part)
-    number = 0
-    while number < max(len(form.factors) for form in FORMS.values()):
-        if not hasattr(parent, str(number)):
-            parent.add_module(str(number), nn.Module())
-        number += 1
 
 
 def _forget(network: Network, name: str) -> None:

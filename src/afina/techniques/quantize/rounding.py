@@ -50,6 +50,7 @@ def round_weights(
     granularity: Granularity,
     power_of_two: bool = False,
     scales: tuple[Tensor, Tensor] | None = None,
+    zeros: Tensor | None = None,
 ) -> Rounded:
     """The best rounding found of weights given the second moment of what they multiply.
 
@@ -58,6 +59,7 @@ def round_weights(
         moment: `[stack, inputs, inputs]`.
         grid, granularity, power_of_two: As in the configuration.
         scales: Scales and zero points `[stack, outputs, blocks]` to keep to; found here where None.
+        zeros: Weights that stay zero, `[stack, outputs, inputs]`: those of a sparse network; None for none.
     """
     dtype = torch.float64 if weights.shape[2] <= 1024 else torch.float32
     w = weights.to(dtype)
@@ -70,10 +72,10 @@ def round_weights(
     best: Rounded | None = None
     for factor in _FACTORS if free else (1.0,):
         tried = scale * factor
-        values = _better_start(w, h, inverse, tried, zero, grid, granularity)
-        values = _descend(values, w, h, tried, zero, grid, granularity)
+        values = _better_start(w, h, inverse, tried, zero, grid, granularity, zeros)
+        values = _descend(values, w, h, tried, zero, grid, granularity, zeros)
         if free and granularity.kind == "channel":
-            values, tried = _rescaled(values, w, h, tried, zero, grid, granularity)
+            values, tried = _rescaled(values, w, h, tried, zero, grid, granularity, zeros)
         found = Rounded(values, tried, zero, _cost(values - w, h) / energy)
         best = found if best is None else _better(best, found, granularity)
     assert best is not None
@@ -152,16 +154,33 @@ def _damped(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _better_start(
-    w: Tensor, h: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+    w: Tensor,
+    h: Tensor,
+    inverse: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    granularity: Granularity,
+    zeros: Tensor | None,
 ) -> Tensor:
     """Row by row, what columns in order give or what rounding to nearest does, whichever costs less."""
-    ordered = _in_order(w, inverse, scale, zero, grid, granularity)
+    ordered = _in_order(w, inverse, scale, zero, grid, granularity, zeros)
     s, z = (granularity.spread(value.flatten(0, 1), w.shape[2]).reshape(*w.shape[:2], -1) for value in (scale, zero))
     nearest = (quantize(w, s, z, grid) - z) * s
+    if zeros is not None:
+        nearest = nearest.masked_fill(zeros, 0.0)
     return torch.where((_cost(ordered - w, h) <= _cost(nearest - w, h))[..., None], ordered, nearest)
 
 
-def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity) -> Tensor:
+def _in_order(
+    w: Tensor,
+    inverse: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    granularity: Granularity,
+    zeros: Tensor | None,
+) -> Tensor:
     """Column by column, the error of each spread over the columns that follow it, in panels."""
     left, values, inputs = w.clone(), torch.empty_like(w), w.shape[2]
     for start in range(0, inputs, _PANEL):
@@ -170,6 +189,8 @@ def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Gri
         for j in range(start, end):
             s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
             values[:, :, j] = (quantize(left[:, :, j], s, z, grid) - z) * s
+            if zeros is not None:
+                values[:, :, j].masked_fill_(zeros[:, :, j], 0.0)
             error = (left[:, :, j] - values[:, :, j]) / inverse[:, j, j, None]
             left[:, :, j:end] -= error[:, :, None] * inverse[:, None, j, j:end]
             errors[:, :, j - start] = error
@@ -178,7 +199,14 @@ def _in_order(w: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, grid: Gri
 
 
 def _descend(
-    values: Tensor, w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+    values: Tensor,
+    w: Tensor,
+    h: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    granularity: Granularity,
+    zeros: Tensor | None,
 ) -> Tensor:
     """Sweeps in which each code takes its best value given all others, until none changes."""
     values, inputs = values.clone(), w.shape[2]
@@ -193,6 +221,8 @@ def _descend(
                 s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
                 wanted = values[:, :, j] - panel[:, :, j - start] / diagonal[:, j, None]
                 step = (quantize(wanted, s, z, grid) - z) * s - values[:, :, j]
+                if zeros is not None:
+                    step = step.masked_fill(zeros[:, :, j], 0.0)
                 values[:, :, j] += step
                 panel += step[:, :, None] * h[:, None, j, start:end]
             moved = values[:, :, start:end] - before
@@ -205,7 +235,14 @@ def _descend(
 
 
 def _rescaled(
-    values: Tensor, w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, grid: Grid, granularity: Granularity
+    values: Tensor,
+    w: Tensor,
+    h: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    granularity: Granularity,
+    zeros: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Scales solved for given the codes, `s = q H w / q H q`, and codes again given the scales, in turns."""
     for _ in range(_ROUNDS):
@@ -214,7 +251,7 @@ def _rescaled(
         new = ((product * w).sum(2) / (product * steps).sum(2).clamp_min(1e-30))[..., None]
         good = (new > 0.2 * scale) & (new < 5 * scale) & new.isfinite()
         new = torch.where(good, new, scale)
-        moved = _descend(steps * new, w, h, new, zero, grid, granularity)
+        moved = _descend(steps * new, w, h, new, zero, grid, granularity, zeros)
         better = (_cost(moved - w, h) < _cost(values - w, h))[..., None]
         values, scale = torch.where(better, moved, values), torch.where(better, new, scale)
         if not bool(better.any()):

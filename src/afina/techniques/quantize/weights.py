@@ -170,15 +170,25 @@ def _solve(prepared: Prepared, reader: Reader, moments: Moments, alone: bool) ->
         target, wanted = _least_squares(now, moment, moments, mean, constant)
         if constant:
             shift = wanted - attribute(module, str(reader.bias)).detach().reshape(wanted.shape)
+    zeros = _zeros(prepared, reader)
     if reader.blocks > 1:
-        found = round_weights(target, moment, edge.grid, edge.granularity, scales=_of_blocks(reader, edge))
+        scales = _of_blocks(reader, edge)
+        found = round_weights(target, moment, edge.grid, edge.granularity, scales=scales, zeros=zeros)
     else:
-        found = round_weights(target, moment, edge.grid, edge.granularity, prepared.config.power_of_two)
+        power = prepared.config.power_of_two
+        found = round_weights(target, moment, edge.grid, edge.granularity, power, zeros=zeros)
         edge.set(*_flat(found.scale, found.zero))
     with torch.no_grad():
         weight.copy_(reader.from_matrices(found.values, weight))
         if constant:
             add_constant(prepared.network, reader, (shift - (found.values * mean[:, None]).sum(2)).flatten())
+
+
+def _zeros(prepared: Prepared, reader: Reader) -> Tensor | None:
+    """Where the weights of a layer are zero in float, which a sparse network's stay; None where none is."""
+    weight: Tensor = attribute(prepared.source.network.module, reader.weight).detach()
+    zeros = reader.matrices(weight) == 0
+    return zeros if bool(zeros.any()) else None
 
 
 def _least_squares(

@@ -1,0 +1,215 @@
+"""Recipes: any legal sequence of steps is one network that trains, saves, loads and runs; an illegal one says why."""
+
+import json
+from itertools import permutations
+
+import pytest
+import torch
+import yaml
+from conftest import GREY, digits
+from torch import nn
+
+import afina
+from afina.data import open_data
+from afina.errors import InputError
+from afina.graph import Network, capture
+from afina.graph.propagate import attribute
+from afina.jobs.recipes import KINDS, Recipe, check_order
+from afina.runtimes import check_parity, get_runtime
+from afina.training import FitConfig, fit
+from afina.types import Step
+
+STEPS = {
+    "prune": {"macs": 0.7, "images": 64},
+    "factorize": {"parameters": 0.7, "images": 64},
+    "sparsify": {"sparsity": 0.5, "images": 64},
+    "distill": {"epochs": 1, "learning_rate": 0.01},
+    "quantize": {"weights": "int7", "images": 64, "calibration": "minmax"},
+}
+
+
+def legal(*names: str) -> bool:
+    try:
+        check_order([Step(name) for name in names])
+    except InputError:
+        return False
+    return True
+
+
+PAIRS = [pair for pair in permutations(STEPS, 2) if legal(*pair)]
+
+
+class Tokens(nn.Module):
+    """A transformer block, small: linear layers on tokens, attention, layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 32)
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.grow, self.shrink, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x[:, 0])
+        normed = self.norm1(x)
+        x = x + self.attention(normed, normed, normed, need_weights=False)[0]
+        x = x + self.shrink(torch.relu(self.grow(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data("digits", seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokens(data) -> Network:
+    torch.manual_seed(0)
+    start = capture(Tokens(), GREY, data.task)
+    return fit(start, data, FitConfig(epochs=4, optimizer="adamw", learning_rate=5e-3, batch_size=64))[0]
+
+
+@pytest.fixture(scope="module")
+def one_step(data, digits_network, tokens):
+    """Networks after one step each, made when they are first asked for."""
+    known: dict[tuple[str, str], Network] = {}
+    whole = {"convolutions": digits_network, "tokens": tokens}
+
+    def make(which: str, name: str) -> Network:
+        if (which, name) not in known:
+            known[which, name] = apply(whole[which], name, data, whole[which])
+        return known[which, name]
+
+    return make
+
+
+def apply(network: Network, name: str, data, original: Network) -> Network:
+    if name == "distill":
+        return afina.distill(original, network, data, **STEPS[name])[0]
+    return KINDS[name].job(network, data, teacher=original, **STEPS[name])[0]
+
+
+@pytest.mark.parametrize("which", ["convolutions", "tokens"])
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
+def test_every_legal_pair_gives_a_network_that_loads_trains_and_runs_on_both_runtimes(
+    which, first, second, one_step, data, digits_network, tokens, tmp_path
+):
+    result = apply(one_step(which, first), second, data, digits_network if which == "convolutions" else tokens)
+    loaded = Network.load(result.save(tmp_path / "n.pt2"))
+    images = digits(0, 32)[0]
+    with result.inference(), loaded.inference():
+        assert torch.equal(result(images), loaded(images))
+    for name in ("onnxruntime", "openvino"):
+        runtime = get_runtime(name)
+        assert check_parity(loaded, runtime.export(loaded, tmp_path / f"m{runtime.suffix}"), data, threads=1) < 0.1
+    if second != "quantize":
+        trained = fit(loaded, data, FitConfig(epochs=1, learning_rate=0.01), teacher=loaded)[0]
+        assert torch.isfinite(trained(images)).all()
+
+
+def test_zeros_survive_distillation_and_quantization(digits_network, tmp_path):
+    steps = [
+        {"sparsify": {"sparsity": 0.6, "images": 64}},
+        {"distill": {"epochs": 1}},
+        {"quantize": {"weights": "int4", "images": 64, "calibration": "minmax"}},
+    ]
+    result = afina.run(steps, digits_network, "digits", out=tmp_path / "r")
+    network = Network.load(result.network)
+    sparse = Network.load(next((tmp_path / "r" / "work").glob("1-*.pt2")))
+    zero = attribute(sparse.module, "inner.weight") == 0
+    assert float(zero.float().mean()) > 0.3
+    codes = [value for name, value in network.module.state_dict().items() if value.dtype == torch.int8]
+    inner = next(code for code in codes if code.shape == zero.shape)
+    assert (inner[zero] == 0).all()
+
+
+def test_a_recipe_from_a_file_is_run_judged_kept_and_replayed_on_another_model(digits_network, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        "steps:\n- factorize: {parameters: 60%, method: spatial, images: 64}\n"
+        "- quantize: {images: 64, calibration: minmax}\n"
+    )
+    result = afina.run(recipe, digits_network, "digits", out=tmp_path / "first")
+    assert result.size < 0.4 * result.original_size
+    assert result.quality.value > result.original.value - 0.03
+    assert [record.step.technique for record in result.records] == ["factorize", "quantize"]
+    kept = json.loads((tmp_path / "first" / "metadata.json").read_text())
+    assert kept["records"][0]["step"]["config"]["layers"]
+    assert (tmp_path / "first" / "model.onnx").stat().st_size == result.size
+    torch.manual_seed(5)
+    other = digits_network.copy()
+    again = afina.run(tmp_path / "first" / "recipe.yaml", other, "digits", out=tmp_path / "second")
+    assert again.size == result.size
+
+
+def test_a_recipe_goes_on_from_the_last_step_that_is_the_same(digits_network, tmp_path):
+    from test_training import Said
+
+    steps = [{"prune": {"macs": "70%", "images": 64}}, {"quantize": {"images": 64, "calibration": "minmax"}}]
+    afina.run(steps, digits_network, "digits", out=tmp_path / "r")
+    said = Said()
+    steps[1] = {"quantize": {"images": 64, "calibration": "mse"}}
+    afina.run(steps, digits_network, "digits", out=tmp_path / "r", progress=said)
+    assert [line for line in said.lines if line.startswith("Step")] == ["Step 2 of 2: quantize."]
+
+
+def test_the_original_teaches_every_training(digits_network, tmp_path, monkeypatch):
+    import afina.jobs.compression as compression
+
+    teachers = []
+    real = compression.fit
+
+    def watched(*args, teacher, **rest):
+        teachers.append(teacher)
+        return real(*args, teacher=teacher, **rest)
+
+    monkeypatch.setattr(compression, "fit", watched)
+    steps = [
+        {"prune": {"macs": 0.7, "images": 64, "finetune": 1}},
+        {"sparsify": {"sparsity": 0.5, "images": 64, "finetune": 1}},
+    ]
+    afina.run(steps, digits_network, "digits", out=tmp_path / "r")
+    with digits_network.inference():
+        expected = digits_network(digits(0, 4)[0])
+        for teacher in teachers:
+            assert torch.equal(teacher(digits(0, 4)[0]), expected)
+    assert len(teachers) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (
+            [{"quantize": {}}, {"prune": {"macs": 0.5}}],
+            r"Step 2 \(prune\) requires float-weights, which step 1",
+        ),
+        ([{"sparsify": {}}, {"factorize": {}}], r"requires dense-weights.*[\s\S]*Put factorize before sparsify"),
+        ([{"prun": {}}], "prune"),
+        ([{"prune": {"mcas": 0.5}}], "macs"),
+        ([{"prune": {"data": "digits"}}], "has no option 'data'"),
+        ([{"prune": 3}], "its options are 3"),
+        ([], "list of steps"),
+        ({"step": []}, "has no option 'step'"),
+        ([{"prune": {}, "quantize": {}}], "not one step"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_run(steps, said, digits_network, tmp_path):
+    with pytest.raises(InputError, match=said):
+        afina.run(steps, digits_network, "digits", out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_recipe_that_is_not_yaml_says_so(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("steps: [")
+    with pytest.raises(InputError, match="cannot be read"):
+        Recipe.read(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        Recipe.read(tmp_path / "missing.yaml")
+
+
+def test_a_recipe_is_written_as_it_is_read():
+    steps = [{"prune": {"macs": "50%"}}, {"quantize": {"weights": "int4"}}]
+    recipe = Recipe.read(steps)
+    assert yaml.safe_load(recipe.text()) == {"steps": steps}
+    assert Recipe.read(yaml.safe_load(recipe.text())) == recipe

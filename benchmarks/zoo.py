@@ -72,7 +72,7 @@ def _on(runtime: str, variants: dict[str, Network], folder: Path) -> dict[str, A
     for name, network in variants.items():
         try:
             path = chosen.export(network, folder / f"{runtime}-{name}{chosen.suffix}")
-            parity = check_parity(network, path, None, threads=2, half=False)
+            parity = check_parity(network, path, None, threads=2)
         except AfinaError as error:
             rows[name] = {"failed": str(error)}
             continue

@@ -1,20 +1,32 @@
 """Mixed precision: what stays in 32 bits in training, what is told of loss scaling, and what 16-bit files hold."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, GREY
+from conftest import DIGITS, GREY, digits
 from torch import nn
 
 from afina.data import ImageData, open_data
-from afina.errors import InputError, TrainingError
+from afina.errors import AfinaError, InputError, NothingToDo, TrainingError
 from afina.graph import Network, capture
+from afina.graph.cost import layer_rows
+from afina.jobs.export import export
 from afina.progress import Progress
+from afina.runtimes import check_parity, get_runtime
+from afina.runtimes.judge import parity
+from afina.techniques import quantize
+from afina.techniques.context import Context
+from afina.techniques.quantize import Precision, QuantizeConfig, Source, halves
+from afina.techniques.quantize.effects import damages
+from afina.techniques.quantize.prepared import Prepared
 from afina.training import FitConfig, fit, layer_dtypes
 from afina.training.overflow import find_overflow
 from afina.training.policy import keep_in_32, summary
 from afina.training.precision import LossScale, ScaleLog, make_fabric
+from afina.types import Record
 
 MIXED = [("bf16-mixed", "bf16"), ("16-mixed", "fp16")]
 
@@ -197,3 +209,145 @@ def test_images_and_weights_that_are_not_finite_are_named(small_network):
     with torch.no_grad():
         network.module.get_parameter("norm.weight")[0] = math.nan
     assert find_overflow(network, images, off) == "norm.weight holds values that are not finite."
+
+
+# Files in 16 bits
+
+
+def _scaled(network: Network, factor: float) -> Network:
+    """The same answers, with all that is between the second norm and the head `factor` times as large."""
+    twin = network.copy()
+    with torch.no_grad():
+        twin.module.get_parameter("norm3.weight").mul_(factor)
+        twin.module.get_parameter("norm3.bias").mul_(factor)
+        twin.module.get_parameter("norm2.weight").mul_(factor)
+        twin.module.get_parameter("norm2.bias").mul_(factor)
+        twin.module.get_buffer("norm3.running_mean").mul_(factor)
+        twin.module.get_parameter("inner.bias").mul_(factor)
+        twin.module.get_buffer("norm3.running_var").mul_(factor**2)
+        twin.module.get_parameter("head.weight").div_(factor)
+    return twin
+
+
+def _stored(network: Network) -> dict[str, str]:
+    return {row.name: row.precision for row in layer_rows(network)}
+
+
+def _halved(network: Network, weights: str = "fp16", **options) -> tuple[Network, Record]:
+    images = digits(0, 128)[0]
+    context = Context(calibration=lambda: iter(images.split(64)), images=128)
+    return quantize.apply(network, QuantizeConfig(weights=weights, activations="none", **options), context)
+
+
+@pytest.mark.parametrize("weights", ["fp16", "bf16"])
+def test_layers_that_16_bits_hold_are_stored_in_them(digits_network, weights):
+    halved, record = _halved(digits_network, weights)
+    assert set(_stored(halved).values()) == {weights}
+    assert not record.skipped
+
+
+def test_a_layer_whose_weights_overflow_fp16_stays_in_32_bits_and_is_named(tmp_path):
+    network = capture(Wide(1e5), GREY, DIGITS)
+    halved, record = _halved(network)
+    assert _stored(halved) == {"stem": "fp16", "wide": "fp32", "head": "fp16"}
+    assert re.match(r"its largest weight is .*, and the type ends at 65504", record.skipped["wide"])
+    assert "Stays in 32 bits: wide" in record.notes[0]
+    assert set(_stored(_halved(network, "bf16")[0]).values()) == {"bf16"}, "bf16 holds it"
+    for name in ("onnxruntime", "openvino"):
+        if (runtime := get_runtime(name)).available():
+            path = runtime.export(halved, tmp_path / f"model{runtime.suffix}")
+            assert np.isfinite(runtime.load(path, threads=1)(network.example().numpy())[0]).all()
+            assert check_parity(halved, path, None, threads=1) < 1e-3
+
+
+def test_activations_beyond_fp16_keep_the_layers_that_give_and_read_them(digits_network):
+    halved, record = _halved(_scaled(digits_network, 2.0**18))
+    kept = {layer: reason for layer, reason in record.skipped.items() if "values up to" in reason}
+    assert {"down", "inner", "head"} & set(kept)
+    assert all(_stored(halved)[layer] == "fp32" for layer in kept)
+    assert not _halved(_scaled(digits_network, 2.0**18), "bf16")[1].skipped
+
+
+def test_weights_too_small_for_fp16_are_kept_where_the_outputs_need_them(digits_network):
+    network = _scaled(digits_network, 2.0**-20)
+    small = {
+        n: float(p.detach().abs().max()) for n, p in Source.of(network).network.module.named_parameters() if p.ndim > 1
+    }
+    assert small["down.weight"] < 1e-5
+    halved, record = _halved(network)
+    assert re.search(r"of its weights become zero, which changes the outputs by", record.skipped["down"])
+    assert _stored(halved)["down"] == "fp32"
+    assert set(_stored(halved).values()) == {"fp16", "fp32"}
+
+
+def test_weights_that_underflow_without_harm_are_stored_all_the_same(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("down.weight")[::4].mul_(1e-12)
+        network.module.get_parameter("norm2.weight")[::4] = 1e-12
+    assert not _halved(network)[1].skipped
+
+
+def test_layers_are_kept_until_the_outputs_change_by_little(digits_network, monkeypatch):
+    source, images = Source.of(digits_network), digits(0, 128)[0]
+    context = Context(calibration=lambda: iter([images]), images=128)
+    config = QuantizeConfig(weights="bf16", activations="none")
+    prepared = Prepared(source, config)
+    found = damages(prepared, lambda layer: [config.precision(layer)], images[:16], Progress())
+    found.sort(key=lambda damage: damage.loss)
+    monkeypatch.setattr(halves, "_ALL", sum(d.loss for d in found[:2]) * 1.001)
+    _, kept = halves.keep_wide(source, config, context)
+    assert list(kept) == [found[3].layer, found[2].layer]
+    assert all("rounding its weights, which changes the outputs by" in reason for reason in kept.values())
+
+
+def test_where_no_layer_fits_it_is_an_error_that_says_why():
+    network = capture(Wide(1e5), GREY, DIGITS)
+    with torch.no_grad():
+        for name in ("stem", "head"):
+            network.module.get_parameter(f"{name}.weight")[0] = 1e5
+    with pytest.raises(NothingToDo, match=r"No layer can be stored in fp16(.|\n)*largest weight"):
+        _halved(network)
+
+
+def test_weights_that_are_not_finite_are_an_error(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("head.weight")[0, 0] = math.inf
+    with pytest.raises(AfinaError, match="head hold a value that is not a finite number"):
+        _halved(network)
+
+
+def test_a_layer_whose_precision_is_given_is_taken_at_its_word_unless_it_overflows(digits_network, monkeypatch):
+    monkeypatch.setattr(halves, "_ALL", 0.0)
+    halved, _ = _halved(digits_network, layers=(("inner", Precision("fp16", "none")),))
+    assert _stored(halved) == {"stem": "fp32", "down": "fp32", "inner": "fp16", "head": "fp32"}
+    network = capture(Wide(1e5), GREY, DIGITS)
+    halved, _ = _halved(network, layers=tuple((layer, Precision("fp16", "none")) for layer in ("wide", "head")))
+    assert _stored(halved)["wide"] == "fp32"
+
+
+def test_an_export_in_half_names_what_it_keeps_and_answers_as_the_model(tmp_path):
+    network, told = capture(Wide(1e5), GREY, DIGITS), Told()
+    found = export(network, to="onnx", out=tmp_path / "half.onnx", half=True, progress=told)
+    assert list(found.kept) == ["wide"]
+    assert any(line.startswith("wide stays in 32 bits: its largest weight") for line in told.lines)
+    answers = get_runtime("onnxruntime").load(tmp_path / "half.onnx", threads=1)(network.example().numpy())[0]
+    with network.inference():
+        assert parity(network(network.example()).numpy(), answers) < 5e-3
+
+
+class Wide(nn.Module):
+    """A layer with weights of `size`, and a layer behind it that brings its outputs down again."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.wide, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 16), nn.Linear(16, 10)
+        with torch.no_grad():
+            self.stem.weight.div_(size)
+            self.stem.bias.div_(size)
+            self.wide.weight.mul_(4 * size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.wide(torch.relu(self.stem(x)).mean((2, 3)))))

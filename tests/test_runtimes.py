@@ -19,6 +19,7 @@ from afina.runtimes import (
     RUNTIMES,
     check_parity,
     get_runtime,
+    judge,
     judge_quality,
     latency,
     measure_latency,
@@ -102,11 +103,14 @@ def test_half_precision_nearly_halves_the_file_and_stays_close(name, tmp_path):
         pytest.skip(f"{name} is not installed")
     chosen = get_runtime(name)
     network = capture(SmallNet(64), GREY, DIGITS)
+    halved, _ = apply(network, QuantizeConfig(weights="fp16", activations="none"), Context())
     plain = chosen.export(network, tmp_path / f"plain{chosen.suffix}")
-    half = chosen.export(network, tmp_path / f"half{chosen.suffix}", half=True)
+    half = chosen.export(halved, tmp_path / f"half{chosen.suffix}")
     largest = [max(part.stat().st_size for part in chosen.files(path)) for path in (plain, half)]
     assert largest[1] < 0.56 * largest[0]
-    assert check_parity(network, half, None, threads=1, half=True) < 2e-2
+    assert check_parity(halved, half, None, threads=1) < 1e-5
+    images = network.example(16)
+    assert judge.parity(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
 
 
 def test_another_networks_file_fails_parity(runtime, small_network, tmp_path):

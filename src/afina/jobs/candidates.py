@@ -90,9 +90,14 @@ class Search:
     def _untrained(self) -> dict[str, Callable[[], Draft]]:
         return {
             ORIGINAL: lambda: Draft(ORIGINAL, self.original),
-            "half": lambda: Draft("half", self.original, (Step("half"),), half=True),
+            "half": lambda: self._halved("half", "fp16"),
+            **({"bf16": lambda: self._halved("bf16", "bf16")} if self.job.runtime.computes_bf16() else {}),
             INT8: lambda: self._int8(Draft(ORIGINAL, self.original), INT8),
         }
+
+    def _halved(self, name: str, weights: str) -> Draft:
+        config = quantize.QuantizeConfig(weights=weights, activations="none")
+        return self._quantized(Draft(ORIGINAL, self.original), name, config, self.job.context(self.original))
 
     def _few_bits(self) -> dict[str, Callable[[], Draft]]:
         """Bits shared out over the layers for the limit on size, where int8 alone does not keep it."""

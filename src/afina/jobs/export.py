@@ -1,6 +1,6 @@
 """`afina export`: a model as a file for a runtime, checked against the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,26 @@ from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource, load_plain, name_of
 from afina.progress import Progress
 from afina.runtimes import Runtime, check_parity, get_runtime
+from afina.techniques import quantize
+from afina.techniques.context import Context
 from afina.types import Measurement
 
 FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "pt2"}
+_HALF = quantize.QuantizeConfig(weights="fp16", activations="none")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The file, its size, and the largest relative difference between its outputs and the model's."""
+    """The file, its size, and the largest relative difference between its outputs and the model's.
+
+    With weights in 16 bits: `kept`, the layers that stay in 32, with the reason for each; the difference is from the
+    model with its weights rounded.
+    """
 
     file: str
     size: Measurement
     parity: float
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 def export(
@@ -42,28 +50,35 @@ def export(
         out: The file; `NAME.onnx` (or `.xml`, `.pt2`) in the current folder by default.
         weights: `pretrained`, `random` or a file of weights.
         input_size: Height and width of the input, where the model's own is wrong.
-        half: Store the weights in 16 bits.
+        half: Store the weights of layers in 16 bits (fp16), where they fit and do no harm.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
 
     Raises:
         InputError: unknown format, wrong suffix, or a model that cannot be used.
+        NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
     if to not in FORMATS:
         raise InputError(f"--to {to!r} is not a format.", fix=did_you_mean(to, FORMATS))
     runtime = get_runtime(FORMATS[to])
     path = _target(out, runtime, name_of(model))
-    loaded = load_plain(model, weights, input_size, example, progress or Progress())
-    runtime.export(loaded.network, path, half=half)
+    progress = progress or Progress()
+    network, kept = load_plain(model, weights, input_size, example, progress).network, dict[str, str]()
+    if half:
+        network, record = quantize.apply(network, _HALF, Context(progress=progress))
+        kept = record.skipped
+        for layer, reason in kept.items():
+            progress.say(f"{layer} stays in 32 bits: {reason}.")
+    runtime.export(network, path)
     try:
-        parity = check_parity(loaded.network, path, None, threads=available_cores(), half=half)
+        parity = check_parity(network, path, None, threads=available_cores())
     except BaseException:
         for part in runtime.files(path):
             part.unlink(missing_ok=True)
         raise
     size = sum(part.stat().st_size for part in runtime.files(path))
-    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity)
+    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, kept)
 
 
 def _target(out: str | Path | None, runtime: Runtime, name: str) -> Path:

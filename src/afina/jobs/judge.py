@@ -11,7 +11,7 @@ from afina.graph.network import Network
 from afina.jobs.stages import Job
 from afina.runtimes import check_parity, judge_quality, measure_latency, measure_memory, outputs_of_file
 from afina.tasks import get_task
-from afina.types import Candidate, Epoch, LayerRow, Measurement, Record, Step
+from afina.types import Candidate, Epoch, Measurement, Record, Step
 
 ORIGINAL = "original"
 _REFERENCE = "work/original-outputs.npy"
@@ -27,7 +27,6 @@ class Draft:
         recipe: The steps that led to it.
         records: What each technique did.
         curve: Training curve.
-        half: Whether its weights are stored in 16 bits.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Draft:
     recipe: tuple[Step, ...] = ()
     records: tuple[Record, ...] = ()
     curve: tuple[Epoch, ...] = ()
-    half: bool = False
 
 
 def judge(job: Job, draft: Draft, original: Network) -> Candidate:
@@ -47,14 +45,14 @@ def judge(job: Job, draft: Draft, original: Network) -> Candidate:
     job.progress.say(f"Judging {draft.name} on {job.runtime.name}.")
     file = f"candidates/{draft.name}/model{job.runtime.suffix}"
     try:
-        path = job.runtime.export(draft.network, job.run.path(file), half=draft.half)
-        difference = check_parity(draft.network, path, job.data, threads=job.threads, half=draft.half)
+        path = job.runtime.export(draft.network, job.run.path(file))
+        difference = check_parity(draft.network, path, job.data, threads=job.threads)
         measurements = _measure(job, draft, path)
     except AfinaError as error:
         if draft.name == ORIGINAL:
             raise
         return rejected(draft.name, draft.recipe, error)
-    rows = _rows(draft, original)
+    rows = layer_rows(draft.network, original if draft.network is not original else None)
     return Candidate(
         name=draft.name,
         recipe=draft.recipe,
@@ -107,13 +105,3 @@ def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
         "parameters": Measurement(cost.parameters, "1", "computed", where="the network"),
         "macs": Measurement(cost.macs, "1", "computed", where="the network, one image"),
     }
-
-
-def _rows(draft: Draft, original: Network) -> tuple[LayerRow, ...]:
-    """The per-layer table; half precision is only in the file, so the network's own rows do not show it."""
-    rows = layer_rows(draft.network, original if draft.network is not original else None)
-    if not draft.half:
-        return rows
-    return tuple(
-        replace(row, precision="fp16", bytes=row.bytes // 2) if row.precision == "fp32" else row for row in rows
-    )

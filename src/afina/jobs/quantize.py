@@ -22,6 +22,7 @@ from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import FLOAT, bits_of
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.grids import Scheme
+from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
@@ -159,10 +160,12 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     elif asked.plan is not None:
         config = read_plan(Path(asked.plan), source, config)
     source, told = equalize(source, config, context)
-    notes += told
+    config, kept = keep_wide(source, config, context)
+    notes += (*told, *kept_note(kept))
 
     def build(wanted: QuantizeConfig) -> tuple[Network, Record]:
         prepared, told = prepare(source, wanted, context)
+        prepared.placement.skipped.update(kept)
         if asked.qat is not None:
             told += _train(prepared, subject, asked.qat, asked.learn_scales)
         return finish(subject.network, prepared, context, (*notes, *told), start)

@@ -91,13 +91,12 @@ class Runtime(ABC):
         """All files that belong to the artifact at `path`: its size is their sum."""
         return (path,)
 
-    def export(self, network: "Network", path: Path, *, half: bool = False) -> Path:
+    def export(self, network: "Network", path: Path) -> Path:
         """Write the network in inference form to `path`: whole, or not at all.
 
         Args:
             network: Float or quantized.
             path: Must end in `suffix`.
-            half: Store float weights in half precision; see the runtime for what it costs.
 
         Raises:
             InputError: `path` has another ending, or the library is not installed.
@@ -112,7 +111,7 @@ class Runtime(ABC):
             path.parent.mkdir(parents=True, exist_ok=True)
         with storing(path), full_disk(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=PARTIAL) as folder:
             partial = Path(folder) / path.name
-            self._write(network, partial, half)
+            self._write(network, partial)
             # The file that names the artifact goes last: where it is, the others are.
             for file in reversed(self.files(partial)):
                 _flush(file)
@@ -155,7 +154,7 @@ class Runtime(ABC):
             raise InputError(f"{self.name} is not installed.", fix=f'Install it: pip install "{target}"')
 
     @abstractmethod
-    def _write(self, network: "Network", path: Path, half: bool) -> None:
+    def _write(self, network: "Network", path: Path) -> None:
         """Write the artifact at `path`, in a folder of its own; an unfinished one is thrown away."""
 
     @abstractmethod

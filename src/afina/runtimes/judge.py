@@ -4,7 +4,6 @@ How large a difference is allowed between a file and its network:
 
 - float: 1e-3 of the largest output. Kernels add in another order and batch norm is folded, which gives 1e-6 to 1e-5;
   a wrong weight or padding gives 1e-1 and more.
-- half: 2e-2 of the largest output. Rounding each weight to 11 bits gives 1e-4 to 5e-3 in trained networks.
 - int8: a noise of at most 0.1 of the outputs' energy (root mean square, 20 dB), compared with the quantized network,
   not the float one. A value that lies between two steps may round either way in another kernel, and a flipped step
   moves all that comes after it, so that the largest difference says little. Flips alone gave 0.016 (ONNX Runtime)
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from afina.tasks import Task
 
 FLOAT_TOLERANCE = 1e-3
-HALF_TOLERANCE = 2e-2
 INT8_NOISE = 0.1
 _PARITY_IMAGES = 64
 _PARITY_BATCH = 32
@@ -117,9 +115,7 @@ def judge_quality(
     return Measurement(float(np.mean(scores)), metric.name, "measured", spread=error, n=count, where=where)
 
 
-def check_parity(
-    network: "Network", path: Path, data: "ImageData | None", *, threads: int, half: bool = False
-) -> float:
+def check_parity(network: "Network", path: Path, data: "ImageData | None", *, threads: int) -> float:
     """Run the file beside the network it was made from; the relative difference between their outputs (`parity`).
 
     Args:
@@ -127,7 +123,6 @@ def check_parity(
         path: The file.
         data: Where images come from (64 of the validation split); noise where it is None.
         threads: Threads that the runtime may use.
-        half: Whether the file stores weights in half precision.
 
     Raises:
         ParityError: they disagree by more than this module's description allows, or the file gives no finite numbers.
@@ -150,7 +145,7 @@ def check_parity(
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
         measured, allowed, unit = _noise(expected, found), _noise_allowed(network), "of the outputs' energy"
     else:
-        measured, allowed = difference, HALF_TOLERANCE if half else FLOAT_TOLERANCE
+        measured, allowed = difference, FLOAT_TOLERANCE
         unit = "of the largest output"
     if measured > allowed:
         raise ParityError(

@@ -35,22 +35,19 @@ OPSET = 20
 
 INPUT, OUTPUT = "images", "outputs"
 _LIMIT = 2**31 - 2**20  # protobuf cannot hold 2 GiB; some room is left for the graph itself
-_HALF_MAX = 65504.0
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def onnx_bytes(network: "Network", *, half: bool = False, narrow: bool = True) -> bytes:
+def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
     """The network in inference form as one serialized ONNX model, checked.
 
     Input `images` float32 [batch, C, H, W], output `outputs` float32 [batch, outputs], dynamic batch. Batch norm is
     folded into the convolution (or linear layer) in front of it. A quantized network becomes QuantizeLinear and
-    DequantizeLinear around float operators, with int8 weights: the form from which runtimes make int8 kernels.
+    DequantizeLinear around float operators, with int8 weights: the form from which runtimes make int8 kernels. Weights
+    in 16 bits each have a Cast behind them, which a runtime undoes once, when it loads.
 
     Args:
         network: Float or quantized (converted PT2E graph).
-        half: Store float weights in half precision, each with a Cast in front. A runtime undoes the Cast once, when it
-            loads: half the bytes, the same speed. Drawback: weights lose 13 bits of mantissa, and peak memory while
-            loading is higher.
         narrow: Store codes of few bits in 4 or 2 bits.
 
     Raises:
@@ -62,8 +59,8 @@ def onnx_bytes(network: "Network", *, half: bool = False, narrow: bool = True) -
     carry_quantization(model.graph)
     quantize_bias_of_gemm(model.graph)
     _raise_opset(model, max(store_narrow(model.graph) if narrow else 0, needed_opset(model.graph)))
-    if half or _holds_halves(network):
-        _store_half(model.graph, exact=not half)
+    if _holds_halves(network):
+        _store_half(model.graph)
     _strip(model, network)
     return _serialize(model)
 
@@ -160,12 +157,8 @@ def _holds_halves(network: "Network") -> bool:
     return any(tensor.dtype in halves for tensor in network.module.state_dict().values())
 
 
-def _store_half(graph: "ir.Graph", exact: bool) -> None:
-    """Keep float32 weights of two or more dimensions in 16 bits, with a Cast to float32 in front.
-
-    Vectors (biases, scales) stay as they are: they are few bytes, and errors in them reach every output. So does a
-    weight that half precision cannot hold; with `exact`, each that would change.
-    """
+def _store_half(graph: "ir.Graph") -> None:
+    """Keep float32 weights of two or more dimensions in 16 bits where that changes none, with a Cast behind them."""
     import onnx_ir as ir
 
     for name, value in list(graph.initializers.items()):
@@ -174,7 +167,7 @@ def _store_half(graph: "ir.Graph", exact: bool) -> None:
             continue
         if sum(size > 1 for size in tensor.shape.numpy()) < 2:
             continue
-        narrow = _halved(tensor.numpy(), exact)
+        narrow = _halved(tensor.numpy())
         if narrow is None:
             continue
         small = new_constant(graph, f"{name}_half", narrow)
@@ -184,17 +177,14 @@ def _store_half(graph: "ir.Graph", exact: bool) -> None:
         del graph.initializers[name]
 
 
-def _halved(weights: Any, exact: bool) -> Any:
-    """The weights in half precision (with `exact`, else in bfloat16, where that changes none), or None."""
+def _halved(weights: Any) -> Any:
+    """The weights in half precision or bfloat16, or None where that would change them."""
     import ml_dtypes
     import numpy as np
 
-    if not np.all(np.abs(weights) <= _HALF_MAX):
-        return None
-    if not exact:
-        return weights.astype(np.float16)
     for kind in (np.float16, ml_dtypes.bfloat16):
-        narrow = weights.astype(kind)
+        with np.errstate(over="ignore"):
+            narrow = weights.astype(kind)
         if np.array_equal(narrow.astype(np.float32), weights):
             return narrow
     return None

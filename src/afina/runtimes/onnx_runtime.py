@@ -19,9 +19,8 @@ _ONLY_FATAL = 4
 class ONNXRuntime(Runtime):
     """One self-contained `.onnx` file, run by ONNX Runtime's processor kernels.
 
-    `half=True` stores weights in half precision and computes in float32: half the bytes at the same speed (its
-    processor kernels for float16 are few and slow). The drawback: weights lose 13 bits of mantissa, and loading
-    takes longer and more memory, as they are widened then.
+    Weights in 16 bits are stored so and computed in float32: half the bytes at the same speed (its processor kernels
+    for float16 are few and slow). The drawback: loading takes longer and more memory, as they are widened then.
     """
 
     name = "onnxruntime"
@@ -30,10 +29,10 @@ class ONNXRuntime(Runtime):
     package = "onnxruntime"
     stored_bits = {8: 8, 4: 4, 2: 2}  # noqa: RUF012 (a constant)
 
-    def _write(self, network: "Network", path: Path, half: bool) -> None:
+    def _write(self, network: "Network", path: Path) -> None:
         from afina.runtimes.onnx_file import onnx_bytes
 
-        path.write_bytes(onnx_bytes(network, half=half))
+        path.write_bytes(onnx_bytes(network))
 
     def _open(self, path: Path, threads: int) -> Session:
         import onnxruntime

@@ -22,8 +22,7 @@ _COMPILED_SHAPES = 2  # the usual batch and the last, shorter one
 class OpenVINORuntime(Runtime):
     """An `.xml` and a `.bin` file, run by OpenVINO's processor plugin.
 
-    `half=True` stores weights in half precision (OpenVINO's own compression) and computes in float32: about half the
-    bytes at the same speed. The drawback: weights lose 13 bits of mantissa.
+    Weights in fp16 are stored so and computed in float32: about half the bytes at the same speed.
 
     A network with weights in bfloat16 is computed in bfloat16 where the processor can; any other in float32.
 
@@ -53,7 +52,7 @@ class OpenVINORuntime(Runtime):
     def files(self, path: Path) -> tuple[Path, ...]:
         return (path, path.with_suffix(".bin"))
 
-    def _write(self, network: "Network", path: Path, half: bool) -> None:
+    def _write(self, network: "Network", path: Path) -> None:
         import openvino
 
         from afina.runtimes.onnx_file import first_lines, onnx_bytes
@@ -68,7 +67,7 @@ class OpenVINORuntime(Runtime):
             raise Unsupported("The network could not be converted for OpenVINO.", why=first_lines(error)) from error
         _share_constants(model)
         store_narrow(model)
-        openvino.save_model(model, str(path), compress_to_fp16=half)
+        openvino.save_model(model, str(path), compress_to_fp16=False)
         _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if _holds_bf16(network) else {})})
 
     def _open(self, path: Path, threads: int) -> Session:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afina.errors import Unsupported
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.metadata import parse_values
 from afina.types import InputSpec, TaskSpec
@@ -36,13 +35,7 @@ class TorchRuntime(Runtime):
     def weight_bits(self) -> int:
         return 8  # quantized layers are computed in float: nothing saturates
 
-    def _write(self, network: "Network", path: Path, half: bool) -> None:
-        if half:
-            raise Unsupported(
-                "A .pt2 file is not written in half precision.",
-                why="It is the network itself, which training goes on from.",
-                fix="Export to onnxruntime or openvino for half precision.",
-            )
+    def _write(self, network: "Network", path: Path) -> None:
         network.save(path)
 
     def _open(self, path: Path, threads: int) -> Session:

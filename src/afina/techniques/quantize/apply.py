@@ -10,6 +10,7 @@ from afina.techniques.quantize.calibration import choose_ranges
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.effects import layer_table
 from afina.techniques.quantize.equalize import equalize
+from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
@@ -31,8 +32,10 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
     """
     start = time.monotonic()
     source, moved = equalize(Source.of(network), config, context)
+    config, kept = keep_wide(source, config, context)
     prepared, notes = prepare(source, config, context)
-    return finish(network, prepared, context, (*moved, *notes), start)
+    prepared.placement.skipped.update(kept)
+    return finish(network, prepared, context, (*moved, *kept_note(kept), *notes), start)
 
 
 def finish(

@@ -107,11 +107,12 @@ def test_every_legal_pair_gives_a_network_that_loads_trains_and_runs_on_both_run
         assert torch.isfinite(trained(images)).all()
 
 
-def test_zeros_survive_distillation_and_quantization(digits_network, tmp_path):
+@pytest.mark.parametrize("qat", [0, 1])
+def test_zeros_survive_distillation_and_quantization(digits_network, tmp_path, qat):
     steps = [
         {"sparsify": {"sparsity": 0.6, "images": 64}},
         {"distill": {"epochs": 1}},
-        {"quantize": {"weights": "int4", "images": 64, "calibration": "minmax"}},
+        {"quantize": {"weights": "int4", "images": 64, "calibration": "minmax", "qat": qat}},
     ]
     result = afina.run(steps, digits_network, "digits", out=tmp_path / "r")
     network = Network.load(result.network)

@@ -38,6 +38,7 @@ def fit(
     teacher: Network | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
+    sparse: Network | None = None,
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
 
@@ -53,6 +54,7 @@ def fit(
         progress: Told each step, and one line for each epoch.
         checkpoint: A file for the state after each epoch. Where it holds this very training, that goes on; anything
             else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
+        sparse: With `keep_zeros`, the network whose zeros stay; by default those of `network` itself.
 
     Raises:
         InputError: nothing to learn from, or a precision that the device does not have.
@@ -77,7 +79,7 @@ def fit(
         objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
-        stepper = Stepper(student, config, fabric, objective, steps, layout)
+        stepper = Stepper(student, config, fabric, objective, steps, layout, sparse)
         known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
         training = _Training(student, master, data, config, stepper, progress, known)
         if checkpoint is not None:

@@ -31,6 +31,7 @@ class Stepper:
         objective: What is minimised.
         steps: How many steps there will be; the schedule ends with them.
         layout: Memory layout of the images.
+        sparse: Whose zeros the weights of the same name keep, where the config asks for it; by default the network's.
 
     Attributes:
         done: Steps so far.
@@ -44,6 +45,7 @@ class Stepper:
         objective: Objective,
         steps: int,
         layout: torch.memory_format,
+        sparse: Network | None = None,
     ) -> None:
         self._network, self._fabric, self._objective, self._layout = network, fabric, objective, layout
         self._clip, self._total, self.done = config.clip or math.inf, steps, 0
@@ -52,7 +54,7 @@ class Stepper:
         self._schedule = make_schedule(optimizer, config, steps)
         self._optimizer = fabric.setup_optimizers(optimizer)
         self._scale = LossScale(fabric)
-        self._zeros = zeros_of(network) if config.keep_zeros else {}
+        self._zeros = zeros_of(network, sparse or network) if config.keep_zeros else {}
         self._average = Average(network, config.ema) if config.ema is not None else None
 
     @property
@@ -150,7 +152,12 @@ class Stepper:
             self._schedule.step()
 
 
-def zeros_of(network: Network) -> dict[Tensor, Tensor]:
-    """Where the weights of a network are zero, for each that has zeros; vectors (norms, biases) are left out."""
-    weights = [p for p in network.module.parameters() if p.ndim > 1]
-    return {weight: zeros for weight in weights if bool((zeros := weight.detach() == 0).any())}
+def zeros_of(network: Network, sparse: Network) -> dict[Tensor, Tensor]:
+    """Where weights of `sparse` are zero, for each weight of `network` of that name; vectors are left out."""
+    own = dict(network.module.named_parameters())
+    found = {}
+    for name, weight in sparse.module.named_parameters():
+        zeros = weight.detach() == 0
+        if weight.ndim > 1 and name in own and bool(zeros.any()):
+            found[own[name]] = zeros.to(own[name].device)
+    return found

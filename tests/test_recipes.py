@@ -21,7 +21,7 @@ from afina.types import Step
 
 STEPS = {
     "prune": {"macs": 0.7, "images": 64},
-    "factorize": {"parameters": 0.7, "images": 64},
+    "factorize": {"parameters": 0.7, "images": 64, "method": "spatial"},
     "sparsify": {"sparsity": 0.5, "images": 64},
     "distill": {"epochs": 1, "learning_rate": 0.01},
     "quantize": {"weights": "int7", "images": 64, "calibration": "minmax"},

@@ -193,22 +193,42 @@ def test_a_collapsed_scale_names_the_layer_that_overflowed_first(small_network, 
 
 
 def test_where_the_forward_pass_is_finite_the_first_gradient_that_is_not_is_named(small_network):
-    network = small_network.copy()
-    for name in ("stem.weight", "inner.weight"):
-        parameter = network.module.get_parameter(name)
-        parameter.grad = torch.full_like(parameter, math.inf)
-    found = find_overflow(network, network.example(), make_fabric("16-mixed").autocast())
+    network, autocast = small_network.copy(), make_fabric("16-mixed").autocast()
+
+    def backward() -> None:
+        for name in ("stem.weight", "inner.weight"):
+            parameter = network.module.get_parameter(name)
+            parameter.grad = torch.full_like(parameter, math.inf)
+
+    found = find_overflow(network, network.example(), autocast, backward)
     assert found == "The forward pass is finite; backwards, the gradient of inner.weight is the first that is not."
+
+
+def test_a_gradient_that_overflows_stops_the_training_and_is_named(small_network, images):
+    """The forward pass is fine; no loss scale makes the gradient through the root of zero a number."""
+
+    class Rooted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.sqrt(self.second(torch.relu(self.first(x))).relu() * 0).mean((2, 3)))
+
+    network = capture(Rooted(), GREY, DIGITS)
+    config = FitConfig(epochs=9, batch_size=256, precision="16-mixed")
+    with pytest.raises(TrainingError, match=r"the gradient of second\.(bias|weight) is the first that is not"):
+        fit(network, images, config)
 
 
 def test_images_and_weights_that_are_not_finite_are_named(small_network):
     images, off = small_network.example(), make_fabric("32").autocast()
-    assert find_overflow(small_network, images, off) == ""
-    assert find_overflow(small_network, images * math.inf, off).startswith("The images")
+    assert find_overflow(small_network, images, off, lambda: None) == ""
+    assert find_overflow(small_network, images * math.inf, off, lambda: None).startswith("The images")
     network = small_network.copy()
     with torch.no_grad():
         network.module.get_parameter("norm.weight")[0] = math.nan
-    assert find_overflow(network, images, off) == "norm.weight holds values that are not finite."
+    assert find_overflow(network, images, off, lambda: None) == "norm.weight holds values that are not finite."
 
 
 # Files in 16 bits

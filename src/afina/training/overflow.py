@@ -1,5 +1,6 @@
 """Where numbers stop being finite: the first layer of a forward pass, else the first gradient of a backward pass."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,21 +12,25 @@ from afina.graph.cost import float_name, layer_of
 from afina.graph.network import Network
 
 
-def find_overflow(network: Network, images: Tensor, autocast: AbstractContextManager[Any]) -> str:
+def find_overflow(
+    network: Network, images: Tensor, autocast: AbstractContextManager[Any], backward: Callable[[], None]
+) -> str:
     """A sentence that names the layer or the gradient that overflowed first; empty where all is finite.
 
     Runs the network once more, in the mode that it is in: the caller puts running statistics back.
 
     Args:
-        network: With the gradients of the step that failed.
+        network: Of the step that failed.
         images: `[N, C, H, W]` of that step.
         autocast: The precision of that step.
+        backward: Gives each parameter its gradient anew: clipping spreads one that is not a number to all.
     """
     try:
         with torch.no_grad(), autocast:
             _Finite(network).run(images)
     except _Found as found:
         return found.sentence
+    backward()
     return _gradient(network)
 
 

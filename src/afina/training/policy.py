@@ -25,7 +25,7 @@ from afina.training.config import Precision
 from afina.training.precision import make_fabric
 
 _SUMMING = frozenset("layer_norm group_norm instance_norm rms_norm softmax log_softmax _safe_softmax".split())
-_NAMED = 8
+_NAMED = 6
 # Kernels that only change a type or a name: what they read says nothing of what is computed.
 _CASTS = frozenset(("_to_copy", "detach", "alias"))
 

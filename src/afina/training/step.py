@@ -84,12 +84,19 @@ class Stepper:
         taught = None if taught is None else taught.to(self._fabric.device)
         where = f"step {self.done + 1} (epoch {epoch})"
 
+        def loss_of() -> Tensor:
+            with self._fabric.autocast():
+                return self._objective(self._network, images, targets, taught)
+
+        def backward() -> None:
+            self._optimizer.zero_grad()
+            self._fabric.backward(loss_of())
+
         def blame() -> str:
-            return find_overflow(self._network, images, self._fabric.autocast())
+            return find_overflow(self._network, images, self._fabric.autocast(), backward)
 
         with self._scale.step(self._network, where, blame):
-            with self._fabric.autocast():
-                loss = self._objective(self._network, images, targets, taught)
+            loss = loss_of()
             value = float(loss.item())
             self._check_finite("loss", value, where)
             self._fabric.backward(loss)

@@ -191,6 +191,7 @@ def _train(prepared: Prepared, subject: Subject, config: FitConfig, learn_scales
         subject.data,
         config,
         teacher=subject.teacher or prepared.source.network,
+        sparse=prepared.source.network,
         progress=subject.progress,
     )
     prepared.adopt(trained)
@@ -206,6 +207,7 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
         optimizer=chosen,
         learning_rate=learning_rate or _RATES[chosen],
         weight_decay=0.0,
+        keep_zeros=True,
         schedule="cosine",
         batch_size=suited_batch(subject.data),
         seed=subject.seed,

@@ -21,7 +21,7 @@ from afina.techniques.factorize.starting import start
 _TINY = 1e-12
 # Sweeps of alternating least squares, steps of conjugate gradients in each, and the multiply-accumulates that a layer's
 # refinement may take: large layers get fewer of both.
-_SWEEPS, _STEPS = 6, 8
+_SWEEPS, _STEPS = 12, 8
 WORK = 1.5e11
 
 
@@ -36,7 +36,7 @@ def decompose(problem: Problem, name: str, ranks: Sequence[int], work: float = W
     """
     if name == "svd":
         return _balanced(FORMS[name], _by_outputs(problem, ranks[0]))
-    factors = start(problem, name, ranks)
+    factors = start(problem, name, ranks, work)
     return _balanced(FORMS[name], refine(problem, FORMS[name], factors, work))
 
 

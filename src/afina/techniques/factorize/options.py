@@ -19,7 +19,7 @@ from afina.techniques.factorize.starting import input_energies
 # multiply-accumulates that one of these fits may take.
 _SHARES = tuple(np.geomspace(0.95, 0.03, 70))
 _FITTED = (0.65, 0.35, 0.15)
-_WORK = 2e10
+_WORK = 2e9
 # A chain that costs more than this share of the layer it stands for is not worth its extra calls.
 _WORTH = 0.95
 _TINY = 1e-12

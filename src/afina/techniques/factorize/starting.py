@@ -1,7 +1,8 @@
 """Where the search for a chain starts: a plain decomposition of the weight, scaled by moments taken for a product."""
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,14 +10,19 @@ from torch import Tensor
 from afina.techniques.factorize.forms import FORMS
 from afina.techniques.factorize.problem import Problem, shares
 
-_TINY = 1e-12
-_CP_ROUNDS = 30
+_TINY, _RIDGE = 1e-12, 1e-10
+# Rounds of alternating least squares that a CP starts with; more than the fewest only within the work that is allowed.
+_FEWEST_ROUNDS, _MOST_ROUNDS = 10, 200
 
 
-def start(problem: Problem, name: str, ranks: Sequence[int]) -> list[Tensor]:
-    """Factors of form `name`: nearest to the weight where the metric is `C_i x C_h x C_w`."""
+def start(problem: Problem, name: str, ranks: Sequence[int], work: float = math.inf) -> list[Tensor]:
+    """Factors of form `name`: nearest to the weight where the metric is `C_i x C_h x C_w`.
+
+    The form `cp`, which has no such minimum in closed form, is near to it after `work` multiply-accumulates.
+    """
     scaled, undo = _scaled(problem)
-    factors = _PLAIN[name](scaled, ranks)
+    plain = partial(_cp, work=work) if name == "cp" else _PLAIN[name]
+    factors = plain(scaled, ranks)
     return [undo(letters, factor) for letters, factor in zip(FORMS[name].factors, factors, strict=True)]
 
 
@@ -100,16 +106,38 @@ def _tt(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     ]
 
 
-def _cp(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-    import tensorly
-    from tensorly.decomposition import parafac
+def _cp(weight: Tensor, ranks: Sequence[int], work: float) -> list[Tensor]:
+    """Alternating least squares (Kolda and Bader 2009, figure 3.3); all but the outputs' factor share one product."""
+    (rank,) = ranks
+    rounds = int(min(max(work / (4 * weight.numel() * rank), _FEWEST_ROUNDS), _MOST_ROUNDS))
+    _, inputs, height, width = weight.shape
+    flat = weight.flatten(1)
+    _, b, u, v = (_cp_start(weight, place, rank) for place in range(4))
+    for _ in range(rounds):
+        chain = torch.einsum("ri,rh,rw->rihw", b, u, v).flatten(1)
+        a = _solved((b, u, v), chain @ flat.T)
+        left = (a @ flat).reshape(rank, inputs, height, width)
+        b = _solved((a, u, v), torch.einsum("rihw,rh,rw->ri", left, u, v))
+        kernels = torch.einsum("rihw,ri->rhw", left, b)
+        u = _solved((a, b, v), torch.einsum("rhw,rw->rh", kernels, v))
+        v = _solved((a, b, u), torch.einsum("rhw,rh->rw", kernels, u))
+    return [a.T, v, u, b]
 
-    with tensorly.backend_context("pytorch"), warnings.catch_warnings():
-        # A rank above a dimension is what a CP of a convolution has; the rest of its columns starts at random.
-        warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs")
-        found = parafac(weight, rank=ranks[0], n_iter_max=_CP_ROUNDS, init="svd", random_state=0)
-    outputs, inputs, height, width = found.factors
-    return [outputs * found.weights, width.T, height.T, inputs.T]
+
+def _cp_start(weight: Tensor, place: int, rank: int) -> Tensor:
+    """`[rank, size]`: leading singular vectors of a dimension; a rank above its size has random ones in addition."""
+    own = _leading(weight.movedim(place, 0).flatten(1), rank).T
+    generator = torch.Generator().manual_seed(place)
+    extra = torch.rand(rank - len(own), own.shape[1], generator=generator, dtype=torch.float64)
+    return torch.cat([own, extra.to(own)])
+
+
+def _solved(others: Sequence[Tensor], seen: Tensor) -> Tensor:
+    """The factor that is nearest, the others fixed, from what they see of the weight."""
+    system = math.prod((factor @ factor.T for factor in others), start=torch.ones(()).to(seen))
+    system = system + _RIDGE * system.diagonal().mean() * torch.eye(len(system)).to(system)
+    solved: Tensor = torch.linalg.solve(system, seen)
+    return solved
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
@@ -119,5 +147,5 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 
 
 _PLAIN: dict[str, Callable[[Tensor, Sequence[int]], list[Tensor]]] = {
-    "spatial": _spatial, "tucker": _tucker, "cp": _cp, "tt": _tt,
+    "spatial": _spatial, "tucker": _tucker, "tt": _tt,
 }  # fmt: skip

@@ -33,6 +33,7 @@ def distill(
     keep_zeros: bool = False,
     augment: bool = True,
     precision: Precision = "32",
+    keep_fp32: tuple[str, ...] = (),
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,
     learning_rate: float | None = None,
@@ -61,6 +62,7 @@ def distill(
         keep_zeros: Weights that are zero stay zero.
         augment: Vary the training images; without, the teacher is asked once for each image.
         precision: `32`, `bf16-mixed` or `16-mixed`.
+        keep_fp32: Layers, as names or patterns (`layer4.*`), that run in 32 bits whatever the precision.
         weights: Of the teacher: `pretrained`, `random` or a file of weights.
         input_size: Height and width of the teacher's input, where the model's own is wrong.
         learning_rate: By default one that suits the optimizer.
@@ -90,8 +92,8 @@ def distill(
     chosen = optimizer or suited_optimizer(network)
     config = FitConfig(
         epochs=epochs, optimizer=chosen, learning_rate=learning_rate or RATES[chosen],
-        batch_size=batch_size or suited_batch(learned), augment=augment, precision=precision, distillation=weight,
-        temperature=temperature, features=features, feature_weight=feature_weight, attention_weight=attention_weight,
+        batch_size=batch_size or suited_batch(learned), augment=augment, precision=precision,
+        keep_fp32=tuple(keep_fp32), distillation=weight, temperature=temperature, features=features, feature_weight=feature_weight, attention_weight=attention_weight,
         relation_weight=relation_weight, keep_zeros=keep_zeros, seed=seed,
     )  # fmt: skip
     trained, curve = fit(network, learned, config, teacher=master, progress=progress)

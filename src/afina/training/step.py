@@ -86,7 +86,8 @@ class Stepper:
 
         def loss_of() -> Tensor:
             with self._fabric.autocast():
-                return self._objective(self._network, images, targets, taught)
+                loss: Tensor = self._objective(self._network, images, targets, taught)
+                return loss
 
         def backward() -> None:
             self._optimizer.zero_grad()
@@ -162,7 +163,7 @@ class Stepper:
 def zeros_of(network: Network, sparse: Network) -> dict[Tensor, Tensor]:
     """Where weights of `sparse` are zero, for each weight of `network` of that name; vectors are left out."""
     own = dict(network.module.named_parameters())
-    found = {}
+    found: dict[Tensor, Tensor] = {}
     for name, weight in sparse.module.named_parameters():
         zeros = weight.detach() == 0
         if weight.ndim > 1 and name in own and bool(zeros.any()):

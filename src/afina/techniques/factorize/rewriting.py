@@ -20,7 +20,7 @@ _HEIGHT, _WIDTH = 0, 1
 def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[Sequence[Tensor]]) -> None:
     """Put a chain in the place of a layer, in `network` itself; `refresh_meta` is the caller's.
 
-    The layers of the chain are `NAME.0`, `NAME.1` and so on, in the order in which they run (`chain_name` says NAME); the
+    The layers of the chain are `NAME.0`, `NAME.1` and so on (see `chain_name`), in the order in which they run; the
     bias goes to the last.
 
     Args:

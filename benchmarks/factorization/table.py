@@ -29,15 +29,13 @@ def main() -> None:
 
 
 def _grid(rows: dict[str, Row]) -> list[str]:
-    """Methods by shares; Afina's lines first, with the seconds that all of a method took for one share."""
+    """Methods by shares; Afina's lines first."""
     columns = [f"{float(share):.0%}" for share in SHARES]
-    lines = [f"| {' | '.join(['method', *columns, 'seconds'])} |", "| --- " * (len(columns) + 2) + "|"]
+    lines = [f"| {' | '.join(['method', *columns])} |", "| --- " * (len(columns) + 1) + "|"]
     methods = sorted({name.split("/")[1] for name in rows}, key=lambda name: (not name.startswith("afina"), name))
     for method in methods:
-        found = [rows.get(f"{share}/{method}") for share in SHARES]
-        times = [row["measuring"] + row["applying"] for row in found if row and "measuring" in row]
-        told = f"{sum(times) / len(times):.0f}" if times else ""
-        lines.append(f"| {' | '.join([method, *map(_cell, found), told])} |")
+        cells = [_cell(rows.get(f"{share}/{method}")) for share in SHARES]
+        lines.append(f"| {' | '.join([method, *cells])} |")
     return lines
 
 

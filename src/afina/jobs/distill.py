@@ -93,7 +93,8 @@ def distill(
     config = FitConfig(
         epochs=epochs, optimizer=chosen, learning_rate=learning_rate or RATES[chosen],
         batch_size=batch_size or suited_batch(learned), augment=augment, precision=precision,
-        keep_fp32=tuple(keep_fp32), distillation=weight, temperature=temperature, features=features, feature_weight=feature_weight, attention_weight=attention_weight,
+        keep_fp32=tuple(keep_fp32), distillation=weight, temperature=temperature, features=features,
+        feature_weight=feature_weight, attention_weight=attention_weight,
         relation_weight=relation_weight, keep_zeros=keep_zeros, seed=seed,
     )  # fmt: skip
     trained, curve = fit(network, learned, config, teacher=master, progress=progress)

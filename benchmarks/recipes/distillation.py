@@ -48,8 +48,9 @@ def main() -> None:
     for seed in SEEDS:
         for way in WAYS:
             rows.measure(f"{way}/{seed}", partial(row, subject, way, seed))
-    found = {way: [rows.found[f"{way}/{seed}"]["accuracy"] for seed in SEEDS] for way in WAYS}
-    for way, values in found.items():
+    whole = [way for way in WAYS if all(f"{way}/{seed}" in rows.found for seed in SEEDS)]
+    found = {way: [rows.found[f"{way}/{seed}"]["accuracy"] for seed in SEEDS] for way in whole}
+    for way, values in found.items() if "labels" in found else ():
         gains = [value - base for value, base in zip(values, found["labels"], strict=True)]
         print(f"{way:24} {mean(values):.4f}  gain {mean(gains):+.4f}, spread {stdev(gains):.4f}")
 

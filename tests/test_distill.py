@@ -62,6 +62,28 @@ def test_layers_can_be_named_by_the_user(student, digits_network):
     assert own == theirs
 
 
+def test_feature_maps_are_known_by_where_layers_put_their_channels():
+    """Also with channels last, as in Swin and ConvNeXt; views and attention's own tensors are left out."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.wide = nn.Conv2d(1, 12, 3, padding=1), nn.LayerNorm(12), nn.Linear(12, 20)
+            self.mix = nn.Linear(20, 20)
+            self.attention, self.head = nn.MultiheadAttention(20, 4, batch_first=True), nn.Linear(20, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.wide(self.norm(self.stem(x).permute(0, 2, 3, 1))))
+            x = x.flatten(1, 2)
+            x = x + self.mix(x)
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    network = capture(Mixed().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
+    known = {(place.channels, place.grid, place.last) for place in places_of(network)}
+    assert {(12, (8, 8), False), (12, (8, 8), True), (20, (8, 8), True), (20, (64,), True)} <= known
+    assert {grid for _, grid, _ in known} == {(8, 8), (64,)}
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

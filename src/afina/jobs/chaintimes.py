@@ -67,8 +67,6 @@ class ChainTimes:
         if alone is None:
             return {}
         own, _ = layers_of(alone, FactorizeConfig())
-        if "layer" not in own:
-            return {}
         networks, macs = {"": alone}, {"": ("", layer.macs)}
         for form in {chain.form for chain in chains}:
             known = frontier([chain for chain in chains if chain.form == form], "macs")
@@ -97,8 +95,9 @@ class _Alone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = image.reshape(-1, *self._shape)
         if self._linear:
-            return self.layer(x.flatten(2).transpose(1, 2)).mean(1)  # type: ignore[no-any-return]
-        return self.layer(x).mean((2, 3))  # type: ignore[no-any-return]
+            x = x.flatten(2).transpose(1, 2)
+        outputs: Tensor = self.layer(x)
+        return outputs.mean(1 if self._linear else (2, 3))
 
 
 def _alone(layer: Layer) -> Network | None:

@@ -91,12 +91,17 @@ class Exporter:
         Raises:
             ParityError: the file does not answer as the network.
         """
-        task = get_task(network.task)
         with self.file(network) as path:
-            check_parity(network, path, data, threads=self.threads)
-            outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
-            size = self.bytes(path)
+            return self.judge_file(path, network, data, progress, reference)
+
+    def judge_file(
+        self, path: Path, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None
+    ) -> Answers:
+        """As `judge`, for a file that was exported from `network` before."""
+        task = get_task(network.task)
+        check_parity(network, path, data, threads=self.threads)
+        outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
         quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
         simulated = predict(network, data)
-        return Answers(quality, outputs, size, float(np.mean(task.agreements(outputs, simulated))))
+        return Answers(quality, outputs, self.bytes(path), float(np.mean(task.agreements(outputs, simulated))))

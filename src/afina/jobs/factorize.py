@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from afina.errors import InputError, NothingToDo
+from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.compression import Subject, open_subject, tuned
 from afina.jobs.exporting import Exporter
@@ -109,10 +109,7 @@ def _planned(subject: Subject, config: FactorizeConfig, goal: tuple[str, float],
     """The config with a form and ranks for each layer, so that the goal is met."""
     network, context = subject.network, subject.context(subject.network)
     target = target_of(goal, network, exporter)
-    layers, skipped = layers_of(network, config)
-    if not layers:
-        told = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
-        raise NothingToDo("No layer of this network can become a chain that is smaller.", why=told)
+    layers, _ = layers_of(network, config)
     chains = chains_with_losses(network, layers, config, context)
     kind = goal[0] if goal[0] in ("macs", "latency") else "parameters"
     planner = RankPlanner(network, layers, chains, kind, exporter, context.progress)

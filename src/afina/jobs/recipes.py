@@ -44,18 +44,25 @@ RECIPE_FILE = "recipe.yaml"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of step: the job that does it, what it requires of the network, and what it takes away."""
+    """One kind of step.
+
+    Attributes:
+        job: What does it.
+        requires: Traits of the network that it needs.
+        takes: Traits that the network has no more after it.
+        own: Options of the job that are the step's although the recipe gives options of that name to other jobs.
+    """
 
     job: Callable[..., tuple[Network, Record]]
     requires: tuple[str, ...]
     takes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The options of a step, with their defaults."""
+    def options(self) -> tuple[str, ...]:
+        """The names of a step's options."""
         named = inspect.signature(self.job).parameters.values()
-        own = {p.name: p.default for p in named if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN}
-        return own | ({"weights": "int8"} if self.job is quantize else {})
+        return tuple(p.name for p in named if p.kind is p.KEYWORD_ONLY and (p.name in self.own or p.name not in _GIVEN))
 
 
 KINDS = {
@@ -63,40 +70,30 @@ KINDS = {
     "factorize": Kind(factorize, (FLOAT, DENSE)),
     "sparsify": Kind(sparsify, (FLOAT,), takes=(DENSE,)),
     "distill": Kind(distill, (FLOAT,)),
-    "quantize": Kind(quantize, (FLOAT,), takes=(FLOAT,)),
+    "quantize": Kind(quantize, (FLOAT,), takes=(FLOAT,), own=("weights",)),
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Ordered steps; each a kind and its options as the job of that name takes them."""
+def read_recipe(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> tuple[Step, ...]:
+    """The steps of a YAML or JSON file, or of what such a file holds; checked.
 
-    steps: tuple[Step, ...]
+    Raises:
+        InputError: the file cannot be read, a step or an option is not known, or the order is not legal.
+    """
+    content = _content(Path(source)) if isinstance(source, (str, Path)) else source
+    if isinstance(content, Mapping):
+        _check_keys("The recipe", content, ("steps",))
+        content = content.get("steps")
+    if not isinstance(content, (list, tuple)) or not content:
+        raise InputError("A recipe is a list of steps.", fix=_EXAMPLE)
+    steps = tuple(_step(number, entry) for number, entry in enumerate(content, 1))
+    check_order(steps)
+    return steps
 
-    @classmethod
-    def read(cls, source: "str | Path | Recipe | Sequence[Any]") -> "Recipe":
-        """From a YAML or JSON file, or from what such a file holds; checked.
 
-        Raises:
-            InputError: the file cannot be read, a step or an option is not known, or the order is not legal.
-        """
-        if isinstance(source, Recipe):
-            return source
-        content = _content(Path(source)) if isinstance(source, (str, Path)) else source
-        if isinstance(content, Mapping):
-            _check_keys("recipe", content, ("steps",))
-            content = content.get("steps")
-        if not isinstance(content, (list, tuple)) or not content:
-            raise InputError("A recipe is a list of steps.", fix=_EXAMPLE)
-        steps = tuple(_step(number, entry) for number, entry in enumerate(content, 1))
-        check_order(steps)
-        return cls(steps)
-
-    def text(self) -> str:
-        """As YAML, which `read` takes."""
-        return yaml.safe_dump(
-            {"steps": [{step.technique: to_plain(step.config)} for step in self.steps]}, sort_keys=False
-        )
+def recipe_text(steps: Sequence[Step]) -> str:
+    """Steps as YAML, which `read_recipe` takes."""
+    return yaml.safe_dump({"steps": [{step.technique: to_plain(step.config)} for step in steps]}, sort_keys=False)
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class RecipeResult:
 
 
 def run(
-    recipe: "str | Path | Recipe | Sequence[Any]",
+    recipe: str | Path | Mapping[str, Any] | Sequence[Any],
     model: ModelSource,
     data: Any,
     *,
@@ -157,7 +154,7 @@ def run(
     Raises:
         InputError: an unknown step or option, an order that is not legal, or an option that is out of range.
     """
-    plan, progress = Recipe.read(recipe), progress or Progress()
+    steps, progress = read_recipe(recipe), progress or Progress()
     exporter = Exporter(get_runtime(runtime), threads or available_cores())
     images = open_data(data, seed=seed, progress=progress)
     original = load_for(images, model, weights, input_size, example, seed, progress).network
@@ -165,29 +162,29 @@ def run(
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{name_of(model)}"
     config = {"model": name_of(model, full=True), "data": images.fingerprint, "runtime": runtime, "seed": seed}
     with Run.open(folder, config, argv=f"afina run {recipe} {model} --data {data} --out {folder}") as kept:
-        job = _Job(kept, plan, original, images, exporter, seed, progress)
-        return job.finish(*job.steps())
+        job = _Job(kept, steps, original, images, exporter, seed, progress)
+        return job.finish(*job.apply())
 
 
 @dataclass(frozen=True)
 class _Job:
     run: Run
-    plan: Recipe
+    steps: tuple[Step, ...]
     original: Network
     data: ImageData
     exporter: Exporter
     seed: int
     progress: Progress
 
-    def steps(self) -> tuple[Network, tuple[Record, ...]]:
+    def apply(self) -> tuple[Network, tuple[Record, ...]]:
         """The network after all steps, and what each did."""
         network, records, key = self.original, list[Record](), ""
-        for number, step in enumerate(self.plan.steps, 1):
+        for number, step in enumerate(self.steps, 1):
             key = _digest(key, step)
             file, stage = f"work/{number}-{step.technique}-{key}.pt2", f"step {number} {key}"
             known = self.run.done(stage)
             if known is None:
-                self.progress.say(f"Step {number} of {len(self.plan.steps)}: {step.technique}.")
+                self.progress.say(f"Step {number} of {len(self.steps)}: {step.technique}.")
                 network, record = self._apply(step, network, records)
                 network.save(self.run.path(file))
                 self.run.finish(stage, {"record": to_plain(record)}, files=[file])
@@ -209,21 +206,21 @@ class _Job:
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
         """The files, and what they answer."""
-        first = self.exporter.judge(self.original, self.data, self.progress)
-        after = self.exporter.judge(network, self.data, self.progress, first.outputs)
         runtime = self.exporter.runtime
-        with self.run.file("network.pt2") as partial_file:
-            network.save(partial_file)
-        with self.run.file(f"model{runtime.suffix}") as partial_file:
-            runtime.export(network, partial_file)
-        with self.run.file(RECIPE_FILE) as partial_file:
-            Path(partial_file).write_text(self.plan.text())
+        with self.run.file("network.pt2") as path:
+            network.save(path)
+        with self.run.file(f"model{runtime.suffix}") as path:
+            runtime.export(network, path)
+            first = self.exporter.judge(self.original, self.data, self.progress)
+            after = self.exporter.judge_file(path, network, self.data, self.progress, first.outputs)
+        with self.run.file(RECIPE_FILE) as path:
+            path.write_text(recipe_text(self.steps))
         result = RecipeResult(
             str(self.run.folder / "network.pt2"), str(self.run.folder / f"model{runtime.suffix}"), records,
             after.quality, first.quality, after.size, first.size,
         )  # fmt: skip
-        with self.run.file("metadata.json") as partial_file:
-            Path(partial_file).write_text(json.dumps(to_plain(result), indent=2))
+        with self.run.file("metadata.json") as path:
+            path.write_text(json.dumps(to_plain(result), indent=2))
         return result
 
 
@@ -239,7 +236,7 @@ def describe(result: RecipeResult) -> str:
 
 def _short(record: Record) -> str:
     told = [f"{len(record.touched)} layers"]
-    for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("nonzero", "weights")):
+    for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("nonzero", "weights"), ("file", "file")):
         if key in record.after and record.after[key] < record.before[key]:
             told.append(f"{record.after[key] / record.before[key]:.1%} of the {name}")
     return ", ".join(told)

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from afina.training.config import FitConfig
 _FORMAT = "afina/training/1"
 
 
-def identity(network: Network, teacher: Network | None, config: FitConfig, data: str, device: str) -> str:
+def identity(networks: Sequence[Network | None], config: FitConfig, data: str, device: str) -> str:
     """A digest of all that decides how a training goes: another digest, another training.
 
     Args:
-        network: As it is before training.
-        teacher: Likewise, or None.
+        networks: What is trained, its teacher, and whose zeros it keeps, as they are before; None where there is none.
         config: How it is trained.
         data: Fingerprint of the data.
         device: Type of the device.
@@ -31,7 +31,7 @@ def identity(network: Network, teacher: Network | None, config: FitConfig, data:
     digest = hashlib.sha256()
     plain = dataclasses.asdict(config.resolved())
     digest.update(json.dumps([_FORMAT, torch.__version__, plain, data, device], sort_keys=True).encode())
-    for part in (network, teacher):
+    for part in networks:
         digest.update(b"network" if part else b"none")
         if part is not None:
             _add_network(digest, part)

@@ -4,10 +4,10 @@
     attention   mean of |a(s) - a(t)|^2 with a(x) = sum_c x_c^2, scaled to length 1 (Zagoruyko & Komodakis 2017, eq. 2)
     relations   smooth L1 between distances of pairs of images, each over their mean (Park et al. 2019, equation 4)
 
-A place is the output of a node of a captured graph, with shape `[N, C, H, W]`, or `[N, T, C]` for tokens.
+A place is the output of a node of a captured graph: `[N, C, H, W]`, `[N, H, W, C]`, or `[N, T, C]` for tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,32 +17,49 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional as F
 
 from afina.errors import InputError, did_you_mean
-from afina.graph.axes.builder import module_path
-from afina.graph.cost import layer_rows
+from afina.graph.axes.builder import op_name
+from afina.graph.cost import layer_of
 from afina.graph.network import Network, outputs_of
 from afina.graph.propagate import fake_values
 
 # Of tokens, whose resolution does not change, places at these shares of the depth are matched.
 _DEPTHS = (1 / 3, 2 / 3, 1.0)
 _TINY = 1e-6
+_SHOWN = 8
+# A number of images by which the dimension that counts them is known.
+_IMAGES = 13
+_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "max_pool", "avg_pool", "adaptive_")
+_LAST = frozenset(("linear", "layer_norm", "rms_norm"))
+_ELEMENTWISE = frozenset(
+    "add add_ mul mul_ relu relu_ gelu silu silu_ hardswish hardswish_ hardsigmoid elu leaky_relu relu6 hardtanh "
+    "hardtanh_ sigmoid tanh clamp prelu mish dropout".split()
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One activation of a network: the node's name, its layer's name, and its shape for one image."""
+    """One activation of a network.
+
+    Attributes:
+        node: Name of the node.
+        layer: Of the layer or module that it came from.
+        shape: For one image: channels, then the resolution (height and width, or tokens).
+        last: Whether the tensor has its channels last.
+    """
 
     node: str
     layer: str
     shape: tuple[int, ...]
+    last: bool = False
 
     @property
     def channels(self) -> int:
-        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+        return self.shape[0]
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Its resolution: height and width, or the number of tokens."""
-        return self.shape[1:] if len(self.shape) == 3 else self.shape[:-1]
+        """Its resolution."""
+        return self.shape[1:]
 
 
 Pair = tuple[Place, Place]
@@ -73,18 +90,28 @@ def find_pairs(student: Network, teacher: Network, asked: str | Sequence[str]) -
 
 
 def places_of(network: Network) -> list[Place]:
-    """The activations of a network that are feature maps, in the order of the graph."""
+    """The activations of a network that are feature maps, in the order of the graph.
+
+    Layers say where their channels are (first of a convolution or batch norm, last of a linear layer or layer norm),
+    and element-wise operators hand it on. Views, and attention's own tensors, are no feature maps.
+    """
     with network.inference():
-        values = fake_values(network.module, (1, *network.input.shape))
-    known = {row.name for row in layer_rows(network)}
+        values = fake_values(network.module, (_IMAGES, *network.input.shape))
+    last: dict[Node, bool] = {}
     found = []
     for node in network.graph.nodes:
         value = values.get(node)
         if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim not in (3, 4):
             continue
-        if value.is_floating_point() and node.users:
-            name = _layer_of(node, known)
-            found.append(Place(node.name, name, tuple(int(size) for size in value.shape[1:])))
+        if value.shape[0] != _IMAGES:
+            continue  # attention's own tensors may have tokens, or heads, in the place of images
+        side = _channels_last(node, last)
+        if side is None:
+            continue
+        last[node] = side
+        if node.users:
+            shape = tuple(int(size) for size in value.shape[1:])
+            found.append(Place(node.name, layer_of(node), (shape[-1], *shape[:-1]) if side else shape, side))
     return found
 
 
@@ -110,14 +137,14 @@ class FeatureLoss(nn.Module):
         features, attention, relations = self._weights
         parts = []
         for (own, theirs), projection in zip(self.pairs, self.projections, strict=True):
-            mine, wanted = _rows(student[own.node]), _rows(teacher[theirs.node])
+            mine, wanted = _rows(student, own), _rows(teacher, theirs)
             if features:
                 parts.append(features * _matched(projection(mine), wanted) / len(self.pairs))
             if attention:
                 parts.append(attention * _attended(mine, wanted) / len(self.pairs))
         if relations:
             own, theirs = self.pairs[-1]
-            parts.append(relations * _related(_rows(student[own.node]).mean(1), _rows(teacher[theirs.node]).mean(1)))
+            parts.append(relations * _related(_rows(student, own).mean(1), _rows(teacher, theirs).mean(1)))
         return torch.stack(parts).sum()
 
 
@@ -141,10 +168,10 @@ class _Tap(Interpreter):
         return value
 
 
-def _rows(value: Tensor) -> Tensor:
+def _rows(activations: Mapping[str, Tensor], place: Place) -> Tensor:
     """An activation as `[N, places, C]`, in float32."""
-    value = value.float()
-    return value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
+    value = activations[place.node].float()
+    return value.flatten(1, -2) if place.last else value.flatten(2).transpose(1, 2)
 
 
 def _matched(mine: Tensor, wanted: Tensor) -> Tensor:
@@ -192,20 +219,24 @@ def _named(text: str, own: Sequence[Place], theirs: Sequence[Place]) -> Pair:
 
 def _last(name: str, places: Sequence[Place], whose: str) -> Place:
     """The last place inside the layer or module of that name."""
-    inside: Callable[[Place], bool] = lambda place: place.layer == name or place.layer.startswith(f"{name}.")  # noqa: E731
-    found = [place for place in places if inside(place)]
+    found = [place for place in places if f"{place.layer}.".startswith(f"{name}.")]
     if not found:
+        names = dict.fromkeys(place.layer for place in places)
+        near = did_you_mean(name, names)
         raise InputError(
             f"The {whose} has no layer {name!r} with a feature map.",
-            fix=did_you_mean(name, {place.layer for place in places}),
+            fix=near or f"There are: {', '.join(list(names)[-_SHOWN:])}.",
         )
     return found[-1]
 
 
-def _layer_of(node: Node, known: set[str]) -> str:
-    """The layer or module that a node came from, as in the user's model."""
-    for source in node.all_input_nodes:
-        owner = str(source.target).rpartition(".")[0] if source.op == "get_attr" else ""
-        if owner in known:
-            return owner
-    return module_path(node) or node.name
+def _channels_last(node: Node, known: Mapping[Node, bool]) -> bool | None:
+    """Whether the channels of what a node gives are its last dimension; None where that is not a feature map."""
+    name = op_name(node)
+    if name.startswith(_FIRST):
+        return False
+    if name in _LAST:
+        return True
+    if name not in _ELEMENTWISE:
+        return None
+    return next((known[source] for source in node.all_input_nodes if source in known), None)

@@ -27,7 +27,7 @@ from afina.types import Epoch
 from afina.units import format_value
 
 _SEEDS = 2**31
-_MOST_ANSWERS = 2**30  # bytes
+_MOST_ANSWERS = 2**28  # bytes
 
 
 def fit(
@@ -83,7 +83,7 @@ def fit(
         known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
         training = _Training(student, master, data, config, stepper, progress, known)
         if checkpoint is not None:
-            digest = identity(network, teacher, config, data.fingerprint, fabric.device.type)
+            digest = identity((network, teacher, sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(checkpoint, digest)
         training.run(steps)
     return training.best_of(network), tuple(training.curve)

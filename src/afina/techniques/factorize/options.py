@@ -56,7 +56,6 @@ class Layer:
         reader: The layer.
         before: Height and width of what it reads.
         after: Of what it gives.
-        uses: How many times it runs for one image.
     """
 
     reader: Reader

@@ -14,8 +14,6 @@ from afina.graph.propagate import attribute
 from afina.graph.statistics import Reader
 from afina.techniques.factorize.forms import FORMS
 
-_HEIGHT, _WIDTH = 0, 1
-
 
 def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[Sequence[Tensor]]) -> None:
     """Put a chain in the place of a layer, in `network` itself; `refresh_meta` is the caller's.
@@ -91,8 +89,7 @@ def _replace(network: Network, node: Node, names: Sequence[str], stages: Sequenc
 
 def _geometry(a: dict[str, Any], spatial: str, rank: int, groups: int) -> tuple[Any, ...]:
     """Stride, padding, dilation and groups of one layer of the chain: those of the original, along its own kernel."""
-    along = {"hw": {_HEIGHT, _WIDTH} if rank == 2 else set(range(rank)), "h": {_HEIGHT}, "w": {_WIDTH}, "": set()}
-    own = along[spatial] if rank == 2 else (set(range(rank)) if spatial else set())
+    own = {"hw".index(letter) for letter in spatial} if rank == 2 or not spatial else set(range(rank))
 
     def each(value: Any, else_: int) -> list[int]:
         values = list(value) if isinstance(value, (list, tuple)) else [value]

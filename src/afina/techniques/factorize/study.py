@@ -22,7 +22,12 @@ _MEASURED = 4
 
 
 def layers_of(network: Network, config: FactorizeConfig) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers that can become chains, by name, and those that cannot with the reason."""
+    """The layers that can become chains, by name, and those that cannot with the reason.
+
+    Raises:
+        InputError: a layer to skip is not there.
+        NothingToDo: no layer can.
+    """
     readers = find_readers(network)
     known = {reader.name for reader in readers.values()}
     for name in config.skip:
@@ -41,6 +46,9 @@ def layers_of(network: Network, config: FactorizeConfig) -> tuple[dict[str, Laye
             skipped[reader.name] = why
         else:
             found[reader.name] = layer
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
+        raise NothingToDo("No layer of this network can become a chain that is smaller.", why=reasons)
     return found, skipped
 
 

@@ -52,8 +52,7 @@ def apply(network: Network, config: FactorizeConfig, context: Context) -> tuple[
     chosen = config.layers or uniform(network, layers, config, context)
     _check(chosen, layers, skipped)
     if not chosen:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
-        raise NothingToDo("No layer of this network can become a chain that is smaller.", why=reasons)
+        raise NothingToDo("No layer has a chain of so few parameters.", fix="Keep a larger share.")
     dense = network.copy()
     factors = _fit(network, dense, layers, chosen, config, context)
     result = _rewritten(dense, layers, chosen, factors)

@@ -64,22 +64,44 @@ def round_weights(
     dtype = torch.float64 if weights.shape[2] <= 1024 else torch.float32
     w = weights.to(dtype)
     h, inverse = _damped(moment.to(dtype))
+    layer = _Layer(w, h, inverse, grid, granularity, zeros)
     energy = _cost(w, h).clamp_min(torch.finfo(dtype).tiny)
-    importance = h.diagonal(dim1=1, dim2=2)
-    scale, zero = scales or best_scales(w, importance, grid, granularity, power_of_two)
+    scale, zero = scales or best_scales(w, h.diagonal(dim1=1, dim2=2), grid, granularity, power_of_two)
     scale, zero = scale.to(dtype), zero.to(dtype)
     free = grid.bits <= _FEW_BITS and not power_of_two and scales is None
     best: Rounded | None = None
     for factor in _FACTORS if free else (1.0,):
         tried = scale * factor
-        values = _better_start(w, h, inverse, tried, zero, grid, granularity, zeros)
-        values = _descend(values, w, h, tried, zero, grid, granularity, zeros)
+        values = _descend(layer, _better_start(layer, tried, zero), tried, zero)
         if free and granularity.kind == "channel":
-            values, tried = _rescaled(values, w, h, tried, zero, grid, granularity, zeros)
-        found = Rounded(values, tried, zero, _cost(values - w, h) / energy)
+            values, tried = _rescaled(layer, values, tried, zero)
+        found = Rounded(values, tried, zero, layer.cost(values) / energy)
         best = found if best is None else _better(best, found, granularity)
     assert best is not None
     return best
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is rounded: weights, second moment (damped, and the factor of its inverse), grid, and what stays zero."""
+
+    w: Tensor
+    h: Tensor
+    inverse: Tensor
+    grid: Grid
+    granularity: Granularity
+    zeros: Tensor | None
+
+    def cost(self, values: Tensor) -> Tensor:
+        """What the outputs lose with these values for weights, `[stack, outputs]`."""
+        return _cost(values - self.w, self.h)
+
+    def rounded(self, column: Tensor, scale: Tensor, zero: Tensor, j: int) -> Tensor:
+        """Weights of column `j`, `[stack, outputs]`, on the grid."""
+        block = j // self.granularity.block if self.granularity.kind == "block" else 0
+        s, z = scale[:, :, block], zero[:, :, block]
+        values = (quantize(column, s, z, self.grid) - z) * s
+        return values if self.zeros is None else values.masked_fill(self.zeros[:, :, j], 0.0)
 
 
 def best_scales(
@@ -153,44 +175,21 @@ def _damped(h: Tensor) -> tuple[Tensor, Tensor]:
         share *= 10
 
 
-def _better_start(
-    w: Tensor,
-    h: Tensor,
-    inverse: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    granularity: Granularity,
-    zeros: Tensor | None,
-) -> Tensor:
+def _better_start(layer: _Layer, scale: Tensor, zero: Tensor) -> Tensor:
     """Row by row, what columns in order give or what rounding to nearest does, whichever costs less."""
-    ordered = _in_order(w, inverse, scale, zero, grid, granularity, zeros)
-    s, z = (granularity.spread(value.flatten(0, 1), w.shape[2]).reshape(*w.shape[:2], -1) for value in (scale, zero))
-    nearest = (quantize(w, s, z, grid) - z) * s
-    if zeros is not None:
-        nearest = nearest.masked_fill(zeros, 0.0)
-    return torch.where((_cost(ordered - w, h) <= _cost(nearest - w, h))[..., None], ordered, nearest)
+    ordered = _in_order(layer, scale, zero)
+    nearest = torch.stack([layer.rounded(layer.w[:, :, j], scale, zero, j) for j in range(layer.w.shape[2])], 2)
+    return torch.where((layer.cost(ordered) <= layer.cost(nearest))[..., None], ordered, nearest)
 
 
-def _in_order(
-    w: Tensor,
-    inverse: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    granularity: Granularity,
-    zeros: Tensor | None,
-) -> Tensor:
+def _in_order(layer: _Layer, scale: Tensor, zero: Tensor) -> Tensor:
     """Column by column, the error of each spread over the columns that follow it, in panels."""
-    left, values, inputs = w.clone(), torch.empty_like(w), w.shape[2]
+    left, values, inputs, inverse = layer.w.clone(), torch.empty_like(layer.w), layer.w.shape[2], layer.inverse
     for start in range(0, inputs, _PANEL):
         end = min(start + _PANEL, inputs)
         errors = torch.empty_like(left[:, :, start:end])
         for j in range(start, end):
-            s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
-            values[:, :, j] = (quantize(left[:, :, j], s, z, grid) - z) * s
-            if zeros is not None:
-                values[:, :, j].masked_fill_(zeros[:, :, j], 0.0)
+            values[:, :, j] = layer.rounded(left[:, :, j], scale, zero, j)
             error = (left[:, :, j] - values[:, :, j]) / inverse[:, j, j, None]
             left[:, :, j:end] -= error[:, :, None] * inverse[:, None, j, j:end]
             errors[:, :, j - start] = error
@@ -198,19 +197,10 @@ def _in_order(
     return values
 
 
-def _descend(
-    values: Tensor,
-    w: Tensor,
-    h: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    granularity: Granularity,
-    zeros: Tensor | None,
-) -> Tensor:
+def _descend(layer: _Layer, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Sweeps in which each code takes its best value given all others, until none changes."""
-    values, inputs = values.clone(), w.shape[2]
-    gradient = (values - w) @ h
+    values, inputs, h = values.clone(), layer.w.shape[2], layer.h
+    gradient = (values - layer.w) @ h
     diagonal = h.diagonal(dim1=1, dim2=2)
     for _ in range(_SWEEPS):
         changed = False
@@ -218,11 +208,8 @@ def _descend(
             end = min(start + _PANEL, inputs)
             panel, before = gradient[:, :, start:end].clone(), values[:, :, start:end].clone()
             for j in range(start, end):
-                s, z = _of_column(scale, j, granularity), _of_column(zero, j, granularity)
                 wanted = values[:, :, j] - panel[:, :, j - start] / diagonal[:, j, None]
-                step = (quantize(wanted, s, z, grid) - z) * s - values[:, :, j]
-                if zeros is not None:
-                    step = step.masked_fill(zeros[:, :, j], 0.0)
+                step = layer.rounded(wanted, scale, zero, j) - values[:, :, j]
                 values[:, :, j] += step
                 panel += step[:, :, None] * h[:, None, j, start:end]
             moved = values[:, :, start:end] - before
@@ -234,25 +221,16 @@ def _descend(
     return values
 
 
-def _rescaled(
-    values: Tensor,
-    w: Tensor,
-    h: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    grid: Grid,
-    granularity: Granularity,
-    zeros: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _rescaled(layer: _Layer, values: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
     """Scales solved for given the codes, `s = q H w / q H q`, and codes again given the scales, in turns."""
     for _ in range(_ROUNDS):
         steps = values / scale
-        product = steps @ h
-        new = ((product * w).sum(2) / (product * steps).sum(2).clamp_min(1e-30))[..., None]
+        product = steps @ layer.h
+        new = ((product * layer.w).sum(2) / (product * steps).sum(2).clamp_min(1e-30))[..., None]
         good = (new > 0.2 * scale) & (new < 5 * scale) & new.isfinite()
         new = torch.where(good, new, scale)
-        moved = _descend(steps * new, w, h, new, zero, grid, granularity, zeros)
-        better = (_cost(moved - w, h) < _cost(values - w, h))[..., None]
+        moved = _descend(layer, steps * new, new, zero)
+        better = (layer.cost(moved) < layer.cost(values))[..., None]
         values, scale = torch.where(better, moved, values), torch.where(better, new, scale)
         if not bool(better.any()):
             break
@@ -276,7 +254,3 @@ def _better(first: Rounded, second: Rounded, granularity: Granularity) -> Rounde
 def _cost(difference: Tensor, h: Tensor) -> Tensor:
     """`[stack, outputs]`."""
     return ((difference @ h) * difference).sum(2)
-
-
-def _of_column(values: Tensor, column: int, granularity: Granularity) -> Tensor:
-    return values[:, :, column // granularity.block if granularity.kind == "block" else 0]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from afina.jobs.report import report
     from afina.jobs.sensitivity import sensitivity
     from afina.jobs.sparsify import sparsify
+    from afina.jobs.tune import tune
     from afina.types import InputSpec, TaskSpec
 
 __version__ = metadata.version("afina")
@@ -45,11 +46,12 @@ __all__ = [
     "run",
     "sensitivity",
     "sparsify",
+    "tune",
 ]
 
 _JOBS = (
     "benchmark", "demo", "distill", "doctor", "export", "factorize", "optimize", "profile", "prune", "quantize",
-    "report", "sensitivity", "sparsify",
+    "report", "sensitivity", "sparsify", "tune",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",

@@ -4,7 +4,7 @@ Exit codes: 0 done (and the budget fits), 3 the budget is missed, 2 wrong usage 
 """
 
 # Each module adds its commands; `afina --help` lists them in this order.
-from afina.cli import fitting, compressing, inspecting  # noqa: F401, I001
+from afina.cli import fitting, tuning, compressing, inspecting  # noqa: F401, I001
 from afina.cli.base import app
 
 __all__ = ["app", "main"]

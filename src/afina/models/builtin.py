@@ -1,6 +1,7 @@
 """Small networks of our own, `builtin:convnet` and `builtin:mlp`: for the demo, for tests, for small images."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,9 +69,13 @@ def mlp(classes: int, inputs: int, width: int = 256, depth: int = 2) -> MLP:
     return MLP(classes, inputs, width, depth)
 
 
-BUILTIN: dict[str, Callable[[int, InputSpec], nn.Module]] = {
-    "convnet": lambda classes, input: convnet(classes, input.channels),
-    "mlp": lambda classes, input: mlp(classes, input.channels * input.height * input.width),
+# What builds each, and the arguments that the task and the input decide; the rest are free.
+BUILTIN: dict[str, tuple[Callable[..., nn.Module], Callable[[int, InputSpec], dict[str, Any]]]] = {
+    "convnet": (convnet, lambda classes, input: {"classes": classes, "channels": input.channels}),
+    "mlp": (
+        mlp,
+        lambda classes, input: {"classes": classes, "inputs": input.channels * input.height * input.width},
+    ),
 }
 
 

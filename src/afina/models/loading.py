@@ -2,8 +2,10 @@
 
 import copy
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ def load_model(
     targets: Tensor | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load a model and fit its head to the task.
 
@@ -68,6 +71,7 @@ def load_model(
         targets: Of the training data, [N] or [N, outputs]: a new head starts from them.
         progress: Told about downloads.
         seed: Of all random weights; the same seed gives the same network.
+        options: Arguments of what builds the model (`depth`, `width`): of our own networks and of the user's builder.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -75,9 +79,15 @@ def load_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wanted = _Wanted(weights, task, input, input_size, targets, progress or Progress())
+        wanted = _Wanted(weights, task, input, input_size, targets, progress or Progress(), options or {})
         name = model if isinstance(model, (str, Path)) else type(model).__name__
-        if isinstance(model, (str, Path)) and str(model).endswith(".pt2"):
+        built = isinstance(model, (str, Path)) and not str(model).endswith(".pt2")
+        if options and not built:
+            raise InputError(
+                f"{name} is built already: {', '.join(options)} cannot be chosen.",
+                fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
+            )
+        if isinstance(model, (str, Path)) and not built:
             model = Network.load(model)
         if isinstance(model, Network):
             return _from_network(model, wanted, str(name))
@@ -94,6 +104,7 @@ class _Wanted:
     size: tuple[int, int] | None
     targets: Tensor | None
     progress: Progress
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int | None:
@@ -113,7 +124,7 @@ def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
     text = str(model)
     in_file = _FILE.fullmatch(text)
     if in_file:
-        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", wanted.outputs)
+        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", wanted.outputs, wanted.options)
         trained = looks_trained(module, otherwise=False)
         if trained and random:
             return Source(reset(module))
@@ -122,7 +133,9 @@ def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
         )
     library, name = _library_and_name(text)
     trained = wanted.weights == _PRETRAINED or (wanted.weights is None and library != "builtin")
-    return named_source(Request(name, wanted.outputs, trained, wanted.size, wanted.input, wanted.progress), library)
+    return named_source(
+        Request(name, wanted.outputs, trained, wanted.size, wanted.input, wanted.progress, wanted.options), library
+    )
 
 
 def _given_module(module: nn.Module, wanted: _Wanted) -> Source:

@@ -4,9 +4,9 @@ Each gives a `Source`: a module on the CPU with what is known about its input an
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from torch import nn
 from afina.errors import InputError, did_you_mean
 from afina.models.builtin import BUILTIN
 from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
+from afina.models.userfile import check_options
 from afina.progress import Progress
 from afina.types import InputSpec
 
@@ -33,6 +34,7 @@ class Request:
         size: Height and width that the user asked for; None for the model's own.
         input: What the data suggests of the input, or what the user asked for.
         progress: Told before a download.
+        options: Further arguments of what builds the model.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Request:
     size: tuple[int, int] | None
     input: InputSpec | None
     progress: Progress
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ def named_source(request: Request, library: str | None) -> Source:
     names, build = known[library]
     if not (_in_timm(request.name) if library == "timm" else request.name in names()):
         raise _unknown(request.name, names(), library)
+    if request.options and library != "builtin":
+        raise InputError(
+            f"{library}:{request.name} takes no arguments here, and got {', '.join(request.options)}.",
+            fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
+        )
     return build(request)
 
 
@@ -181,7 +189,15 @@ def _builtin(request: Request) -> Source:
     if request.size is not None:
         input = replace(input, height=request.size[0], width=request.size[1])
     missing = "it is a network of our own, which has no trained weights" if request.trained else ""
-    return Source(BUILTIN[request.name](request.outputs or _BUILTIN_CLASSES, input), input, missing=missing)
+    build, decide = BUILTIN[request.name]
+    decided = decide(request.outputs or _BUILTIN_CLASSES, input)
+    check_options(f"builtin:{request.name}", build, request.options, known=tuple(decided))
+    try:
+        module = build(**decided, **request.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in request.options.items())
+        raise InputError(f"builtin:{request.name} cannot be built with {given}.", why=str(error)) from error
+    return Source(module, input, missing=missing)
 
 
 def _spec(height: int, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSpec:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +18,23 @@ from afina.errors import InputError, did_you_mean
 _WIDTHS = ("classes", "num_classes")
 
 
-def build_from_file(path: Path, builder: str, outputs: int | None) -> nn.Module:
+def build_from_file(
+    path: Path, builder: str, outputs: int | None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """What `builder` in the file at `path` returns.
 
     The file is imported under a private name, with its own folder importable, so it may use files beside it.
     The builder is called without arguments, or with `classes=` (or `num_classes=`) where it takes one and
-    `outputs` is known.
+    `outputs` is known; and with `options`, which it must take.
 
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
     """
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-        raise InputError(f"There is no file {path}.", fix=near or "Check the path.")
     with _importable(path.parent):
-        module = _imported(path)
-        function = _builder(module, path, builder)
+        function = load_function(path, builder)
         arguments = {key: outputs for key in _takes(function)[:1] if outputs is not None}
+        check_options(builder, function, options or {}, known=tuple(arguments))
+        arguments.update(options or {})
         try:
             built = function(**arguments)
         except Exception as error:
@@ -48,6 +48,39 @@ def build_from_file(path: Path, builder: str, outputs: int | None) -> nn.Module:
             fix="Name a function that builds and returns the model.",
         )
     return built
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    """The function `name` of the Python file at `path`.
+
+    Raises:
+        InputError: the file or the function is missing, or the import fails.
+    """
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        raise InputError(f"There is no file {path}.", fix=near or "Check the path.")
+    with _importable(path.parent):
+        return _builder(_imported(path), path, name)
+
+
+def check_options(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], known: tuple[str, ...] = ()
+) -> None:
+    """Whether a function that builds a model takes these arguments; `known` are given in any case.
+
+    Raises:
+        InputError: it does not take one of them.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    names = [p.name for p in parameters if p.name not in known]
+    for key in options:
+        if key not in names:
+            raise InputError(f"{name} takes no argument {key!r}.", fix=did_you_mean(key, names))
 
 
 def _imported(path: Path) -> ModuleType:

@@ -2,13 +2,17 @@
 
 from afina.search.samplers import DEFAULT_SAMPLER, SAMPLERS, GridSampler, make_sampler
 from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
+from afina.search.stopping import DEFAULT_STOPPING, STOPPING, make_stopping
 from afina.search.storage import open_storage
 from afina.search.studies import Objective, Progress, SearchError, open_study, run_study
+from afina.search.summary import best_trial, counts, importances, page, trials_csv
 from afina.search.tensor_train import TensorTrainSampler
 
 __all__ = [
     "DEFAULT_SAMPLER",
+    "DEFAULT_STOPPING",
     "SAMPLERS",
+    "STOPPING",
     "Categorical",
     "Fixed",
     "Float",
@@ -19,11 +23,17 @@ __all__ = [
     "SearchError",
     "Space",
     "TensorTrainSampler",
+    "best_trial",
+    "counts",
+    "importances",
     "make_sampler",
     "make_space",
+    "make_stopping",
     "open_storage",
     "open_study",
+    "page",
     "read_space",
     "run_study",
     "space_schema",
+    "trials_csv",
 ]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ def fit(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     sparse: Network | None = None,
+    after: Callable[[Epoch], None] | None = None,
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
 
@@ -55,6 +56,7 @@ def fit(
         checkpoint: A file for the state after each epoch. Where it holds this very training, that goes on; anything
             else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
         sparse: With `keep_zeros`, the network whose zeros stay; by default those of `network` itself.
+        after: Called with each epoch that ended; what it raises ends the training.
 
     Raises:
         InputError: nothing to learn from, or a precision that the device does not have.
@@ -85,7 +87,7 @@ def fit(
         if checkpoint is not None:
             digest = identity((network, teacher, sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(checkpoint, digest)
-        training.run(steps)
+        training.run(steps, after or (lambda epoch: None))
     return training.best_of(network), tuple(training.curve)
 
 
@@ -124,13 +126,14 @@ class _Training:
         self.curve = [Epoch(**epoch) for epoch in state["curve"]]
         self._progress.say(f"Training goes on after epoch {len(self.curve)} of {self._config.epochs}.")
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, after: Callable[[Epoch], None]) -> None:
         """All the epochs that are left."""
         with self._progress.work("Training", steps) as bar:
             if self._stepper.done:
                 bar.advance(self._stepper.done)
             while len(self.curve) < self._config.epochs and not self._stale():
                 self._epoch(bar)
+                after(self.curve[-1])
 
     def best_of(self, network: Network) -> Network:
         """A copy of `network`, with its device and layout, that has the best weights."""

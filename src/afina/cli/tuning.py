@@ -1,0 +1,57 @@
+"""The command that searches: `tune`."""
+
+from typing import Annotated
+
+import typer
+
+from afina.cli.base import app
+from afina.cli.options import Debug, InputSize, Json, Quiet, Seed, Weights
+from afina.cli.running import guarded, progress_of, show
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="As for `optimize`; `builtin:convnet` has free arguments.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As for `optimize`; with labels.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Instead of a model: a function of the parameters, `path/file.py:function`.")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="YAML file of the search space; the training's by default.")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="`tensor-train`, `tpe`, `gp`, `cmaes`, `qmc`, `random` or `grid`.")
+    ] = "tensor-train",
+    trials: Annotated[int | None, typer.Option(help="Trials in all; 50 by default, or no limit with --time.")] = None,
+    time: Annotated[str | None, typer.Option(help="No trial is begun after it, as in 30min or 1h.")] = None,
+    early_stopping: Annotated[
+        str, typer.Option(help="Which trainings end early: `none`, `median`, `halving` or `hyperband`.")
+    ] = "median",
+    grid_points: Annotated[int, typer.Option(min=1, help="Values of each continuous parameter in a grid.")] = 5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, where the space does not say.")] = None,
+    maximize: Annotated[bool, typer.Option("--maximize", help="The function's value is to be high.")] = False,
+    out: Annotated[str | None, typer.Option(help="The run folder; the same command on it goes on.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database, for many machines (postgresql://...).")
+    ] = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search the hyperparameters of MODEL's training on DATA, or those of any Python function."""
+
+    def run() -> None:
+        from afina.jobs.tune import describe_search
+        from afina.jobs.tune import tune as job
+
+        tuned = job(
+            model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
+            early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, maximize=maximize, out=out,
+            storage=storage, weights=weights, input_size=input_size, seed=seed, progress=progress_of(quiet),
+        )  # fmt: skip
+        show(tuned, describe_search(tuned), as_json)
+
+    guarded(run, debug)

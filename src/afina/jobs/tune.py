@@ -1,0 +1,318 @@
+"""`afina tune`: hyperparameters of a training, or of any Python function, found by search."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from afina.data import open_data
+from afina.errors import InputError
+from afina.jobs.target import ModelSource, name_of
+from afina.jobs.trials import Training, default_space, keep_best
+from afina.models.userfile import load_function
+from afina.progress import Progress
+from afina.search import (
+    DEFAULT_SAMPLER,
+    DEFAULT_STOPPING,
+    Objective,
+    Space,
+    best_trial,
+    counts,
+    importances,
+    make_sampler,
+    make_space,
+    make_stopping,
+    open_study,
+    page,
+    read_space,
+    run_study,
+    trials_csv,
+)
+from afina.search.studies import ERROR
+from afina.store.files import write
+from afina.units import format_value, parse_time
+
+_TRIALS = 50
+_FAILURES = 5
+_VALUE = "value"
+_WORK, _NETWORK = "work", "network.pt2"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        best: Values of the active parameters of the best trial, fixed ones too; None where no trial ended well.
+        value: Its value.
+        metric: What the value is.
+        trials: Trials of the study, by how they ended: `finished`, `stopped` early, `failed`.
+        importances: Share of each parameter in what makes trials good; empty where there are few trials.
+        network: File of the best trial's network; None for a function.
+        out: The run folder.
+        seconds: Time that this call took.
+    """
+
+    best: Mapping[str, Any] | None
+    value: float | None
+    metric: str
+    trials: Mapping[str, int]
+    importances: Mapping[str, float]
+    network: str | None
+    out: str
+    seconds: float
+
+
+def tune(
+    model: ModelSource | None = None,
+    data: Any = None,
+    *,
+    objective: str | Callable[..., float] | None = None,
+    space: str | Path | Mapping[str, Any] | Space | None = None,
+    sampler: str = DEFAULT_SAMPLER,
+    trials: int | None = None,
+    time: str | float | None = None,
+    early_stopping: str = DEFAULT_STOPPING,
+    grid_points: int = 5,
+    epochs: int | None = None,
+    maximize: bool = False,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    weights: str | None = None,
+    input_size: str | tuple[int, int] | None = None,
+    seed: int = 0,
+    example: Any = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search hyperparameters of the training of `model` on `data`, or of a Python function.
+
+    The run folder has `best.yaml`, `trials.csv`, `report.html`, the study and, for a training, `network.pt2`. The same
+    call goes on where it stopped, up to `trials` in all; several processes may work on one folder at once.
+
+    Args:
+        model: As in `optimize`.
+        data: As in `optimize`; its validation images judge the trials.
+        objective: Instead of both: a function of the parameters by name that gives a number, or
+            `path/file.py:function`.
+        space: A YAML file, a mapping, or a `Space`; by default what matters for a training. Its names are those of
+            `FitConfig`, `input_size`, and `model.NAME` for the arguments of what builds the model.
+        sampler: `tensor-train`, `tpe`, `gp`, `cmaes`, `qmc`, `random` or `grid`.
+        trials: How many in all; by default 50, or no limit where there is a time. A grid is tried once.
+        time: When no new trial is begun, as in `1h`; a number is seconds.
+        early_stopping: Which trainings are stopped before their end: `none`, `median`, `halving` or `hyperband`.
+        grid_points: Values of each continuous parameter in a grid.
+        epochs: Of each training, where the space does not vary them.
+        maximize: Whether the function's value is to be high; a training knows its metric.
+        out: The run folder; `runs/tune-MODEL-DATA` by default.
+        storage: URL of a database of Optuna's, for many machines; by default a file in the run folder.
+        weights: `pretrained`, `random` or a file of weights.
+        input_size: Height and width of the network's input, where the space does not vary it.
+        seed: Seed of every random choice.
+        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
+        progress: What the user sees.
+
+    Raises:
+        InputError: nothing to tune, a space that cannot be used, or a folder with another study.
+        SearchError: too many trials failed in a row; what was finished is kept.
+        StorageError: the run folder or the database cannot be used.
+    """
+    begun, progress = _now(), progress or Progress()
+    if objective is not None:
+        if model is not None or data is not None:
+            raise InputError("Both a function and a model are given.", fix="Leave out --objective or MODEL and --data.")
+        subject, chosen = _of_function(objective, space, maximize, out)
+    elif model is None or data is None:
+        raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
+    else:
+        images = open_data(data, seed=seed, progress=progress)
+        training = Training(model, images, weights, input_size, epochs, seed, example, progress)
+        name = f"{name_of(model)}-{name_of(images.name)}"
+        subject, chosen = _of_training(training, name, space, out)
+    folder = subject.folder
+    limit = parse_time(time, "--time") if time is not None else None
+    if trials is not None and trials < 1:
+        raise InputError(f"--trials is {trials}.", fix="Give 1 or more.")
+    if trials is None and limit is None and sampler != "grid":
+        trials = _TRIALS
+    study = open_study(
+        storage or folder,
+        chosen,
+        make_sampler(sampler, chosen, seed, grid_points),
+        [subject.direction],
+        pruner=make_stopping(early_stopping, subject.steps),
+    )
+    done = len(study.get_trials(deepcopy=False))
+    if done:
+        progress.say(f"The study in {folder} has {done} trials; it goes on.")
+        if sampler != "tensor-train":
+            # Optuna's samplers begin with the same points again; ours draws by the number of the trial.
+            study.sampler = make_sampler(sampler, chosen, seed + done, grid_points)
+    if sampler == "grid":
+        progress.say(f"The grid has {len(chosen.combinations(grid_points)):,} combinations.")
+    _run(study, subject, chosen, trials, limit, begun, progress)
+    return _results(study, subject, chosen, begun)
+
+
+def describe_search(tuned: Tuned) -> str:
+    """The result as text."""
+    ended = ", ".join(f"{count} {state}" for state, count in tuned.trials.items() if count)
+    lines = [f"{sum(tuned.trials.values())} trials: {ended}."]
+    if tuned.best is None or tuned.value is None:
+        return "\n".join([*lines, "None ended with a value."])
+    lines.append(f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric)}, with")
+    for name, value in tuned.best.items():
+        share = f"  (importance {tuned.importances[name]:.0%})" if name in tuned.importances else ""
+        lines.append(f"  {name}: {_short(value)}{share}")
+    files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
+    return "\n".join([*lines, f"Kept in {files}"])
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is tuned.
+
+    Attributes:
+        name: For titles.
+        folder: The run folder.
+        objective: What a trial runs.
+        direction: `minimize` or `maximize`.
+        metric: What its value is.
+        steps: Most reports of one trial.
+        trains: Whether trials leave networks.
+    """
+
+    name: str
+    folder: Path
+    objective: Objective
+    direction: str
+    metric: str
+    steps: int = 1
+    trains: bool = False
+
+
+def _of_training(training: Training, name: str, space: Any, out: str | Path | None) -> tuple[_Subject, Space]:
+    chosen = _space(space) if space is not None else default_space(training)
+    training.check(chosen)
+    folder = _folder(out, name)
+
+    def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
+        return training.run(params, trial, folder / _WORK)
+
+    metric, steps = training.metric, training.most_epochs(chosen)
+    direction = "maximize" if metric.higher_is_better else "minimize"
+    return _Subject(name, folder, objective, direction, metric.name, steps, trains=True), chosen
+
+
+def _of_function(
+    given: str | Callable[..., float], space: Any, maximize: bool, out: str | Path | None
+) -> tuple[_Subject, Space]:
+    if space is None:
+        raise InputError("A function needs a search space.", fix="Give --space FILE.")
+    function, name = _function(given)
+
+    def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
+        return function(**params)
+
+    direction = "maximize" if maximize else "minimize"
+    return _Subject(name, _folder(out, name), objective, direction, _VALUE), _space(space)
+
+
+def _folder(out: str | Path | None, name: str) -> Path:
+    return Path(out) if out is not None else Path("runs") / f"tune-{name}"
+
+
+def _function(objective: str | Callable[..., float]) -> tuple[Callable[..., float], str]:
+    if callable(objective):
+        return objective, getattr(objective, "__name__", "function")
+    path, _, name = str(objective).rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(f"--objective {objective} is not a function.", fix="Write it as path/file.py:function.")
+    return load_function(Path(path), name), f"{Path(path).stem}-{name}"
+
+
+def _space(space: Any) -> Space:
+    if isinstance(space, Space):
+        return space
+    return read_space(space) if isinstance(space, (str, Path)) else make_space(space)
+
+
+def _run(
+    study: Study,
+    subject: _Subject,
+    space: Space,
+    trials: int | None,
+    limit: float | None,
+    begun: float,
+    progress: Progress,
+) -> None:
+    """The trials that are left, told one by one; the network of the best one is kept as it is found."""
+
+    def after(trial: FrozenTrial) -> None:
+        progress.say(_told(trial, best_trial(study), subject.metric))
+
+    left = None if limit is None else max(0.0, limit - (_now() - begun))
+    try:
+        run_study(study, subject.objective, space, trials=trials, seconds=left, most_failures=_FAILURES, after=after)
+    finally:
+        _write(study, subject, space)
+
+
+def _told(trial: FrozenTrial, best: FrozenTrial | None, metric: str) -> str:
+    """A trial in one line."""
+    seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+    if trial.state == TrialState.FAIL:
+        ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
+    elif trial.state == TrialState.PRUNED:
+        ended = f"stopped after {len(trial.intermediate_values)} epochs"
+    else:
+        ended = f"{metric} {format_value(trial.value or 0.0, metric)}"
+    so_far = f" (best {format_value(best.value or 0.0, metric)}, trial {best.number})" if best is not None else ""
+    return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
+
+
+def _write(study: Study, subject: _Subject, space: Space) -> None:
+    """What is said about the study, and its network; also when it is cut off."""
+    folder = subject.folder
+    if subject.trains:
+        keep_best(study, folder / _WORK, folder / _NETWORK)
+    best = best_trial(study)
+    write(folder / "space.yaml", yaml.safe_dump(space.to_plain(), sort_keys=False).encode())
+    write(folder / "trials.csv", trials_csv(study, space).encode())
+    if best is None:
+        return
+    write(folder / "best.yaml", yaml.safe_dump(dict(space.complete(best.params)), sort_keys=False).encode())
+    title = escape(f"Search of {subject.name}")
+    write(folder / "report.html", page(study, title, subject.metric).encode())
+
+
+def _results(study: Study, subject: _Subject, space: Space, begun: float) -> Tuned:
+    best, file = best_trial(study), subject.folder / _NETWORK
+    return Tuned(
+        best=None if best is None else space.complete(best.params),
+        value=None if best is None else best.value,
+        metric=subject.metric,
+        trials=counts(study),
+        importances=importances(study),
+        network=str(file) if subject.trains and file.is_file() else None,
+        out=str(subject.folder),
+        seconds=_now() - begun,
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)

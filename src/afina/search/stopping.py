@@ -1,0 +1,36 @@
+"""When trials that have no hope are stopped early, by the values that they report."""
+
+from collections.abc import Callable
+
+import optuna
+from optuna.pruners import BasePruner
+
+from afina.errors import InputError, did_you_mean
+
+DEFAULT_STOPPING = "median"
+# Trials that run to their end before any is compared with them.
+_WARM_UP = 4
+
+# What builds each, from the most steps that a trial has.
+STOPPING: dict[str, Callable[[int], BasePruner]] = {
+    "none": lambda steps: optuna.pruners.NopPruner(),
+    "median": lambda steps: optuna.pruners.MedianPruner(n_startup_trials=_WARM_UP, n_warmup_steps=max(2, steps // 3)),
+    "halving": lambda steps: optuna.pruners.SuccessiveHalvingPruner(),
+    "hyperband": lambda steps: optuna.pruners.HyperbandPruner(max_resource=steps),
+}
+
+
+def make_stopping(name: str, steps: int) -> BasePruner:
+    """The rule `name`, one of `STOPPING`.
+
+    Args:
+        name: `none`; `median`: worse than half of the trials at the same step, after the first third;
+            `halving` (Li et al. 2020), `hyperband` (Li et al. 2018): the best share goes on at each rung.
+        steps: Most reports of one trial, such as its epochs.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    if name not in STOPPING:
+        raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
+    return STOPPING[name](steps)

@@ -1,0 +1,165 @@
+"""`afina tune`: trainings and functions searched, kept, gone on with; and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import afina
+from afina.cli import app
+from afina.data import open_data
+from afina.errors import InputError
+from afina.graph import Network
+from afina.jobs import trials as trials_module
+from afina.search import SearchError, make_stopping
+from afina.training import evaluate
+
+SPACE = {
+    "model.width": {"type": "int", "low": 4, "high": 16, "step": 4},
+    "learning_rate": {"type": "float", "low": 1e-2, "high": 0.2, "log": True},
+    "epochs": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("tune") / "run"
+    afina.tune("builtin:convnet", "digits", space=SPACE, trials=3, out=out, early_stopping="none")
+    return out
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "trials.csv").read_text().splitlines()))
+
+
+def test_the_best_network_of_a_search_has_the_quality_that_is_told(tuned):
+    best = max(float(row["value"]) for row in rows(tuned))
+    network = Network.load(tuned / "network.pt2")
+    assert evaluate(network, open_data("digits", seed=0)).value == pytest.approx(best)
+
+
+def test_the_best_parameters_are_those_of_the_best_trial_and_shape_the_network(tuned):
+    best = yaml.safe_load((tuned / "best.yaml").read_text())
+    winner = max(rows(tuned), key=lambda row: float(row["value"]))
+    assert best["learning_rate"] == pytest.approx(float(winner["learning_rate"]))
+    widths = [p.shape[0] for p in Network.load(tuned / "network.pt2").module.parameters() if p.ndim == 4]
+    assert widths[0] == best["model.width"]
+
+
+def test_the_page_shows_the_search_without_any_network_access(tuned):
+    page = (tuned / "report.html").read_text()
+    assert "learning_rate" in page
+    assert 'src="http' not in page
+
+
+def test_a_search_goes_on_where_it_stopped(tuned):
+    before = rows(tuned)
+    result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=4, out=tuned, early_stopping="none")
+    after = rows(tuned)
+    assert after[:3] == before
+    assert len(after) == 4
+    assert sum(result.trials.values()) == 4
+    assert result.network is not None
+
+
+def test_only_the_best_trials_network_stays(tuned):
+    assert len(list((tuned / "work").glob("*.pt2"))) == 1
+
+
+def test_a_resumed_random_search_does_not_try_the_same_points_again(tmp_path):
+    space = {"x": {"type": "float", "low": 0.0, "high": 1.0}}
+    for trials in (4, 8):
+        afina.tune(objective=lambda x: x, space=space, sampler="random", trials=trials, out=tmp_path)
+    assert len({row["x"] for row in rows(tmp_path)}) == 8
+
+
+def test_the_default_space_suits_the_task_and_trains(tmp_path, monkeypatch):
+    result = afina.tune("builtin:convnet", "digits", trials=1, epochs=1, out=tmp_path)
+    assert result.best is not None
+    assert result.best["optimizer"] == "sgd"
+    assert {"learning_rate", "weight_decay", "batch_size", "augment", "label_smoothing"} <= result.best.keys()
+
+
+def test_a_hopeless_training_is_stopped_and_says_how_far_it_came(tmp_path, monkeypatch):
+    # The first ones learn, the last one cannot.
+    space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
+    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
+    assert result.trials == {"finished": 4, "stopped": 1, "failed": 0}
+    assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
+
+
+def test_a_trial_that_cannot_be_built_fails_and_the_search_goes_on(tmp_path):
+    space = {"model.kernel_size": [3, 4], "epochs": 1, "model.width": 4}
+    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
+    assert result.trials == {"finished": 1, "stopped": 0, "failed": 1}
+    assert "kernel_size must be odd" in rows(tmp_path)[1]["error"]
+
+
+def test_a_function_in_a_file_is_tuned_from_the_command_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def loss(x, kind):\n    return (x - 0.3) ** 2 + (kind == 'b')\n")
+    (tmp_path / "space.yaml").write_text("x: {type: float, low: 0, high: 1}\nkind: [a, b]\n")
+    arguments = ["tune", "--objective", f"{tmp_path}/mine.py:loss", "--space", f"{tmp_path}/space.yaml"]
+    arguments += ["--trials", "20", "--out", f"{tmp_path}/run", "--json", "-q"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["best"]["kind"] == "a"
+    assert told["value"] < 0.01
+    assert set(told["importances"]) == {"x", "kind"}
+
+
+def test_a_function_may_be_maximized(tmp_path):
+    space = {"x": [1, 2, 3]}
+    result = afina.tune(objective=lambda x: x, space=space, sampler="grid", maximize=True, out=tmp_path)
+    assert result.value == 3
+
+
+def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tmp_path):
+    def broken(x):
+        raise RuntimeError("no camera")
+
+    with pytest.raises(SearchError, match="no camera"):
+        afina.tune(objective=broken, space={"x": [1, 2, 3, 4, 5, 6]}, trials=10, out=tmp_path)
+    assert len(rows(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to tune"),
+        ({"objective": len, "model": "builtin:mlp", "space": {"x": [1, 2]}}, "Both a function and a model"),
+        ({"objective": len}, "needs a search space"),
+        ({"objective": "mine.txt", "space": {"x": [1, 2]}}, "is not a function"),
+        ({"objective": "absent.py:f", "space": {"x": [1, 2]}}, "There is no file absent.py"),
+        ({"objective": len, "space": {"x": [1, 2]}, "trials": 0}, "--trials is 0"),
+        ({"objective": len, "space": {"x": [1, 2]}, "sampler": "tpee"}, "Did you mean tpe"),
+        ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
+        ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
+        ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),
+        ({"model": "builtin:mlp", "data": "digits", "space": {"model.widht": [8, 9]}}, "Did you mean width"),
+        ({"model": "resnet18", "weights": "random", "data": "digits", "space": {"model.width": [1, 2]}}, "no argument"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_written(arguments, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        afina.tune(**arguments, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_space_in_the_same_folder_is_refused_and_nothing_is_lost(tuned):
+    before = rows(tuned)
+    with pytest.raises(InputError, match="another search space"):
+        afina.tune("builtin:convnet", "digits", space={**SPACE, "epochs": 3}, trials=9, out=tuned)
+    assert rows(tuned) == before
+
+
+def test_what_a_space_may_vary_of_a_training_is_an_option_of_it():
+    assert {"learning_rate", "optimizer", "batch_size", "precision", "augment"} <= set(trials_module.TRAINING)
+
+
+@pytest.mark.parametrize("name", ["none", "median", "halving", "hyperband"])
+def test_every_rule_of_early_stopping_can_be_made(name):
+    assert make_stopping(name, 10) is not None

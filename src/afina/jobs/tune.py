@@ -1,5 +1,6 @@
 """`afina tune`: hyperparameters of a training, or of any Python function, found by search."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ def _folder(out: str | Path | None, name: str) -> Path:
 
 def _function(objective: str | Callable[..., float]) -> tuple[Callable[..., float], str]:
     if callable(objective):
-        return objective, getattr(objective, "__name__", "function")
+        return objective, re.sub(r"\W+", "", getattr(objective, "__name__", "function"))
     path, _, name = str(objective).rpartition(":")
     if not path.endswith(".py"):
         raise InputError(f"--objective {objective} is not a function.", fix="Write it as path/file.py:function.")

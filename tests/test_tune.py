@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_training import Said
 from typer.testing import CliRunner
 
 import afina
@@ -14,6 +15,7 @@ from afina.data import open_data
 from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs import trials as trials_module
+from afina.jobs.machine import available_cores
 from afina.search import SearchError, make_stopping
 from afina.training import evaluate
 
@@ -163,3 +165,58 @@ def test_what_a_space_may_vary_of_a_training_is_an_option_of_it():
 @pytest.mark.parametrize("name", ["none", "median", "halving", "hyperband"])
 def test_every_rule_of_early_stopping_can_be_made(name):
     assert make_stopping(name, 10) is not None
+
+
+def test_two_workers_try_every_combination_of_a_grid_once(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n\n\ndef loss(x, y):\n    time.sleep(0.05)\n"
+        f"    open(r'{tmp_path}/pids', 'a').write(f'{{os.getpid()}} {{os.environ[\"OMP_NUM_THREADS\"]}}\\n')\n"
+        "    return x + y\n"
+    )
+    space = {"x": [1, 2, 3, 4], "y": [1, 2, 3]}
+    result = afina.tune(
+        objective=f"{tmp_path}/mine.py:loss", space=space, sampler="grid", workers=2, out=tmp_path / "run"
+    )
+    done = [row for row in rows(tmp_path / "run") if row["state"] == "complete"]
+    assert sorted((row["x"], row["y"]) for row in done) == sorted(
+        (str(x), str(y)) for x in (1, 2, 3, 4) for y in (1, 2, 3)
+    )
+    assert result.value == 2
+    assert {line.split()[1] for line in (tmp_path / "pids").read_text().splitlines()} == {
+        str(max(1, available_cores() // 2))
+    }
+
+
+def test_a_worker_that_is_killed_is_replaced_and_no_finished_trial_is_lost(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os, pathlib, signal\n\n\ndef loss(x):\n"
+        f"    mark = pathlib.Path(r'{tmp_path}/killed')\n"
+        "    if x > 0.5 and not mark.exists():\n        mark.touch()\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return x\n"
+    )
+    said = Said()
+    result = afina.tune(
+        objective=f"{tmp_path}/mine.py:loss", space={"x": {"type": "float", "low": 0, "high": 1}}, sampler="random",
+        trials=12, workers=2, out=tmp_path / "run", progress=said,
+    )  # fmt: skip
+    assert result.trials["finished"] >= 12
+    assert result.trials["failed"] == 0
+    assert any("A worker died (exit code -9)" in line for line in said.lines)
+
+
+def test_workers_that_fail_and_fail_end_the_search_with_the_last_traceback(tmp_path):
+    (tmp_path / "mine.py").write_text("def loss(x):\n    raise RuntimeError('no camera')\n")
+    space = {"x": {"type": "float", "low": 0, "high": 1}}
+    with pytest.raises(SearchError, match="no camera"):
+        afina.tune(objective=f"{tmp_path}/mine.py:loss", space=space, trials=30, workers=2, out=tmp_path / "run")
+
+
+def test_a_function_that_cannot_be_sent_to_workers_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be given to other processes"):
+        afina.tune(objective=lambda x: x, space={"x": [1, 2]}, trials=2, workers=2, out=tmp_path)
+
+
+def test_workers_train_and_keep_the_best_network(tmp_path):
+    result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=2, workers=2, out=tmp_path)
+    assert result.network is not None
+    assert evaluate(Network.load(result.network), open_data("digits", seed=0)).value == pytest.approx(result.value)

@@ -34,6 +34,7 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(help="URL of a database, for many machines (postgresql://...).")
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Local processes; each gets its share of the cores.")] = 1,
     weights: Weights = None,
     input_size: InputSize = None,
     seed: Seed = 0,
@@ -50,7 +51,8 @@ def tune(
         tuned = job(
             model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
             early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, maximize=maximize, out=out,
-            storage=storage, weights=weights, input_size=input_size, seed=seed, progress=progress_of(quiet),
+            storage=storage, weights=weights, input_size=input_size, workers=workers, seed=seed,
+            progress=progress_of(quiet),
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)
 

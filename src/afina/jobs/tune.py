@@ -1,6 +1,7 @@
 """`afina tune`: hyperparameters of a training, or of any Python function, found by search."""
 
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from afina.data import open_data
 from afina.errors import InputError
 from afina.jobs.target import ModelSource, name_of
 from afina.jobs.trials import Training, default_space, keep_best
+from afina.jobs.workers import HOPELESS, work_together
 from afina.models.userfile import load_function
 from afina.progress import Progress
 from afina.search import (
     DEFAULT_SAMPLER,
     DEFAULT_STOPPING,
     Objective,
+    SearchError,
     Space,
     best_trial,
     counts,
@@ -36,12 +39,15 @@ from afina.search import (
     run_study,
     trials_csv,
 )
-from afina.search.studies import ERROR
+from afina.search.studies import ERROR, stop_if_hopeless
+from afina.search.tensor_train.history import LOST
 from afina.store.files import write
 from afina.units import format_value, parse_time
 
 _TRIALS = 50
 _FAILURES = 5
+# Between the seeds of the samplers of two processes.
+_APART = 1_000_003
 _VALUE = "value"
 _WORK, _NETWORK = "work", "network.pt2"
 
@@ -88,6 +94,7 @@ def tune(
     storage: str | None = None,
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,
+    workers: int = 1,
     seed: int = 0,
     example: Any = None,
     progress: Progress | None = None,
@@ -106,7 +113,7 @@ def tune(
             `FitConfig`, `input_size`, and `model.NAME` for the arguments of what builds the model.
         sampler: `tensor-train`, `tpe`, `gp`, `cmaes`, `qmc`, `random` or `grid`.
         trials: How many in all; by default 50, or no limit where there is a time. A grid is tried once.
-        time: When no new trial is begun, as in `1h`; a number is seconds.
+        time: After which no new trial is begun, as in `1h`; a number is seconds.
         early_stopping: Which trainings are stopped before their end: `none`, `median`, `halving` or `hyperband`.
         grid_points: Values of each continuous parameter in a grid.
         epochs: Of each training, where the space does not vary them.
@@ -115,6 +122,7 @@ def tune(
         storage: URL of a database of Optuna's, for many machines; by default a file in the run folder.
         weights: `pretrained`, `random` or a file of weights.
         input_size: Height and width of the network's input, where the space does not vary it.
+        workers: Local processes, each with its share of the cores; they work on one study.
         seed: Seed of every random choice.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
@@ -125,46 +133,117 @@ def tune(
         StorageError: the run folder or the database cannot be used.
     """
     begun, progress = _now(), progress or Progress()
-    if objective is not None:
-        if model is not None or data is not None:
-            raise InputError("Both a function and a model are given.", fix="Leave out --objective or MODEL and --data.")
-        subject, chosen = _of_function(objective, space, maximize, out)
-    elif model is None or data is None:
-        raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
-    else:
-        images = open_data(data, seed=seed, progress=progress)
-        training = Training(model, images, weights, input_size, epochs, seed, example, progress)
-        name = f"{name_of(model)}-{name_of(images.name)}"
-        subject, chosen = _of_training(training, name, space, out)
-    folder = subject.folder
-    limit = parse_time(time, "--time") if time is not None else None
     if trials is not None and trials < 1:
         raise InputError(f"--trials is {trials}.", fix="Give 1 or more.")
+    if workers < 1:
+        raise InputError(f"--workers is {workers}.", fix="Give 1 or more.")
+    limit = parse_time(time, "--time") if time is not None else None
     if trials is None and limit is None and sampler != "grid":
         trials = _TRIALS
-    study = open_study(
-        storage or folder,
-        chosen,
-        make_sampler(sampler, chosen, seed, grid_points),
-        [subject.direction],
-        pruner=make_stopping(early_stopping, subject.steps),
-    )
-    done = len(study.get_trials(deepcopy=False))
-    if done:
-        progress.say(f"The study in {folder} has {done} trials; it goes on.")
-        if sampler != "tensor-train":
-            # Optuna's samplers begin with the same points again; ours draws by the number of the trial.
-            study.sampler = make_sampler(sampler, chosen, seed + done, grid_points)
+    given = _Given(
+        model, data, objective, space, sampler, trials, limit, early_stopping, grid_points, epochs, maximize, out,
+        storage, weights, input_size, seed, example,
+    )  # fmt: skip
+    study, subject, chosen = _open(given, 0, progress)
+    if len(study.get_trials(deepcopy=False)):
+        progress.say(f"The study in {subject.folder} has {len(study.get_trials(deepcopy=False))} trials; it goes on.")
     if sampler == "grid":
         progress.say(f"The grid has {len(chosen.combinations(grid_points)):,} combinations.")
-    _run(study, subject, chosen, trials, limit, begun, progress)
+    teller = _Teller(study, subject.metric, progress)
+    try:
+        if workers == 1:
+            run_study(
+                study, subject.objective, chosen, trials=trials, seconds=limit, most_failures=_FAILURES,
+                after=lambda trial: teller.look(),
+            )  # fmt: skip
+        else:
+            work_together(workers, _work, vars(given), teller.look, progress)
+            stop_if_hopeless(study, _FAILURES)
+    finally:
+        _write(study, subject, chosen)
     return _results(study, subject, chosen, begun)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The arguments of `tune` that decide what a worker does; times in seconds."""
+
+    model: ModelSource | None
+    data: Any
+    objective: str | Callable[..., float] | None
+    space: Any
+    sampler: str
+    trials: int | None
+    limit: float | None
+    early_stopping: str
+    grid_points: int
+    epochs: int | None
+    maximize: bool
+    out: str | Path | None
+    storage: str | None
+    weights: str | None
+    input_size: str | tuple[int, int] | None
+    seed: int
+    example: Any
+
+
+def _open(given: _Given, worker: int, progress: Progress) -> tuple[Study, "_Subject", Space]:
+    """The study, what its trials run, and the space, for one of the processes that work on it."""
+    if given.objective is not None:
+        if given.model is not None or given.data is not None:
+            raise InputError("Both a function and a model are given.", fix="Leave out --objective or MODEL and --data.")
+        subject, space = _of_function(given)
+    elif given.model is None or given.data is None:
+        raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
+    else:
+        images = open_data(given.data, seed=given.seed, progress=progress)
+        training = Training(
+            given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress
+        )
+        subject, space = _of_training(training, f"{name_of(given.model)}-{name_of(images.name)}", given)
+    study = open_study(
+        given.storage or subject.folder,
+        space,
+        make_sampler(given.sampler, space, given.seed, given.grid_points),
+        [subject.direction],
+        pruner=make_stopping(given.early_stopping, subject.steps),
+    )
+    known = len(study.get_trials(deepcopy=False)) + _APART * worker
+    if known and given.sampler != "tensor-train":
+        # Optuna's samplers would begin with the same points again; ours draws by the number of the trial.
+        study.sampler = make_sampler(given.sampler, space, given.seed + known, given.grid_points)
+    return study, subject, space
+
+
+def _work(given: dict[str, Any], number: int) -> None:
+    """One of several processes."""
+    wanted = _Given(**given)
+    study, subject, space = _open(wanted, number, Progress())
+    try:
+        run_study(study, subject.objective, space, trials=wanted.trials, seconds=wanted.limit, most_failures=_FAILURES)
+    except SearchError:
+        sys.exit(HOPELESS)
+
+
+class _Teller:
+    """Says each trial that ended, once, whichever process ran it."""
+
+    def __init__(self, study: Study, metric: str, progress: Progress) -> None:
+        self._study, self._metric, self._progress = study, metric, progress
+        self._told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+
+    def look(self) -> None:
+        """Say what is new."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in self._told and LOST not in trial.user_attrs:
+                self._told.add(trial.number)
+                self._progress.say(_told(trial, best_trial(self._study), self._metric))
 
 
 def describe_search(tuned: Tuned) -> str:
     """The result as text."""
     ended = ", ".join(f"{count} {state}" for state, count in tuned.trials.items() if count)
-    lines = [f"{sum(tuned.trials.values())} trials: {ended}."]
+    lines = [f"{sum(tuned.trials.values())} trials: {ended or 'none was begun'}."]
     if tuned.best is None or tuned.value is None:
         return "\n".join([*lines, "None ended with a value."])
     lines.append(f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric)}, with")
@@ -198,10 +277,10 @@ class _Subject:
     trains: bool = False
 
 
-def _of_training(training: Training, name: str, space: Any, out: str | Path | None) -> tuple[_Subject, Space]:
-    chosen = _space(space) if space is not None else default_space(training)
+def _of_training(training: Training, name: str, given: _Given) -> tuple[_Subject, Space]:
+    chosen = _space(given.space) if given.space is not None else default_space(training)
     training.check(chosen)
-    folder = _folder(out, name)
+    folder = _folder(given.out, name)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
         return training.run(params, trial, folder / _WORK)
@@ -211,18 +290,17 @@ def _of_training(training: Training, name: str, space: Any, out: str | Path | No
     return _Subject(name, folder, objective, direction, metric.name, steps, trains=True), chosen
 
 
-def _of_function(
-    given: str | Callable[..., float], space: Any, maximize: bool, out: str | Path | None
-) -> tuple[_Subject, Space]:
-    if space is None:
+def _of_function(given: _Given) -> tuple[_Subject, Space]:
+    assert given.objective is not None
+    if given.space is None:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
-    function, name = _function(given)
+    function, name = _function(given.objective)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
         return function(**params)
 
-    direction = "maximize" if maximize else "minimize"
-    return _Subject(name, _folder(out, name), objective, direction, _VALUE), _space(space)
+    direction = "maximize" if given.maximize else "minimize"
+    return _Subject(name, _folder(given.out, name), objective, direction, _VALUE), _space(given.space)
 
 
 def _folder(out: str | Path | None, name: str) -> Path:
@@ -242,27 +320,6 @@ def _space(space: Any) -> Space:
     if isinstance(space, Space):
         return space
     return read_space(space) if isinstance(space, (str, Path)) else make_space(space)
-
-
-def _run(
-    study: Study,
-    subject: _Subject,
-    space: Space,
-    trials: int | None,
-    limit: float | None,
-    begun: float,
-    progress: Progress,
-) -> None:
-    """The trials that are left, told one by one; the network of the best one is kept as it is found."""
-
-    def after(trial: FrozenTrial) -> None:
-        progress.say(_told(trial, best_trial(study), subject.metric))
-
-    left = None if limit is None else max(0.0, limit - (_now() - begun))
-    try:
-        run_study(study, subject.objective, space, trials=trials, seconds=left, most_failures=_FAILURES, after=after)
-    finally:
-        _write(study, subject, space)
 
 
 def _told(trial: FrozenTrial, best: FrozenTrial | None, metric: str) -> str:

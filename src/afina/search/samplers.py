@@ -1,5 +1,6 @@
 """The samplers by name, and the grid, which knows conditions."""
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,10 @@ from afina.search.tensor_train import TensorTrainSampler
 _PLACE = "afina:grid"
 DEFAULT_SAMPLER = "tensor-train"
 GRID_POINTS = 5
+
+
+class GridIsDone(InputError):
+    """No combination of the grid is left for a trial."""
 
 
 class GridSampler(BaseSampler):
@@ -38,11 +43,24 @@ class GridSampler(BaseSampler):
         fixed = trial.system_attrs.get("fixed_params")
         if fixed is not None:
             return
-        taken = self._taken(study)
-        place = next((i for i in range(len(self._combinations)) if i not in taken), None)
-        if place is not None:
+        rng = random.Random(trial.number)
+        free = self._free(study, trial)
+        place = free[0] if free else None
+        while place is not None:
             study._storage.set_trial_system_attr(trial._trial_id, _PLACE, place)
             trial.system_attrs[_PLACE] = place
+            free = self._free(study, trial)
+            if place in free:
+                return
+            # Another process took it at the same moment.
+            place = rng.choice(free) if free else None
+        study._storage.set_trial_system_attr(trial._trial_id, _PLACE, None)
+        trial.system_attrs.pop(_PLACE, None)
+
+    def _free(self, study: Study, trial: FrozenTrial) -> list[int]:
+        """Combinations that no other trial has taken up."""
+        taken = self._taken(study, besides=trial.number)
+        return [i for i in range(len(self._combinations)) if i not in taken]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: each parameter is looked up by itself."""
@@ -60,13 +78,13 @@ class GridSampler(BaseSampler):
         """The value in the trial's combination."""
         place = trial.system_attrs.get(_PLACE)
         if place is None:
-            raise InputError("Every combination of the grid was tried.", fix="Read the results, or give more values.")
+            raise GridIsDone("Every combination of the grid was tried.", fix="Read the results, or give more values.")
         return self._combinations[place][param_name]
 
     @staticmethod
-    def _taken(study: Study) -> set[int]:
-        trials = study.get_trials(deepcopy=False)
-        return {t.system_attrs[_PLACE] for t in trials if _PLACE in t.system_attrs and t.state != TrialState.WAITING}
+    def _taken(study: Study, besides: int | None = None) -> set[int]:
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != besides and t.state != TrialState.WAITING]
+        return {t.system_attrs[_PLACE] for t in trials if t.system_attrs.get(_PLACE) is not None}
 
 
 def _optuna(make: Callable[..., BaseSampler], **options: Any) -> Callable[[Space, int | None, int], BaseSampler]:

@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.errors import AfinaError, InputError
-from afina.search.samplers import GridSampler
+from afina.search.samplers import GridIsDone, GridSampler
 from afina.search.spaces import Space
 from afina.search.storage import open_storage
 from afina.search.tensor_train.history import LOST
@@ -147,11 +147,11 @@ def run_study(
         sign(trial)
         ended = _run(study, trial, objective, space)
         ran += 1
-        failed += ended.state == TrialState.FAIL
+        failed += ended.state == TrialState.FAIL and LOST not in ended.user_attrs
         if after is not None:
             after(ended)
         if ended.state == TrialState.FAIL:
-            _stop_if_hopeless(study, most_failures)
+            stop_if_hopeless(study, most_failures)
     return Progress(ran, failed, tuple(retried), time.monotonic() - begun)
 
 
@@ -162,6 +162,11 @@ def _run(study: Study, trial: optuna.Trial, objective: Objective, space: Space) 
         problem = _problem(values, len(study.directions))
     except optuna.TrialPruned:
         return study.tell(trial, state=TrialState.PRUNED)
+    except GridIsDone as done:
+        # Another process took the last combination between the look and the trial.
+        _record(trial, done.what, "")
+        trial.set_user_attr(LOST, True)
+        return study.tell(trial, state=TrialState.FAIL)
     except Exception as error:
         _record(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
         return study.tell(trial, state=TrialState.FAIL)
@@ -207,7 +212,8 @@ def _is_done(study: Study, trials: int | None) -> bool:
     return all(t.state != TrialState.WAITING for t in everything) and study.sampler.left(study) == 0
 
 
-def _stop_if_hopeless(study: Study, most: int) -> None:
+def stop_if_hopeless(study: Study, most: int) -> None:
+    """Raise `SearchError`, with the last traceback, where the last `most` trials that ended all failed."""
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and LOST not in t.user_attrs]
     last = ended[-most:]
     if len(last) < most or any(t.state != TrialState.FAIL for t in last):

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from afina.search.spaces import Space
 from afina.search.studies import ERROR
+from afina.search.tensor_train.history import LOST
 
 # Fewer trials say nothing about which parameter matters.
 _LEAST_TRIALS = 8
@@ -47,7 +48,8 @@ def trials_csv(study: Study, space: Space) -> str:
         seconds = f"{t.duration.total_seconds():.2f}" if t.duration is not None else ""
         error = t.user_attrs.get(ERROR, {}).get("message", "")
         values = [known.get(name, "") for name in names]
-        writer.writerow([t.number, t.state.name.lower(), "" if t.values is None else t.value, seconds, *values, error])
+        state = "lost" if LOST in t.user_attrs else t.state.name.lower()
+        writer.writerow([t.number, state, "" if t.values is None else t.value, seconds, *values, error])
     return stream.getvalue()
 
 
@@ -76,8 +78,8 @@ def _is_whole(trial: FrozenTrial, space: Space) -> bool:
 
 
 def counts(study: Study) -> dict[str, Any]:
-    """How many trials ended in which way."""
-    states = [t.state for t in study.get_trials(deepcopy=False)]
+    """How many trials ended in which way; those that were lost with their process are not counted."""
+    states = [t.state for t in study.get_trials(deepcopy=False) if LOST not in t.user_attrs]
     return {
         "finished": states.count(TrialState.COMPLETE),
         "stopped": states.count(TrialState.PRUNED),

@@ -220,3 +220,19 @@ def test_workers_train_and_keep_the_best_network(tmp_path):
     result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=2, workers=2, out=tmp_path)
     assert result.network is not None
     assert evaluate(Network.load(result.network), open_data("digits", seed=0)).value == pytest.approx(result.value)
+
+
+def test_optimize_searches_before_it_compresses_and_resumes(tmp_path):
+    arguments = {"size": "10MB", "tune": 2, "epochs": 1, "out": tmp_path / "run"}
+    result = afina.optimize("builtin:mlp", "digits", **arguments)
+    first = result.candidates[0]
+    assert first.curve
+    assert any("The best of 2 trainings had" in note for note in result.notes)
+    told = max(float(row["value"]) for row in rows(tmp_path / "run" / "tune") if row["value"])
+    assert first.measurements["quality"].value == pytest.approx(told, abs=0.005)
+    assert afina.optimize("builtin:mlp", "digits", **arguments).winner == result.winner
+
+
+def test_optimize_refuses_to_search_without_training(tmp_path):
+    with pytest.raises(InputError, match="--tune 2 with --epochs 0"):
+        afina.optimize("builtin:convnet", "digits", size="1MB", tune=2, epochs=0, out=tmp_path)

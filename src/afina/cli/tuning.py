@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from afina.cli.base import app
-from afina.cli.options import Debug, InputSize, Json, Quiet, Seed, Weights
+from afina.cli.options import Debug, InputSize, Json, KeepFP32, Optimizer, Precision, Quiet, Seed, Weights
 from afina.cli.running import guarded, progress_of, show
 
 
@@ -34,6 +34,9 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(help="URL of a database, for many machines (postgresql://...).")
     ] = None,
+    optimizer: Optimizer = None,
+    precision: Precision = "32",
+    keep_fp32: KeepFP32 = None,
     workers: Annotated[int, typer.Option(min=1, help="Local processes; each gets its share of the cores.")] = 1,
     weights: Weights = None,
     input_size: InputSize = None,
@@ -51,7 +54,8 @@ def tune(
         tuned = job(
             model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
             early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, maximize=maximize, out=out,
-            storage=storage, weights=weights, input_size=input_size, workers=workers, seed=seed,
+            storage=storage, weights=weights, input_size=input_size, optimizer=optimizer, precision=precision,
+            keep_fp32=tuple(keep_fp32 or ()), workers=workers, seed=seed,
             progress=progress_of(quiet),
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)

@@ -2,13 +2,15 @@
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from afina.budget import decide, make_budget
 from afina.data import ImageData, open_data
+from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
 from afina.jobs.candidates import Search
 from afina.jobs.compression import RATES, load_for, suited_batch, suited_optimizer
@@ -17,6 +19,7 @@ from afina.jobs.machine import available_cores, describe_machine
 from afina.jobs.report import write_all
 from afina.jobs.stages import Job
 from afina.jobs.target import ModelSource, name_of, parse_input_size
+from afina.jobs.tune import tune as search
 from afina.models import Loaded
 from afina.progress import Progress
 from afina.reporting import write_metadata
@@ -40,6 +43,7 @@ _REPEATED = (
     "weights",
     "epochs",
     "finetune",
+    "tune",
     "learning_rate",
     "optimizer",
     "precision",
@@ -71,6 +75,7 @@ def optimize(
     input_size: str | tuple[int, int] | None = None,
     epochs: int | None = None,
     finetune: int | None = None,
+    tune: int = 0,
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     precision: Precision = "32",
@@ -99,6 +104,7 @@ def optimize(
         epochs: Epochs of training before compression; 0 for none. By default a model that already fits the data
             (weights given, head matches) is not trained.
         finetune: Epochs of fine-tuning after pruning.
+        tune: Search over so many trainings (see `tune`), and compress the best network.
         learning_rate: Of training and fine-tuning; by default one that suits each.
         optimizer: `sgd` or `adamw`; by default the first for networks with batch norm, the second for others.
         precision: Of training: `32`, `bf16-mixed` or `16-mixed`.
@@ -119,6 +125,11 @@ def optimize(
         StorageError: the run folder cannot be written; what is finished is kept.
     """
     progress = progress or Progress()
+    if tune < 0 or (tune and epochs == 0):
+        raise InputError(
+            f"--tune {tune} with --epochs {epochs} is not possible." if tune > 0 else f"--tune is {tune}.",
+            fix="Give the number of trainings, each of one epoch or more.",
+        )
     chosen = get_runtime(runtime)
     images = open_data(data, seed=seed, progress=progress)
     source = load_for(images, model, weights, input_size, example, seed, progress)
@@ -131,9 +142,9 @@ def optimize(
     config: dict[str, Any] = {
         "model": name_of(model, full=True), "weights": weights, "data": images.name, "fingerprint": images.fingerprint,
         "budget": asdict(budget), "runtime": runtime, "input_size": input_size and list(parse_input_size(input_size)),
-        "epochs": epochs, "finetune": finetune, "learning_rate": learning_rate, "optimizer": optimizer,
-        "precision": precision, "keep_fp32": list(kept), "threads": threads, "batch": batch, "thorough": thorough,
-        "seed": seed,
+        "epochs": epochs, "finetune": finetune, "tune": tune or None, "learning_rate": learning_rate,
+        "optimizer": optimizer, "precision": precision, "keep_fp32": list(kept), "threads": threads, "batch": batch,
+        "thorough": thorough, "seed": seed,
     }  # fmt: skip
     common = FitConfig(
         optimizer=optimizer or suited_optimizer(source.network),
@@ -156,7 +167,8 @@ def optimize(
     with Run.open(folder, config, argv=_command(config, folder)) as run:
         job = Job(run, images, chosen, threads, batch, seed, progress)
         _tell_data(job)
-        adapted, network = _adapt(job, source, training, epochs)
+        searched = partial(_searched, job, model, weights, input_size, example, tune) if tune else None
+        adapted, network = _adapt(job, source, training, epochs, searched)
         candidates = Search(job, network, budget, metric, tuning, thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(model, full=True))
         _write(job, result)
@@ -202,14 +214,23 @@ def _tell_data(job: Job) -> None:
     job.run.log(text)
 
 
-def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> tuple[Adapted, Network]:
+def _adapt(
+    job: Job,
+    source: Loaded,
+    config: FitConfig,
+    epochs: int | None,
+    searched: Callable[[FitConfig], tuple[Network, tuple[Epoch, ...], str]] | None,
+) -> tuple[Adapted, Network]:
     """The network to compress: trained when it must be or was asked to be, and kept in the run folder."""
 
     def build() -> Adapted:
         for note in source.notes:
             job.progress.say(note)
         network, curve, notes = source.network, tuple[Epoch, ...](), source.notes
-        if epochs or (epochs is None and not source.pretrained):
+        if searched is not None:
+            network, curve, note = searched(config)
+            notes += (note, *_casting(network, config))
+        elif epochs or (epochs is None and not source.pretrained):
             job.progress.say(f"Training for {config.epochs} epochs.")
             checkpoint = job.run.path("work/adapt.checkpoint")
             network, curve = fit(network, job.data, config, progress=job.progress, checkpoint=checkpoint)
@@ -220,6 +241,29 @@ def _adapt(job: Job, source: Loaded, config: FitConfig, epochs: int | None) -> t
 
     adapted = job.stage("adapt", Adapted, build, files=(job.network_file("adapted"),))
     return adapted, job.load_network("adapted")
+
+
+def _searched(
+    job: Job,
+    model: ModelSource,
+    weights: str | None,
+    input_size: str | tuple[int, int] | None,
+    example: Any,
+    trials: int,
+    config: FitConfig,
+) -> tuple[Network, tuple[Epoch, ...], str]:
+    """The best network of so many trainings, its curve, and what was found."""
+    job.progress.say(f"Training {trials} times for {config.epochs} epochs at most, each time otherwise.")
+    tuned = search(
+        model, job.data, trials=trials, epochs=config.epochs, precision=config.precision, keep_fp32=config.keep_fp32,
+        optimizer=config.optimizer, out=job.run.path("tune"), weights=weights, input_size=input_size, seed=job.seed,
+        example=example, progress=job.progress,
+    )  # fmt: skip
+    if tuned.network is None:
+        raise TrainingError("No training ended with a network.", fix="Look into tune/trials.csv in the run folder.")
+    best = (tuned.best or {}).items()
+    found = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best)
+    return Network.load(tuned.network), tuned.curve, f"The best of {sum(tuned.trials.values())} trainings had {found}."
 
 
 def _casting(network: Network, config: FitConfig) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """One training as a trial of a search: its parameters, its reports, its network."""
 
 import shutil
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from afina.progress import Progress
 from afina.search import Space, best_trial, make_space
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
+from afina.training.config import Optimizer
 from afina.types import Epoch, MetricInfo
 
+# User attribute of a trial: the epochs of its training.
+CURVE = "afina:curve"
 _MODEL = "model."
 _EPOCHS = 5
 # What a search may vary of a training; the rest is for networks with a teacher.
@@ -39,6 +43,7 @@ class Training:
         seed: Of weights, order and augmentation, the same in every trial.
         example: For an `nn.Module`.
         progress: What the user sees.
+        common: Options of `FitConfig` where the space does not say.
 
     Raises:
         InputError: the images have no labels, or the model cannot be loaded.
@@ -54,6 +59,7 @@ class Training:
         seed: int,
         example: Any,
         progress: Progress,
+        common: Mapping[str, Any],
     ) -> None:
         if not data.labelled:
             raise InputError(
@@ -61,6 +67,7 @@ class Training:
             )
         self._model, self._data, self._weights, self._size = model, data, weights, input_size
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
+        self._common = {name: value for name, value in common.items() if value}
         self._first = self._load({})
         for note in self._first.notes:
             progress.say(note)
@@ -84,6 +91,11 @@ class Training:
     def batch(self) -> int:
         """Batch size that suits the number of images."""
         return suited_batch(self._data)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer where a space does not say."""
+        return self._common.get("optimizer") or suited_optimizer(self.network)
 
     @property
     def epochs(self) -> int:
@@ -118,11 +130,11 @@ class Training:
         options = {k: v for k, v in params.items() if k != "input_size" and not k.startswith(_MODEL)}
         loaded = self._load(params)
         config = FitConfig(**{**self._defaults(loaded.network), **options})
-        curve: list[dict[str, float]] = []
+        curve: list[dict[str, Any]] = []
 
         def after(epoch: Epoch) -> None:
-            curve.append({"loss": epoch.loss, "quality": epoch.quality, "seconds": epoch.seconds})
-            trial.set_user_attr("curve", curve)
+            curve.append(asdict(epoch))
+            trial.set_user_attr(CURVE, curve)
             trial.report(epoch.quality, epoch.epoch)
             if epoch.epoch < config.epochs and trial.should_prune():
                 raise optuna.TrialPruned
@@ -139,7 +151,7 @@ class Training:
     def _defaults(self, network: Network) -> dict[str, Any]:
         return {
             "epochs": self._epochs, "optimizer": suited_optimizer(network), "batch_size": self.batch,
-            "seed": self._seed,
+            "seed": self._seed, **self._common,
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
@@ -159,7 +171,7 @@ class Training:
 
 def default_space(training: Training) -> Space:
     """What matters for a training, around what suits the network: rates, decay, batch size, schedule, augmentation."""
-    optimizer = suited_optimizer(training.network)
+    optimizer = training.optimizer
     high = {"sgd": 0.5, "adamw": 1e-2}[optimizer] * (0.3 if training.pretrained else 1.0)
     decay = {"sgd": (1e-5, 1e-2), "adamw": (1e-3, 0.5)}[optimizer]
     space: dict[str, Any] = {

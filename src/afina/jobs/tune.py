@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from afina.data import open_data
 from afina.errors import InputError
 from afina.jobs.target import ModelSource, name_of
-from afina.jobs.trials import Training, default_space, keep_best
+from afina.jobs.trials import CURVE, Training, default_space, keep_best
 from afina.jobs.workers import HOPELESS, work_together
 from afina.models.userfile import load_function
 from afina.progress import Progress
@@ -42,6 +42,8 @@ from afina.search import (
 from afina.search.studies import ERROR, stop_if_hopeless
 from afina.search.tensor_train.history import LOST
 from afina.store.files import write
+from afina.training.config import Optimizer, Precision
+from afina.types import Epoch
 from afina.units import format_value, parse_time
 
 _TRIALS = 50
@@ -63,6 +65,7 @@ class Tuned:
         trials: Trials of the study, by how they ended: `finished`, `stopped` early, `failed`.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
         network: File of the best trial's network; None for a function.
+        curve: Of its training; empty for a function.
         out: The run folder.
         seconds: Time that this call took.
     """
@@ -73,6 +76,7 @@ class Tuned:
     trials: Mapping[str, int]
     importances: Mapping[str, float]
     network: str | None
+    curve: tuple[Epoch, ...]
     out: str
     seconds: float
 
@@ -94,6 +98,9 @@ def tune(
     storage: str | None = None,
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,
+    optimizer: Optimizer | None = None,
+    precision: Precision = "32",
+    keep_fp32: tuple[str, ...] = (),
     workers: int = 1,
     seed: int = 0,
     example: Any = None,
@@ -122,6 +129,9 @@ def tune(
         storage: URL of a database of Optuna's, for many machines; by default a file in the run folder.
         weights: `pretrained`, `random` or a file of weights.
         input_size: Height and width of the network's input, where the space does not vary it.
+        optimizer: `sgd` or `adamw`, where the space does not say; by default the one that suits the network.
+        precision: Of training, where the space does not say: `32`, `bf16-mixed` or `16-mixed`.
+        keep_fp32: Layers, as names or patterns, that run in 32 bits whatever the precision.
         workers: Local processes, each with its share of the cores; they work on one study.
         seed: Seed of every random choice.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
@@ -143,6 +153,7 @@ def tune(
     given = _Given(
         model, data, objective, space, sampler, trials, limit, early_stopping, grid_points, epochs, maximize, out,
         storage, weights, input_size, seed, example,
+        {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
     )  # fmt: skip
     study, subject, chosen = _open(given, 0, progress)
     if len(study.get_trials(deepcopy=False)):
@@ -185,6 +196,7 @@ class _Given:
     input_size: str | tuple[int, int] | None
     seed: int
     example: Any
+    common: Mapping[str, Any]
 
 
 def _open(given: _Given, worker: int, progress: Progress) -> tuple[Study, "_Subject", Space]:
@@ -198,7 +210,15 @@ def _open(given: _Given, worker: int, progress: Progress) -> tuple[Study, "_Subj
     else:
         images = open_data(given.data, seed=given.seed, progress=progress)
         training = Training(
-            given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress
+            given.model,
+            images,
+            given.weights,
+            given.input_size,
+            given.epochs,
+            given.seed,
+            given.example,
+            progress,
+            given.common,
         )
         subject, space = _of_training(training, f"{name_of(given.model)}-{name_of(images.name)}", given)
     study = open_study(
@@ -360,6 +380,7 @@ def _results(study: Study, subject: _Subject, space: Space, begun: float) -> Tun
         trials=counts(study),
         importances=importances(study),
         network=str(file) if subject.trains and file.is_file() else None,
+        curve=() if best is None else tuple(Epoch(**epoch) for epoch in best.user_attrs.get(CURVE, ())),
         out=str(subject.folder),
         seconds=_now() - begun,
     )

@@ -11,8 +11,8 @@ from test_cli import folder_of_digits
 from typer.testing import CliRunner
 
 from afina.cli import app
-from afina.jobs import candidates as candidates_module
 from afina.jobs import optimize as optimize_module
+from afina.jobs import ways as ways_module
 from afina.models.builtin import convnet
 from afina.store import read_result
 
@@ -48,7 +48,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("page", "commands"), _commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_the_commands_of_a_page_run(page, commands, home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
+    monkeypatch.setattr(ways_module, "IMAGES", 64)
     monkeypatch.setattr(optimize_module, "_MOST_EPOCHS", 1)
     monkeypatch.setattr(optimize_module, "_FEWEST_EPOCHS", 1)
     if not (home / "runs" / "demo").exists():
@@ -75,7 +75,7 @@ def test_the_demo_ends_with_a_verdict_and_a_report(home, monkeypatch):
 
 def test_the_python_of_the_readme_runs(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
+    monkeypatch.setattr(ways_module, "IMAGES", 64)
     monkeypatch.setattr(optimize_module, "_MOST_EPOCHS", 1)
     monkeypatch.setattr(optimize_module, "_FEWEST_EPOCHS", 1)
     for code in _blocks(ROOT / "README.md", "python"):

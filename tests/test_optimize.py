@@ -12,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import afina
 from afina.data import open_data
 from afina.errors import InputError, StorageError, TrainingError
+from afina.graph import Network
 from afina.jobs import candidates as candidates_module
+from afina.jobs import stages as stages_module
+from afina.jobs import ways as ways_module
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store import read_result
-from afina.types import Result
+from afina.types import Result, Step
 
 BUILDER = """
 import torch
@@ -72,9 +77,11 @@ class Lines(Progress):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_images():
-    """Statistics for pruning on few images: what is promised here does not depend on how many."""
+    """Statistics on few images: what is promised here does not depend on how many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates_module, "_PRUNING_IMAGES", 64)
+        patch.setattr(ways_module, "IMAGES", 64)
+        patch.setattr(stages_module, "CALIBRATION_IMAGES", 128)
+        patch.setattr(ways_module, "_PLAIN_RATIOS", (0.5,))
         yield
 
 
@@ -87,9 +94,10 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(home) -> tuple[Path, Result]:
-    """A run whose size limit only a pruned network can keep, since bits are not shared out."""
+    """A run whose size limit only a pruned network can keep: bits are not shared out, and no layer becomes a chain."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates_module.Search, "_few_bits", lambda _: {})
+        patch.setattr(candidates_module.Search, "_planned", lambda _: {})
+        patch.setattr(ways_module.Factorizer, "most", lambda _: 0.0)
         result = afina.optimize(
             f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "run", **QUICK
         )
@@ -110,10 +118,49 @@ def test_the_answer_fits_the_budget_and_is_a_pruned_int8_network(run):
     winner = result.candidate(result.winner)
     assert [step.technique for step in winner.recipe] in (
         ["prune", "quantize"],
-        ["prune", "finetune", "quantize"],
+        ["prune", "distill", "quantize"],
     )
     assert winner.measurements["size"].value <= 35_000
     assert result.drop <= 0.30
+
+
+def test_where_bits_are_not_enough_a_factorized_network_in_few_bits_may_be(home):
+    result = afina.optimize(f"{home}/net.py:build", "digits", size="16KB", max_drop="30%", out=home / "both", **QUICK)
+    winner = result.candidate(result.winner)
+    assert [step.technique for step in winner.recipe] == ["factorize", "quantize"]
+    assert winner.name.endswith("few-bits")
+    assert winner.measurements["size"].value <= 16_000
+    assert result.drop <= 0.30
+
+
+def test_a_recipe_of_the_winner_is_replayed_on_another_model(run, tmp_path):
+    folder, result = run
+    network = Network.load(folder / "work" / "adapted.pt2")
+    again = afina.run(folder / "recipe.yaml", network, "digits", out=tmp_path / "again")
+    assert again.size == pytest.approx(result.candidate(result.winner).measurements["size"].value, rel=0.05)
+    assert again.quality.value > again.original.value - 0.1
+
+
+def test_where_time_is_short_integers_are_placed_by_measured_time(home, monkeypatch):
+    monkeypatch.setattr(ways_module.Ways, "rounds", lambda _: iter(()))
+    result = afina.optimize(f"{home}/net.py:build", "digits", latency="1us", out=home / "t", epochs=1, threads=1)
+    placed = result.candidate("placed")
+    assert placed.status == "judged"
+    assert placed.recipe == (Step("quantize", {"plan": "auto"}),)
+    assert result.verdict == "misses"
+
+
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=60), st.booleans())
+def test_the_gentlest_way_within_the_limits_is_found_in_few_looks(steps, known):
+    falling, looked = sorted(steps, reverse=True), []
+
+    def excess(index):
+        looked.append(index)
+        return falling[index]
+
+    found = ways_module.first_within(excess, len(falling), falling[0] + 0.1 if known else None)
+    assert found == next((index for index, value in enumerate(falling) if value <= 1), None)
+    assert len(looked) == len(set(looked)) <= 3 * len(falling).bit_length()
 
 
 def test_every_candidate_is_judged_on_its_own_exported_file(run):
@@ -159,7 +206,8 @@ def test_running_again_computes_nothing_again(run, home, monkeypatch):
 
     monkeypatch.setattr(candidates_module, "fit", never)
     monkeypatch.setattr(candidates_module, "judge", never)
-    monkeypatch.setattr(candidates_module.Search, "_few_bits", lambda _: {})
+    monkeypatch.setattr(candidates_module.Search, "_planned", lambda _: {})
+    monkeypatch.setattr(ways_module.Factorizer, "most", lambda _: 0.0)
     folder, result = run
     again = afina.optimize(f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=folder, **QUICK)
     assert again == result

@@ -106,7 +106,7 @@ def _recipe(ratio: float | None) -> tuple[Step, ...]:
     if ratio is None:
         return (quantize,)
     tune = {"epochs": 12, "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "teacher": "original"}
-    return (Step("prune", {"ratio": ratio, "round_to": 4}), Step("finetune", tune), quantize)
+    return (Step("prune", {"ratio": ratio, "round_to": 4}), Step("distill", tune), quantize)
 
 
 def _candidate(
@@ -317,7 +317,7 @@ def test_the_metadata_says_how_to_preprocess_and_what_the_outputs_mean(tmp_path:
     assert about["measurements"]["size"] == {
         "value": 142_306, "unit": "B", "how": "measured", "spread": None, "n": None, "where": "bytes on disk"
     }  # fmt: skip
-    assert [step["technique"] for step in about["recipe"]] == ["prune", "finetune", "quantize"]
+    assert [step["technique"] for step in about["recipe"]] == ["prune", "distill", "quantize"]
     assert about["machine"]["versions"]["torch"] == "2.14.1"
 
 
@@ -327,7 +327,7 @@ def test_the_metadata_says_how_to_preprocess_and_what_the_outputs_mean(tmp_path:
 def test_the_card_has_the_numbers_the_recipe_and_limits_from_the_facts(tmp_path: Path) -> None:
     text = reporting.write_card(example(), tmp_path / "card.md").read_text()
     assert "| Size | 1.11 MB | 142 KB | 7.8× smaller | ≤ 160 KB: met |" in text
-    assert "prune (ratio 0.5, round to 4), then finetune" in text
+    assert "prune (ratio 0.5, round to 4), then distill" in text
     assert "measured on 360 validation images of digits" in text
     assert "Xeon" in text
     assert "images like those of digits into its 10 classes" in text

@@ -212,7 +212,7 @@ class Candidate:
 
     Attributes:
         name: Short and unique in the run: `original`, `int8`, `prune-0.50-int8`.
-        recipe: The steps that led to it, in order.
+        recipe: The steps that led to it, in order, with options as `afina run` takes them.
         status: `judged`, or `rejected` with a `reason`.
         reason: Why it was rejected; empty where it was not.
         file: The exported file, relative to the run folder; None where there is none.

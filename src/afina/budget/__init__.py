@@ -2,7 +2,7 @@
 
 from afina.budget.allocate import Choice, Costs, Option, allocate, choose, fewest_of
 from afina.budget.limits import make_budget
-from afina.budget.verdict import Decision, decide, excess
+from afina.budget.verdict import Decision, decide, drop_of, excess
 
 __all__ = [
     "Choice",
@@ -12,6 +12,7 @@ __all__ = [
     "allocate",
     "choose",
     "decide",
+    "drop_of",
     "excess",
     "fewest_of",
     "make_budget",

@@ -51,7 +51,7 @@ def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget,
     return Decision(
         verdict="fits" if fitting else "misses",
         winner=winner,
-        drop=_drop(winner, original, metric),
+        drop=drop_of(winner, original, metric),
         best_achievable=best,
         warnings=_warnings(winner, original, budget),
     )
@@ -62,7 +62,7 @@ def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: Me
     over: dict[str, float] = {}
     for limit, allowed in _limits(budget).items():
         if limit == "max_drop":
-            beyond = _drop(candidate, original, metric) - allowed
+            beyond = drop_of(candidate, original, metric) - allowed
             # Quality is a mean of floats: a drop that equals the limit but for rounding keeps it.
             if beyond > 1e-9:
                 over[limit] = beyond * _POINTS_AS_SHARE
@@ -83,13 +83,14 @@ def _limits(budget: Budget) -> dict[str, float]:
     return {limit: float(value) for limit, value in given.items() if value is not None}
 
 
-def _drop(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
+def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
+    """How much of the metric `candidate` has lost against `original`; negative where it is better."""
     lost = original.measurements["quality"].value - candidate.measurements["quality"].value
     return lost if metric.higher_is_better else -lost
 
 
 def _preference(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> tuple[float, float]:
-    cost, drop = _cost(candidate, original), _drop(candidate, original, metric)
+    cost, drop = _cost(candidate, original), drop_of(candidate, original, metric)
     return (cost, drop) if budget.max_drop is not None else (drop, cost)
 
 
@@ -103,7 +104,7 @@ def _cost(candidate: Candidate, original: Candidate) -> float:
 
 def _nearest(limit: str, judged: Sequence[Candidate], original: Candidate, metric: MetricInfo) -> str:
     if limit == "max_drop":
-        return min(judged, key=lambda c: _drop(c, original, metric)).name
+        return min(judged, key=lambda c: drop_of(c, original, metric)).name
     return min(judged, key=lambda c: c.measurements[_MEASUREMENT[limit]].value).name
 
 

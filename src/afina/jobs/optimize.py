@@ -16,6 +16,7 @@ from afina.jobs.candidates import Search
 from afina.jobs.compression import RATES, load_for, suited_batch, suited_optimizer
 from afina.jobs.judge import ORIGINAL
 from afina.jobs.machine import available_cores, describe_machine
+from afina.jobs.recipes import RECIPE_FILE, recipe_text
 from afina.jobs.report import write_all
 from afina.jobs.stages import Job
 from afina.jobs.target import ModelSource, name_of, parse_input_size
@@ -321,6 +322,10 @@ def _write(job: Job, result: Result) -> None:
         if stale.name not in wanted:
             stale.unlink()
     write_metadata(result, folder / "metadata.json")
+    job.run.path(RECIPE_FILE).unlink(missing_ok=True)
+    if steps := result.candidate(result.winner).recipe:
+        with job.run.file(RECIPE_FILE) as partial:
+            partial.write_text(recipe_text(steps))
     job.run.log(f"{result.verdict}: {result.winner}")
     write_all(result, job.run.folder)
     job.run.result(result)

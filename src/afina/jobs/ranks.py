@@ -27,6 +27,10 @@ class RankPlanner:
         kind: What layers are charged for: `parameters`, `macs` or `latency`.
         exporter: Times chains, where it is latency.
         progress: What the user sees.
+
+    Attributes:
+        total: What the layers cost as they are.
+        smallest: What they cost at least.
     """
 
     def __init__(
@@ -41,6 +45,13 @@ class RankPlanner:
         self._network, self._layers = network, layers
         times = ChainTimes(exporter, layers, chains, progress) if kind == "latency" else None
         self._priced = {name: _priced(layers[name], chains[name], kind, times) for name in layers}
+        self._least = {name: min(range(len(own)), key=lambda i: own[i][1]) for name, own in self._priced.items()}
+        self._nothing = dict.fromkeys(self._priced, 0)
+        self.total, self.smallest = self._cost(self._nothing), self._cost(self._least)
+
+    def within(self, cost: float) -> Chosen:
+        """A form and ranks for each layer that becomes a chain, so that the layers cost at most `cost` if they can."""
+        return self._told(self._least if cost <= self.smallest else self._chosen(cost))
 
     def reach(self, target: Target) -> Chosen:
         """A form and ranks for each layer that becomes a chain, so that the target is met, from below.
@@ -56,10 +67,8 @@ class RankPlanner:
                 why=f"The target is {told_as(target, target.limit)}.",
                 fix="Give a smaller target.",
             )
-        least = {name: min(range(len(own)), key=lambda i: own[i][1]) for name, own in self._priced.items()}
-        nothing = dict.fromkeys(self._priced, 0)
         found, value = approach(
-            target, self._chosen, self._cost, partial(self._measured, target), (self._cost(nothing), whole), least
+            target, self._chosen, self._cost, partial(self._measured, target), (self.total, whole), self._least
         )
         if value > target.limit:
             raise InputError(

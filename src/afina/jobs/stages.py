@@ -41,9 +41,9 @@ class Job:
     seed: int
     progress: Progress
 
-    def context(self, network: Network, images: int = CALIBRATION_IMAGES) -> Context:
+    def context(self, network: Network, images: int | None = None) -> Context:
         """What a technique may use: a stream of training images, the seed, the progress."""
-        return context_of(self.data, network, images, self.seed, self.progress)
+        return context_of(self.data, network, images or CALIBRATION_IMAGES, self.seed, self.progress)
 
     def stage(self, name: str, kind: type[T], build: Callable[[], T], files: Iterable[str] = ()) -> T:
         """The value of a finished stage, or `build()` of it, kept with the files that it wrote."""

@@ -89,14 +89,14 @@ def test_a_hopeless_training_is_stopped_and_says_how_far_it_came(tmp_path, monke
     # The first ones learn, the last one cannot.
     space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
-    assert result.trials == {"finished": 4, "stopped": 1, "failed": 0}
+    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0}
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
 
 
 def test_a_trial_that_cannot_be_built_fails_and_the_search_goes_on(tmp_path):
     space = {"model.kernel_size": [3, 4], "epochs": 1, "model.width": 4}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
-    assert result.trials == {"finished": 1, "stopped": 0, "failed": 1}
+    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 0, "failed": 1}
     assert "kernel_size must be odd" in rows(tmp_path)[1]["error"]
 
 
@@ -140,6 +140,9 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
         ({"objective": len, "space": {"x": [1, 2]}, "sampler": "tpee"}, "Did you mean tpe"),
         ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
         ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
+        ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Objectives and limits of a network"),
+        ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
+        ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"model.widht": [8, 9]}}, "Did you mean width"),
         ({"model": "resnet18", "weights": "random", "data": "digits", "space": {"model.width": [1, 2]}}, "no argument"),
@@ -233,6 +236,63 @@ def test_optimize_searches_before_it_compresses_and_resumes(tmp_path):
     assert afina.optimize("builtin:mlp", "digits", **arguments).winner == result.winner
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [({"learning_rat": 0.1}, "Did you mean learning_rate"), ("absent.yaml", "cannot be read")],
+)
+def test_optimize_refuses_what_is_no_training(training, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        afina.optimize("builtin:convnet", "digits", size="1MB", training=training, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_optimize_refuses_to_search_without_training(tmp_path):
     with pytest.raises(InputError, match="--tune 2 with --epochs 0"):
         afina.optimize("builtin:convnet", "digits", size="1MB", tune=2, epochs=0, out=tmp_path)
+
+
+def test_quality_against_size_gives_every_network_that_no_other_beats_in_both(tmp_path):
+    space = {"model.width": [8, 32], "model.depth": [1, 2], "epochs": 2, "learning_rate": 0.1}
+    arguments = {"space": space, "sampler": "grid", "also": "size", "out": tmp_path}
+    result = afina.tune("builtin:convnet", "digits", **arguments)
+    values = [choice.values for choice in result.front]
+    assert 1 <= len(values) < 4
+    for mine in values:
+        others = [other for other in values if other is not mine]
+        assert all(other["accuracy"] < mine["accuracy"] or other["size"] > mine["size"] for other in others)
+    for choice in result.front:
+        network = Network.load(choice.network)
+        assert evaluate(network, open_data("digits", seed=0)).value == pytest.approx(choice.values["accuracy"])
+    assert len(list((tmp_path / "work").glob("*.pt2"))) == len(result.front)
+    assert result.value == max(value["accuracy"] for value in values)
+    assert all(float(row["size"]) > 0 for row in rows(tmp_path))
+    assert "pareto" in (tmp_path / "report.html").read_text().lower()
+
+
+def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(tmp_path):
+    space = {"model.width": [4, 64], "epochs": 1}
+    said = Said()
+    result = afina.tune(
+        "builtin:convnet", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said
+    )
+    assert result.best is not None
+    assert result.best["model.width"] == 4
+    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0}
+    assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)
+
+
+def test_after_a_few_trials_the_rest_is_estimated(tmp_path):
+    said = Said()
+    space = {"x": [1, 2, 3, 4, 5]}
+    afina.tune(objective=lambda x: x, space=space, sampler="grid", out=tmp_path, progress=said)
+    assert said.lines[0] == "The grid has 5 combinations."
+    assert sum(line.startswith("At this pace the other 2 trials take") for line in said.lines) == 1
+
+
+def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path):
+    best = yaml.safe_load((tuned / "best.yaml").read_text())
+    result = afina.optimize("builtin:convnet", "digits", size="10MB", training=tuned / "best.yaml", out=tmp_path)
+    first = result.candidates[0]
+    assert len(first.curve) == best["epochs"]
+    network = Network.load(tuned / "network.pt2")
+    assert first.measurements["parameters"].value == sum(p.numel() for p in network.module.parameters())

@@ -56,6 +56,9 @@ def optimize(
     ] = None,
     finetune: Annotated[int | None, typer.Option(min=1, help="Epochs of fine-tuning after pruning.")] = None,
     tune: Annotated[int, typer.Option(min=0, help="Search over so many trainings before compression.")] = 0,
+    training: Annotated[
+        str | None, typer.Option(help="YAML file of the training's hyperparameters: best.yaml of `afina tune`.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of training and fine-tuning.")] = None,
     optimizer: Optimizer = None,
     precision: Precision = "32",
@@ -74,7 +77,7 @@ def optimize(
     run_and_show(
         lambda: job(
             model, data, size=size, latency=latency, memory=memory, max_drop=max_drop, runtime=runtime, out=out,
-            weights=weights, input_size=input_size, epochs=epochs, finetune=finetune, tune=tune,
+            weights=weights, input_size=input_size, epochs=epochs, finetune=finetune, tune=tune, training=training,
             learning_rate=learning_rate, optimizer=optimizer, precision=precision, keep_fp32=keep_fp32 or (),
             threads=threads, batch=batch, thorough=thorough, seed=seed, progress=progress_of(quiet),
         ),

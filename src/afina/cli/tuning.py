@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from afina.cli.base import app
-from afina.cli.options import Debug, InputSize, Json, KeepFP32, Optimizer, Precision, Quiet, Seed, Weights
+from afina.cli.options import (
+    Debug,
+    InputSize,
+    Json,
+    KeepFP32,
+    Optimizer,
+    Precision,
+    Quiet,
+    RuntimeOption,
+    Seed,
+    Threads,
+    Weights,
+)
 from afina.cli.running import guarded, progress_of, show
 
 
@@ -25,10 +37,19 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Trials in all; 50 by default, or no limit with --time.")] = None,
     time: Annotated[str | None, typer.Option(help="No trial is begun after it, as in 30min or 1h.")] = None,
     early_stopping: Annotated[
-        str, typer.Option(help="Which trainings end early: `none`, `median`, `halving` or `hyperband`.")
-    ] = "median",
+        str | None,
+        typer.Option(help="Which trainings end early: `median` (the default), `none`, `halving` or `hyperband`."),
+    ] = None,
     grid_points: Annotated[int, typer.Option(min=1, help="Values of each continuous parameter in a grid.")] = 5,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, where the space does not say.")] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="To be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds`; several."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Limit on the float file, as in 500KB; beyond it nothing is trained.")
+    ] = None,
+    latency: Annotated[str | None, typer.Option(help="Limit on that file's time for one image, as in 2ms.")] = None,
     maximize: Annotated[bool, typer.Option("--maximize", help="The function's value is to be high.")] = False,
     out: Annotated[str | None, typer.Option(help="The run folder; the same command on it goes on.")] = None,
     storage: Annotated[
@@ -37,6 +58,8 @@ def tune(
     optimizer: Optimizer = None,
     precision: Precision = "32",
     keep_fp32: KeepFP32 = None,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: Threads = None,
     workers: Annotated[int, typer.Option(min=1, help="Local processes; each gets its share of the cores.")] = 1,
     weights: Weights = None,
     input_size: InputSize = None,
@@ -53,10 +76,10 @@ def tune(
 
         tuned = job(
             model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
-            early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, maximize=maximize, out=out,
-            storage=storage, weights=weights, input_size=input_size, optimizer=optimizer, precision=precision,
-            keep_fp32=tuple(keep_fp32 or ()), workers=workers, seed=seed,
-            progress=progress_of(quiet),
+            early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, also=also or (), size=size,
+            latency=latency, maximize=maximize, out=out, storage=storage, weights=weights, input_size=input_size,
+            optimizer=optimizer, precision=precision, keep_fp32=tuple(keep_fp32 or ()), runtime=runtime,
+            threads=threads, workers=workers, seed=seed, progress=progress_of(quiet),
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)
 

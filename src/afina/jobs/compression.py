@@ -1,6 +1,6 @@
 """What the jobs of one technique share: model and data opened, fine-tuning, quality before and after."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ def load_for(
     example: Any,
     seed: int,
     progress: Progress,
+    options: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own."""
     return load_model(
@@ -160,6 +161,7 @@ def load_for(
         targets=data.targets("train") if data.labelled else None,
         progress=progress,
         seed=seed,
+        options=options,
     )
 
 

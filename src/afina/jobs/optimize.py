@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from afina.jobs.recipes import RECIPE_FILE, recipe_text
 from afina.jobs.report import write_all
 from afina.jobs.stages import Job
 from afina.jobs.target import ModelSource, name_of, parse_input_size
+from afina.jobs.trials import read_settings
 from afina.jobs.tune import tune as search
 from afina.models import Loaded
 from afina.progress import Progress
@@ -45,6 +46,7 @@ _REPEATED = (
     "epochs",
     "finetune",
     "tune",
+    "training",
     "learning_rate",
     "optimizer",
     "precision",
@@ -77,6 +79,7 @@ def optimize(
     epochs: int | None = None,
     finetune: int | None = None,
     tune: int = 0,
+    training: str | Path | Mapping[str, Any] | None = None,
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
     precision: Precision = "32",
@@ -106,6 +109,8 @@ def optimize(
             (weights given, head matches) is not trained.
         finetune: Epochs of fine-tuning after pruning.
         tune: Search over so many trainings (see `tune`), and compress the best network.
+        training: Hyperparameters of the training: a YAML file, such as `best.yaml` of a search, or a mapping. Other
+            options here come before it.
         learning_rate: Of training and fine-tuning; by default one that suits each.
         optimizer: `sgd` or `adamw`; by default the first for networks with batch norm, the second for others.
         precision: Of training: `32`, `bf16-mixed` or `16-mixed`.
@@ -131,9 +136,13 @@ def optimize(
             f"--tune {tune} with --epochs {epochs} is not possible." if tune > 0 else f"--tune is {tune}.",
             fix="Give the number of trainings, each of one epoch or more.",
         )
+    if tune and training is not None:
+        raise InputError("--tune and --training both say how to train.", fix="Give one of them.")
+    given = read_settings(training or {})
     chosen = get_runtime(runtime)
     images = open_data(data, seed=seed, progress=progress)
-    source = load_for(images, model, weights, input_size, example, seed, progress)
+    input_size = input_size or given.input_size
+    source = load_for(images, model, weights, input_size, example, seed, progress, given.model)
     metric = _metric(images, source.network)
     budget = make_budget(metric, size, latency, memory, max_drop)
     folder = Path(out) if out is not None else Path("runs") / f"{name_of(model)}-{name_of(images.name)}"
@@ -143,23 +152,22 @@ def optimize(
     config: dict[str, Any] = {
         "model": name_of(model, full=True), "weights": weights, "data": images.name, "fingerprint": images.fingerprint,
         "budget": asdict(budget), "runtime": runtime, "input_size": input_size and list(parse_input_size(input_size)),
-        "epochs": epochs, "finetune": finetune, "tune": tune or None, "learning_rate": learning_rate,
-        "optimizer": optimizer, "precision": precision, "keep_fp32": list(kept), "threads": threads, "batch": batch,
-        "thorough": thorough, "seed": seed,
+        "epochs": epochs, "finetune": finetune, "tune": tune or None,
+        "training": str(training) if isinstance(training, (str, Path)) else None, "hyperparameters": asdict(given),
+        "learning_rate": learning_rate, "optimizer": optimizer, "precision": precision, "keep_fp32": list(kept),
+        "threads": threads, "batch": batch, "thorough": thorough, "seed": seed,
     }  # fmt: skip
     common = FitConfig(
-        optimizer=optimizer or suited_optimizer(source.network),
+        optimizer=optimizer or given.options.get("optimizer") or suited_optimizer(source.network),
         precision=precision,
         keep_fp32=kept,
         seed=seed,
         batch_size=suited_batch(images),
     )
-    training = replace(
-        common,
-        epochs=epochs or _epochs(images, _ADAPT_STEPS),
-        learning_rate=learning_rate or _RATES[common.optimizer][0 if not source.pretrained else 1],
-        label_smoothing=_SMOOTHING,
-    )
+    if epochs is None and training is not None:
+        epochs = given.options.get("epochs", _epochs(images, _ADAPT_STEPS))
+    own = {name: value for name, value in given.options.items() if name not in ("optimizer", "epochs")}
+    adapting = replace(common, **_adapting(images, source, common, epochs, learning_rate, own))
     tuning = replace(
         common,
         epochs=finetune or _epochs(images, _FINETUNE_STEPS),
@@ -169,11 +177,29 @@ def optimize(
         job = Job(run, images, chosen, threads, batch, seed, progress)
         _tell_data(job)
         searched = partial(_searched, job, model, weights, input_size, example, tune) if tune else None
-        adapted, network = _adapt(job, source, training, epochs, searched)
+        adapted, network = _adapt(job, source, adapting, epochs, searched)
         candidates = Search(job, network, budget, metric, tuning, thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(model, full=True))
         _write(job, result)
     return result
+
+
+def _adapting(
+    images: ImageData,
+    source: Loaded,
+    common: FitConfig,
+    epochs: int | None,
+    learning_rate: float | None,
+    own: Mapping[str, Any],
+) -> dict[str, Any]:
+    """How the model is trained before compression, where `common` does not say."""
+    found = {
+        "epochs": epochs or _epochs(images, _ADAPT_STEPS),
+        "learning_rate": _RATES[common.optimizer][0 if not source.pretrained else 1],
+        "label_smoothing": _SMOOTHING,
+        **own,
+    }
+    return found if learning_rate is None else {**found, "learning_rate": learning_rate}
 
 
 def _command(config: dict[str, Any], folder: Path) -> str:

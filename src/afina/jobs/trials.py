@@ -1,22 +1,24 @@
 """One training as a trial of a search: its parameters, its reports, its network."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.study import Study
 
 from afina.data import ImageData
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
 from afina.jobs.compression import suited_batch, suited_optimizer
+from afina.jobs.costs import SECONDS, Costs
 from afina.jobs.target import ModelSource, input_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
-from afina.search import Space, best_trial, make_space
+from afina.search import Space, best_trial, front, make_space
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
@@ -24,11 +26,64 @@ from afina.types import Epoch, MetricInfo
 
 # User attribute of a trial: the epochs of its training.
 CURVE = "afina:curve"
-_MODEL = "model."
+# And what its network costs.
+COSTS = "afina:costs"
+_MODEL, _SIZE = "model.", "input_size"
 _EPOCHS = 5
 # What a search may vary of a training; the rest is for networks with a teacher.
 _OF_TEACHERS = {"distillation", "temperature", "features", "feature_weight", "attention_weight", "relation_weight"}
 TRAINING = sorted({f.name for f in fields(FitConfig)} - _OF_TEACHERS - {"keep_fp32", "keep_zeros", "seed"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a training, sorted by what they belong to.
+
+    Attributes:
+        options: Of `FitConfig`.
+        model: Arguments of what builds the model.
+        input_size: Of the network; None where it is not said.
+    """
+
+    options: Mapping[str, Any]
+    model: Mapping[str, Any]
+    input_size: Any
+
+
+def settings_of(params: Mapping[str, Any]) -> Settings:
+    """Parameters by their names: those of `FitConfig`, `model.NAME`, `input_size`."""
+    options = {k: v for k, v in params.items() if k != _SIZE and not k.startswith(_MODEL)}
+    model = {k.removeprefix(_MODEL): v for k, v in params.items() if k.startswith(_MODEL)}
+    return Settings(options, model, params.get(_SIZE))
+
+
+def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
+    """The parameters of one training: a YAML file, such as `best.yaml` of a search, or a mapping.
+
+    Raises:
+        InputError: it cannot be read, or a name is not one of a training.
+    """
+    if isinstance(source, Mapping):
+        found: Any = source
+    else:
+        try:
+            found = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"--training {source} cannot be read.", why=str(error).splitlines()[0]) from error
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"--training {source} is not a list of names with values.",
+            fix="Give best.yaml of a run of afina tune, or write, for example: learning_rate: 0.1",
+        )
+    _check_names(found)
+    return settings_of(found)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not str(name).startswith(_MODEL) and name not in (*TRAINING, _SIZE):
+            near = did_you_mean(str(name), [*TRAINING, _SIZE])
+            raise InputError(f"A training has no parameter {name!r}.", fix=f"{near} Or {_MODEL}NAME for the model.")
 
 
 class Training:
@@ -44,6 +99,7 @@ class Training:
         example: For an `nn.Module`.
         progress: What the user sees.
         common: Options of `FitConfig` where the space does not say.
+        costs: What counts beside the quality.
 
     Raises:
         InputError: the images have no labels, or the model cannot be loaded.
@@ -60,6 +116,7 @@ class Training:
         example: Any,
         progress: Progress,
         common: Mapping[str, Any],
+        costs: Costs,
     ) -> None:
         if not data.labelled:
             raise InputError(
@@ -67,7 +124,7 @@ class Training:
             )
         self._model, self._data, self._weights, self._size = model, data, weights, input_size
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
-        self._common = {name: value for name, value in common.items() if value}
+        self._common, self._costs = {name: value for name, value in common.items() if value}, costs
         self._first = self._load({})
         for note in self._first.notes:
             progress.say(note)
@@ -108,10 +165,7 @@ class Training:
         Raises:
             InputError: the first that is not.
         """
-        for name in space.parameters:
-            if not name.startswith(_MODEL) and name not in (*TRAINING, "input_size"):
-                near = did_you_mean(name, [*TRAINING, "input_size"])
-                raise InputError(f"A training has no parameter {name!r}.", fix=f"{near} Or {_MODEL}NAME for the model.")
+        _check_names(space.parameters)
         own = {name: p.grid(1)[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
         if own:
             self._load(own)
@@ -121,32 +175,47 @@ class Training:
         known = space.parameters.get("epochs")
         return self._epochs if known is None else max(int(value) for value in known.grid(2))  # type: ignore[arg-type]
 
-    def run(self, params: dict[str, Any], trial: optuna.Trial, folder: Path) -> float:
-        """Train with these parameters; gives the best quality on the validation images.
+    def run(self, params: dict[str, Any], trial: optuna.Trial, folder: Path) -> tuple[float, ...]:
+        """Train with these parameters; gives the best quality on the validation images, and what else is an objective.
 
-        The network of a trial that is the best so far is kept in `folder` before its value is told: a process that
+        A network that breaks a limit is not trained. The network of a trial that is the best so far (with several
+        objectives: that no other is better than in all) is kept in `folder` before its values are told: a process that
         is killed between leaves a file too many, never one too few.
         """
-        options = {k: v for k, v in params.items() if k != "input_size" and not k.startswith(_MODEL)}
-        loaded = self._load(params)
-        config = FitConfig(**{**self._defaults(loaded.network), **options})
+        given, loaded = settings_of(params), self._load(params)
+        config = FitConfig(**{**self._defaults(loaded.network), **given.options})
+        costs = self._affordable(loaded.network, trial)
         curve: list[dict[str, Any]] = []
 
         def after(epoch: Epoch) -> None:
             curve.append(asdict(epoch))
             trial.set_user_attr(CURVE, curve)
+            if self._costs.also:
+                return
             trial.report(epoch.quality, epoch.epoch)
             if epoch.epoch < config.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         network, epochs = fit(loaded.network, self._data, config, after=after)
+        costs[SECONDS] = sum(epoch.seconds for epoch in epochs)
         sign = 1 if self.metric.higher_is_better else -1
-        value = sign * max(sign * epoch.quality for epoch in epochs)
+        value = float(sign * max(sign * epoch.quality for epoch in epochs))
         best = best_trial(trial.study)
-        if best is None or best.value is None or sign * value > sign * best.value:
+        if self._costs.also or best is None or sign * value > sign * best.values[0]:
             folder.mkdir(parents=True, exist_ok=True)
-            network.save(_file(folder, trial.number))
-        return float(value)
+            network.save(network_file(folder, trial.number))
+            _clear(trial.study, folder)
+        return (value, *(costs[name] for name in self._costs.also))
+
+    def _affordable(self, network: Network, trial: optuna.Trial) -> dict[str, float]:
+        """What the network costs; a trial that breaks a limit ends here."""
+        costs = self._costs.of(network)
+        trial.set_user_attr(COSTS, costs)
+        for name, limit in self._costs.limits.items():
+            trial.set_constraint(name, costs[name] / limit - 1)
+        if any(costs[name] > limit for name, limit in self._costs.limits.items()):
+            raise optuna.TrialPruned
+        return costs
 
     def _defaults(self, network: Network) -> dict[str, Any]:
         return {
@@ -155,7 +224,8 @@ class Training:
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
-        size = params.get("input_size", self._size)
+        given = settings_of(params)
+        size = given.input_size or self._size
         return load_model(
             self._model,
             weights=self._weights,
@@ -165,7 +235,7 @@ class Training:
             targets=self._data.targets("train"),
             progress=self._progress,
             seed=self._seed,
-            options={k.removeprefix(_MODEL): v for k, v in params.items() if k.startswith(_MODEL)},
+            options=given.model,
         )
 
 
@@ -189,20 +259,26 @@ def default_space(training: Training) -> Space:
 
 
 def keep_best(study: Study, folder: Path, path: Path) -> bool:
-    """Put the best trial's network at `path`, and remove the others of `folder`; False where it is not there."""
+    """Put the best trial's network at `path`, and remove those of `folder` that others are better than."""
+    _clear(study, folder)
     best = best_trial(study)
-    ended = [t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    for number in ended:
-        if best is None or number != best.number:
-            _file(folder, number).unlink(missing_ok=True)
-    if best is None or not _file(folder, best.number).is_file():
+    if best is None or not network_file(folder, best.number).is_file():
         path.unlink(missing_ok=True)
         return False
     partial = path.with_name(f".{path.name}")
-    shutil.copyfile(_file(folder, best.number), partial)
+    shutil.copyfile(network_file(folder, best.number), partial)
     partial.replace(path)
     return True
 
 
-def _file(folder: Path, number: int) -> Path:
+def network_file(folder: Path, number: int) -> Path:
+    """Where the network of a trial is kept."""
     return folder / f"trial-{number}.pt2"
+
+
+def _clear(study: Study, folder: Path) -> None:
+    """Remove the networks of trials that ended and that others are better than."""
+    kept = {t.number for t in front(study)}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and trial.number not in kept:
+            network_file(folder, trial.number).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_spac
 from afina.search.stopping import DEFAULT_STOPPING, STOPPING, make_stopping
 from afina.search.storage import open_storage
 from afina.search.studies import Objective, Progress, SearchError, open_study, run_study
-from afina.search.summary import best_trial, counts, importances, page, trials_csv
+from afina.search.summary import best_trial, broken, counts, front, importances, page, trials_csv
 from afina.search.tensor_train import TensorTrainSampler
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "Space",
     "TensorTrainSampler",
     "best_trial",
+    "broken",
     "counts",
+    "front",
     "importances",
     "make_sampler",
     "make_space",

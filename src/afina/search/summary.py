@@ -2,10 +2,10 @@
 
 import csv
 import io
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import optuna
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.search.spaces import Space
@@ -17,8 +17,23 @@ _LEAST_TRIALS = 8
 
 
 def best_trial(study: Study) -> FrozenTrial | None:
-    """The best trial that ran to its end; None where there is none."""
-    return study.best_trial if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
+    """The best trial that ran to its end and keeps its limits: by the first of several objectives; None if none did."""
+    if len(study.directions) > 1:
+        sign = -1 if study.directions[0] == StudyDirection.MINIMIZE else 1
+        return max(front(study), key=lambda trial: sign * trial.values[0], default=None)
+    try:
+        return study.best_trial
+    except ValueError:
+        return None
+
+
+def front(study: Study) -> list[FrozenTrial]:
+    """The trials that no other is better than in every objective, the best of the first objective first."""
+    if len(study.directions) == 1:
+        best = best_trial(study)
+        return [] if best is None else [best]
+    sign = -1 if study.directions[0] == StudyDirection.MINIMIZE else 1
+    return sorted(study.best_trials, key=lambda trial: -sign * trial.values[0])
 
 
 def importances(study: Study) -> dict[str, float]:
@@ -32,40 +47,63 @@ def importances(study: Study) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=_target(study)))
     except (ValueError, RuntimeError):
         return {}
 
 
-def trials_csv(study: Study, space: Space) -> str:
-    """One row for each trial: its number, state, value, seconds, parameters and, where it failed, why."""
+def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
+    """One row for each trial: its number, state, value, seconds, parameters and, where it failed, why.
+
+    Args:
+        study: Of `open_study`.
+        space: What it searches.
+        also: Names of the objectives after the first.
+    """
     names = list(space.parameters)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "state", "value", "seconds", *names, "error"])
+    writer.writerow(["trial", "state", "value", *also, "seconds", *names, "error"])
     for t in study.get_trials(deepcopy=False):
         known = space.complete(t.params) if t.state.is_finished() and _is_whole(t, space) else t.params
         seconds = f"{t.duration.total_seconds():.2f}" if t.duration is not None else ""
         error = t.user_attrs.get(ERROR, {}).get("message", "")
         values = [known.get(name, "") for name in names]
         state = "lost" if LOST in t.user_attrs else t.state.name.lower()
-        writer.writerow([t.number, state, "" if t.values is None else t.value, seconds, *values, error])
+        reached = t.values if t.values is not None else [""] * len(study.directions)
+        writer.writerow([t.number, state, *reached, seconds, *values, error])
     return stream.getvalue()
 
 
-def page(study: Study, title: str, metric: str) -> str:
-    """History, curves, slices and importances as one HTML page that needs no network."""
+def page(study: Study, title: str, metrics: Sequence[str]) -> str:
+    """History, curves, slices and importances as one HTML page that needs no network.
+
+    Args:
+        study: Of `open_study`.
+        title: Of the page, as HTML.
+        metrics: Names of the objectives; the plots are of the first, and of all where there are two or three.
+    """
+    metric, target = metrics[0], _target(study)
     plots = [
-        optuna.visualization.plot_optimization_history(study, target_name=metric),
-        optuna.visualization.plot_slice(study, target_name=metric),
+        optuna.visualization.plot_optimization_history(study, target=target, target_name=metric),
+        optuna.visualization.plot_slice(study, target=target, target_name=metric),
     ]
+    if len(metrics) in (2, 3):
+        plots.insert(0, optuna.visualization.plot_pareto_front(study, target_names=list(metrics)))
     if any(t.intermediate_values for t in study.get_trials(deepcopy=False)):
         plots.insert(1, optuna.visualization.plot_intermediate_values(study))
     if importances(study):
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        plots.append(optuna.visualization.plot_param_importances(study, evaluator=evaluator))
+        plots.append(
+            optuna.visualization.plot_param_importances(study, evaluator=evaluator, target=target, target_name=metric)
+        )
     parts = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(plots)]
     return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n<h1>{title}</h1>\n' + "\n".join(parts)
+
+
+def _target(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """The first objective, where there are several."""
+    return None if len(study.directions) == 1 else lambda trial: trial.values[0]
 
 
 def _is_whole(trial: FrozenTrial, space: Space) -> bool:
@@ -77,11 +115,19 @@ def _is_whole(trial: FrozenTrial, space: Space) -> bool:
     return True
 
 
-def counts(study: Study) -> dict[str, Any]:
+def counts(study: Study) -> dict[str, int]:
     """How many trials ended in which way; those that were lost with their process are not counted."""
-    states = [t.state for t in study.get_trials(deepcopy=False) if LOST not in t.user_attrs]
+    trials = [t for t in study.get_trials(deepcopy=False) if LOST not in t.user_attrs]
+    states = [t.state for t in trials]
+    beyond = sum(t.state == TrialState.PRUNED and bool(broken(t)) for t in trials)
     return {
         "finished": states.count(TrialState.COMPLETE),
-        "stopped": states.count(TrialState.PRUNED),
+        "stopped": states.count(TrialState.PRUNED) - beyond,
+        "beyond": beyond,
         "failed": states.count(TrialState.FAIL),
     }
+
+
+def broken(trial: FrozenTrial) -> list[str]:
+    """Names of the limits that a trial does not keep."""
+    return [name for name, over in trial.constraints.items() if over > 0]

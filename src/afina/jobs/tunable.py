@@ -1,0 +1,155 @@
+"""What a search works on: trainings of a model, or a Python function."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from afina.data import ImageData, open_data
+from afina.errors import InputError
+from afina.jobs.costs import COSTS, Costs
+from afina.jobs.exporting import Exporter
+from afina.jobs.target import ModelSource, name_of
+from afina.jobs.trials import Training, default_space
+from afina.models.userfile import load_function
+from afina.progress import Progress
+from afina.runtimes import get_runtime
+from afina.search import Objective, Space, make_space, read_space
+
+WORK = "work"
+_VALUE = "value"
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of `tune` that decide what a worker does, as there; times in seconds."""
+
+    model: ModelSource | None
+    data: Any
+    objective: str | Callable[..., float] | None
+    space: Any
+    sampler: str
+    trials: int | None
+    limit: float | None
+    early_stopping: str
+    grid_points: int
+    epochs: int | None
+    maximize: bool
+    out: str | Path | None
+    storage: str | None
+    weights: str | None
+    input_size: str | tuple[int, int] | None
+    seed: int
+    example: Any
+    common: Mapping[str, Any]
+    also: tuple[str, ...]
+    limits: Mapping[str, float]
+    runtime: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tuned.
+
+    Attributes:
+        name: For titles.
+        folder: The run folder.
+        objective: What a trial runs.
+        space: What is searched.
+        directions: `minimize` or `maximize`, for each objective.
+        metrics: Their names; `units` say how they are written.
+        units: As in `Measurement`.
+        steps: Most reports of one trial.
+        trains: Whether trials leave networks.
+    """
+
+    name: str
+    folder: Path
+    objective: Objective
+    space: Space
+    directions: tuple[str, ...]
+    metrics: tuple[str, ...]
+    units: tuple[str, ...]
+    steps: int = 1
+    trains: bool = False
+
+
+def subject_of(given: Given, progress: Progress) -> Subject:
+    """What the arguments say, opened.
+
+    Raises:
+        InputError: they say nothing to tune, or two things, or a space that does not fit.
+    """
+    if given.objective is not None:
+        if given.model is not None or given.data is not None:
+            raise InputError("Both a function and a model are given.", fix="Leave out --objective or MODEL and --data.")
+        return _of_function(given)
+    if given.model is None or given.data is None:
+        raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
+    return _of_training(given, open_data(given.data, seed=given.seed, progress=progress), progress)
+
+
+def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject:
+    assert given.model is not None
+    costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
+    training = Training(
+        given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
+        given.common, costs,
+    )  # fmt: skip
+    space = _space(given.space) if given.space is not None else default_space(training)
+    training.check(space)
+    name, metric = f"{name_of(given.model)}-{name_of(images.name)}", training.metric
+    folder = _folder(given.out, name)
+
+    def objective(params: dict[str, Any], trial: optuna.Trial) -> tuple[float, ...]:
+        return training.run(params, trial, folder / WORK)
+
+    return Subject(
+        name, folder, objective, space,
+        directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in given.also)),
+        metrics=(metric.name, *given.also),
+        units=(metric.name, *(COSTS[name] for name in given.also)),
+        steps=training.most_epochs(space),
+        trains=True,
+    )  # fmt: skip
+
+
+def _of_function(given: Given) -> Subject:
+    assert given.objective is not None
+    if given.space is None:
+        raise InputError("A function needs a search space.", fix="Give --space FILE.")
+    if given.also or given.limits:
+        raise InputError(
+            "Objectives and limits of a network are given with a function.", fix="Leave out --also, --size, --latency."
+        )
+    function, name = _function(given.objective)
+
+    def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
+        return function(**params)
+
+    direction = "maximize" if given.maximize else "minimize"
+    folder, space = _folder(given.out, name), _space(given.space)
+    return Subject(name, folder, objective, space, (direction,), (_VALUE,), (_VALUE,))
+
+
+def _folder(out: str | Path | None, name: str) -> Path:
+    return Path(out) if out is not None else Path("runs") / f"tune-{name}"
+
+
+def _function(objective: str | Callable[..., float]) -> tuple[Callable[..., float], str]:
+    if callable(objective):
+        return objective, re.sub(r"\W+", "", getattr(objective, "__name__", "function"))
+    path, _, name = str(objective).rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(f"--objective {objective} is not a function.", fix="Write it as path/file.py:function.")
+    return load_function(Path(path), name), f"{Path(path).stem}-{name}"
+
+
+def _space(space: Any) -> Space:
+    if isinstance(space, Space):
+        return space
+    return read_space(space) if isinstance(space, (str, Path)) else make_space(space)

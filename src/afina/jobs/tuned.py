@@ -1,0 +1,195 @@
+"""What a search says: trial by trial, and in the end."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from afina.jobs.costs import COSTS as UNITS
+from afina.jobs.trials import COSTS, CURVE, keep_best, network_file
+from afina.jobs.tunable import WORK, Subject
+from afina.progress import Progress
+from afina.search import best_trial, broken, counts, front, importances, page, trials_csv
+from afina.search.studies import ERROR
+from afina.search.tensor_train.history import LOST
+from afina.store.files import write
+from afina.types import Epoch
+from afina.units import format_time, format_value
+
+_NETWORK = "network.pt2"
+# Trials after which the rest is estimated.
+_ESTIMATED_AFTER = 3
+_ENDED = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "beyond": "beyond a limit",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial that no other is better than in every objective.
+
+    Attributes:
+        trial: Its number.
+        values: Of each objective, by name.
+        params: Values of the active parameters, fixed ones too.
+        network: File of its network; None for a function.
+    """
+
+    trial: int
+    values: Mapping[str, float]
+    params: Mapping[str, Any]
+    network: str | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        best: Values of the active parameters of the best trial, fixed ones too; None where no trial ended well. With
+            several objectives, the one that is best by the first.
+        value: Its value.
+        metric: What the value is.
+        trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`.
+        importances: Share of each parameter in what makes trials good; empty where there are few trials.
+        network: File of the best trial's network; None for a function.
+        curve: Of its training; empty for a function.
+        front: With several objectives, all trials that no other is better than in every one; else the best.
+        out: The run folder.
+        seconds: Time that this call took.
+    """
+
+    best: Mapping[str, Any] | None
+    value: float | None
+    metric: str
+    trials: Mapping[str, int]
+    importances: Mapping[str, float]
+    network: str | None
+    curve: tuple[Epoch, ...]
+    front: tuple[Choice, ...]
+    out: str
+    seconds: float
+
+
+class Teller:
+    """Says each trial that ended, once, whichever process ran it; and after a few, how long the rest takes.
+
+    Args:
+        study: The study.
+        subject: What is tuned.
+        total: Trials in all; None where it is not known.
+        progress: What the user sees.
+    """
+
+    def __init__(self, study: Study, subject: Subject, total: int | None, progress: Progress) -> None:
+        self._study, self._subject, self._total, self._progress = study, subject, total, progress
+        self._told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._first, self._begun = len(self._told), time.monotonic()
+
+    def look(self) -> None:
+        """Say what is new."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in self._told and LOST not in trial.user_attrs:
+                self._told.add(trial.number)
+                self._progress.say(_told(trial, best_trial(self._study), self._subject))
+                self._estimate()
+
+    def _estimate(self) -> None:
+        done = len(self._told) - self._first
+        if self._total is not None and done == _ESTIMATED_AFTER and len(self._told) < self._total:
+            left = self._total - len(self._told)
+            seconds = (time.monotonic() - self._begun) / done * left
+            self._progress.say(f"At this pace the other {left:,} trials take {format_time(seconds)}.")
+
+
+def describe_search(tuned: Tuned) -> str:
+    """The result as text."""
+    ended = ", ".join(f"{count} {_ENDED[state]}" for state, count in tuned.trials.items() if count)
+    lines = [f"{sum(tuned.trials.values())} trials: {ended or 'none was begun'}."]
+    if tuned.best is None or tuned.value is None:
+        return "\n".join([*lines, "None ended with a value."])
+    lines.append(f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric)}, with")
+    for name, value in tuned.best.items():
+        share = f"  (importance {tuned.importances[name]:.0%})" if name in tuned.importances else ""
+        lines.append(f"  {name}: {_short(value)}{share}")
+    if len(tuned.front) > 1:
+        lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
+        for choice in tuned.front:
+            told = ", ".join(f"{name} {format_value(v, UNITS.get(name, name))}" for name, v in choice.values.items())
+            lines.append(f"  trial {choice.trial}: {told} ({choice.network})")
+    files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
+    return "\n".join([*lines, f"Kept in {files}"])
+
+
+def write_search(study: Study, subject: Subject) -> None:
+    """What is said about the study, and its network; also when it is cut off."""
+    folder, space = subject.folder, subject.space
+    if subject.trains:
+        keep_best(study, folder / WORK, folder / _NETWORK)
+    best = best_trial(study)
+    write(folder / "space.yaml", yaml.safe_dump(space.to_plain(), sort_keys=False).encode())
+    write(folder / "trials.csv", trials_csv(study, space, subject.metrics[1:]).encode())
+    if best is None:
+        return
+    write(folder / "best.yaml", yaml.safe_dump(dict(space.complete(best.params)), sort_keys=False).encode())
+    write(folder / "report.html", page(study, escape(f"Search of {subject.name}"), subject.metrics).encode())
+
+
+def results(study: Study, subject: Subject, seconds: float) -> Tuned:
+    """What the study has found."""
+    best, file, space = best_trial(study), subject.folder / _NETWORK, subject.space
+    return Tuned(
+        best=None if best is None else space.complete(best.params),
+        value=None if best is None else best.values[0],
+        metric=subject.metrics[0],
+        trials=counts(study),
+        importances=importances(study),
+        network=str(file) if subject.trains and file.is_file() else None,
+        curve=() if best is None else tuple(Epoch(**epoch) for epoch in best.user_attrs.get(CURVE, ())),
+        front=tuple(_choice(trial, subject) for trial in front(study)),
+        out=str(subject.folder),
+        seconds=seconds,
+    )
+
+
+def _choice(trial: FrozenTrial, subject: Subject) -> Choice:
+    file: Path = network_file(subject.folder / WORK, trial.number)
+    return Choice(
+        trial.number,
+        dict(zip(subject.metrics, trial.values, strict=True)),
+        subject.space.complete(trial.params),
+        str(file) if file.is_file() else None,
+    )
+
+
+def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str:
+    """A trial in one line."""
+    seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+    metric, unit = subject.metrics[0], subject.units[0]
+    if trial.state == TrialState.FAIL:
+        ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
+    elif trial.state == TrialState.PRUNED and (over := broken(trial)):
+        costs = trial.user_attrs.get(COSTS, {})
+        what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
+        ended = f"not trained: {what} is beyond the limit"
+    elif trial.state == TrialState.PRUNED:
+        ended = f"stopped after {len(trial.intermediate_values)} epochs"
+    else:
+        reached = zip(subject.metrics, trial.values, subject.units, strict=True)
+        ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)
+    so_far = f" (best {metric} {format_value(best.values[0], unit)}, trial {best.number})" if best is not None else ""
+    return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

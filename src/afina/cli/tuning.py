@@ -60,7 +60,15 @@ def tune(
     keep_fp32: KeepFP32 = None,
     runtime: RuntimeOption = "onnxruntime",
     threads: Threads = None,
-    workers: Annotated[int, typer.Option(min=1, help="Local processes; each gets its share of the cores.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Local processes, each with its share of the cores; on Ray, trials at once."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Run trials on a Ray cluster: `auto`, `local`, or its address.")
+    ] = None,
+    trial_cpus: Annotated[float, typer.Option(min=0.1, help="Processors of a trial on Ray.")] = 1,
+    trial_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a trial on Ray.")] = 0,
     weights: Weights = None,
     input_size: InputSize = None,
     seed: Seed = 0,
@@ -79,7 +87,8 @@ def tune(
             early_stopping=early_stopping, grid_points=grid_points, epochs=epochs, also=also or (), size=size,
             latency=latency, maximize=maximize, out=out, storage=storage, weights=weights, input_size=input_size,
             optimizer=optimizer, precision=precision, keep_fp32=tuple(keep_fp32 or ()), runtime=runtime,
-            threads=threads, workers=workers, seed=seed, progress=progress_of(quiet),
+            threads=threads, workers=workers, ray=ray, trial_cpus=trial_cpus, trial_gpus=trial_gpus, seed=seed,
+             progress=progress_of(quiet),
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)
 

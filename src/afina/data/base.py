@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,10 @@ class ImageData:
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
         self._listing = self._read(replace(listing, parts=parts), input or self.native)
         self.unreadable = self._listing.unreadable
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: with the pixels that are kept, without whoever watches the progress here."""
+        return {**vars(self), "_progress": Progress()}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)

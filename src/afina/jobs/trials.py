@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 import yaml
@@ -33,6 +33,30 @@ _EPOCHS = 5
 # What a search may vary of a training; the rest is for networks with a teacher.
 _OF_TEACHERS = {"distillation", "temperature", "features", "feature_weight", "attention_weight", "relation_weight"}
 TRAINING = sorted({f.name for f in fields(FitConfig)} - _OF_TEACHERS - {"keep_fp32", "keep_zeros", "seed"})
+
+
+class Reports(Protocol):
+    """A trial as its training sees it: Optuna's own, or one whose study is in another process."""
+
+    @property
+    def number(self) -> int:
+        """Of the trial."""
+
+    @property
+    def study(self) -> Study | None:
+        """Its study; None where that is elsewhere."""
+
+    def report(self, value: float, step: int) -> None:
+        """Tell how good it is after a step."""
+
+    def should_prune(self) -> bool:
+        """Whether it has no hope."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Keep something with the trial."""
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Tell by how much a limit is broken; 0 or less where it is kept."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +199,7 @@ class Training:
         known = space.parameters.get("epochs")
         return self._epochs if known is None else max(int(value) for value in known.grid(2))  # type: ignore[arg-type]
 
-    def run(self, params: dict[str, Any], trial: optuna.Trial, folder: Path) -> tuple[float, ...]:
+    def run(self, params: dict[str, Any], trial: Reports, folder: Path) -> tuple[float, ...]:
         """Train with these parameters; gives the best quality on the validation images, and what else is an objective.
 
         A network that breaks a limit is not trained. The network of a trial that is the best so far (with several
@@ -200,14 +224,15 @@ class Training:
         costs[SECONDS] = sum(epoch.seconds for epoch in epochs)
         sign = 1 if self.metric.higher_is_better else -1
         value = float(sign * max(sign * epoch.quality for epoch in epochs))
-        best = best_trial(trial.study)
+        best = None if trial.study is None else best_trial(trial.study)
         if self._costs.also or best is None or sign * value > sign * best.values[0]:
             folder.mkdir(parents=True, exist_ok=True)
             network.save(network_file(folder, trial.number))
-            _clear(trial.study, folder)
+            if trial.study is not None:
+                clear(trial.study, folder)
         return (value, *(costs[name] for name in self._costs.also))
 
-    def _affordable(self, network: Network, trial: optuna.Trial) -> dict[str, float]:
+    def _affordable(self, network: Network, trial: Reports) -> dict[str, float]:
         """What the network costs; a trial that breaks a limit ends here."""
         costs = self._costs.of(network)
         trial.set_user_attr(COSTS, costs)
@@ -260,7 +285,7 @@ def default_space(training: Training) -> Space:
 
 def keep_best(study: Study, folder: Path, path: Path) -> bool:
     """Put the best trial's network at `path`, and remove those of `folder` that others are better than."""
-    _clear(study, folder)
+    clear(study, folder)
     best = best_trial(study)
     if best is None or not network_file(folder, best.number).is_file():
         path.unlink(missing_ok=True)
@@ -276,7 +301,7 @@ def network_file(folder: Path, number: int) -> Path:
     return folder / f"trial-{number}.pt2"
 
 
-def _clear(study: Study, folder: Path) -> None:
+def clear(study: Study, folder: Path) -> None:
     """Remove the networks of trials that ended and that others are better than."""
     kept = {t.number for t in front(study)}
     for trial in study.get_trials(deepcopy=False):

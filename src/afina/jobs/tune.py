@@ -10,6 +10,7 @@ import optuna
 from optuna.study import Study
 
 from afina.errors import InputError
+from afina.jobs.cluster import Cluster, work_on_ray
 from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource
 from afina.jobs.tunable import Given, Subject, subject_of
@@ -63,7 +64,10 @@ def tune(
     keep_fp32: tuple[str, ...] = (),
     runtime: str = "onnxruntime",
     threads: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
+    trial_cpus: float = 1,
+    trial_gpus: float = 0,
     seed: int = 0,
     example: Any = None,
     progress: Progress | None = None,
@@ -101,7 +105,12 @@ def tune(
         keep_fp32: Layers, as names or patterns, that run in 32 bits whatever the precision.
         runtime: What runs the files that `size` and `latency` are about.
         threads: Threads of the runtime; all cores by default.
-        workers: Local processes, each with its share of the cores; they work on one study.
+        workers: Local processes, each with its share of the cores, that work on one study; 1 by default. On Ray, trials
+            at once; by default as many as it has processors for.
+        ray: Run trials as tasks of a Ray cluster: `auto` (the one that this machine is in), `local` (this machine
+            alone), or an address.
+        trial_cpus: Processors of a trial on Ray.
+        trial_gpus: GPUs of a trial on Ray; a part of one where several share it.
         seed: Seed of every random choice.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
@@ -133,12 +142,16 @@ def tune(
         progress.say(f"The grid has {combinations:,} combinations.")
     teller = Teller(study, subject, trials or combinations, progress)
     try:
-        if workers == 1:
+        if ray is not None:
+            cluster = Cluster(ray, workers, trial_cpus, trial_gpus)
+            work_on_ray(cluster, given, study, subject, teller.look, progress, _FAILURES)
+        elif workers in (None, 1):
             run_study(
                 study, subject.objective, subject.space, trials=trials, seconds=limit, most_failures=_FAILURES,
                 after=lambda trial: teller.look(),
             )  # fmt: skip
         else:
+            assert workers is not None
             work_together(workers, _work, vars(given), teller.look, progress)
             stop_if_hopeless(study, _FAILURES)
     finally:

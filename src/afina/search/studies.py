@@ -141,7 +141,7 @@ def run_study(
         if time.monotonic() - looked >= _LOOK:
             retried += retry_lost(study)
             looked = time.monotonic()
-        if _is_done(study, trials):
+        if is_done(study, trials):
             break
         trial = study.ask()
         sign(trial)
@@ -158,26 +158,64 @@ def run_study(
 def _run(study: Study, trial: optuna.Trial, objective: Objective, space: Space) -> FrozenTrial:
     """Run one trial and store how it ended."""
     try:
-        values = objective(space.suggest(trial), trial)
-        problem = _problem(values, len(study.directions))
-    except optuna.TrialPruned:
-        return study.tell(trial, state=TrialState.PRUNED)
-    except GridIsDone as done:
-        # Another process took the last combination between the look and the trial.
-        _record(trial, done.what, "")
-        trial.set_user_attr(LOST, True)
-        return study.tell(trial, state=TrialState.FAIL)
-    except Exception as error:
-        _record(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
-        return study.tell(trial, state=TrialState.FAIL)
+        params = suggest(study, trial, space)
+        if params is None:
+            return study._storage.get_trial(trial._trial_id)
+        return conclude(study, trial, attempt(objective, params, trial, len(study.directions)))
     except BaseException:
         give_up(study, study._storage.get_trial(trial._trial_id))
         raise
+
+
+def suggest(study: Study, trial: optuna.Trial, space: Space) -> dict[str, Any] | None:
+    """The parameters of a new trial; None where a grid has nothing left for it, and it has ended."""
+    try:
+        return space.suggest(trial)
+    except GridIsDone as done:
+        # Another process took the last combination between the look and the trial.
+        trial.set_user_attr(LOST, True)
+        conclude(study, trial, Outcome(TrialState.FAIL, message=done.what))
+        return None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, as plain data.
+
+    Attributes:
+        state: `COMPLETE`, `PRUNED` or `FAIL`.
+        values: One for each direction, where it is complete.
+        message: Why it failed.
+        traceback: Of the error, where it raised one.
+    """
+
+    state: TrialState
+    values: tuple[float, ...] = ()
+    message: str = ""
+    traceback: str = ""
+
+
+def attempt(objective: Objective, params: dict[str, Any], trial: Any, wanted: int) -> Outcome:
+    """Call an objective, which must give `wanted` values; what it raises fails the trial, and nothing else."""
+    try:
+        values = objective(params, trial)
+    except optuna.TrialPruned:
+        return Outcome(TrialState.PRUNED)
+    except Exception as error:
+        return Outcome(TrialState.FAIL, (), f"{type(error).__name__}: {error}", traceback.format_exc())
+    problem = _problem(values, wanted)
     if problem:
-        _record(trial, problem, "")
-        return study.tell(trial, state=TrialState.FAIL)
+        return Outcome(TrialState.FAIL, message=problem)
     assert values is not None
-    return study.tell(trial, [float(v) for v in values] if isinstance(values, Sequence) else float(values))
+    return Outcome(TrialState.COMPLETE, tuple(float(v) for v in (values if isinstance(values, Sequence) else [values])))
+
+
+def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial:
+    """Store how a trial ended."""
+    if outcome.state == TrialState.FAIL:
+        trial.set_user_attr(ERROR, {"message": outcome.message, "traceback": outcome.traceback})
+    complete = outcome.state == TrialState.COMPLETE
+    return study.tell(trial, list(outcome.values) if complete else None, state=outcome.state)
 
 
 def _problem(values: Any, wanted: int) -> str:
@@ -197,11 +235,8 @@ def _problem(values: Any, wanted: int) -> str:
     return ""
 
 
-def _record(trial: optuna.Trial, message: str, trace: str) -> None:
-    trial.set_user_attr(ERROR, {"message": message, "traceback": trace})
-
-
-def _is_done(study: Study, trials: int | None) -> bool:
+def is_done(study: Study, trials: int | None) -> bool:
+    """Whether the study has so many trials, or its grid is used up."""
     everything = study.get_trials(deepcopy=False)
     if trials is not None and len(everything) >= trials:
         counted = sum(t.state != TrialState.WAITING and LOST not in t.user_attrs for t in everything)

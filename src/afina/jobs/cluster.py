@@ -1,0 +1,321 @@
+"""Trials as tasks of a Ray cluster, each with its share of processors and GPUs.
+
+The study stays with the process that began the search, which also suggests the parameters; a task gets them, runs the
+trial, and asks through an actor of the cluster what only the study knows. So any cluster will do, with any storage: a
+worker needs nothing but Afina. The data is put into the cluster's object store once.
+"""
+
+import asyncio
+import logging
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+
+from afina.data import open_data
+from afina.errors import AfinaError, InputError
+from afina.jobs.machine import available_cores
+from afina.jobs.trials import clear, network_file
+from afina.jobs.tunable import WORK, Given, Subject, subject_of
+from afina.progress import Progress
+from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
+from afina.search.workers import give_up, retry_lost, sign
+
+# What a task may ask of its trial.
+_ASKED = ("report", "should_prune", "set_user_attr", "set_constraint")
+_MOST_DEATHS = 3
+_LOOK = 0.2
+_LOST_AFTER = 30.0
+# Seconds for a cluster to answer.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where trials run.
+
+    Attributes:
+        address: `auto` (the cluster that this machine is in), `local` (this machine alone, for this search), or the
+            address of a cluster.
+        most: Trials at once; None for as many as there are processors and GPUs for.
+        cpus: Processors for each.
+        gpus: GPUs for each; a part of one where several share it.
+    """
+
+    address: str
+    most: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+
+
+def work_on_ray(
+    cluster: Cluster, given: Given, study: Study, subject: Subject, look: Callable[[], None], progress: Progress,
+    failures: int,
+) -> None:  # fmt: skip
+    """Run trials on a cluster until the study has as many as `given` says; the others end when this one does.
+
+    A trial whose process dies is run again. What has finished is kept, whatever happens.
+
+    Args:
+        cluster: Where.
+        given: What is searched.
+        study: Of `open_study`.
+        subject: What a trial runs.
+        look: Called when something may be new.
+        progress: Told of processes that died.
+        failures: So many failed trials in a row end the search.
+
+    Raises:
+        InputError: Ray is not installed, there is no cluster, it is too small, or what is tuned cannot be sent.
+        SearchError: too many trials failed in a row.
+    """
+    with _connected(cluster) as ray:
+        most = cluster.most or _room(ray, cluster)
+        progress.say(f"Up to {most} trials at once on Ray.")
+        _Foreman(ray, cluster, given, study, subject, progress).run(most, look, failures)
+
+
+class _Foreman:
+    """Hands out trials and takes in what they answer."""
+
+    def __init__(
+        self, ray: Any, cluster: Cluster, given: Given, study: Study, subject: Subject, progress: Progress
+    ) -> None:
+        self._ray, self._given, self._study, self._subject, self._progress = ray, given, study, subject, progress
+        self._desk = ray.remote(num_cpus=0)(_Desk).remote()
+        self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
+        self._key, self._sent = uuid.uuid4().hex, _sent(ray, replace(given, space=subject.space), progress)
+        self._running: dict[Any, optuna.Trial] = {}
+        self._deaths = 0
+
+    def run(self, most: int, look: Callable[[], None], failures: int) -> None:
+        """Until there are enough trials or the time is over, and the last has ended."""
+        begun, looked, waiting = time.monotonic(), 0.0, self._desk.take.remote()
+        try:
+            while True:
+                if time.monotonic() - looked > _LOST_AFTER:
+                    retry_lost(self._study)
+                    looked = time.monotonic()
+                more = self._given.limit is None or time.monotonic() - begun < self._given.limit
+                while more and len(self._running) < most and not is_done(self._study, self._given.trials):
+                    self._begin()
+                if not self._running:
+                    return
+                ready, _ = self._ray.wait([waiting, *self._running], timeout=_LOOK)
+                if waiting in ready:
+                    self._answer(self._ray.get(waiting))
+                    waiting = self._desk.take.remote()
+                for task in ready:
+                    if task in self._running:
+                        self._end(task)
+                look()
+                stop_if_hopeless(self._study, failures)
+        finally:
+            for task, trial in self._running.items():
+                self._ray.cancel(task, force=True)
+                give_up(self._study, self._study._storage.get_trial(trial._trial_id))
+
+    def _begin(self) -> None:
+        trial = self._study.ask()
+        sign(trial)
+        params = suggest(self._study, trial, self._subject.space)
+        if params is not None:
+            task = self._task.remote(self._key, [self._sent], self._desk, trial.number, params)
+            self._running[task] = trial
+
+    def _answer(self, asked: list[tuple[str, int, str, tuple[Any, ...]]]) -> None:
+        """What tasks ask of their trials."""
+        trials = {trial.number: trial for trial in self._running.values()}
+        answers = {}
+        for question, number, method, arguments in asked:
+            trial = trials.get(number)
+            assert method in _ASKED
+            answers[question] = None if trial is None else getattr(trial, method)(*arguments)
+        if answers:
+            self._desk.answer.remote(answers)
+
+    def _end(self, task: Any) -> None:
+        trial = self._running.pop(task)
+        try:
+            outcome, network = self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:
+            conclude(self._study, trial, Outcome(optuna.trial.TrialState.FAIL, (), str(error.cause), str(error)))
+            return
+        except self._ray.exceptions.RayError as error:
+            self._died(trial, error)
+            return
+        folder = self._subject.folder / WORK
+        if network is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            network_file(folder, trial.number).write_bytes(network)
+        conclude(self._study, trial, outcome)
+        if network is not None:
+            clear(self._study, folder)
+
+    def _died(self, trial: optuna.Trial, error: Exception) -> None:
+        give_up(self._study, self._study._storage.get_trial(trial._trial_id))
+        self._deaths += 1
+        why = str(error).strip().splitlines()[0]
+        self._progress.say(f"The process of trial {trial.number} died; it is run again.")
+        if self._deaths > _MOST_DEATHS:
+            raise AfinaError(
+                f"Processes died {self._deaths} times.",
+                why=why,
+                fix="Run fewer at once, if memory is short. What was finished is kept: the same command goes on.",
+            )
+
+
+class _Desk:
+    """An actor where tasks leave questions about their trials, and wait for the answers."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[str, int, str, tuple[Any, ...]]] = []
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._new = asyncio.Event()
+
+    async def ask(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        """The answer of the trial of that number."""
+        question = uuid.uuid4().hex
+        self._waiting[question] = asyncio.get_running_loop().create_future()
+        self._asked.append((question, number, method, arguments))
+        self._new.set()
+        return await self._waiting[question]
+
+    async def take(self) -> list[tuple[str, int, str, tuple[Any, ...]]]:
+        """All new questions, as soon as there is one."""
+        await self._new.wait()
+        self._new.clear()
+        asked, self._asked = self._asked, []
+        return asked
+
+    async def answer(self, answers: dict[str, Any]) -> None:
+        """Give answers to those who wait for them."""
+        for question, value in answers.items():
+            self._waiting.pop(question).set_result(value)
+
+
+class _Elsewhere:
+    """A trial whose study is in another process: see `trials.Reports`."""
+
+    study = None
+
+    def __init__(self, number: int, desk: Any) -> None:
+        self.number, self._desk = number, desk
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _ASKED:
+            raise AttributeError(name)
+        import ray
+
+        return lambda *arguments: ray.get(self._desk.ask.remote(self.number, name, arguments))
+
+
+# What this process has opened already, by the key of the search.
+_SUBJECTS: dict[str, tuple[Subject, tempfile.TemporaryDirectory[str]]] = {}
+
+
+def _run_trial(
+    key: str, sent: list[Any], desk: Any, number: int, params: dict[str, Any]
+) -> tuple[Outcome, bytes | None]:
+    """A task: one trial; how it ended, and its network where it is worth keeping."""
+    import ray
+    import torch
+
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    if key not in _SUBJECTS:
+        folder = tempfile.TemporaryDirectory()
+        given: Given = replace(ray.get(sent[0]), out=folder.name)
+        _SUBJECTS[key] = subject_of(given, Progress()), folder
+    subject, folder = _SUBJECTS[key]
+    outcome = attempt(subject.objective, params, _Elsewhere(number, desk), len(subject.directions))
+    file = network_file(Path(folder.name) / WORK, number)
+    network = file.read_bytes() if file.is_file() else None
+    file.unlink(missing_ok=True)
+    return outcome, network
+
+
+def _sent(ray: Any, given: Given, progress: Progress) -> Any:
+    """What tasks need of the arguments, in the object store, the images among it."""
+    data = None if given.data is None else open_data(given.data, seed=given.seed, progress=progress)
+    try:
+        return ray.put(replace(given, data=data, model=_found(given.model), objective=_found(given.objective)))
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            "What is tuned cannot be given to other processes.",
+            why=str(error).splitlines()[0],
+            fix="Name it as path/file.py:function (a builder or an objective).",
+        ) from error
+
+
+def _found(name: Any) -> Any:
+    """A file's full path, since tasks run in another folder."""
+    if not isinstance(name, (str, Path)):
+        return name
+    path, colon, function = str(name).rpartition(":") if ".py:" in str(name) else (str(name), "", "")
+    return f"{Path(path).resolve()}{colon}{function}" if Path(path).is_file() else name
+
+
+def _room(ray: Any, cluster: Cluster) -> int:
+    """How many trials the cluster has processors and GPUs for."""
+    there = ray.cluster_resources()
+    room = int(there.get("CPU", 0) / cluster.cpus) if cluster.cpus else available_cores()
+    if cluster.gpus:
+        room = min(room, int(there.get("GPU", 0) / cluster.gpus))
+    if room < 1:
+        raise InputError(
+            f"No machine of the cluster has {cluster.cpus:g} processors and {cluster.gpus:g} GPUs for a trial.",
+            why=f"It has {there.get('CPU', 0):g} and {there.get('GPU', 0):g} in all.",
+            fix="Ask for less: --trial-cpus, --trial-gpus.",
+        )
+    return room
+
+
+@contextmanager
+def _connected(cluster: Cluster) -> Iterator[Any]:
+    """Ray, connected for the length of a `with` block."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray needs Ray, which is not installed.", fix="pip install 'afina[ray]'") from error
+    _check_address(cluster.address)
+    if ray.is_initialized():
+        yield ray
+        return
+    own: dict[str, Any] = (
+        {"num_cpus": available_cores(), "include_dashboard": False} if cluster.address == "local" else {}
+    )
+    try:
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _nobody(cluster.address, error) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Whether somebody listens there: Ray itself would ask for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _nobody(address, error) from error
+
+
+def _nobody(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"There is no Ray cluster at {address}.",
+        why=str(error).strip().splitlines()[0],
+        fix="Start one (ray start --head), give its address, or use --ray local: this machine alone.",
+    )

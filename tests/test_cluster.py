@@ -1,0 +1,79 @@
+"""Searches on a Ray cluster: this machine as one, with real processes that really die."""
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+from test_training import Said
+
+import afina
+from afina.data import open_data
+from afina.errors import InputError
+from afina.graph import Network
+from afina.search import SearchError
+from afina.training import evaluate
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One that all tests here share; its processes are as important as others, so that busy cores do not stop them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield "local"
+        ray.shutdown()
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "trials.csv").read_text().splitlines()))
+
+
+def test_a_process_that_dies_loses_no_finished_trial_and_its_own_is_run_again(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.py").write_text(
+        "import os\nfrom pathlib import Path\n\nHERE = Path(__file__).parent\n\n\n"
+        "def work(x):\n    if x == 3 and not (HERE / 'died').exists():\n        (HERE / 'died').touch()\n"
+        "        os._exit(9)\n    return (x - 2) ** 2\n"
+    )
+    said = Said()
+    (tmp_path / "space.yaml").write_text("x: [0, 1, 2, 3, 4]")
+    result = afina.tune(
+        objective="work.py:work", space="space.yaml", sampler="grid", ray=cluster, out="run", progress=said
+    )
+    assert result.best == {"x": 2}
+    assert sorted(row["x"] for row in rows(tmp_path / "run") if row["state"] == "complete") == list("01234")
+    assert [row["x"] for row in rows(tmp_path / "run") if row["state"] == "lost"] == ["3"]
+    assert sum("died; it is run again" in line for line in said.lines) == 1
+
+
+def test_trainings_report_stop_early_and_leave_the_best_network(cluster, tmp_path):
+    # The first ones learn, the last one cannot. One at once, so that it is compared with them.
+    space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
+    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", ray=cluster, workers=1, out=tmp_path)
+    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0}
+    assert len(result.curve) == 4
+    quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
+    assert quality == pytest.approx(result.value)
+    assert len(list((tmp_path / "work").glob("*.pt2"))) == 1
+
+
+def test_trials_that_fail_and_fail_end_the_search_with_the_last_traceback(cluster, tmp_path):
+    def broken(x):
+        raise OSError("no camera")
+
+    with pytest.raises(SearchError, match="no camera"):
+        afina.tune(objective=broken, space={"x": list(range(9))}, trials=9, ray=cluster, out=tmp_path)
+    assert 5 <= len(rows(tmp_path)) <= 9
+
+
+def test_a_trial_that_the_cluster_has_no_room_for_is_refused(cluster, tmp_path):
+    with pytest.raises(InputError, match="3 processors and 1 GPUs"):
+        afina.tune(objective=abs, space={"x": [1, 2]}, ray=cluster, trial_cpus=3, trial_gpus=1, out=tmp_path)
+
+
+def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
+    with pytest.raises(InputError, match=r"There is no Ray cluster at 127\.0\.0\.1:9"):
+        afina.tune(objective=abs, space={"x": [1, 2]}, ray="127.0.0.1:9", out=tmp_path)

@@ -139,8 +139,10 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
         ({"objective": len, "space": {"x": [1, 2]}, "trials": 0}, "--trials is 0"),
         ({"objective": len, "space": {"x": [1, 2]}, "sampler": "tpee"}, "Did you mean tpe"),
         ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
+        ({"objective": len, "space": {"x": [1, 2]}, "fidelity": "image"}, "Did you mean images"),
         ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
         ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Objectives and limits of a network"),
+        ({"model": "builtin:mlp", "data": "digits", "fidelity": "input-size"}, "cannot begin on smaller images"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),
@@ -296,3 +298,18 @@ def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path
     assert len(first.curve) == best["epochs"]
     network = Network.load(tuned / "network.pt2")
     assert first.measurements["parameters"].value == sum(p.numel() for p in network.module.parameters())
+
+
+@pytest.mark.parametrize("fidelity", ["images", "input-size"])
+def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelity, tmp_path):
+    # The first ones learn, the last one cannot.
+    space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 2, "model.width": 8}
+    result = afina.tune(
+        "builtin:convnet", "digits", space=space, sampler="grid", fidelity=fidelity, early_stopping="halving",
+        out=tmp_path,
+    )  # fmt: skip
+    assert len(result.curve) == 6
+    assert [epoch.epoch for epoch in result.curve] == [1, 2, 3, 4, 5, 6]
+    assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
+    quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
+    assert quality == pytest.approx(result.value)

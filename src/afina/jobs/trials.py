@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
 from afina.jobs.compression import suited_batch, suited_optimizer
 from afina.jobs.costs import SECONDS, Costs
+from afina.jobs.fidelity import Rung, rungs_of
 from afina.jobs.target import ModelSource, input_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
@@ -124,6 +125,7 @@ class Training:
         progress: What the user sees.
         common: Options of `FitConfig` where the space does not say.
         costs: What counts beside the quality.
+        fidelity: What is cheap at first, one of `fidelity.RUNGS`.
 
     Raises:
         InputError: the images have no labels, or the model cannot be loaded.
@@ -141,6 +143,7 @@ class Training:
         progress: Progress,
         common: Mapping[str, Any],
         costs: Costs,
+        fidelity: str,
     ) -> None:
         if not data.labelled:
             raise InputError(
@@ -149,6 +152,8 @@ class Training:
         self._model, self._data, self._weights, self._size = model, data, weights, input_size
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
         self._common, self._costs = {name: value for name, value in common.items() if value}, costs
+        self._rungs = rungs_of(fidelity)
+        self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
         self._first = self._load({})
         for note in self._first.notes:
             progress.say(note)
@@ -193,9 +198,13 @@ class Training:
         own = {name: p.grid(1)[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
         if own:
             self._load(own)
+        for rung in self._rungs[:-1]:
+            self._at(rung, {}, self._first.network)
 
-    def most_epochs(self, space: Space) -> int:
-        """Epochs of the longest trial."""
+    def most_steps(self, space: Space) -> int:
+        """The last step that the longest trial reports."""
+        if len(self._rungs) > 1:
+            return self._rungs[-1].step
         known = space.parameters.get("epochs")
         return self._epochs if known is None else max(int(value) for value in known.grid(2))  # type: ignore[arg-type]
 
@@ -206,24 +215,13 @@ class Training:
         objectives: that no other is better than in all) is kept in `folder` before its values are told: a process that
         is killed between leaves a file too many, never one too few.
         """
-        given, loaded = settings_of(params), self._load(params)
-        config = FitConfig(**{**self._defaults(loaded.network), **given.options})
-        costs = self._affordable(loaded.network, trial)
-        curve: list[dict[str, Any]] = []
-
-        def after(epoch: Epoch) -> None:
-            curve.append(asdict(epoch))
-            trial.set_user_attr(CURVE, curve)
-            if self._costs.also:
-                return
-            trial.report(epoch.quality, epoch.epoch)
-            if epoch.epoch < config.epochs and trial.should_prune():
-                raise optuna.TrialPruned
-
-        network, epochs = fit(loaded.network, self._data, config, after=after)
+        whole = self._load(params)
+        costs = self._affordable(whole.network, trial)
+        config = FitConfig(**{**self._defaults(whole.network), **settings_of(params).options})
+        network, epochs = self._fit(whole.network, params, config, trial)
         costs[SECONDS] = sum(epoch.seconds for epoch in epochs)
         sign = 1 if self.metric.higher_is_better else -1
-        value = float(sign * max(sign * epoch.quality for epoch in epochs))
+        value = float(sign * max(sign * epoch.quality for epoch in epochs[-config.epochs :]))
         best = None if trial.study is None else best_trial(trial.study)
         if self._costs.also or best is None or sign * value > sign * best.values[0]:
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,6 +229,51 @@ class Training:
             if trial.study is not None:
                 clear(trial.study, folder)
         return (value, *(costs[name] for name in self._costs.also))
+
+    def _fit(
+        self, whole: Network, params: dict[str, Any], config: FitConfig, trial: Reports
+    ) -> tuple[Network, list[Epoch]]:
+        """Train part by part, each from the weights of the one before; ends where the trial has no hope."""
+        curve, network = list[Epoch](), whole
+        staged = len(self._rungs) > 1
+
+        def report(step: int, last: bool) -> None:
+            if not self._costs.also:
+                trial.report(curve[-1].quality, step)
+                if not last and trial.should_prune():
+                    raise optuna.TrialPruned
+
+        def after(epoch: Epoch) -> None:
+            curve.append(replace(epoch, epoch=len(curve) + 1))
+            trial.set_user_attr(CURVE, [asdict(known) for known in curve])
+            if not staged:
+                report(epoch.epoch, epoch.epoch == config.epochs)
+
+        for rung in self._rungs:
+            start = whole if rung.size == 1 else self._at(rung, params, whole)
+            if network is not whole:
+                start.module.load_state_dict(network.module.state_dict())
+            network, _ = fit(start, self._parts[rung.images], config, after=after)
+            if staged:
+                report(rung.step, rung is self._rungs[-1])
+        return network, curve
+
+    def _at(self, rung: Rung, params: dict[str, Any], whole: Network) -> Network:
+        """The network for smaller images.
+
+        Raises:
+            InputError: its weights are for one size of images only.
+        """
+        size = tuple(max(1, round(rung.size * pixels)) for pixels in whole.input.shape[1:])
+        network = self._load({**params, _SIZE: size}).network
+        shapes = [{k: v.shape for k, v in n.module.state_dict().items()} for n in (network, whole)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                "The network cannot begin on smaller images.",
+                why="Some of its weights belong to places in the image.",
+                fix="Choose --fidelity images or epochs.",
+            )
+        return network
 
     def _affordable(self, network: Network, trial: Reports) -> dict[str, float]:
         """What the network costs; a trial that breaks a limit ends here."""

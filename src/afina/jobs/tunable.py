@@ -49,6 +49,7 @@ class Given:
     limits: Mapping[str, float]
     runtime: str
     threads: int
+    fidelity: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Subject:
         directions: `minimize` or `maximize`, for each objective.
         metrics: Their names; `units` say how they are written.
         units: As in `Measurement`.
-        steps: Most reports of one trial.
+        steps: The last step that a trial reports.
         trains: Whether trials leave networks.
     """
 
@@ -98,7 +99,7 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
     training = Training(
         given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
-        given.common, costs,
+        given.common, costs, given.fidelity,
     )  # fmt: skip
     space = _space(given.space) if given.space is not None else default_space(training)
     training.check(space)
@@ -113,7 +114,7 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
         directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in given.also)),
         metrics=(metric.name, *given.also),
         units=(metric.name, *(COSTS[name] for name in given.also)),
-        steps=training.most_epochs(space),
+        steps=training.most_steps(space),
         trains=True,
     )  # fmt: skip
 

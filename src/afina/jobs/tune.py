@@ -11,6 +11,7 @@ from optuna.study import Study
 
 from afina.errors import InputError
 from afina.jobs.cluster import Cluster, work_on_ray
+from afina.jobs.fidelity import EPOCHS, FACTORS, rungs_of
 from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource
 from afina.jobs.tunable import Given, Subject, subject_of
@@ -49,6 +50,7 @@ def tune(
     trials: int | None = None,
     time: str | float | None = None,
     early_stopping: str | None = None,
+    fidelity: str = EPOCHS,
     grid_points: int = 5,
     epochs: int | None = None,
     also: str | tuple[str, ...] | list[str] = (),
@@ -89,6 +91,8 @@ def tune(
         time: After which no new trial is begun, as in `1h`; a number is seconds.
         early_stopping: Which trainings are stopped before their end: `none`, `median`, `halving` or `hyperband`; by
             default `median`, with several objectives `none`.
+        fidelity: What trainings are compared by before their end: `epochs`; `images` (a ninth of them first, then a
+            third, then all) or `input-size` (half of it first, then 0.7, then all), each from the weights before.
         grid_points: Values of each continuous parameter in a grid.
         epochs: Of each training, where the space does not vary them.
         also: What is to be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds` (of training).
@@ -124,6 +128,7 @@ def tune(
     for name, value in {"trials": trials, "workers": workers}.items():
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}.", fix="Give 1 or more.")
+    rungs_of(fidelity)
     limit = parse_time(time, "--time") if time is not None else None
     if trials is None and limit is None and sampler != "grid":
         trials = _TRIALS
@@ -132,7 +137,7 @@ def tune(
         model, data, objective, space, sampler, trials, limit, _stopping(early_stopping, others), grid_points, epochs,
         maximize, out, storage, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
-        others, _limits(size, latency), runtime, threads or available_cores(),
+        others, _limits(size, latency), runtime, threads or available_cores(), fidelity,
     )  # fmt: skip
     study, subject = _open(given, 0, progress)
     if len(study.get_trials(deepcopy=False)):
@@ -184,7 +189,7 @@ def _open(given: Given, worker: int, progress: Progress) -> tuple[Study, Subject
         space,
         make_sampler(given.sampler, space, given.seed, given.grid_points),
         subject.directions,
-        pruner=make_stopping(given.early_stopping, subject.steps),
+        pruner=make_stopping(given.early_stopping, subject.steps, FACTORS[given.fidelity]),
     )
     known = len(study.get_trials(deepcopy=False)) + _APART * worker
     if known and given.sampler != "tensor-train":

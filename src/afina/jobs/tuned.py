@@ -183,7 +183,7 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
         what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
         ended = f"not trained: {what} is beyond the limit"
     elif trial.state == TrialState.PRUNED:
-        ended = f"stopped after {len(trial.intermediate_values)} epochs"
+        ended = f"stopped after {len(trial.user_attrs.get(CURVE, trial.intermediate_values))} epochs"
     else:
         reached = zip(subject.metrics, trial.values, subject.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)

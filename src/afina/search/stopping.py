@@ -11,26 +11,29 @@ DEFAULT_STOPPING = "median"
 # Trials that run to their end before any is compared with them.
 _WARM_UP = 4
 
-# What builds each, from the most steps that a trial has.
-STOPPING: dict[str, Callable[[int], BasePruner]] = {
-    "none": lambda steps: optuna.pruners.NopPruner(),
-    "median": lambda steps: optuna.pruners.MedianPruner(n_startup_trials=_WARM_UP, n_warmup_steps=max(2, steps // 3)),
-    "halving": lambda steps: optuna.pruners.SuccessiveHalvingPruner(),
-    "hyperband": lambda steps: optuna.pruners.HyperbandPruner(max_resource=steps),
+# What builds each, from the most steps that a trial has and the factor between rungs.
+STOPPING: dict[str, Callable[[int, int], BasePruner]] = {
+    "none": lambda steps, factor: optuna.pruners.NopPruner(),
+    "median": lambda steps, factor: optuna.pruners.MedianPruner(
+        n_startup_trials=_WARM_UP, n_warmup_steps=max(2, steps // 3)
+    ),
+    "halving": lambda steps, factor: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor),
+    "hyperband": lambda steps, factor: optuna.pruners.HyperbandPruner(max_resource=steps, reduction_factor=factor),
 }
 
 
-def make_stopping(name: str, steps: int) -> BasePruner:
+def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
     """The rule `name`, one of `STOPPING`.
 
     Args:
         name: `none`; `median`: worse than half of the trials at the same step, after the first third;
             `halving` (Li et al. 2020), `hyperband` (Li et al. 2018): the best share goes on at each rung.
-        steps: Most reports of one trial, such as its epochs.
+        steps: The last step that a trial reports, such as its epochs.
+        factor: Between the steps of two rungs, for `halving` and `hyperband`.
 
     Raises:
         InputError: there is no such rule.
     """
     if name not in STOPPING:
         raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
-    return STOPPING[name](steps)
+    return STOPPING[name](steps, factor)

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from test_training import Said
@@ -16,7 +17,7 @@ from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs import trials as trials_module
 from afina.jobs.machine import available_cores
-from afina.search import SearchError, make_stopping
+from afina.search import SearchError, importances, make_stopping
 from afina.training import evaluate
 
 SPACE = {
@@ -313,3 +314,11 @@ def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelit
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)
+
+
+def test_what_matters_is_what_makes_the_first_of_several_objectives_good():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
+    # Of x only the good tenth is narrow; were low values sought, x would not matter.
+    study.optimize(lambda t: (float(t.suggest_float("x", 0, 1) > 0.9), t.suggest_float("y", 0, 1)), n_trials=80)
+    found = importances(study)
+    assert found["x"] > 0.8

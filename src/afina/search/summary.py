@@ -1,8 +1,10 @@
 """What a study found, as plain data and as a page of plots."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 from optuna.study import Study, StudyDirection
@@ -47,7 +49,8 @@ def importances(study: Study) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=_target(study)))
+        with _quietly():
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=_low(study)))
     except (ValueError, RuntimeError):
         return {}
 
@@ -94,9 +97,12 @@ def page(study: Study, title: str, metrics: Sequence[str]) -> str:
         plots.insert(1, optuna.visualization.plot_intermediate_values(study))
     if importances(study):
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        plots.append(
-            optuna.visualization.plot_param_importances(study, evaluator=evaluator, target=target, target_name=metric)
-        )
+        with _quietly():
+            plots.append(
+                optuna.visualization.plot_param_importances(
+                    study, evaluator=evaluator, target=_low(study), target_name=metric
+                )
+            )
     parts = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(plots)]
     return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n<h1>{title}</h1>\n' + "\n".join(parts)
 
@@ -104,6 +110,20 @@ def page(study: Study, title: str, metrics: Sequence[str]) -> str:
 def _target(study: Study) -> Callable[[FrozenTrial], float] | None:
     """The first objective, where there are several."""
     return None if len(study.directions) == 1 else lambda trial: trial.values[0]
+
+
+def _low(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """The same, so that low is good: what PED-ANOVA takes a target for."""
+    target, sign = _target(study), 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
+    return None if target is None else lambda trial: sign * trial.values[0]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """PED-ANOVA warns of every target that low values of it count as good, which `_low` sees to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _is_whole(trial: FrozenTrial, space: Space) -> bool:

@@ -2,6 +2,8 @@
 
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from afina.jobs.machine import available_cores, describe_machine
@@ -23,7 +25,7 @@ class Check:
 def doctor() -> tuple[dict[str, Any], tuple[Check, ...]]:
     """The machine, and what was checked on it; nothing is installed or changed."""
     machine = describe_machine(available_cores())
-    checks = [*_runtimes(), _int8(machine["features"]), _training(), _browser(), _disk()]
+    checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
     return machine, tuple(checks)
 
 
@@ -56,6 +58,12 @@ def _training() -> Check:
     if not devices and torch.backends.mps.is_available():
         devices = ["Apple GPU (MPS)"]
     return Check("training device", True, ", ".join(devices) or f"CPU, {available_cores()} cores")
+
+
+def _ray() -> Check:
+    there = find_spec("ray") is not None
+    fix = "" if there else 'pip install "afina[ray]"'
+    return Check("Ray (for tune --ray)", there, version("ray") if there else "not installed", fix)
 
 
 def _browser() -> Check:

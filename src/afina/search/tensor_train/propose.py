@@ -24,6 +24,8 @@ _BEAM = 6
 _STARTS = 4
 _ROUNDS = 4
 _INCUMBENTS = 8
+# Candidates among which a drawn function is followed.
+_DRAWN = 400
 _SAME = 1e-9
 
 
@@ -120,6 +122,36 @@ def propose(
         return []
     values = problem.acquisition(fresh)
     return [Proposal(fresh[i], float(values[i])) for i in np.argsort(-values, kind="stable")]
+
+
+def draw(
+    problem: Problem,
+    pattern: Pattern,
+    known: Array,
+    ranks: Array,
+    rng: np.random.Generator,
+    box: tuple[Array, Array],
+) -> list[Proposal]:
+    """Points where one function that is drawn from the posterior is least, the best first (Thompson sampling).
+
+    The candidates are those of `propose`; constraints are drawn too, and where one does not hold a point comes last.
+    Arguments are as there.
+    """
+    order = np.argsort(ranks, kind="stable")
+    members = order[(~np.isnan(known[order]) == pattern.active).all(axis=1)]
+    top = known[members[:_INCUMBENTS]]
+    grids = _grids(problem.domain, pattern, top, box, rng)
+    train = Train(problem.objective, grids)
+    points = train.points(_candidates(train, _rows_of(grids, top), _DRAWN, rng))
+    points = np.unique([problem.domain.nearest(p) for p in points], axis=0)
+    points = points[[not _is_known(p, known) for p in points]]
+    if not len(points):
+        return []
+    values = problem.objective.draw(points, rng)
+    for surrogate, limit in zip(problem.constraints, problem.limits, strict=True):
+        over = surrogate.draw(points, rng) - limit
+        values = np.where(over > 0, values.max() + over, values)
+    return [Proposal(points[i], -float(values[i])) for i in np.argsort(values, kind="stable")]
 
 
 def _grids(

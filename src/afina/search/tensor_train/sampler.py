@@ -16,7 +16,7 @@ from afina.search.tensor_train.encode import Coordinate, Domain, patterns, sprea
 from afina.search.tensor_train.history import WAY, History, bilog, known_space, read, scalarise, thin
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.model import Model, fit_near, fit_smooth
-from afina.search.tensor_train.propose import Problem, Proposal, propose
+from afina.search.tensor_train.propose import Problem, Proposal, draw, propose
 from afina.search.tensor_train.surrogate import Surrogate
 from afina.search.tensor_train.ways import choose_way
 
@@ -25,6 +25,8 @@ _MOST_DATA, _LEAST_DATA = 300, 120
 _MOST_WORK = 1.2e6
 _MOST_PATTERNS = 6
 _CERTAIN = 30.0
+# With so many trials running, each follows a function of its own, drawn from the posterior.
+_CROWD = 8
 # How far below the best the way `far` aims, as a share of the way from the median to the best.
 _FAR = 0.1
 
@@ -184,7 +186,10 @@ class TensorTrainSampler(BaseSampler):
         kinds = [kinds[i] for i in np.argsort(counts)[::-1][:_MOST_PATTERNS]]
         found: list[Proposal] = []
         for kind in kinds:
-            found += propose(problem, kind, known, ranks, rng, box, 1.0 / len(kinds))
+            if len(history.running) >= _CROWD:
+                found += draw(problem, kind, known, ranks, rng, box)
+            else:
+                found += propose(problem, kind, known, ranks, rng, box, 1.0 / len(kinds))
         return sorted(found, key=lambda p: -p.score)
 
 

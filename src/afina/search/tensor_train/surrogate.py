@@ -22,6 +22,8 @@ from afina.search.tensor_train.kernel import (
 _SQRT5 = np.sqrt(5.0)
 _JITTER = 1e-9
 _LEAST_VARIANCE = 1e-12
+# Variance that is added to drawn functions, so that points that are close can be drawn together.
+_DRAWN = 1e-7
 
 
 class Surrogate:
@@ -65,6 +67,15 @@ class Surrogate:
         variance = self.level - np.einsum("mn,mn->m", spread, spread)
         return cross @ self.weights, np.maximum(variance, _LEAST_VARIANCE)
 
+    def draw(self, points: Array, rng: np.random.Generator) -> Array:
+        """One function of the posterior, at points (m, d) together: (m,)."""
+        layout, theta = self.layout, self.theta
+        cross = covariance(layout, theta, distances(points, self.points, layout.categorical))
+        spread = cross @ self.whitener.T
+        among = covariance(layout, theta, distances(points, points, layout.categorical)) - spread @ spread.T
+        root = _root(np.asfortranarray(among), self.level - np.einsum("mn,mn->m", spread, spread) + _DRAWN)
+        return np.asarray(cross @ self.weights + np.tril(root) @ rng.standard_normal(len(points)))
+
     def gradient(self, points: Array) -> tuple[Array, Array, Array, Array]:
         """Mean and variance (m,) at points (m, d), and their gradients (m, d).
 
@@ -92,7 +103,7 @@ class Surrogate:
         return cross @ self.weights, variance, by_mean, by_variance
 
 
-def _root(matrix: Array, level: float) -> Array:
+def _root(matrix: Array, level: float | Array) -> Array:
     """Cholesky factor of the lower triangle with `level` on the diagonal: more where that is not positive definite."""
     for step in range(8):
         matrix[np.diag_indices(len(matrix))] = level + (10.0 ** (step - 9) if step else 0.0)

@@ -3,7 +3,9 @@
 ONNX Runtime makes an integer kernel of an operator whose inputs come straight from DequantizeLinear. It has kernels for
 8 bits; weights of fewer bits are stored in the narrowest type that holds them and widened by a Cast, which a runtime
 folds when it loads: the bytes of the narrow type, the speed of int8. Weights of operators that compute in float are
-undone by plain arithmetic, which is folded at load too; a DequantizeLinear there would run in each inference.
+undone by plain arithmetic, which is folded at load too; a DequantizeLinear there would run in each inference, and one
+with blocks of 4 bits would become MatMulNBits, which on the 197 tokens of a vision transformer takes 1.6 times as long
+as the folded float product, and rounds its input to 8 bits besides (ONNX Runtime 1.32, default session).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
 # The opsets that first have the types.
 OPSET_16_BITS, OPSET_4_BITS, OPSET_2_BITS = 21, 21, 25
-# Block sizes that ONNX Runtime's kernel for 4-bit weights takes.
-_KERNEL_BLOCKS = (16, 32, 64, 128, 256)
 # Operators that only move values of their first input (or pick the largest): what was on a quantized grid stays on it.
 _MOVES = frozenset("Slice Pad Reshape Flatten Squeeze Unsqueeze Transpose MaxPool Expand Identity".split())
 

@@ -1,10 +1,13 @@
 """Budgets and verdicts: what a user types, and which candidate is deployed."""
 
+import ctypes
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from afina.budget import decide, excess, make_budget
+from afina.budget.silence import silent_library
 from afina.errors import InputError
 from afina.types import Budget, Candidate, Measurement, MetricInfo
 from afina.units import format_size, format_time, parse_drop, parse_size, parse_time
@@ -144,3 +147,13 @@ def test_the_answer_never_breaks_the_budget_while_the_original_keeps_it(others, 
     decision = decide(tried, ORIGINAL, Budget(max_drop=allowed), ACCURACY)
     assert decision.verdict == "fits"
     assert decision.drop <= allowed + 1e-6
+
+
+def test_what_a_library_prints_does_not_reach_the_standard_output(capfd):
+    libc = ctypes.CDLL(None)
+    print("before")
+    with silent_library():
+        libc.puts(b"debugging")
+    print("after")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"

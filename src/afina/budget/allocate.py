@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from afina.budget.silence import silent_library
 from afina.errors import InputError
 
 # An axis is emptied in at most so many steps on the way; the last step is as fine as it can be.
@@ -172,15 +173,16 @@ def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, i
     for row, own in enumerate(options.values()):
         one_each[row, start : start + len(own)] = 1
         start += len(own)
-    found = milp(
-        np.array([option.loss for option in flat]),
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(np.array([[option.cost for option in flat]]), -np.inf, limit),
-        ],
-        options={"mip_rel_gap": _GAP},
-    )
+    with silent_library():
+        found = milp(
+            np.array([option.loss for option in flat]),
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(np.array([[option.cost for option in flat]]), -np.inf, limit),
+            ],
+            options={"mip_rel_gap": _GAP},
+        )
     taken = np.asarray(found.x)
     return {name: int(taken[one_each[row] > 0].argmax()) for row, name in enumerate(options)}

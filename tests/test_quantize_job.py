@@ -47,7 +47,7 @@ def no_files(monkeypatch):
         outputs, task = predict(network, data), get_task(network.task)
         against = outputs if reference is None and not data.labelled else reference
         quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
-        return Answers(quality, outputs, float(cost_of(network).bytes), 1.0)
+        return Answers(quality, outputs, float(cost_of(network).bytes))
 
     monkeypatch.setattr(Exporter, "judge", judge)
     monkeypatch.setattr(Exporter, "size", lambda self, network: float(cost_of(network).bytes))
@@ -145,6 +145,14 @@ def test_a_latency_that_cannot_be_kept_says_what_can(digits_network, timed):
     timed(lambda network: 1e-3)
     with pytest.raises(InputError, match=r"(?s)cannot be kept by quantization.*1 ms"):
         afina.quantize(digits_network, "digits", plan="auto", latency="0.2ms", **QUICK)
+
+
+def test_bits_alone_are_shared_out_for_a_size(digits_network, no_files):
+    network, record = afina.quantize(digits_network, "digits", plan="bits", size=6000, **QUICK)
+    assert record.after["bytes"] <= 6000
+    assert _is_integer(network)
+    with pytest.raises(InputError, match="--plan bits is for a limit on size"):
+        afina.quantize(digits_network, "digits", plan="bits", latency="1ms", **QUICK)
 
 
 def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network, small_network, timed, tmp_path):

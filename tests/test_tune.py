@@ -144,6 +144,8 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
         ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
         ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Objectives and limits of a network"),
         ({"model": "builtin:mlp", "data": "digits", "fidelity": "input-size"}, "cannot begin on smaller images"),
+        ({"model": "builtin:mlp", "data": "digits", "also": "size", "sampler": "cmaes"}, "one objective only"),
+        ({"model": "builtin:mlp", "data": "digits", "also": "size", "fidelity": "images"}, "gains nothing"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),
@@ -155,6 +157,23 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(arguments, m
     with pytest.raises(InputError, match=message):
         afina.tune(**arguments, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_options_in_the_same_folder_are_refused_and_nothing_is_lost(tuned):
+    before = (tuned / "study.journal").read_bytes()
+    with pytest.raises(InputError, match="begun with other options"):
+        afina.tune("builtin:convnet", "digits", space=SPACE, trials=9, size="1MB", out=tuned)
+    assert len(rows(tuned)) >= 3
+    assert (tuned / "study.journal").read_bytes().startswith(before)
+
+
+def test_of_two_trials_as_good_as_each_other_the_network_of_the_told_one_is_kept(tmp_path):
+    # Nothing is learned, so that all are equally good.
+    space = {"learning_rate": [1e-9, 1.1e-9, 1.2e-9], "epochs": 1, "model.width": 4}
+    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
+    assert len({row["value"] for row in rows(tmp_path)}) == 1
+    assert result.network is not None
+    assert [path.name for path in (tmp_path / "work").glob("*.pt2")] == ["trial-0.pt2"]
 
 
 def test_another_space_in_the_same_folder_is_refused_and_nothing_is_lost(tuned):
@@ -294,7 +313,11 @@ def test_after_a_few_trials_the_rest_is_estimated(tmp_path):
 
 def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path):
     best = yaml.safe_load((tuned / "best.yaml").read_text())
-    result = afina.optimize("builtin:convnet", "digits", size="10MB", training=tuned / "best.yaml", out=tmp_path)
+    # Numbers as people write them.
+    (tmp_path / "best.yaml").write_text((tuned / "best.yaml").read_text() + "weight_decay: 1e-4\n")
+    result = afina.optimize(
+        "builtin:convnet", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run"
+    )
     first = result.candidates[0]
     assert len(first.curve) == best["epochs"]
     network = Network.load(tuned / "network.pt2")

@@ -180,7 +180,10 @@ def quantize(
     full_range: Annotated[bool, typer.Option("--full-range", help="Absmax uses the lowest code too.")] = False,
     skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be given again.")] = None,
     plan: Annotated[
-        str | None, typer.Option(help="`auto`: each layer's precision by time, bytes, damage; or a plan's file.")
+        str | None,
+        typer.Option(
+            help="`auto`: each layer's precision by time, bytes, damage; `bits`: for a size; or a plan's file."
+        ),
     ] = None,
     save_plan: Annotated[Path | None, typer.Option(help="Write every layer's precision here (.json).")] = None,
     size: Annotated[str | None, typer.Option(help="With a plan: bytes of the file, as in 500KB.")] = None,

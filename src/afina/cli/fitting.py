@@ -61,7 +61,7 @@ def optimize(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of training and fine-tuning.")] = None,
     optimizer: Optimizer = None,
-    precision: Precision = "32",
+    precision: Precision = None,
     keep_fp32: KeepFP32 = None,
     threads: Threads = None,
     batch: Batch = 1,

@@ -70,7 +70,7 @@ class Search:
             self._try(way.name, self._files(way, way.name, lambda way=way: self._refitted(way)))  # type: ignore[misc]
             if self._enough():
                 return True
-        worth = sorted(ways, key=self._lost)
+        worth = [way for way in sorted(ways, key=self._lost) if self._lost(way) < math.inf]
         for way in worth if self.thorough or limited(self.budget) else worth[:1]:
             name = f"{way.name}-tuned"
             self._try(name, self._files(way, name, lambda way=way: self._trained(way)))  # type: ignore[misc]
@@ -111,7 +111,7 @@ class Search:
         assert self.budget.size is not None
         source, context = quantize.Source.of(draft.network), self.job.context(draft.network)
         config = fit_size(source, self._integers(), self.budget.size, self._exporter, context)
-        return self._quantized(draft, name, config, Step("quantize", {"plan": "auto", "size": self.budget.size}))
+        return self._quantized(draft, name, config, Step("quantize", {"plan": "bits", "size": self.budget.size}))
 
     def _placed(self, draft: Draft) -> Draft:
         """Integers where the runtime is faster for them."""
@@ -127,7 +127,6 @@ class Search:
 
     def _files(self, way: Way, name: str, make: Callable[[], Draft]) -> dict[str, Callable[[], Draft]]:
         """The drafts of one way, by their names: one for each precision."""
-
         found = {
             FLOAT: (name, make),
             INT8: (f"{name}-{INT8}", lambda: self._int8(make(), f"{name}-{INT8}")),

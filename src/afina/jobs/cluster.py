@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.study import Study
+from optuna.trial import TrialState
 
 from afina.data import open_data
 from afina.errors import AfinaError, InputError
@@ -78,7 +79,8 @@ def work_on_ray(
         SearchError: too many trials failed in a row.
     """
     with _connected(cluster) as ray:
-        most = cluster.most or _room(ray, cluster)
+        room = _room(ray, cluster)
+        most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
         _Foreman(ray, cluster, given, study, subject, progress).run(most, look, failures)
 
@@ -113,11 +115,10 @@ class _Foreman:
                 if waiting in ready:
                     self._answer(self._ray.get(waiting))
                     waiting = self._desk.take.remote()
-                for task in ready:
-                    if task in self._running:
-                        self._end(task)
+                failed = [self._end(task) for task in ready if task in self._running]
                 look()
-                stop_if_hopeless(self._study, failures)
+                if any(failed):
+                    stop_if_hopeless(self._study, failures)
         finally:
             for task, trial in self._running.items():
                 self._ray.cancel(task, force=True)
@@ -142,16 +143,17 @@ class _Foreman:
         if answers:
             self._desk.answer.remote(answers)
 
-    def _end(self, task: Any) -> None:
+    def _end(self, task: Any) -> bool:
+        """Take in how a trial ended; gives whether it failed."""
         trial = self._running.pop(task)
         try:
             outcome, network = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
-            conclude(self._study, trial, Outcome(optuna.trial.TrialState.FAIL, (), str(error.cause), str(error)))
-            return
+            conclude(self._study, trial, Outcome(TrialState.FAIL, (), str(error.cause), str(error)))
+            return True
         except self._ray.exceptions.RayError as error:
             self._died(trial, error)
-            return
+            return False
         folder = self._subject.folder / WORK
         if network is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +161,7 @@ class _Foreman:
         conclude(self._study, trial, outcome)
         if network is not None:
             clear(self._study, folder)
+        return bool(outcome.state == TrialState.FAIL)
 
     def _died(self, trial: optuna.Trial, error: Exception) -> None:
         give_up(self._study, self._study._storage.get_trial(trial._trial_id))
@@ -244,9 +247,10 @@ def _run_trial(
 
 def _sent(ray: Any, given: Given, progress: Progress) -> Any:
     """What tasks need of the arguments, in the object store, the images among it."""
-    data = None if given.data is None else open_data(given.data, seed=given.seed, progress=progress)
+    data = None if given.data is None else open_data(_found(given.data), seed=given.seed, progress=progress)
+    named = {name: _found(getattr(given, name)) for name in ("model", "weights", "objective")}
     try:
-        return ray.put(replace(given, data=data, model=_found(given.model), objective=_found(given.objective)))
+        return ray.put(replace(given, data=data, **named))
     except (TypeError, AttributeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",
@@ -256,23 +260,23 @@ def _sent(ray: Any, given: Given, progress: Progress) -> Any:
 
 
 def _found(name: Any) -> Any:
-    """A file's full path, since tasks run in another folder."""
+    """The full path of a file or folder, since tasks run in another one."""
     if not isinstance(name, (str, Path)):
         return name
     path, colon, function = str(name).rpartition(":") if ".py:" in str(name) else (str(name), "", "")
-    return f"{Path(path).resolve()}{colon}{function}" if Path(path).is_file() else name
+    return f"{Path(path).resolve()}{colon}{function}" if Path(path).exists() else name
 
 
 def _room(ray: Any, cluster: Cluster) -> int:
-    """How many trials the cluster has processors and GPUs for."""
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 0) / cluster.cpus) if cluster.cpus else available_cores()
-    if cluster.gpus:
-        room = min(room, int(there.get("GPU", 0) / cluster.gpus))
+    """How many trials the machines of the cluster have processors and GPUs for."""
+    wanted = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(there.get(name, 0) / amount) for name, amount in wanted.items()) for there in machines)
     if room < 1:
+        most = {name: max((there.get(name, 0) for there in machines), default=0) for name in ("CPU", "GPU")}
         raise InputError(
             f"No machine of the cluster has {cluster.cpus:g} processors and {cluster.gpus:g} GPUs for a trial.",
-            why=f"It has {there.get('CPU', 0):g} and {there.get('GPU', 0):g} in all.",
+            why=f"The most that one has is {most['CPU']:g} and {most['GPU']:g}.",
             fix="Ask for less: --trial-cpus, --trial-gpus.",
         )
     return room

@@ -25,14 +25,16 @@ class Answers:
         quality: The task's metric, or the agreement with a reference where there are no labels.
         outputs: `[N, outputs]`.
         size: Bytes.
-        agreement: Share of the images on which the file and its network give the same prediction (for other tasks:
-            their agreement metric).
     """
 
     quality: Measurement
     outputs: np.ndarray
     size: float
-    agreement: float
+
+    def agreement(self, network: Network, data: ImageData) -> float:
+        """Share of the images on which the file and its network predict the same (other tasks: their agreement)."""
+        task = get_task(network.task)
+        return float(np.mean(task.agreements(self.outputs, predict(network, data))))
 
 
 @dataclass(frozen=True)
@@ -103,5 +105,4 @@ class Exporter:
         outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
         quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
-        simulated = predict(network, data)
-        return Answers(quality, outputs, self.bytes(path), float(np.mean(task.agreements(outputs, simulated))))
+        return Answers(quality, outputs, self.bytes(path))

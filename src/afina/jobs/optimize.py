@@ -82,7 +82,7 @@ def optimize(
     training: str | Path | Mapping[str, Any] | None = None,
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
-    precision: Precision = "32",
+    precision: Precision | None = None,
     keep_fp32: str | Sequence[str] = (),
     threads: int | None = None,
     batch: int = 1,
@@ -113,7 +113,7 @@ def optimize(
             options here come before it.
         learning_rate: Of training and fine-tuning; by default one that suits each.
         optimizer: `sgd` or `adamw`; by default the first for networks with batch norm, the second for others.
-        precision: Of training: `32`, `bf16-mixed` or `16-mixed`.
+        precision: Of training: `32` (the default), `bf16-mixed` or `16-mixed`.
         keep_fp32: Names of layers that stay in 32 bits in mixed precision, with `*` and `?` as in file names.
         threads: Threads of the runtime; all cores by default.
         batch: Images per call when latency is measured.
@@ -138,7 +138,10 @@ def optimize(
         )
     if tune and training is not None:
         raise InputError("--tune and --training both say how to train.", fix="Give one of them.")
+    if tune and learning_rate is not None:
+        raise InputError("--tune searches for the learning rate itself.", fix="Leave out --learning-rate.")
     given = read_settings(training or {})
+    precision = precision or given.options.get("precision", "32")
     chosen = get_runtime(runtime)
     images = open_data(data, seed=seed, progress=progress)
     input_size = input_size or given.input_size
@@ -166,7 +169,7 @@ def optimize(
     )
     if epochs is None and training is not None:
         epochs = given.options.get("epochs", _epochs(images, _ADAPT_STEPS))
-    own = {name: value for name, value in given.options.items() if name not in ("optimizer", "epochs")}
+    own = {name: value for name, value in given.options.items() if name not in ("optimizer", "epochs", "precision")}
     adapting = replace(common, **_adapting(images, source, common, epochs, learning_rate, own))
     tuning = replace(
         common,

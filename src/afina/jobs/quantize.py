@@ -12,7 +12,7 @@ from afina.jobs.compression import Subject, open_subject, suited_batch, suited_o
 from afina.jobs.exporting import Answers, Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planfile import check_target, read_plan, write_plan
-from afina.jobs.precision import Guard, plan_precisions
+from afina.jobs.precision import Guard, fit_size, plan_precisions
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.runtimes import Runtime, get_runtime
@@ -98,9 +98,10 @@ def quantize(
         power_of_two: Scales are powers of two.
         full_range: Absmax weights use the lowest code too.
         skip: Names of layers that stay in float.
-        plan: `auto` chooses each layer's precision by measured time, bytes and damage; or a file of a plan.
+        plan: `auto` chooses each layer's precision by measured time, bytes and damage; `bits` shares out the bits of
+            weights alone, for `size`; or a file of a plan.
         save_plan: Where the precisions of all layers are written (`.json`), to be used again.
-        size: With `plan="auto"`: limit on the file, as in `500KB`.
+        size: With `plan="auto"` or `"bits"`: limit on the file, as in `500KB`.
         latency: With `plan="auto"`: limit on the time for one batch, as in `5ms`.
         max_drop: Limit on the loss of quality of the file; where it is broken, the layers to blame get precision back.
         qat: Epochs of training with simulated integers, taught by the float network.
@@ -157,6 +158,9 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if asked.plan == "auto":
         config, told = plan_precisions(source, config, asked.limits, asked.exporter, context)
         notes += told
+    elif asked.plan == "bits":
+        assert asked.limits.size is not None
+        config = fit_size(source, config, asked.limits.size, asked.exporter, context)
     elif asked.plan is not None:
         config = read_plan(Path(asked.plan), source, config)
     source, told = equalize(source, config, context)
@@ -178,7 +182,9 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
         network, record, found = guard.keep(network, record, found)
     if asked.save_plan is not None:
         write_plan(Path(asked.save_plan), source, guard.config if guard else config)
-    return network, _with_answers(record, subject, asked.exporter.runtime, original, found, time.monotonic() - start)
+    same = found.agreement(network, subject.data)
+    record = _with_answers(record, subject, asked.exporter.runtime, original, found, same)
+    return network, replace(record, seconds=time.monotonic() - start)
 
 
 def _train(prepared: Prepared, subject: Subject, config: FitConfig, learn_scales: bool) -> tuple[str, ...]:
@@ -215,23 +221,22 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
 
 
 def _with_answers(
-    record: Record, subject: Subject, runtime: Runtime, before: Answers, after: Answers, seconds: float
+    record: Record, subject: Subject, runtime: Runtime, before: Answers, after: Answers, same: float
 ) -> Record:
     """The record with what the files are and answer."""
     told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
     notes = (
         f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
-        f"The file and the simulation agree on {after.agreement:.2%} of the images.",
+        f"The file and the simulation agree on {same:.2%} of the images.",
     )
     for note in notes:
         subject.progress.say(note)
     return replace(
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},
-        after={**record.after, "quality": after.quality.value, "file": after.size, "agreement": after.agreement},
+        after={**record.after, "quality": after.quality.value, "file": after.size, "agreement": same},
         notes=(*record.notes, *_widened(record, runtime), *notes),
-        seconds=seconds,
     )
 
 
@@ -256,9 +261,13 @@ def _limits(
 
 
 def _check(plan: Any, size: Any, latency: Any, qat: int, data: Any) -> None:
-    if plan not in (None, "auto") and Path(plan).suffix != ".json":
-        raise InputError(f"--plan {plan!r} is not known.", fix="Write --plan auto, or give a plan's .json file.")
-    if plan != "auto" and (size is not None or latency is not None):
+    if plan not in (None, "auto", "bits") and Path(plan).suffix != ".json":
+        raise InputError(
+            f"--plan {plan!r} is not known.", fix="Write --plan auto or --plan bits, or give a plan's .json file."
+        )
+    if plan == "bits" and (size is None or latency is not None):
+        raise InputError("--plan bits is for a limit on size, and no other.", fix="Give --size, or write --plan auto.")
+    if plan not in ("auto", "bits") and (size is not None or latency is not None):
         raise InputError(
             "A limit on size or latency needs a plan that is made for it.",
             why="Without, every layer has the precision that was asked for.",

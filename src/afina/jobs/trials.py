@@ -20,6 +20,7 @@ from afina.jobs.target import ModelSource, input_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.search import Space, best_trial, front, make_space
+from afina.search.spaces import NumberLoader
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
@@ -92,7 +93,7 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
         found: Any = source
     else:
         try:
-            found = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+            found = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"--training {source} cannot be read.", why=str(error).splitlines()[0]) from error
     if not isinstance(found, Mapping):
@@ -218,12 +219,12 @@ class Training:
         whole = self._load(params)
         costs = self._affordable(whole.network, trial)
         config = FitConfig(**{**self._defaults(whole.network), **settings_of(params).options})
-        network, epochs = self._fit(whole.network, params, config, trial)
+        network, epochs, last = self._fit(whole.network, params, config, trial)
         costs[SECONDS] = sum(epoch.seconds for epoch in epochs)
         sign = 1 if self.metric.higher_is_better else -1
-        value = float(sign * max(sign * epoch.quality for epoch in epochs[-config.epochs :]))
+        value = float(sign * max(sign * epoch.quality for epoch in epochs[-last:]))
         best = None if trial.study is None else best_trial(trial.study)
-        if self._costs.also or best is None or sign * value > sign * best.values[0]:
+        if self._costs.also or best is None or sign * value >= sign * best.values[0]:
             folder.mkdir(parents=True, exist_ok=True)
             network.save(network_file(folder, trial.number))
             if trial.study is not None:
@@ -232,8 +233,11 @@ class Training:
 
     def _fit(
         self, whole: Network, params: dict[str, Any], config: FitConfig, trial: Reports
-    ) -> tuple[Network, list[Epoch]]:
-        """Train part by part, each from the weights of the one before; ends where the trial has no hope."""
+    ) -> tuple[Network, list[Epoch], int]:
+        """Train part by part, each from the weights of the one before; ends where the trial has no hope.
+
+        Gives the network, all epochs, and how many of them the last part had.
+        """
         curve, network = list[Epoch](), whole
         staged = len(self._rungs) > 1
 
@@ -249,14 +253,16 @@ class Training:
             if not staged:
                 report(epoch.epoch, epoch.epoch == config.epochs)
 
+        before = 0
         for rung in self._rungs:
+            before = len(curve)
             start = whole if rung.size == 1 else self._at(rung, params, whole)
             if network is not whole:
                 start.module.load_state_dict(network.module.state_dict())
             network, _ = fit(start, self._parts[rung.images], config, after=after)
             if staged:
                 report(rung.step, rung is self._rungs[-1])
-        return network, curve
+        return network, curve, len(curve) - before
 
     def _at(self, rung: Rung, params: dict[str, Any], whole: Network) -> Network:
         """The network for smaller images.
@@ -346,7 +352,9 @@ def network_file(folder: Path, number: int) -> Path:
 
 def clear(study: Study, folder: Path) -> None:
     """Remove the networks of trials that ended and that others are better than."""
+    # Those that ended first: another process may tell a better one at any moment.
+    ended = [t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
     kept = {t.number for t in front(study)}
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished() and trial.number not in kept:
-            network_file(folder, trial.number).unlink(missing_ok=True)
+    for number in ended:
+        if number not in kept:
+            network_file(folder, number).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Subject:
         units: As in `Measurement`.
         steps: The last step that a trial reports.
         trains: Whether trials leave networks.
+        about: What must be the same for all trials.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Subject:
     units: tuple[str, ...]
     steps: int = 1
     trains: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def subject_of(given: Given, progress: Progress) -> Subject:
@@ -116,6 +118,11 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
         units=(metric.name, *(COSTS[name] for name in given.also)),
         steps=training.most_steps(space),
         trains=True,
+        about={
+            "model": name_of(given.model, full=True), "data": images.fingerprint, "weights": given.weights,
+            "input_size": given.input_size, "epochs": given.epochs, **given.common, "also": given.also,
+            "limits": given.limits, "fidelity": given.fidelity,
+        },
     )  # fmt: skip
 
 

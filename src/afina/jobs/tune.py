@@ -133,6 +133,7 @@ def tune(
     if trials is None and limit is None and sampler != "grid":
         trials = _TRIALS
     others = (also,) if isinstance(also, str) else tuple(also)
+    _check_several(others, sampler, fidelity)
     given = Given(
         model, data, objective, space, sampler, trials, limit, _stopping(early_stopping, others), grid_points, epochs,
         maximize, out, storage, weights, input_size, seed, example,
@@ -175,6 +176,18 @@ def _stopping(asked: str | None, also: tuple[str, ...]) -> str:
     return asked or ("none" if also else DEFAULT_STOPPING)
 
 
+def _check_several(also: tuple[str, ...], sampler: str, fidelity: str) -> None:
+    """Whether what was asked for is possible with several objectives."""
+    if also and sampler == "cmaes":
+        raise InputError("--sampler cmaes knows one objective only.", fix="Leave out --also, or take another sampler.")
+    if also and fidelity != EPOCHS:
+        raise InputError(
+            f"--fidelity {fidelity} gains nothing with several objectives.",
+            why="It is for stopping trainings early, and no single value says which has no hope.",
+            fix="Leave it out.",
+        )
+
+
 def _limits(size: str | float | None, latency: str | float | None) -> Mapping[str, float]:
     limits = {} if size is None else {"size": float(parse_size(size))}
     return limits if latency is None else {**limits, "latency": parse_time(latency)}
@@ -190,6 +203,7 @@ def _open(given: Given, worker: int, progress: Progress) -> tuple[Study, Subject
         make_sampler(given.sampler, space, given.seed, given.grid_points),
         subject.directions,
         pruner=make_stopping(given.early_stopping, subject.steps, FACTORS[given.fidelity]),
+        about=subject.about,
     )
     known = len(study.get_trials(deepcopy=False)) + _APART * worker
     if known and given.sampler != "tensor-train":

@@ -2,7 +2,7 @@
 
 Networks become smaller by pruning and by factorization, alone or with fewer bits. Before any is made for good, one of
 the same shape is exported and timed, since size and latency do not depend on its weights: only ratios that can keep the
-limits on size, latency and memory cost more.
+limits on size and latency cost more.
 """
 
 import math
@@ -52,7 +52,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network without `ratio` of the cost, in int8, would weigh (bytes) and take (seconds, if it is limited)."""
+    """What a network without `ratio` of the cost would weigh (bytes) and take (seconds, where that is limited)."""
 
     ratio: float
     size: float
@@ -81,10 +81,10 @@ class Ways:
         self._job, self._original, self._budget, self._known, self._int8 = job, original, budget, known, int8
 
     def rounds(self) -> Iterator[list[Way]]:
-        """Ways to try together: with limits on resources, those that can keep them, and if none can, the harshest."""
-        if not limited(self._budget):
+        """Ways to try together: with limits on size or time, those that can keep them; else the harshest."""
+        if self._budget.size is None and self._budget.latency is None:
             for ratio in _PLAIN_RATIOS:
-                yield [Way(reducer, ratio, (FLOAT, INT8)) for reducer in self._reducers if ratio <= _most(reducer)]
+                yield [Way(reducer, ratio, (FLOAT, INT8)) for reducer in self._reducers if ratio <= self._most(reducer)]
             return
         found: list[Way] = []
         for reducer in self._reducers:
@@ -100,14 +100,16 @@ class Ways:
 
     def _gentlest(self, reducer: Reducer) -> float | None:
         """The smallest ratio that can keep the limits on resources; None where none can."""
-        most = _most(reducer)
+        most = self._most(reducer)
         ratios = [ratio for ratio in _RATIOS if ratio <= most]
-        int8 = self._known(INT8)
-        start = self._excess(int8.measurements["size"].value, int8.measurements["latency"].value) if int8 else None
+        # Where int8 keeps the limits and something else is wrong with it, what is left is to look for a float file.
+        start = self._excess_of(INT8)
+        form = INT8 if start is None or start > 1 else FLOAT
+        start = self._excess_of(ORIGINAL) if form == FLOAT else start
         with self._job.progress.work(f"Sizing networks to {reducer.name}", len(ratios).bit_length()) as bar:
 
             def excess(index: int) -> float:
-                probe = self._probe(reducer, ratios[index])
+                probe = self._probe(reducer, ratios[index], form)
                 bar.advance(note=f"ratio {ratios[index]:g}")
                 return self._excess(probe.size, (probe.latency or 0.0) / _PROBE_SLACK)
 
@@ -115,13 +117,32 @@ class Ways:
         # What prunes goes as far as it can, so that the answer is the nearest to the limits that there is.
         return ratios[found] if found is not None else ratios[-1] if ratios and reducer.name == Pruner.name else None
 
-    def _probe(self, reducer: Reducer, ratio: float) -> Probe:
-        """Export a network of the shape that `ratio` gives, in int8, and time it where time is limited."""
-        name = f"probe-{reducer.name}-{ratio:g}"
+    def _most(self, reducer: Reducer) -> float:
+        """The largest ratio that can go; 0 where the network has nothing for it."""
+
+        def build() -> float:
+            try:
+                return reducer.most()
+            except AfinaError:
+                return 0.0
+
+        return self._job.stage(f"most-{reducer.name}", float, build)
+
+    def _excess_of(self, name: str) -> float | None:
+        """The largest share of its limit that a candidate has; None where it was not judged."""
+        known = self._known(name)
+        if known is None:
+            return None
+        return self._excess(known.measurements["size"].value, known.measurements["latency"].value)
+
+    def _probe(self, reducer: Reducer, ratio: float, form: str) -> Probe:
+        """Export a network of the shape that `ratio` gives, and time it where time is limited."""
+        name = f"probe-{reducer.name}-{ratio:g}-{form}"
 
         def build() -> Probe:
             try:
-                network = self._int8(reducer.shape(ratio))
+                network = reducer.shape(ratio)
+                network = self._int8(network) if form == INT8 else network
             except AfinaError as error:
                 self._job.run.log(f"{name}: {error}")
                 return Probe(ratio, math.inf)
@@ -130,7 +151,7 @@ class Ways:
             latency = None if self._budget.latency is None else self._latency(path)
             probe = Probe(ratio, file_size(self._job, path).value, latency)
             told = "" if latency is None else f" and {latency * 1e3:.3f} ms"
-            self._job.run.log(f"{name}: int8 would take {probe.size:.0f} B{told}")
+            self._job.run.log(f"{name}: would take {probe.size:.0f} B{told}")
             return probe
 
         return self._job.stage(name, Probe, build)
@@ -163,14 +184,6 @@ class Ways:
 def limited(budget: Budget) -> bool:
     """Whether size, latency or memory is limited."""
     return replace(budget, max_drop=None) != Budget()
-
-
-def _most(reducer: Reducer) -> float:
-    """The largest ratio that can go; 0 where the network has nothing for it."""
-    try:
-        return reducer.most()
-    except AfinaError:
-        return 0.0
 
 
 def first_within(excess: Callable[[int], float], count: int, start: float | None = None) -> int | None:

@@ -198,7 +198,7 @@ def read_space(path: str | Path) -> Space:
         InputError: the file is missing, is not YAML, or does not hold a space.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=NumberLoader)
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.", fix="Give the file of a search space.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -365,11 +365,11 @@ def _is_number(value: Any, *, whole: bool) -> bool:
     return isinstance(value, int) if whole else isinstance(value, int | float) and math.isfinite(value)
 
 
-class _Loader(yaml.SafeLoader):
+class NumberLoader(yaml.SafeLoader):
     """YAML that reads `1e-4` as the number it is (YAML 1.1 takes it for text without a point)."""
 
 
-_Loader.add_implicit_resolver(
+NumberLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),

@@ -3,7 +3,7 @@
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ Objective = Callable[[dict[str, Any], optuna.Trial], float | Sequence[float] | N
 
 ERROR = "afina:error"
 _SPACE = "afina:space"
+_ABOUT = "afina:about"
 _STUDY = "search"
 _LOOK = 30.0
 
@@ -56,6 +57,7 @@ def open_study(
     directions: Sequence[str] = ("minimize",),
     name: str = _STUDY,
     pruner: optuna.pruners.BasePruner | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Study:
     """The study in a run folder or at a storage URL; made where there is none, else taken up with all its trials.
 
@@ -66,9 +68,10 @@ def open_study(
         directions: `minimize` or `maximize` for each objective.
         name: Of the study; a storage may have several.
         pruner: Which trials are stopped early; None for none.
+        about: What else must be the same for all trials of the study, as plain data; None for nothing.
 
     Raises:
-        InputError: the storage has a study of this name with another space or other directions.
+        InputError: the storage has a study of this name with another space, other directions, or about something else.
         StorageError: the storage cannot be reached or written.
     """
     for direction in directions:
@@ -98,6 +101,16 @@ def open_study(
             f"The study in {where} was begun with another search space.",
             why=_difference(json.loads(known), json.loads(wanted)),
             fix="Choose another folder (--out), or give the space that it was begun with.",
+        )
+    asked = json.loads(json.dumps(about or {}, sort_keys=True, default=str))
+    held_about = study.user_attrs.get(_ABOUT)
+    if held_about is None:
+        study.set_user_attr(_ABOUT, asked)
+    elif held_about != asked:
+        raise InputError(
+            f"The study in {where} was begun with other options.",
+            why=_difference(held_about, asked),
+            fix="Choose another folder (--out), or give the options that it was begun with.",
         )
     return study
 

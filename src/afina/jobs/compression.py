@@ -74,6 +74,14 @@ class Subject:
         )
 
 
+class OptionsChecked(Exception):
+    """A job has checked all its options, and would open what `UNOPENED` stands for."""
+
+
+# In place of a model: the job checks its options and goes no further.
+UNOPENED: Any = object()
+
+
 @dataclass(frozen=True)
 class Saved:
     """A network that was written to a file, and what was done to it."""
@@ -126,10 +134,13 @@ def open_subject(
 
     Raises:
         InputError: they cannot be used, or the model's outputs do not fit the data.
+        OptionsChecked: there is no model but `UNOPENED`.
     """
     progress = progress or Progress()
     if images < 1:
         raise InputError(f"--images is {images}.", fix="Give 1 or more.")
+    if model is UNOPENED:
+        raise OptionsChecked
     if data is None:
         return Subject(
             load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress, teacher
@@ -182,6 +193,17 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         return (batch for batch, _ in batches)
 
     return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)
+
+
+def check_training(
+    epochs: int, learning_rate: float | None, optimizer: Optimizer | None, data: Any, option: str = "--finetune"
+) -> None:
+    """Raise `InputError` for a training that would fail once the work before it is done."""
+    if epochs < 0:
+        raise InputError(f"{option} is {epochs}.", fix="Give a number of epochs, 0 for no training.")
+    if epochs and data is None:
+        raise InputError("Training needs images.", fix=f"Give --data, or leave {option} out.")
+    FitConfig(epochs=epochs or 1, learning_rate=learning_rate, optimizer=optimizer or "sgd")
 
 
 def tuned(

@@ -1,14 +1,22 @@
 """`afina distill`: a network that learns from another one, with or without labels."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from afina.data import open_data
 from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.compression import RATES, Subject, load_for, suited_batch, suited_optimizer
+from afina.jobs.compression import (
+    RATES,
+    UNOPENED,
+    OptionsChecked,
+    Subject,
+    load_for,
+    suited_batch,
+    suited_optimizer,
+)
 from afina.jobs.target import ModelSource, name_of
 from afina.models import load_model
 from afina.progress import Progress
@@ -78,6 +86,14 @@ def distill(
     start, progress = time.monotonic(), progress or Progress()
     if data is None and unlabelled is None:
         raise InputError("There are no images to learn from.", fix="Give --data, --unlabelled, or both.")
+    config = FitConfig(
+        epochs=epochs, optimizer=optimizer or "sgd", learning_rate=learning_rate, batch_size=batch_size or 128,
+        augment=augment, precision=precision, keep_fp32=tuple(keep_fp32), distillation=weight,
+        temperature=temperature, features=features, feature_weight=feature_weight, attention_weight=attention_weight,
+        relation_weight=relation_weight, keep_zeros=keep_zeros, seed=seed,
+    )  # fmt: skip
+    if student is UNOPENED:
+        raise OptionsChecked
     judged = open_data(data if data is not None else unlabelled, seed=seed, progress=progress)
     master = load_for(judged, teacher, weights, input_size, example, seed, progress).network
     network = load_model(
@@ -90,13 +106,12 @@ def distill(
     elif data is None:
         judged = learned = judged.without_labels()
     chosen = optimizer or suited_optimizer(network)
-    config = FitConfig(
-        epochs=epochs, optimizer=chosen, learning_rate=learning_rate or RATES[chosen],
-        batch_size=batch_size or suited_batch(learned), augment=augment, precision=precision,
-        keep_fp32=tuple(keep_fp32), distillation=weight, temperature=temperature, features=features,
-        feature_weight=feature_weight, attention_weight=attention_weight,
-        relation_weight=relation_weight, keep_zeros=keep_zeros, seed=seed,
-    )  # fmt: skip
+    config = replace(
+        config,
+        optimizer=chosen,
+        learning_rate=learning_rate or RATES[chosen],
+        batch_size=batch_size or suited_batch(learned),
+    )
     trained, curve = fit(network, learned, config, teacher=master, progress=progress)
     record = Record(
         step=Step("distill", asdict(config)),

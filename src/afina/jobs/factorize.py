@@ -5,7 +5,7 @@ from typing import Any
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.compression import Subject, open_subject, tuned
+from afina.jobs.compression import Subject, check_training, open_subject, tuned
 from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planning import goal_of, target_of
@@ -90,8 +90,7 @@ def factorize(
     goal = None if rank is not None else goal_of(macs, parameters, size, latency)
     if rank is not None and any(given is not None for given in (parameters, macs, size, latency)):
         raise InputError("A rank leaves nothing to choose for a target.", fix="Give either --rank or a target.")
-    if finetune and data is None:
-        raise InputError("Fine-tuning needs images.", fix="Give --data, or leave --finetune out.")
+    check_training(finetune, learning_rate, optimizer, data)
     step = multiple or (_MULTIPLE if goal is not None and goal[0] == "latency" else 1)
     names = (skip,) if isinstance(skip, str) else tuple(skip)
     config = FactorizeConfig(method=method, rank=_rank(rank), multiple=step, skip=names)

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from afina.data import ImageData
 from afina.errors import AfinaError, InputError
 from afina.graph.network import Network
-from afina.jobs.compression import Subject, open_subject, tuned
+from afina.jobs.compression import Subject, check_training, open_subject, tuned
 from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planning import Planner, blocks_to_go, goal_of, target_of
@@ -96,7 +95,8 @@ def prune(
     wide = 0 if goal[0] == "latency" or multiple is not None else _WIDE
     chosen = _MULTIPLE if multiple is None else multiple
     config = PruneConfig(criterion=criterion, axes=axes_asked(axis), multiple=chosen, wide=wide)
-    _check(per, steps, finetune, data)
+    check_training(finetune, learning_rate, optimizer, data)
+    _check(per, steps, finetune)
     subject = open_subject(model, data, weights, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(get_runtime(runtime), threads or available_cores(), batch)
     network, records = subject.network, list[Record]()
@@ -141,13 +141,11 @@ def axes_asked(axis: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...
     return (axis,) if isinstance(axis, str) else tuple(axis)
 
 
-def _check(per: str, steps: int, finetune: int, data: ImageData | Any) -> None:
+def _check(per: str, steps: int, finetune: int) -> None:
     if per not in ("global", "layer"):
         raise InputError(f"--per {per!r} is not known.", fix="Choose global or layer.")
-    if steps < 1 or finetune < 0:
-        raise InputError(f"--steps {steps} and --finetune {finetune} must be 1 or more, and 0 or more.")
-    if finetune and data is None:
-        raise InputError("Fine-tuning needs images.", fix="Give --data, or leave --finetune out.")
+    if steps < 1:
+        raise InputError(f"--steps is {steps}.", fix="Give 1 or more.")
     if steps > 1 and not finetune:
         raise AfinaError(
             "Pruning in steps without fine-tuning between them gains nothing.", fix="Give --finetune EPOCHS."

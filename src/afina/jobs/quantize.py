@@ -8,7 +8,7 @@ from typing import Any, Literal
 from afina.budget import make_budget
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
-from afina.jobs.compression import Subject, open_subject, suited_batch, suited_optimizer
+from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Answers, Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planfile import check_target, read_plan, write_plan
@@ -27,7 +27,7 @@ from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
 from afina.types import Budget, Record
-from afina.units import format_size, format_value
+from afina.units import format_size, format_value, parse_drop, parse_size, parse_time
 
 # Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
 _RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
@@ -136,7 +136,8 @@ def quantize(
         layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
     chosen.check_integers(activations)
-    _check(plan, size, latency, qat, data)
+    _check(plan, size, latency, max_drop, data)
+    check_training(qat, learning_rate, optimizer, data, "--qat")
     _check_learned(learn_scales, qat, config)
     if save_plan is not None:
         check_target(Path(save_plan))
@@ -260,7 +261,10 @@ def _limits(
     return make_budget(metric, size, latency, None, max_drop)
 
 
-def _check(plan: Any, size: Any, latency: Any, qat: int, data: Any) -> None:
+def _check(plan: Any, size: Any, latency: Any, max_drop: Any, data: Any) -> None:
+    for parse, limit in ((parse_size, size), (parse_time, latency), (parse_drop, max_drop)):
+        if limit is not None:
+            parse(limit)
     if plan not in (None, "auto", "bits") and Path(plan).suffix != ".json":
         raise InputError(
             f"--plan {plan!r} is not known.", fix="Write --plan auto or --plan bits, or give a plan's .json file."
@@ -275,8 +279,6 @@ def _check(plan: Any, size: Any, latency: Any, qat: int, data: Any) -> None:
         )
     if data is None:
         raise InputError("Quantization needs images to calibrate on and to be judged by.", fix="Give --data.")
-    if qat < 0:
-        raise InputError(f"--qat is {qat}.", fix="Give a number of epochs, 0 for no training.")
 
 
 def _check_learned(learn_scales: bool, qat: int, config: QuantizeConfig) -> None:

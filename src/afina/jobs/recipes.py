@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from afina.data import ImageData, open_data
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
-from afina.jobs.compression import load_for
+from afina.jobs.compression import UNOPENED, OptionsChecked, load_for
 from afina.jobs.distill import distill
 from afina.jobs.exporting import Exporter
 from afina.jobs.factorize import factorize
@@ -63,6 +64,10 @@ class Kind:
         """The names of a step's options."""
         named = inspect.signature(self.job).parameters.values()
         return tuple(p.name for p in named if p.kind is p.KEYWORD_ONLY and (p.name in self.own or p.name not in _GIVEN))
+
+    def read(self, option: str, value: Any) -> Any:
+        """An option's value, of the type that the job takes. Raises `pydantic.ValidationError`."""
+        return TypeAdapter[Any](get_type_hints(self.job)[option]).validate_python(value)
 
 
 KINDS = {
@@ -156,6 +161,7 @@ def run(
     """
     steps, progress = read_recipe(recipe), progress or Progress()
     exporter = Exporter(get_runtime(runtime), threads or available_cores())
+    _check_values(steps, exporter)
     images = open_data(data, seed=seed, progress=progress)
     original = load_for(images, model, weights, input_size, example, seed, progress).network
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "recipe"
@@ -194,15 +200,11 @@ class _Job:
         return network, tuple(records)
 
     def _apply(self, step: Step, network: Network, before: Sequence[Record]) -> tuple[Network, Record]:
-        kind, options = KINDS[step.technique], dict(step.config)
-        sparse = any(record.step.technique == "sparsify" for record in before)
-        if step.technique == "distill":
-            call = partial(distill, self.original, network, keep_zeros=sparse)
-        else:
-            call = partial(kind.job, network, teacher=self.original)
-        if "runtime" in inspect.signature(kind.job).parameters:
-            call = partial(call, runtime=self.exporter.runtime.name, threads=self.exporter.threads)
-        return call(data=self.data, seed=self.seed, progress=self.progress, **options)
+        call = _bound(step, network, self.original, self.exporter)
+        if step.technique == "distill" and any(record.step.technique == "sparsify" for record in before):
+            call = partial(call, **{"keep_zeros": True, **step.config})
+        done: tuple[Network, Record] = call(data=self.data, seed=self.seed, progress=self.progress)
+        return done
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
         """The files, and what they answer."""
@@ -222,6 +224,26 @@ class _Job:
         with self.run.file("metadata.json") as path:
             path.write_text(json.dumps(to_plain(result), indent=2))
         return result
+
+
+def _bound(step: Step, network: Network, original: Network, exporter: Exporter) -> Callable[..., Any]:
+    """The job of a step with its options, for a network that the original teaches."""
+    job = KINDS[step.technique].job
+    call = partial(distill, original, network) if job is distill else partial(job, network, teacher=original)
+    if "runtime" in inspect.signature(job).parameters:
+        call = partial(call, runtime=exporter.runtime.name, threads=exporter.threads)
+    return partial(call, **step.config)
+
+
+def _check_values(steps: Sequence[Step], exporter: Exporter) -> None:
+    """Raise now what a step would raise, when its turn comes, for options that are wrong in themselves."""
+    for number, step in enumerate(steps, 1):
+        try:
+            _bound(step, UNOPENED, UNOPENED, exporter)(data=UNOPENED)
+        except OptionsChecked:
+            continue
+        except InputError as error:
+            raise InputError(f"Step {number} ({step.technique}): {error.what}", error.why, error.fix) from error
 
 
 def describe(result: RecipeResult) -> str:
@@ -282,8 +304,17 @@ def _step(number: int, entry: Any) -> Step:
         raise InputError(f"Step {number}: there is no step {name!r}.", fix=did_you_mean(str(name), KINDS))
     if not isinstance(options or {}, Mapping):
         raise InputError(f"Step {number} ({name}): its options are {options!r}.", fix=_EXAMPLE)
-    _check_keys(f"Step {number} ({name})", options or {}, KINDS[name].options)
-    return Step(name, dict(options or {}))
+    where, kind = f"Step {number} ({name})", KINDS[name]
+    _check_keys(where, options or {}, kind.options)
+    return Step(name, {key: _value(where, kind, key, value) for key, value in (options or {}).items()})
+
+
+def _value(where: str, kind: Kind, option: str, value: Any) -> Any:
+    try:
+        return kind.read(option, value)
+    except ValidationError as error:
+        why = "; or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+        raise InputError(f"{where}: {option} is {value!r}.", why=f"{why}.") from error
 
 
 def _check_keys(where: str, given: Mapping[str, Any], known: Any) -> None:

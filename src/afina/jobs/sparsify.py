@@ -7,7 +7,7 @@ import numpy as np
 from afina.budget import Option, choose
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.compression import open_subject, tuned
+from afina.jobs.compression import check_training, open_subject, tuned
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.techniques.context import Context
@@ -66,8 +66,7 @@ def sparsify(
     """
     if (sparsity is None) == (pattern is None):
         raise InputError("Give either a sparsity or a pattern.", fix="Write --sparsity 80%, or --pattern 2:4.")
-    if finetune and data is None:
-        raise InputError("Fine-tuning needs images.", fix="Give --data, or leave --finetune out.")
+    check_training(finetune, learning_rate, optimizer, data)
     share = 0.5 if sparsity is None else parse_share(sparsity, "--sparsity")
     config = SparsifyConfig(sparsity=share, pattern=pattern or "", criterion=criterion)
     subject = open_subject(model, data, weights, input_size, example, images, seed, progress, teacher)

@@ -122,7 +122,37 @@ def test_a_plan_takes_out_the_kind_of_layer_that_slows_the_file(digits_network, 
     network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
     assert _is_integer(network)
     assert not reads_integers(network, "aten.linear")
-    assert any("with linear layers in float" in note for note in record.notes)
+    assert any("integers, linear layers in float" in note for note in record.notes)
+
+
+def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, monkeypatch, tmp_path):
+    from small_networks import network_of, vision_transformer
+
+    from afina.jobs.planfile import read_plan, write_plan
+    from afina.jobs.precision import plan_precisions
+    from afina.techniques.context import Context
+    from afina.techniques.quantize import QuantizeConfig, Source
+    from afina.types import Budget
+
+    def seconds(network):
+        held = [tensor.dtype for tensor in network.module.state_dict().values()]
+        undone = [n for n in network.graph.nodes if "dequantize_per_tensor" in str(n.target)]
+        centred = sum(n.args[2] == 128 for n in undone)
+        return 1e-3 * (1 - 0.3 * bool(undone) - 0.1 * (torch.bfloat16 in held) - 0.05 * centred / max(1, len(undone)))
+
+    timed(seconds)
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "computes_bf16", lambda self: True)
+    source = Source.of(network_of(vision_transformer()))
+    images = source.network.example(32)
+    context = Context(calibration=lambda: iter([images]), images=32)
+    config, (note,) = plan_precisions(
+        source, QuantizeConfig(fused="all", sums="joined"), Budget(), Exporter(RUNTIMES["openvino"], 1), context
+    )
+    assert (config.norms, config.centred) == ("bf16", True)
+    assert "norms in bf16, symmetric before linear layers" in note
+    write_plan(tmp_path / "plan.json", source, config)
+    again = read_plan(tmp_path / "plan.json", source, QuantizeConfig())
+    assert (again.norms, again.centred) == ("bf16", True)
 
 
 @pytest.mark.parametrize("limit", [9_000, 6_000])

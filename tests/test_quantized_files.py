@@ -3,12 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from conftest import GREY, digits
+from small_networks import network_of, vision_transformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -204,6 +206,65 @@ def test_predictions_of_the_file_are_those_of_the_simulation(digits_network, tmp
     network, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=64))
     path = chosen.export(network, tmp_path / f"model{chosen.suffix}")
     assert _agreement(network, "openvino", path) >= 0.995
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Network:
+    torch.manual_seed(0)
+    return network_of(vision_transformer())
+
+
+def _for_openvino(network: Network, path: Path, **options: Any) -> tuple[Network, str]:
+    """The network in integers, checked against its file, and the text of the file."""
+    pytest.importorskip("openvino")
+    chosen = RUNTIMES["openvino"]
+    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums, **QUICK, **options)
+    images = network.example(64)
+    made, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    chosen.export(made, path)
+    check_parity(made, path, None, threads=1)
+    return made, path.read_text()
+
+
+def test_layers_that_share_a_width_stay_in_integers_on_openvino(transformer, tmp_path):
+    """A zero point that layers share is left in by the converter, and each of them is then computed in float."""
+    _, text = _for_openvino(transformer, tmp_path / "model.xml")
+    assert text.count('type="MatMul"') >= 4
+    assert 'type="Subtract"' not in text
+
+
+def test_linear_layers_read_symmetric_activations_where_that_is_asked_for(transformer, tmp_path):
+    """But for those without negative values, which would lose half of their codes."""
+    network, _ = _for_openvino(transformer, tmp_path / "model.xml", centred=True)
+    assert _zeros_before_linear(network) == [128] * 4
+    relu = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    plain = capture(relu, GREY, TaskSpec("classification", tuple("abcd")))
+    network, _ = _for_openvino(plain, tmp_path / "r.xml", centred=True)
+    assert _zeros_before_linear(network) == [0]
+
+
+def _zeros_before_linear(network: Network) -> list[int]:
+    """Zero points of the codes that linear layers read, of those that read any."""
+    found = []
+    for node in network.graph.nodes:
+        source = node.args[0] if node.target is torch.ops.aten.linear.default else None
+        while source is not None and source.target in (torch.ops.aten.flatten.using_ints, torch.ops.aten.view.default):
+            source = source.args[0]
+        if source is not None and "dequantize_per_tensor" in str(source.target):
+            found.append(source.args[2])
+    return found
+
+
+def test_what_is_not_in_integers_is_computed_in_bfloat16_where_norms_are(transformer, tmp_path):
+    network, text = _for_openvino(transformer, tmp_path / "model.xml", norms="bf16")
+    assert 'afina_compute value="bf16"' in text
+    network.save(tmp_path / "network.pt2")
+    kept = Network.load(tmp_path / "network.pt2")
+    held = [tensor.dtype for name, tensor in kept.module.state_dict().items() if "norm" in name]
+    assert held == [torch.bfloat16] * 6
+    images = network.example(4)
+    with network.inference(), kept.inference():
+        assert torch.equal(network(images), kept(images))
 
 
 def _agreement(network: Network, runtime: str, path: Path) -> float:

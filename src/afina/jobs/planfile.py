@@ -11,6 +11,8 @@ from afina.store.files import write
 from afina.techniques.quantize import Precision, QuantizeConfig, Source
 
 _FORMAT = "afina/plan/1"
+# What a plan says beside the precision of each layer.
+_PLACEMENT = ("sums", "fused", "centred", "norms")
 
 
 def fingerprint(source: Source) -> str:
@@ -30,8 +32,9 @@ def check_target(path: Path) -> None:
 def write_plan(path: Path, source: Source, config: QuantizeConfig) -> None:
     """Write the precision of every layer. Raises `StorageError` where it cannot be written."""
     layers = {name: vars(config.precision(name)) for name in source.layers}
-    plan = {"format": _FORMAT, "network": fingerprint(source), "sums": config.sums, "fused": config.fused}
-    write(path, (json.dumps({**plan, "layers": layers}, indent=2) + "\n").encode())
+    placement = {name: getattr(config, name) for name in _PLACEMENT}
+    plan = {"format": _FORMAT, "network": fingerprint(source), **placement, "layers": layers}
+    write(path, (json.dumps(plan, indent=2) + "\n").encode())
 
 
 def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeConfig:
@@ -45,7 +48,7 @@ def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeCon
         if plan["format"] != _FORMAT:
             raise ValueError(f"its format is {plan['format']!r}")
         layers = tuple((name, Precision(**precision)) for name, precision in plan["layers"].items())
-        placement = {"sums": plan["sums"], "fused": plan["fused"]}
+        placement = {name: plan[name] for name in _PLACEMENT if name in plan}
     except OSError as error:
         raise InputError(f"The plan {path} cannot be read.", why=str(error), fix="Check the path.") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -1,12 +1,13 @@
 """Which precision each layer gets: by time measured on the runtime, by bytes, and by what it does to the outputs.
 
 Time first: a few placements of integers are exported and timed in turns, the float network among them, and kinds of
-layers that are no faster in integers are taken out one after the other. Layers that compute in float still store their
+layers that are no faster in integers are taken out one after the other, and what the runtime may compute faster beside
+them is tried likewise. Layers that compute in float still store their
 weights as int8, which the runtime undoes when it loads: a quarter of the bytes at the speed of float. Then bytes: where
 the file is limited, an integer program shares out the bits by each layer's measured damage.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
@@ -24,7 +25,7 @@ from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 from afina.techniques.quantize.config import bits_of
 from afina.techniques.quantize.effects import Damage, damages
 from afina.techniques.quantize.prepared import Prepared, Source
-from afina.techniques.quantize.quantizer import WEIGHTED, layer_name
+from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, layer_name
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Budget, Record
 from afina.units import format_size, format_time
@@ -77,12 +78,9 @@ class _Placement:
         if best == "float" or times["float"] < times[best] * (1 + _NOTICEABLE):
             best = "float"
         told = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
-        out: list[str] = []
         if best != "float":
-            best, out = self._without(tried, best, told)
-        note = f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}"
-        note += f", with {', '.join(out)} in float." if out else "."
-        return tried[best], (note,)
+            best = self._improved(tried, best, told)
+        return tried[best], (f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}.",)
 
     def _first(self) -> dict[str, QuantizeConfig]:
         """What is tried in any case: float, and integers everywhere in the ways that the runtimes differ in."""
@@ -103,34 +101,38 @@ class _Placement:
         if not self._exporter.runtime.computes_bf16():
             return {}
         layers = tuple((name, Precision("bf16", "none") if p == STORED else p) for name, p in stored)
-        return {"bf16": replace(self._config, layers=layers)}
+        beside = {"integers, norms in bf16": replace(self._config, norms="bf16")} if self._has(NORMS) else {}
+        return {"bf16": replace(self._config, layers=layers), **beside}
 
-    def _without(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> tuple[str, list[str]]:
-        """Take kinds of layers out of the integers, one after the other, as long as that makes the file faster."""
-        out: list[str] = []
-        left = [kind for kind in self._kinds if len(self._kinds) > 1]
+    def _has(self, targets: Set[object]) -> bool:
+        return any(node.target in targets for node in self._source.network.graph.nodes)
+
+    def _moves(self, config: QuantizeConfig) -> dict[str, QuantizeConfig]:
+        """What one change makes of a configuration: a kind of layer in float, or something that the runtime has."""
+        moves = {f"{kind} in float": _in_float(config, self._kinds[kind]) for kind in self._kinds}
+        if len(self._kinds) == 1:
+            moves = {}
+        if self._exporter.runtime.centred and "linear layers" in self._kinds:
+            moves["symmetric before linear layers"] = replace(config, centred=True)
+        if self._exporter.runtime.computes_bf16() and self._has(NORMS):
+            moves["norms in bf16"] = replace(config, norms="bf16")
+        return {name: moved for name, moved in moves.items() if moved != config}
+
+    def _improved(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> str:
+        """The name of the configuration after one change after the other, as long as that makes the file faster."""
         for _ in range(_TRIES):
             self._files = {best: self._files[best]}
-            names = {}
-            for kind in left:
-                name = f"{best} without {kind}" if not out else f"{best} and {kind}"
-                config = _in_float(tried[best], self._kinds[kind])
-                if self._made(name, config):
-                    names[kind], tried[name] = name, config
-            if not names:
+            moved = {f"{best}, {name}": config for name, config in self._moves(tried[best]).items()}
+            tried |= {name: config for name, config in moved.items() if self._made(name, config)}
+            if len(self._files) == 1:
                 break
             times = self._times()
-            names = {kind: name for kind, name in names.items() if name in times}
-            kind = min(names, key=lambda kind: times[names[kind]], default="")
-            if not kind:
+            first = min(times, key=lambda name: times[name])
+            if times[first] > times[best] * (1 - _NOTICEABLE):
                 break
-            if times[names[kind]] > times[best] * (1 - _NOTICEABLE):
-                break
-            told.append(f"{names[kind]} {format_time(times[names[kind]])} (was {format_time(times[best])})")
-            best = names[kind]
-            out.append(kind)
-            left = [other for other in left if other != kind]
-        return best, out
+            told.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
+            best = first
+        return best
 
     def _made(self, name: str, config: QuantizeConfig) -> bool:
         try:

@@ -41,6 +41,7 @@ class Runtime(ABC):
         package: The library's distribution, which is also what it is imported as.
         fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
         sums: How it adds quantized activations; see `QuantizeConfig.sums`.
+        centred: Whether linear layers may be faster on symmetric activations; see `QuantizeConfig.centred`.
         stored_bits: For each number of bits that weights may have, how many the file takes for one.
         activation_bits: Bits of activations that it can compute with, or undo and compute in float.
     """
@@ -51,6 +52,7 @@ class Runtime(ABC):
     package: ClassVar[str]
     fuses: ClassVar[Literal["clips", "all"]] = "clips"
     sums: ClassVar[Literal["apart", "joined", "float"]] = "apart"
+    centred: ClassVar[bool] = False
     stored_bits: ClassVar[Mapping[int, int]] = {8: 8}
     activation_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16)
 

@@ -11,6 +11,24 @@ import numpy as np
 _FEWEST = 256  # constants of fewer elements are not worth the nodes that undo them
 
 
+def drop_zero_offsets(model: Any) -> None:
+    """Take out subtractions of zero points that are all zero.
+
+    The converter does so for a zero point that one layer has for itself, but not for one that layers share; and with a
+    subtraction before its weights a layer is computed in float.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Subtract" and _is_zero(node.input_value(1).get_node()):
+            node.output(0).replace(node.input_value(0))
+
+
+def _is_zero(node: Any) -> bool:
+    """Whether a constant, behind operators that keep its values, holds nothing but zeros."""
+    while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Broadcast"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant" and not np.any(node.data)
+
+
 def store_narrow(model: Any) -> None:
     """Store integer codes in 6, 4, 3 or 2 bits where they fit, and float weights in 16 where that is exact."""
     for node in model.get_ordered_ops():

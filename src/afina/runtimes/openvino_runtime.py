@@ -36,6 +36,7 @@ class OpenVINORuntime(Runtime):
     package = "openvino"
     fuses = "all"
     sums = "joined"
+    centred = True
     stored_bits = {8: 8, 6: 6, 4: 4, 3: 3, 2: 2}  # noqa: RUF012 (a constant)
     activation_bits = (2, 3, 4, 5, 6, 7, 8)
 
@@ -56,7 +57,7 @@ class OpenVINORuntime(Runtime):
         import openvino
 
         from afina.runtimes.onnx_file import first_lines, onnx_bytes
-        from afina.runtimes.openvino_codes import store_narrow
+        from afina.runtimes.openvino_codes import drop_zero_offsets, store_narrow
 
         source = path.with_suffix(".onnx")
         source.write_bytes(onnx_bytes(network, narrow=False))
@@ -66,6 +67,7 @@ class OpenVINORuntime(Runtime):
         except RuntimeError as error:
             raise Unsupported("The network could not be converted for OpenVINO.", why=first_lines(error)) from error
         _share_constants(model)
+        drop_zero_offsets(model)
         store_narrow(model)
         openvino.save_model(model, str(path), compress_to_fp16=False)
         _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if _holds_bf16(network) else {})})

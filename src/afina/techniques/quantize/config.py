@@ -58,6 +58,9 @@ class QuantizeConfig:
         equalize: `auto` moves scale between layers where that lowers the error of weights or activations; `none`.
         weight_bits: Bits that int8 weights use: 8, or 7 where the processor's int8 products saturate.
         layers: Precisions of single layers, by name, that differ from the above.
+        centred: Whether linear layers read symmetric activations, which some runtimes multiply faster.
+        norms: What the parameters of norms over channels are stored in, where there is a weight in integers beside
+            them. A runtime that computes in bfloat16 then does so in all that is not in integers.
         fused: Activation functions that the runtime computes inside the layer before: those that clip, or all.
         sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
             kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;
@@ -77,12 +80,15 @@ class QuantizeConfig:
     layers: tuple[tuple[str, Precision], ...] = field(default=())
     sums: Literal["apart", "joined", "float"] = "apart"
     fused: Literal["clips", "all"] = "clips"
+    centred: bool = False
+    norms: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         Precision(self.weights, self.activations)
         Granularity.parse(self.granularity)
         check_choice("fused", self.fused, ("clips", "all"))
         check_choice("sums", self.sums, ("apart", "joined", "float"))
+        check_choice("norms", self.norms, ("fp32", "bf16"))
         check_choice("scheme", self.scheme, ("absmax", "affine"))
         check_choice("calibration", self.calibration, CALIBRATIONS)
         check_choice("rounding", self.rounding, ROUNDINGS)

@@ -5,6 +5,7 @@ on each weight. While `watching` they only look; with `on` they give back what t
 they get. `convert` writes them into the graph, and leaves nothing where they are off.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,19 +53,21 @@ class ActivationEdge(Edge):
     """One scale and zero point for a whole activation.
 
     Attributes:
+        centred: Whether values of both signs get the same range on both sides of zero.
         watching: Whether to count what passes.
         seen: What passed.
     """
 
-    def __init__(self, name: str, grid: Grid, power_of_two: bool = False, **_: Any) -> None:
+    def __init__(self, name: str, grid: Grid, power_of_two: bool = False, centred: bool = False, **_: Any) -> None:
         super().__init__(name, grid)
-        self.power_of_two, self.watching = power_of_two, False
+        self.power_of_two, self.centred, self.watching = power_of_two, centred, False
         self.seen = Histogram()
 
     def choose(self, method: Method) -> None:
         """Take the range that `method` finds in what was seen."""
-        low, high = range_of(self.seen, self.grid, method)
-        self.set(*self.grid.scales(torch.tensor([low]), torch.tensor([high]), self.power_of_two))
+        grid = replace(self.grid, scheme="absmax") if self.centred and self.seen.low < 0 else self.grid
+        low, high = range_of(self.seen, grid, method)
+        self.set(*grid.scales(torch.tensor([low]), torch.tensor([high]), self.power_of_two))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.watching:
@@ -133,8 +136,7 @@ class WeightEdge(Edge):
             node.graph.erase_node(source)
 
     def _halved(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
-        stored = _hold(module, node, self.name, weight.to(self.half))
-        return node.graph.call_function(torch.ops.aten.to.dtype, (stored, torch.float32))
+        return store_half(module, node, self.name, weight, self.half)
 
     def _coded(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
         graph, grid, kind = node.graph, self.grid, self.granularity.kind
@@ -166,6 +168,12 @@ class WeightEdge(Edge):
             whole = graph.call_function(torch.ops.aten.view.default, (whole, [len(flat), inputs + missing]))
             whole = graph.call_function(torch.ops.aten.slice.Tensor, (whole, 1, 0, inputs))
         return graph.call_function(torch.ops.aten.reshape.default, (whole, list(codes.shape)))
+
+
+def store_half(module: GraphModule, node: Node, name: str, value: Tensor, half: torch.dtype | None) -> Node:
+    """A float constant in 16 bits, in the place of what has that name, and the node that widens it again."""
+    stored = _hold(module, node, name, value.to(half))
+    return node.graph.call_function(torch.ops.aten.to.dtype, (stored, torch.float32))
 
 
 def _hold(module: GraphModule, node: Node, name: str, value: Tensor) -> Node:

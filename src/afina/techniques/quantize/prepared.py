@@ -16,9 +16,9 @@ from afina.graph.network import Network, unlifted
 from afina.graph.propagate import attribute
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
-from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
+from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half
 from afina.techniques.quantize.grids import SMALLEST_SCALE
-from afina.techniques.quantize.quantizer import WEIGHTED, Placement, layer_name, mover_source
+from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram, Method
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
@@ -134,6 +134,8 @@ class Prepared:
         for node in list(module.graph.nodes):
             if node.op == "call_module" and str(node.target) in edges:
                 edges[str(node.target)].convert(module, node)
+        if self.config.norms == "bf16":
+            _halve_norms(module)
         module.graph.eliminate_dead_code()
         for name in edges:
             delattr(module, name)
@@ -157,6 +159,16 @@ class Prepared:
                 bar.advance(len(batch))
         if not images:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
+
+
+def _halve_norms(module: GraphModule) -> None:
+    """Store the parameters of norms over channels in bfloat16."""
+    for node in [n for n in module.graph.nodes if n.target in NORMS]:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and all(user.target in NORMS for user in source.users):
+                value = attribute(module, str(source.target)).detach()
+                with module.graph.inserting_before(node):
+                    node.replace_input_with(source, store_half(module, node, str(source.target), value, torch.bfloat16))
 
 
 def _snap_biases(module: GraphModule) -> None:

@@ -6,6 +6,9 @@ it is produced; operators that only move values (flatten, max pooling, slicing, 
 what they move stays on its grid. An activation function that the runtime computes together with the operator before it
 carries the quantizer in place of that operator. What a linear layer gives stays in float unless something takes it as
 integers: its kernels write float at no cost.
+
+Where a runtime multiplies matrices faster without an offset (`QuantizeConfig.centred`), what linear layers read is
+symmetric.
 """
 
 from collections.abc import Callable
@@ -31,6 +34,7 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTED = {*CONVOLUTIONS, aten.linear.default}
+NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 _ADDING = {aten.add.Tensor, aten.add_.Tensor}
 _COMBINING = {*_ADDING, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default}
 _AVERAGING = {
@@ -62,14 +66,19 @@ class Placement(Quantizer):
         quantized: Names of the layers that are changed.
         skipped: Names of those that are not, with the reason.
         precisions: What each quantized activation is written in, by its node.
+        centred: The activations that have no offset, where they are of both signs.
     """
 
     config: QuantizeConfig
     quantized: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     precisions: dict[Node, str] = field(default_factory=dict)
+    centred: set[Node] = field(default_factory=set)
 
     def annotate(self, model: GraphModule) -> GraphModule:
+        if self.config.centred:
+            read = [node.args[0] for node in model.graph.nodes if node.target is aten.linear.default]
+            self.centred = {self._folded_into(mover_source(source)) for source in read}
         for node in model.graph.nodes:
             if node.target in WEIGHTED:
                 self._annotate_weighted(node)
@@ -168,7 +177,8 @@ class Placement(Quantizer):
     def _activation_spec(self, node: Node, precision: str) -> QuantizationSpecBase:
         grid = self.config.activation_grid(precision)
         power = self.config.power_of_two
-        return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power))
+        centred = node in self.centred
+        return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power, centred=centred))
 
 
 def is_layer(node: Node) -> bool:

@@ -19,13 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judging import file_of
+from judging import file_of, ours
 from peers import nncf_static
 from rows import Row, Rows, arguments
-from subjects import IMAGES, Subject, open_subject
-
-from afina.progress import PlainProgress
-from afina.runtimes import get_runtime
+from subjects import IMAGES, open_subject
 
 NETWORK = "resnet50"
 CASES = (("nncf performance fast", IMAGES), ("afina", IMAGES), ("afina", 1000))
@@ -52,28 +49,11 @@ def case(method: str, images: int, shared: Path, threads: int) -> Row:
     for _ in subject.calibration(images=images):  # images are decoded once, for everyone
         pass
     begun, start = _status("VmRSS"), time.monotonic()
-    path = file_of(subject, f"{method}-{images}", "openvino")
     if method == "afina":
-        _afina(subject, images, path)
+        ours({"weights": "int8", "activations": "int8", "images": images}, "openvino", f"{method}-{images}", subject, 0)
     else:
-        nncf_static(subject, 0, path)
+        nncf_static(subject, 0, file_of(subject, f"{method}-{images}", "openvino"))
     return {"took": round(time.monotonic() - start, 1), "start": begun, "peak": _status("VmHWM"), "threads": threads}
-
-
-def _afina(subject: Subject, images: int, path: Path) -> None:
-    import afina
-
-    network, _ = afina.quantize(
-        subject.network,
-        subject.data,
-        weights="int8",
-        activations="int8",
-        runtime="openvino",
-        images=images,
-        seed=0,
-        progress=PlainProgress(every=30),
-    )
-    get_runtime("openvino").export(network, path)
 
 
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:

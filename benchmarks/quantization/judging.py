@@ -76,10 +76,9 @@ def ours(options: dict[str, Any], runtime: str, label: str, subject: Subject, se
         subject.network,
         subject.data,
         runtime=runtime,
-        images=IMAGES,
         seed=seed,
         progress=PlainProgress(every=60),
-        **options,
+        **{"images": IMAGES, **options},
     )
     return get_runtime(runtime).export(network, file_of(subject, f"{label}-{runtime}", runtime)), network
 

@@ -2,8 +2,8 @@
 
 ResNet-20 and ResNet-56 are trained (on CIFAR-10 as JPEG, at its own size), so that accuracy says something. The
 networks at 224 pixels have random weights: they are compared with themselves in float. So that their activations are
-like a trained network's all the same, weights are drawn at the scale that keeps the variance, the channels of norms
-differ in scale and offset, residual branches are not scaled away (ConvNeXt's start at 1e-6), the statistics of batch
+like a trained network's all the same, weights are drawn at the scale that keeps the variance, biases are not zero (no
+file is spared their addition), the channels of norms differ in scale and offset, residual branches are not scaled away (ConvNeXt's start at 1e-6), the statistics of batch
 norm are taken anew on real images, and the bias of the head centres the outputs, without which one class would win on
 every image. Their images are CIFAR's, enlarged. A deep random network amplifies small differences more than a trained
 one, so that numbers are low; and what outliers of trained transformers cost does not show in them.
@@ -160,6 +160,8 @@ def _enliven(module: nn.Module, batches: list[Tensor]) -> None:
     for layer in layers:
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=0.1, generator=generator)
         if isinstance(layer, _NORMS) and layer.weight is not None:
             nn.init.normal_(layer.bias, std=0.1, generator=generator)
             nn.init.normal_(layer.weight, std=0.2, generator=generator)

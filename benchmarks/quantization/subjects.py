@@ -3,10 +3,11 @@
 ResNet-20 and ResNet-56 are trained (on CIFAR-10 as JPEG, at its own size), so that accuracy says something. The
 networks at 224 pixels have random weights: they are compared with themselves in float. So that their activations are
 like a trained network's all the same, weights are drawn at the scale that keeps the variance, biases are not zero (no
-file is spared their addition), the channels of norms differ in scale and offset, residual branches are not scaled away (ConvNeXt's start at 1e-6), the statistics of batch
-norm are taken anew on real images, and the bias of the head centres the outputs, without which one class would win on
-every image. Their images are CIFAR's, enlarged. A deep random network amplifies small differences more than a trained
-one, so that numbers are low; and what outliers of trained transformers cost does not show in them.
+file is spared their addition), the channels of norms differ in scale and offset, residual branches are not scaled
+away (ConvNeXt's start at 1e-6), the statistics of batch norm are taken anew on real images, and the bias of the head
+centres the outputs, without which one class would win on every image. Their images are CIFAR's, enlarged. A deep
+random network amplifies small differences more than a trained one, so that numbers are low; and what outliers of
+trained transformers cost does not show in them.
 """
 
 import io

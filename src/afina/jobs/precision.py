@@ -109,9 +109,8 @@ class _Placement:
 
     def _moves(self, config: QuantizeConfig) -> dict[str, QuantizeConfig]:
         """What one change makes of a configuration: a kind of layer in float, or something that the runtime has."""
-        moves = {f"{kind} in float": _in_float(config, self._kinds[kind]) for kind in self._kinds}
-        if len(self._kinds) == 1:
-            moves = {}
+        kinds = self._kinds if len(self._kinds) > 1 else {}
+        moves = {f"{kind} in float": _in_float(config, layers) for kind, layers in kinds.items()}
         if self._exporter.runtime.centred and "linear layers" in self._kinds:
             moves["symmetric before linear layers"] = replace(config, centred=True)
         if self._exporter.runtime.computes_bf16() and self._has(NORMS):

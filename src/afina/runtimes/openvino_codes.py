@@ -18,8 +18,11 @@ def drop_zero_offsets(model: Any) -> None:
     subtraction before its weights a layer is computed in float.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "Subtract" and _is_zero(node.input_value(1).get_node()):
-            node.output(0).replace(node.input_value(0))
+        if node.get_type_name() != "Subtract" or not _is_zero(node.input_value(1).get_node()):
+            continue
+        source = node.input_value(0)
+        if source.get_partial_shape() == node.get_output_partial_shape(0):  # it does not spread the value either
+            node.output(0).replace(source)
 
 
 def _is_zero(node: Any) -> bool:

@@ -92,27 +92,23 @@ def open_study(
             f"The study in {where} has the directions {', '.join(held)}, not {', '.join(directions)}.",
             fix="Choose another folder (--out), or the directions that it was begun with.",
         )
-    wanted = json.dumps(space.to_plain(), sort_keys=True)
-    known = study.user_attrs.get(_SPACE)
-    if known is None:
-        study.set_user_attr(_SPACE, wanted)
-    elif known != wanted:
-        raise InputError(
-            f"The study in {where} was begun with another search space.",
-            why=_difference(json.loads(known), json.loads(wanted)),
-            fix="Choose another folder (--out), or give the space that it was begun with.",
-        )
-    asked = json.loads(json.dumps(about or {}, sort_keys=True, default=str))
-    held_about = study.user_attrs.get(_ABOUT)
-    if held_about is None:
-        study.set_user_attr(_ABOUT, asked)
-    elif held_about != asked:
-        raise InputError(
-            f"The study in {where} was begun with other options.",
-            why=_difference(held_about, asked),
-            fix="Choose another folder (--out), or give the options that it was begun with.",
-        )
+    _settle(study, _SPACE, space.to_plain(), f"The study in {where} was begun with another search space.", "space")
+    _settle(study, _ABOUT, dict(about or {}), f"The study in {where} was begun with other options.", "options")
     return study
+
+
+def _settle(study: optuna.Study, key: str, wanted: Any, otherwise: str, what: str) -> None:
+    """Keep what all trials of a study must share with a new one; raise `InputError` where it is another's."""
+    text = json.dumps(wanted, sort_keys=True, default=str)
+    known = study.user_attrs.get(key)
+    if known is None:
+        study.set_user_attr(key, text)
+    elif known != text:
+        raise InputError(
+            otherwise,
+            why=_difference(json.loads(known), json.loads(text)),
+            fix=f"Choose another folder (--out), or give the {what} that it was begun with.",
+        )
 
 
 def run_study(

@@ -59,8 +59,8 @@ class QuantizeConfig:
         weight_bits: Bits that int8 weights use: 8, or 7 where the processor's int8 products saturate.
         layers: Precisions of single layers, by name, that differ from the above.
         centred: Whether linear layers read symmetric activations, which some runtimes multiply faster.
-        norms: What the parameters of norms over channels are stored in, where there is a weight in integers beside
-            them. A runtime that computes in bfloat16 then does so in all that is not in integers.
+        norms: What the parameters of layer, group and RMS norms are stored in. With `bf16`, a runtime that computes in
+            bfloat16 does so in all that is not in integers.
         fused: Activation functions that the runtime computes inside the layer before: those that clip, or all.
         sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
             kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;

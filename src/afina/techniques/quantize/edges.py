@@ -129,14 +129,14 @@ class WeightEdge(Edge):
         if self.on:
             weight = module.get_parameter(self.name).detach()
             with node.graph.inserting_before(node):
-                result = self._halved(module, node, weight) if self.half else self._coded(module, node, weight)
+                if self.half:
+                    result = store_half(module, node, self.name, weight, self.half)
+                else:
+                    result = self._coded(module, node, weight)
         node.replace_all_uses_with(result)
         node.graph.erase_node(node)
         if result is not source and not source.users:
             node.graph.erase_node(source)
-
-    def _halved(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
-        return store_half(module, node, self.name, weight, self.half)
 
     def _coded(self, module: GraphModule, node: Node, weight: Tensor) -> Node:
         graph, grid, kind = node.graph, self.grid, self.granularity.kind
@@ -170,7 +170,7 @@ class WeightEdge(Edge):
         return graph.call_function(torch.ops.aten.reshape.default, (whole, list(codes.shape)))
 
 
-def store_half(module: GraphModule, node: Node, name: str, value: Tensor, half: torch.dtype | None) -> Node:
+def store_half(module: GraphModule, node: Node, name: str, value: Tensor, half: torch.dtype) -> Node:
     """A float constant in 16 bits, in the place of what has that name, and the node that widens it again."""
     stored = _hold(module, node, name, value.to(half))
     return node.graph.call_function(torch.ops.aten.to.dtype, (stored, torch.float32))

@@ -162,7 +162,7 @@ class Prepared:
 
 
 def _halve_norms(module: GraphModule) -> None:
-    """Store the parameters of norms over channels in bfloat16."""
+    """Store the parameters of layer, group and RMS norms in bfloat16."""
     for node in [n for n in module.graph.nodes if n.target in NORMS]:
         for source in node.all_input_nodes:
             if source.op == "get_attr" and all(user.target in NORMS for user in source.users):

@@ -507,6 +507,31 @@ class TestBatches:
         with pytest.raises(InputError, match="is 0"):
             data.batches("train", PLAIN, **arguments)
 
+    @pytest.mark.parametrize("memory", [10**9, 1])
+    def test_of_folds_judge_each_training_image_once_by_class_and_never_train_on_it(
+        self, tmp_path: Path, memory: int
+    ) -> None:
+        data = open_data(_folder(tmp_path, {"a": 20, "b": 11}), input=PLAIN, memory=memory)
+        whole, targets = _all(data, "train")
+        places = {name: i for i, name in enumerate(data.names("train"))}
+        judged: list[str] = []
+        for number in range(3):
+            fold = data.fold(number, 3)
+            for split in ("train", "validation"):
+                images, own = _all(fold, split)
+                at = torch.tensor([places[name] for name in fold.names(split)])
+                assert torch.equal(images, whole[at])
+                assert torch.equal(own, targets[at])
+            assert not set(fold.names("train")) & set(fold.names("validation"))
+            assert fold.targets("validation").bincount().tolist() in ([5, 3], [6, 3], [5, 4])
+            judged += fold.names("validation")
+        assert sorted(judged) == sorted(places)
+
+    def test_of_folds_need_two_images_of_a_class(self, tmp_path: Path) -> None:
+        data = open_data(_folder(tmp_path, {"a": 20, "b": 2}))
+        with pytest.raises(InputError, match="only in the validation split"):
+            data.fold(1, 3)
+
     def test_of_a_mistyped_split_get_did_you_mean(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="Did you mean train"):
             data.batches("trian", PLAIN, batch_size=4)

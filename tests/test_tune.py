@@ -17,7 +17,7 @@ from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs import trials as trials_module
 from afina.jobs.machine import available_cores
-from afina.search import SearchError, importances, make_stopping
+from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
 SPACE = {
@@ -142,10 +142,16 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
         ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
         ({"objective": len, "space": {"x": [1, 2]}, "fidelity": "image"}, "Did you mean images"),
         ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
-        ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Objectives and limits of a network"),
+        ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Options of trainings"),
         ({"model": "builtin:mlp", "data": "digits", "fidelity": "input-size"}, "cannot begin on smaller images"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "sampler": "cmaes"}, "one objective only"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "fidelity": "images"}, "gains nothing"),
+        ({"model": "builtin:mlp", "data": "digits", "folds": 1}, "--folds is 1"),
+        ({"model": "builtin:mlp", "data": "digits", "folds": 3, "fidelity": "images"}, "exclude each other"),
+        ({"model": "builtin:mlp", "data": "digits", "folds": 3, "early_stopping": "median"}, "along their curves"),
+        ({"model": "builtin:mlp", "data": "digits", "early_stopping": "wilcoxon"}, "Give --folds"),
+        ({"model": "builtin:mlp", "data": "digits", "folds": 1000}, "2 or more images"),
+        ({"objective": len, "space": {"x": [1, 2]}, "folds": 3}, "Options of trainings"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),
@@ -337,6 +343,24 @@ def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelit
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)
+
+
+def test_with_folds_a_trial_is_judged_by_each_part_of_the_training_images_and_stops_where_all_are_worse(tmp_path):
+    # The first learns, the other cannot.
+    space = {"learning_rate": [0.1, 1e-6], "epochs": 2, "model.width": 8}
+    said = Said()
+    result = afina.tune(
+        "builtin:convnet", "digits", space=space, sampler="grid", folds=4, out=tmp_path, progress=said
+    )  # fmt: skip
+    assert result.trials == {"finished": 1, "stopped": 1, "beyond": 0, "failed": 0}
+    assert any("stopped after 3 folds" in line for line in said.lines)
+    study = optuna.load_study(study_name="search", storage=open_storage(tmp_path))
+    folds = study.best_trial.intermediate_values
+    assert sorted(folds) == [1, 2, 3, 4]
+    assert result.value == pytest.approx(sum(folds.values()) / 4)
+    # The network is another: of all training images, and its curve is by the validation images.
+    quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
+    assert quality == pytest.approx(max(epoch.quality for epoch in result.curve))
 
 
 def test_what_matters_is_what_makes_the_first_of_several_objectives_good():

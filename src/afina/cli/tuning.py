@@ -38,11 +38,16 @@ def tune(
     time: Annotated[str | None, typer.Option(help="No trial is begun after it, as in 30min or 1h.")] = None,
     early_stopping: Annotated[
         str | None,
-        typer.Option(help="Which trainings end early: `median` (the default), `none`, `halving` or `hyperband`."),
+        typer.Option(
+            help="Which trials end early: `median` (default), `none`, `halving`, `hyperband`; with --folds `wilcoxon`."
+        ),
     ] = None,
     fidelity: Annotated[
         str, typer.Option(help="What is cheap at first: `epochs`, `images` or `input-size`.")
     ] = "epochs",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Judge trials by so many parts of the training images (cross-validation).")
+    ] = None,
     grid_points: Annotated[int, typer.Option(min=1, help="Values of each continuous parameter in a grid.")] = 5,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, where the space does not say.")] = None,
     also: Annotated[
@@ -87,8 +92,8 @@ def tune(
 
         tuned = job(
             model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
-            early_stopping=early_stopping, fidelity=fidelity, grid_points=grid_points, epochs=epochs, also=also or (),
-            size=size, latency=latency, maximize=maximize, out=out, storage=storage, weights=weights,
+            early_stopping=early_stopping, fidelity=fidelity, folds=folds, grid_points=grid_points, epochs=epochs,
+            also=also or (), size=size, latency=latency, maximize=maximize, out=out, storage=storage, weights=weights,
             input_size=input_size, optimizer=optimizer, precision=precision, keep_fp32=tuple(keep_fp32 or ()),
             runtime=runtime, threads=threads, workers=workers, ray=ray, trial_cpus=trial_cpus, trial_gpus=trial_gpus,
             seed=seed, progress=progress_of(quiet),

@@ -91,6 +91,28 @@ class ImageData:
         twin._listing = replace(self._listing, parts={**self._listing.parts, "train": few})
         return twin
 
+    def fold(self, number: int, of: int) -> "ImageData":
+        """The training images alone, for cross-validation: part `number` of `of` judges, the others train.
+
+        Each part has its share of every class, and is always the same.
+
+        Raises:
+            InputError: a class has a single image, or a part would have too few.
+        """
+        part = self._part("train")
+        classes = self.task.name == "classification" and self.labelled
+        order = np.argsort(part.targets, kind="stable") if classes else np.arange(len(part.keys))
+        judges = np.isin(np.arange(len(part.keys)), order[number::of])
+        masks = {"train": ~judges, "validation": judges}
+        twin = copy.copy(self)
+        twin._listing = replace(self._listing, parts={split: part.take(mask) for split, mask in masks.items()})
+        twin._listing.check()
+        known = [(input, pixels) for (split, input), pixels in self._caches.items() if split == "train"]
+        twin._caches = {
+            (split, input): pixels[torch.from_numpy(mask)] for input, pixels in known for split, mask in masks.items()
+        }
+        return twin
+
     def count(self, split: str) -> int:
         """Readable images of a split."""
         return len(self._part(split).keys)

@@ -1,7 +1,7 @@
 """One training as a trial of a search: its parameters, its reports, its network."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,9 +127,10 @@ class Training:
         common: Options of `FitConfig` where the space does not say.
         costs: What counts beside the quality.
         fidelity: What is cheap at first, one of `fidelity.RUNGS`.
+        folds: Parts of the training images that a trial is judged on in turn; None to judge on the validation images.
 
     Raises:
-        InputError: the images have no labels, or the model cannot be loaded.
+        InputError: the images have no labels or cannot be divided, or the model cannot be loaded.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Training:
         common: Mapping[str, Any],
         costs: Costs,
         fidelity: str,
+        folds: int | None = None,
     ) -> None:
         if not data.labelled:
             raise InputError(
@@ -153,7 +155,9 @@ class Training:
         self._model, self._data, self._weights, self._size = model, data, weights, input_size
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
         self._common, self._costs = {name: value for name, value in common.items() if value}, costs
-        self._rungs = rungs_of(fidelity)
+        self._rungs, self._folds = rungs_of(fidelity), folds
+        for number in range(folds or 0):
+            data.fold(number, folds or 1)  # tells now what is wrong with one
         self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
         self._first = self._load({})
         for note in self._first.notes:
@@ -204,6 +208,8 @@ class Training:
 
     def most_steps(self, space: Space) -> int:
         """The last step that the longest trial reports."""
+        if self._folds is not None:
+            return self._folds
         if len(self._rungs) > 1:
             return self._rungs[-1].step
         known = space.parameters.get("epochs")
@@ -212,6 +218,7 @@ class Training:
     def run(self, params: dict[str, Any], trial: Reports, folder: Path) -> tuple[float, ...]:
         """Train with these parameters; gives the best quality on the validation images, and what else is an objective.
 
+        With folds, the quality is the mean over them, and a network that is kept is trained on all training images.
         A network that breaks a limit is not trained. The network of a trial that is the best so far (with several
         objectives: that no other is better than in all) is kept in `folder` before its values are told: a process that
         is killed between leaves a file too many, never one too few.
@@ -219,12 +226,18 @@ class Training:
         whole = self._load(params)
         costs = self._affordable(whole.network, trial)
         config = FitConfig(**{**self._defaults(whole.network), **settings_of(params).options})
-        network, epochs, last = self._fit(whole.network, params, config, trial)
-        costs[SECONDS] = sum(epoch.seconds for epoch in epochs)
+        network = None
+        if self._folds is not None:
+            value, costs[SECONDS] = self._over_folds(whole.network, config, trial)
+        else:
+            network, epochs, last = self._fit(whole.network, params, config, trial)
+            value, costs[SECONDS] = self._quality(epochs[-last:]), sum(epoch.seconds for epoch in epochs)
         sign = 1 if self.metric.higher_is_better else -1
-        value = float(sign * max(sign * epoch.quality for epoch in epochs[-last:]))
         best = None if trial.study is None else best_trial(trial.study)
         if self._costs.also or best is None or sign * value >= sign * best.values[0]:
+            if network is None:
+                network, curve = fit(whole.network, self._data, config)
+                trial.set_user_attr(CURVE, [asdict(epoch) for epoch in curve])
             folder.mkdir(parents=True, exist_ok=True)
             network.save(network_file(folder, trial.number))
             if trial.study is not None:
@@ -263,6 +276,28 @@ class Training:
             if staged:
                 report(rung.step, rung is self._rungs[-1])
         return network, curve, len(curve) - before
+
+    def _over_folds(self, whole: Network, config: FitConfig, trial: Reports) -> tuple[float, float]:
+        """One training for each fold, judged on it; ends where the trial has no hope.
+
+        Gives the mean quality, and the mean seconds of a training.
+        """
+        assert self._folds is not None
+        values, seconds = list[float](), 0.0
+        for number in range(self._folds):
+            _, curve = fit(whole, self._data.fold(number, self._folds), config)
+            values.append(self._quality(curve))
+            seconds += sum(epoch.seconds for epoch in curve)
+            if not self._costs.also:
+                trial.report(values[-1], number + 1)
+                if number + 1 < self._folds and trial.should_prune():
+                    raise optuna.TrialPruned
+        return sum(values) / self._folds, seconds / self._folds
+
+    def _quality(self, curve: Sequence[Epoch]) -> float:
+        """The best of some epochs."""
+        sign = 1 if self.metric.higher_is_better else -1
+        return float(sign * max(sign * epoch.quality for epoch in curve))
 
     def _at(self, rung: Rung, params: dict[str, Any], whole: Network) -> Network:
         """The network for smaller images.

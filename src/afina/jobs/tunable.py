@@ -50,6 +50,7 @@ class Given:
     runtime: str
     threads: int
     fidelity: str
+    folds: int | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
     training = Training(
         given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
-        given.common, costs, given.fidelity,
+        given.common, costs, given.fidelity, given.folds,
     )  # fmt: skip
     space = _space(given.space) if given.space is not None else default_space(training)
     training.check(space)
@@ -121,7 +122,7 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
         about={
             "model": name_of(given.model, full=True), "data": images.fingerprint, "weights": given.weights,
             "input_size": given.input_size, "epochs": given.epochs, **given.common, "also": given.also,
-            "limits": given.limits, "fidelity": given.fidelity,
+            "limits": given.limits, "fidelity": given.fidelity, "folds": given.folds,
         },
     )  # fmt: skip
 
@@ -130,9 +131,9 @@ def _of_function(given: Given) -> Subject:
     assert given.objective is not None
     if given.space is None:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
-    if given.also or given.limits:
+    if given.also or given.limits or given.folds:
         raise InputError(
-            "Objectives and limits of a network are given with a function.", fix="Leave out --also, --size, --latency."
+            "Options of trainings are given with a function.", fix="Leave out --also, --size, --latency and --folds."
         )
     function, name = _function(given.objective)
 

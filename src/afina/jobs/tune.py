@@ -21,6 +21,8 @@ from afina.progress import Progress
 from afina.search import (
     DEFAULT_SAMPLER,
     DEFAULT_STOPPING,
+    FOLD_BY_FOLD,
+    STOPPING,
     SearchError,
     Space,
     make_sampler,
@@ -51,6 +53,7 @@ def tune(
     time: str | float | None = None,
     early_stopping: str | None = None,
     fidelity: str = EPOCHS,
+    folds: int | None = None,
     grid_points: int = 5,
     epochs: int | None = None,
     also: str | tuple[str, ...] | list[str] = (),
@@ -89,10 +92,12 @@ def tune(
         sampler: `tensor-train`, `tpe`, `gp`, `cmaes`, `qmc`, `random` or `grid`.
         trials: How many in all; by default 50, or no limit where there is a time. A grid is tried once.
         time: After which no new trial is begun, as in `1h`; a number is seconds.
-        early_stopping: Which trainings are stopped before their end: `none`, `median`, `halving` or `hyperband`; by
-            default `median`, with several objectives `none`.
+        early_stopping: Which trials are stopped before their end: `none`, `median`, `halving` or `hyperband`; with
+            `folds`, `none` or `wilcoxon`. By default `median`, or `wilcoxon`; with several objectives `none`.
         fidelity: What trainings are compared by before their end: `epochs`; `images` (a ninth of them first, then a
             third, then all) or `input-size` (half of it first, then 0.7, then all), each from the weights before.
+        folds: Judge each trial by cross-validation: trained once for each of so many parts of the training images,
+            on the others. The network of a trial that is kept is trained on all of them.
         grid_points: Values of each continuous parameter in a grid.
         epochs: Of each training, where the space does not vary them.
         also: What is to be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds` (of training).
@@ -125,20 +130,23 @@ def tune(
         StorageError: the run folder or the database cannot be used.
     """
     begun, progress = _now(), progress or Progress()
-    for name, value in {"trials": trials, "workers": workers}.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}.", fix="Give 1 or more.")
+    for name, value, least in (("trials", trials, 1), ("workers", workers, 1), ("folds", folds, 2)):
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}.", fix=f"Give {least} or more.")
     rungs_of(fidelity)
     limit = parse_time(time, "--time") if time is not None else None
     if trials is None and limit is None and sampler != "grid":
         trials = _TRIALS
     others = (also,) if isinstance(also, str) else tuple(also)
     _check_several(others, sampler, fidelity)
+    if folds and fidelity != EPOCHS:
+        raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
+    stopping = _stopping(early_stopping, others, folds)
     given = Given(
-        model, data, objective, space, sampler, trials, limit, _stopping(early_stopping, others), grid_points, epochs,
-        maximize, out, storage, weights, input_size, seed, example,
+        model, data, objective, space, sampler, trials, limit, stopping, grid_points, epochs, maximize,
+        out, storage, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
-        others, _limits(size, latency), runtime, threads or available_cores(), fidelity,
+        others, _limits(size, latency), runtime, threads or available_cores(), fidelity, folds,
     )  # fmt: skip
     study, subject = _open(given, 0, progress)
     if len(study.get_trials(deepcopy=False)):
@@ -165,15 +173,20 @@ def tune(
     return results(study, subject, _now() - begun)
 
 
-def _stopping(asked: str | None, also: tuple[str, ...]) -> str:
-    """The rule of early stopping: several objectives leave no single value to stop a training by."""
+def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None) -> str:
+    """The rule of early stopping: folds give no curve, and several objectives no single value to stop by."""
     if also and asked not in (None, "none"):
         raise InputError(
             f"--early-stopping {asked} is not possible with several objectives.",
             why="There is no single value that says which training has no hope.",
             fix="Leave it out.",
         )
-    return asked or ("none" if also else DEFAULT_STOPPING)
+    if asked not in (None, "none") and asked in STOPPING and (asked == FOLD_BY_FOLD) != bool(folds):
+        raise InputError(
+            f"--early-stopping {asked} compares trials {'along their curves' if folds else 'fold by fold'}.",
+            fix=f"Leave it out, or write {FOLD_BY_FOLD}." if folds else "Give --folds N, or another rule.",
+        )
+    return asked or ("none" if also else FOLD_BY_FOLD if folds else DEFAULT_STOPPING)
 
 
 def _check_several(also: tuple[str, ...], sampler: str, fidelity: str) -> None:

@@ -62,7 +62,7 @@ class Tuned:
         trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
         network: File of the best trial's network; None for a function.
-        curve: Of its training; empty for a function.
+        curve: Of its network's training; empty for a function.
         front: With several objectives, all trials that no other is better than in every one; else the best.
         out: The run folder.
         seconds: Time that this call took.
@@ -183,7 +183,12 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
         what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
         ended = f"not trained: {what} is beyond the limit"
     elif trial.state == TrialState.PRUNED:
-        ended = f"stopped after {len(trial.user_attrs.get(CURVE, trial.intermediate_values))} epochs"
+        curve = trial.user_attrs.get(CURVE)
+        ended = (
+            f"stopped after {len(trial.intermediate_values)} folds"
+            if curve is None
+            else f"stopped after {len(curve)} epochs"
+        )
     else:
         reached = zip(subject.metrics, trial.values, subject.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)

@@ -2,7 +2,7 @@
 
 from afina.search.samplers import DEFAULT_SAMPLER, SAMPLERS, GridSampler, make_sampler
 from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
-from afina.search.stopping import DEFAULT_STOPPING, STOPPING, make_stopping
+from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, make_stopping
 from afina.search.storage import open_storage
 from afina.search.studies import Objective, Progress, SearchError, open_study, run_study
 from afina.search.summary import best_trial, broken, counts, front, importances, page, trials_csv
@@ -11,6 +11,7 @@ from afina.search.tensor_train import TensorTrainSampler
 __all__ = [
     "DEFAULT_SAMPLER",
     "DEFAULT_STOPPING",
+    "FOLD_BY_FOLD",
     "SAMPLERS",
     "STOPPING",
     "Categorical",

@@ -1,5 +1,6 @@
 """When trials that have no hope are stopped early, by the values that they report."""
 
+import warnings
 from collections.abc import Callable
 
 import optuna
@@ -8,8 +9,12 @@ from optuna.pruners import BasePruner
 from afina.errors import InputError, did_you_mean
 
 DEFAULT_STOPPING = "median"
+# For trials whose reports are of different folds of the images, and no curve.
+FOLD_BY_FOLD = "wilcoxon"
 # Trials that run to their end before any is compared with them.
 _WARM_UP = 4
+# How probable it may be that a trial stopped by the test is as good as the best: three folds, all worse, are 1 in 8.
+_DOUBT = 0.13
 
 # What builds each, from the most steps that a trial has and the factor between rungs.
 STOPPING: dict[str, Callable[[int, int], BasePruner]] = {
@@ -19,6 +24,7 @@ STOPPING: dict[str, Callable[[int, int], BasePruner]] = {
     ),
     "halving": lambda steps, factor: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor),
     "hyperband": lambda steps, factor: optuna.pruners.HyperbandPruner(max_resource=steps, reduction_factor=factor),
+    FOLD_BY_FOLD: lambda steps, factor: optuna.pruners.WilcoxonPruner(p_threshold=_DOUBT),
 }
 
 
@@ -27,7 +33,8 @@ def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
 
     Args:
         name: `none`; `median`: worse than half of the trials at the same step, after the first third;
-            `halving` (Li et al. 2020), `hyperband` (Li et al. 2018): the best share goes on at each rung.
+            `halving` (Li et al. 2020), `hyperband` (Li et al. 2018): the best share goes on at each rung; `wilcoxon`:
+            worse than the best trial by the signed-rank test over the folds so far (Wilcoxon 1945).
         steps: The last step that a trial reports, such as its epochs.
         factor: Between the steps of two rungs, for `halving` and `hyperband`.
 
@@ -36,4 +43,7 @@ def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
     """
     if name not in STOPPING:
         raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
-    return STOPPING[name](steps, factor)
+    with warnings.catch_warnings():
+        # That one of them is new in Optuna is nothing that a user can act on.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return STOPPING[name](steps, factor)

@@ -29,6 +29,7 @@ TRAINING_ARGUMENT = {
 }
 _BATCH_NORM_RUNNING_MEAN = 3
 _EXAMPLE_BATCH = 2
+_GPU_BATCH = 256
 
 
 class Network:
@@ -61,6 +62,11 @@ class Network:
     @property
     def device(self) -> torch.device:
         return next((t.device for t in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def batch(self) -> int:
+        """Images at once in inference that are fast on its device."""
+        return self.input.batch if self.device.type == "cpu" else _GPU_BATCH
 
     def train(self, mode: bool = True) -> "Network":
         """Switch batch norm and dropout to training (or, with `mode=False`, to inference); returns itself."""

@@ -20,7 +20,6 @@ from afina.training.config import Optimizer
 from afina.types import Record
 from afina.units import format_value
 
-_BATCH = 64
 # Validation images that the errors of single layers are told on.
 _HELD_OUT = 64
 _SHOWN = (
@@ -184,12 +183,12 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
 
     def calibration() -> Iterable[Tensor]:
         batches = data.batches(
-            "train", network.input, batch_size=min(_BATCH, count), shuffle=True, seed=seed, limit=count
+            "train", network.input, batch_size=min(network.batch, count), shuffle=True, seed=seed, limit=count
         )
         return (batch for batch, _ in batches)
 
     def held_out() -> Iterable[Tensor]:
-        batches = data.batches("validation", network.input, batch_size=_HELD_OUT, limit=_HELD_OUT)
+        batches = data.batches("validation", network.input, batch_size=network.batch, limit=_HELD_OUT)
         return (batch for batch, _ in batches)
 
     return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)

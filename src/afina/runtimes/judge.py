@@ -44,7 +44,7 @@ def outputs_of_file(
     *,
     threads: int,
     split: str = "validation",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -56,7 +56,7 @@ def outputs_of_file(
         input: How they are prepared.
         threads: Threads that the runtime may use.
         split: `train` or `validation`.
-        batch_size: Images in one run.
+        batch_size: Images in one run; by default what is fast on a processor.
         limit: Only so many of the images.
         progress: What the user sees.
 
@@ -64,7 +64,7 @@ def outputs_of_file(
         InputError: the file cannot be read, or does not take images of this shape.
     """
     session = runtime_of(path).load(Path(path), threads=threads)
-    batches = data.batches(split, input, batch_size=batch_size, limit=limit)
+    batches = data.batches(split, input, batch_size=batch_size or input.batch, limit=limit)
     found = []
     with (progress or Progress()).work(f"Running {Path(path).name}", len(batches)) as bar:
         for images, _ in batches:
@@ -195,7 +195,7 @@ def _parity_images(network: "Network", data: "ImageData | None") -> Iterator[np.
         yield network.example(_PARITY_BATCH).cpu().numpy()
         return
     count = min(_PARITY_IMAGES, data.count("validation"))
-    for images, _ in data.batches("validation", network.input, batch_size=_PARITY_BATCH, limit=count):
+    for images, _ in data.batches("validation", network.input, batch_size=network.input.batch, limit=count):
         yield np.ascontiguousarray(images.numpy())
 
 

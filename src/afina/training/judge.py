@@ -17,7 +17,7 @@ def predict(
     data: ImageData,
     split: str = "validation",
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     limit: int | None = None,
 ) -> np.ndarray:
     """The network's raw outputs, float32 `[N, outputs]`, in the order of the data, computed on its device.
@@ -26,7 +26,7 @@ def predict(
         network: What is run, in inference form; its mode is put back.
         data: The images.
         split: `train` or `validation`; no image is varied.
-        batch_size: Images at once.
+        batch_size: Images at once; by default what is fast on the network's device.
         limit: At most so many images.
 
     Raises:
@@ -40,7 +40,7 @@ def evaluate(
     data: ImageData,
     split: str = "validation",
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     limit: int | None = None,
     reference: np.ndarray | None = None,
 ) -> Measurement:
@@ -50,7 +50,7 @@ def evaluate(
         network: What is judged.
         data: The images.
         split: `train` or `validation`.
-        batch_size: Images at once.
+        batch_size: Images at once; by default what is fast on the network's device.
         limit: At most so many images.
         reference: Outputs `[N, outputs]` of another network on the same images. With it, the measurement is the
             agreement with that network, which stands in for quality where there are no labels.
@@ -79,12 +79,13 @@ def measurement(scores: np.ndarray, unit: str, where: str = "") -> Measurement:
 
 
 def _run(
-    network: Network, data: ImageData, split: str, batch_size: int, limit: int | None
+    network: Network, data: ImageData, split: str, batch_size: int | None, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Outputs and their targets in the order of the data; no targets where there are no labels."""
     outputs, targets = [], []
+    size = batch_size or network.batch
     with network.inference():
-        for images, wanted in data.batches(split, network.input, batch_size=batch_size, limit=limit):
+        for images, wanted in data.batches(split, network.input, batch_size=size, limit=limit):
             outputs.append(network(images.to(network.device)).float().cpu())
             if data.labelled:
                 targets.append(wanted)

@@ -8,13 +8,14 @@ from afina.graph.network import Network
 def fitting_layout(network: Network, channels_last: bool) -> torch.memory_format:
     """Channels last if that is asked for and the network runs in it, else the ordinary layout.
 
-    A `view` that was written for the ordinary layout (`x.view(n, -1)` after a convolution) fails in the other.
+    A `view` that was written for the ordinary layout (`x.view(n, -1)` after a convolution) fails in the other, and a
+    convolution over three dimensions has none.
     """
     if not channels_last:
         return torch.contiguous_format
     twin = network.copy()
-    twin.module.to(memory_format=torch.channels_last)
     try:
+        twin.module.to(memory_format=torch.channels_last)
         with twin.inference():
             twin(twin.example().to(memory_format=torch.channels_last))
     except RuntimeError:

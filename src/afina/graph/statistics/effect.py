@@ -11,7 +11,6 @@ from afina.graph.network import Network
 from afina.graph.propagate import attribute
 from afina.graph.statistics.readers import Reader
 
-_BATCH = 32
 _TINY = 1e-9
 
 
@@ -34,7 +33,7 @@ class Effect:
 
     def _outputs(self, network: Network) -> Tensor:
         with network.inference():
-            return torch.cat([network(part.to(network.device)) for part in self._images.split(_BATCH)]).double()
+            return torch.cat([network(part.to(network.device)) for part in self._images.split(network.batch)]).double()
 
 
 @contextlib.contextmanager

@@ -23,8 +23,6 @@ from afina.progress import Progress
 
 # Rows that a layer's moments rest on: enough of them for its width, and no more arithmetic than that is worth.
 _ROWS_PER_COLUMN, _PRODUCTS = 8, 5e10
-# Pixels that go through a network at once: what is alive in it between two layers grows with them.
-_PIXELS = 800_000
 # Wider matrices are summed in single precision, which halves their memory.
 _DOUBLE_UP_TO = 1024
 
@@ -112,7 +110,8 @@ class _Pass:
     def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
         seen = 0
         with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
-            for batch in (part for whole in images for part in whole.split(max(1, _PIXELS // whole[0, 0].numel()))):
+            # Few at once: what is alive in a network between two layers grows with them.
+            for batch in (part for whole in images for part in whole.split(self._network.input.batch)):
                 moved = batch.to(self._network.device)
                 if self._reference is not None:
                     _Watch(self._reference, self._by_node, self._remember).go(moved)

@@ -10,9 +10,6 @@ from torch.fx import Interpreter, Node
 from afina.graph.network import Network
 from afina.graph.statistics.readers import channel_dimension
 
-# Images whose layers' outputs are all kept at once.
-_FEW = 8
-
 
 def watch(
     network: Network, images: Tensor, wanted: Callable[[Node], bool], tell: Callable[[Node, Tensor], None]
@@ -51,7 +48,8 @@ def output_errors(
         own[4] = own[4] + rows.shape[1]
 
     for batch in images:
-        for few in batch.split(_FEW):
+        # What the layers of these give is all kept at once.
+        for few in batch.split(network.input.batch):
             watch(network, few, lambda node: node.name in nodes, remember)
             watch(changed, few, lambda node: node.name in nodes, compare)
     found = {}

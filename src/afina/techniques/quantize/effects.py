@@ -18,7 +18,6 @@ from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name, mover_source
 from afina.techniques.quantize.weights import take_nearest
 
-_BATCH = 4
 _TINY = 1e-30
 # Weights this many standard deviations out, or activations this many times their own, are called outliers.
 _FAR = 8.0
@@ -81,7 +80,7 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
         error = (value - exact.pop(node.name)).double()
         noise[node.name] = noise.get(node.name, 0.0) + float(error.square().sum())
 
-    for part in images.split(_BATCH):
+    for part in images.split(network.input.batch):
         watch(reference, part, is_layer, remember)
         watch(network, part, is_layer, subtract)
     return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in noise}

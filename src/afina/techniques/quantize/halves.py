@@ -24,7 +24,7 @@ from afina.techniques.quantize.quantizer import HALVES, WEIGHTED, is_layer, laye
 # What all layers in 16 bits together may change of the outputs, as a share of what those vary (30 dB): damages of
 # single layers add up. int8 is at about that; 16 bits are for those who want less.
 _ALL = 1e-3
-_IMAGES, _BATCH = 16, 4
+_IMAGES = 16
 # From this share on, weights that became zero are told as the reason of the damage.
 _MANY = 0.01
 
@@ -107,7 +107,7 @@ def _reaching(source: Source, halves: Mapping[str, torch.dtype], images: Tensor)
     def note(node: Node, value: Tensor) -> None:
         reach[node] = max(reach.get(node, 0.0), float(value.abs().max()))
 
-    for part in images.split(_BATCH) if layers else ():
+    for part in images.split(source.network.batch) if layers else ():
         watch(source.network, part, near.__contains__, note)
     largest = torch.finfo(torch.float16).max
     found = {}

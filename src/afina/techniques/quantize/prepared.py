@@ -20,6 +20,7 @@ from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_ha
 from afina.techniques.quantize.grids import SMALLEST_SCALE
 from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram, Method
+from afina.training.layout import fitting_layout, place
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
 _UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
@@ -30,7 +31,8 @@ class Source:
     """What all precisions of one network start from.
 
     Attributes:
-        network: The network in float, captured anew, batch norms folded, no weight shared by two layers.
+        network: The network in float, captured anew, batch norms folded, no weight shared by two layers; in the layout
+            in which it is fast.
         seen: What its activations were seen to hold, by node; filled as they are asked for.
     """
 
@@ -45,6 +47,7 @@ class Source:
         # Captured anew, so that every node carries the shape and type that are looked at below.
         fresh = Network(unlifted(twin.exported()), network.input, network.task, network.frozen)
         fold_norms(fresh)
+        place(fresh, fresh.device, fitting_layout(fresh, channels_last=True))
         return cls(fresh)
 
     @property
@@ -141,6 +144,7 @@ class Prepared:
             delattr(module, name)
         module.recompile()
         _snap_biases(module)
+        module.to(memory_format=torch.contiguous_format)
         return Network(module, self.network.input, self.network.task, self.network.frozen)
 
     def _run(self, context: Context) -> None:

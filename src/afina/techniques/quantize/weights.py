@@ -21,7 +21,7 @@ from afina.techniques.quantize.rounding import best_scales, round_weights
 
 # From this precision on, rounding to nearest with corrected biases loses no more (33.5 dB each on a ResNet-20).
 _ENOUGH_BITS = 8
-_IMAGES_FOR_BIASES, _BATCH = 32, 8
+_IMAGES_FOR_BIASES = 32
 _RIDGE = 1e-3
 _TINY = 1e-12
 
@@ -67,7 +67,7 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
     errors = _OwnErrors(network, exact)
     images = context.first(float(cost_of(reference).macs))[:_IMAGES_FOR_BIASES]
     with network.inference():
-        parts = images.split(_BATCH)
+        parts = images.split(network.batch)
         for part in parts:
             errors.run(part.to(network.device))
         for name, error in errors.found.items():

@@ -4,8 +4,10 @@
     python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'nncf*'
 
 Rows in `results/calibration.jsonl`, named METHOD/IMAGES/THREADS. Each is made in a process of its own that may use so
-many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. Memory
-is all that the process has resident at its peak, libraries and images included; `start` is what it has before.
+many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded.
+`afina judged` is all that `afina quantize` does: the files of the float and of the quantized network are also compared
+with the networks, and judged on all validation images. Memory is all that the process has resident at its peak,
+libraries and images included; `start` is what it has before.
 """
 
 import multiprocessing
@@ -22,10 +24,16 @@ import torch
 from judging import file_of, ours
 from peers import nncf_static
 from rows import Row, Rows, arguments
-from subjects import IMAGES, open_subject
+from subjects import IMAGES, Subject, open_subject
+
+from afina.jobs.compression import context_of
+from afina.progress import PlainProgress
+from afina.runtimes import get_runtime
+from afina.techniques.quantize import QuantizeConfig, apply
 
 NETWORK = "resnet50"
-CASES = (("nncf performance fast", IMAGES), ("afina", IMAGES), ("afina", 1000))
+CASES = (("nncf performance fast", IMAGES), ("afina", IMAGES), ("afina", 1000), ("afina judged", IMAGES))
+_BITS = {"weights": "int8", "activations": "int8"}
 
 
 def main() -> None:
@@ -49,11 +57,23 @@ def case(method: str, images: int, shared: Path, threads: int) -> Row:
     for _ in subject.calibration(images=images):  # images are decoded once, for everyone
         pass
     begun, start = _status("VmRSS"), time.monotonic()
-    if method == "afina":
-        ours({"weights": "int8", "activations": "int8", "images": images}, "openvino", f"{method}-{images}", subject, 0)
+    path = file_of(subject, f"{method}-{images}", "openvino")
+    if method == "afina judged":
+        ours({**_BITS, "images": images}, "openvino", f"{method}-{images}", subject, 0)
+    elif method == "afina":
+        _made(subject, images, path)
     else:
-        nncf_static(subject, 0, file_of(subject, f"{method}-{images}", "openvino"))
+        nncf_static(subject, 0, path)
     return {"took": round(time.monotonic() - start, 1), "start": begun, "peak": _status("VmHWM"), "threads": threads}
+
+
+def _made(subject: Subject, images: int, path: Path) -> None:
+    """The file, as `afina quantize` makes it."""
+    runtime = get_runtime("openvino")
+    context = context_of(subject.data, subject.network, images, 0, PlainProgress(every=60))
+    config = QuantizeConfig(**_BITS, weight_bits=runtime.weight_bits(), fused=runtime.fuses, sums=runtime.sums)
+    network, _ = apply(subject.network, config, context)
+    runtime.export(network, path)
 
 
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:

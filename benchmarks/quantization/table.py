@@ -30,7 +30,8 @@ the processor can). Last column: Afina's chosen plan as a share of the fastest o
 """
 _CALIBRATION = """## Time and memory of quantizing ResNet-50 for OpenVINO
 
-Calibration, rounding, export. Memory: all that is resident at the peak, and before the start.
+Calibration, rounding, export; `judged`: and the files of both networks judged, as `afina quantize` does. Memory: all
+that is resident at the peak, and before the start.
 """
 
 

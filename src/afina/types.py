@@ -51,6 +51,11 @@ class InputSpec:
         """
         return min(max(_PIXELS_AT_ONCE // (self.height * self.width), _FEWEST_AT_ONCE), _MOST_AT_ONCE)
 
+    @property
+    def few(self) -> int:
+        """Images at once where the outputs of all layers are kept: a quarter of a batch."""
+        return max(1, self.batch // 4)
+
 
 @dataclass(frozen=True)
 class TaskSpec:

@@ -33,17 +33,17 @@ class Context:
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
 
-    def first(self, macs: float) -> Tensor:
+    def first(self, macs: float, most: int = _MOST) -> Tensor:
         """As many calibration images as work of `macs` multiply-accumulates for each image allows, in one tensor."""
-        wanted = int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST))
+        wanted = min(int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST)), most)
         batches: list[Tensor] = []
         for batch in self.stream():
-            batches.append(batch)
+            batches.append(batch[: wanted - sum(map(len, batches))])
             if sum(map(len, batches)) >= wanted:
                 break
         if not batches:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
-        return torch.cat(batches)[:wanted]
+        return torch.cat(batches)
 
     def stream(self) -> Iterable[Tensor]:
         """A fresh run through the calibration images. Raises `InputError` where there are none."""

@@ -48,8 +48,8 @@ def output_errors(
         own[4] = own[4] + rows.shape[1]
 
     for batch in images:
-        # What the layers of these give is all kept at once.
-        for few in batch.split(network.input.batch):
+        # What the layers give is all kept at once.
+        for few in batch.split(network.input.few):
             watch(network, few, lambda node: node.name in nodes, remember)
             watch(changed, few, lambda node: node.name in nodes, compare)
     found = {}

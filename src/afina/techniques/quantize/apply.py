@@ -44,7 +44,7 @@ def finish(
     """The network in integers, and the record of it: what was done to `network` since `start` (`time.monotonic()`)."""
     result = prepared.convert()
     before = cost_of(network)
-    images = context.first(float(before.macs))[:_TABLE_IMAGES] if context.calibration is not None else None
+    images = context.first(float(before.macs), _TABLE_IMAGES) if context.calibration is not None else None
     record = Record(
         step=Step("quantize", prepared.config.plain()),
         touched=tuple(prepared.placement.quantized),

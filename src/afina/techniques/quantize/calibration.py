@@ -40,7 +40,7 @@ def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
         return [*notes, "Ranges of activations: minmax, since 16 bits need no clipping."]
     macs = float(cost_of(prepared.source.network).macs)
     wanted = min(max(_WORK / macs / (4 * len(METHODS)), _FEWEST_IMAGES), _MOST_IMAGES)
-    images = context.first(macs)[-int(wanted) :]
+    images = context.first(macs, int(wanted))
     return [*notes, _compare(prepared, edges, images, runs=int(_WORK / macs / len(images)))]
 
 

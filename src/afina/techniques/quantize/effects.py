@@ -80,7 +80,8 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
         error = (value - exact.pop(node.name)).double()
         noise[node.name] = noise.get(node.name, 0.0) + float(error.square().sum())
 
-    for part in images.split(network.input.batch):
+    # The outputs of all layers are kept at once.
+    for part in images.split(network.input.few):
         watch(reference, part, is_layer, remember)
         watch(network, part, is_layer, subtract)
     return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in noise}

@@ -23,7 +23,7 @@ from afina.graph.cost import cost_of
 from afina.graph.folding import uses_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
-from afina.graph.statistics import Effect, watch
+from afina.graph.statistics import Effect, freed, watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.prepared import Prepared, Source
@@ -69,7 +69,7 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
     if config.equalize == "none" or config.default.activations == "none" or not links or context.calibration is None:
         return source, ()
     macs = float(cost_of(source.network).macs)
-    images = context.first(macs)[: int(min(max(_WORK / macs, _FEWEST), _IMAGES))]
+    images = context.first(macs, int(min(max(_WORK / macs, _FEWEST), _IMAGES)))
     reach = _reach(source.network, links, images)
     exact = Effect(source.network, images)
     best, least, strength = source, _loss(source, config, images, exact), 0.0
@@ -79,6 +79,8 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
         loss = _loss(moved, config, images, exact)
         if loss < least * (1 - _WORTH):
             best, least, strength = moved, loss, a
+        del moved
+        freed()
     if best is source:
         return source, ()
     note = f"Scale was moved between {len(links)} pairs of layers (strength {strength:g}): the noise of the outputs "
@@ -142,7 +144,7 @@ def _reach(network: Network, links: Iterable[Link], images: Tensor) -> dict[str,
         reach = value.abs().transpose(0, channel).flatten(1).amax(1)
         found[node.name] = torch.maximum(found[node.name], reach) if node.name in found else reach
 
-    for part in images.split(_FEWEST):
+    for part in images.split(network.batch):
         watch(network, part, lambda node: node.name in wanted, tell)
     return found
 
@@ -183,7 +185,7 @@ def _by_input(weight: Tensor, reader: Node) -> Tensor:
 def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Effect) -> float:
     """Change of the outputs by quantization, ranges and weights chosen without care."""
     prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest"))
-    quick = Context(calibration=lambda: iter(images.split(_FEWEST)), images=len(images))
+    quick = Context(calibration=lambda: iter(images.split(source.network.batch)), images=len(images))
     # What was seen of a few images must not stand for what all of them show.
     prepared.source = Source(source.network)
     prepared.calibrate(quick, "minmax")

@@ -70,7 +70,7 @@ def kept_note(kept: Mapping[str, str]) -> tuple[str, ...]:
 def _images(source: Source, context: Context) -> Tensor:
     if context.calibration is None:
         return source.network.example(_IMAGES)
-    return context.first(float(cost_of(source.network).macs))[:_IMAGES]
+    return context.first(float(cost_of(source.network).macs), _IMAGES)
 
 
 def _weights(source: Source) -> dict[str, Tensor]:

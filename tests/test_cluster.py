@@ -22,7 +22,8 @@ def cluster():
     """One that all tests here share; its processes are as important as others, so that busy cores do not stop them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # The GPUs are a name only: what asks for them trains on processors.
+        ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield "local"
         ray.shutdown()
 
@@ -60,6 +61,18 @@ def test_trainings_report_stop_early_and_leave_the_best_network(cluster, tmp_pat
     assert len(list((tmp_path / "work").glob("*.pt2"))) == 1
 
 
+def test_a_training_on_two_devices_leaves_the_network_that_one_device_gives(cluster, tmp_path):
+    rate = {"type": "float", "low": 0.05, "high": 0.0501}
+    space = {"learning_rate": rate, "epochs": 1, "augment": False, "ema": 0.9, "model.depth": 1}
+    options = {"space": space, "trials": 1, "ray": cluster}
+    found = [
+        afina.tune("builtin:mlp", "digits", trial_gpus=gpus, out=tmp_path / str(gpus), **options) for gpus in (1, 2)
+    ]
+    qualities = [evaluate(Network.load(result.network), open_data("digits", seed=0)).value for result in found]
+    assert [result.value for result in found] == pytest.approx(qualities)
+    assert qualities[1] == pytest.approx(qualities[0], abs=0.05)  # batch norm sees half of each batch
+
+
 def test_trials_that_fail_and_fail_end_the_search_with_the_last_traceback(cluster, tmp_path):
     def broken(x):
         raise OSError("no camera")
@@ -74,8 +87,8 @@ def test_trials_that_fail_and_fail_end_the_search_with_the_last_traceback(cluste
 
 
 def test_a_trial_that_the_cluster_has_no_room_for_is_refused(cluster, tmp_path):
-    with pytest.raises(InputError, match="3 processors and 1 GPUs"):
-        afina.tune(objective=abs, space={"x": [1, 2]}, ray=cluster, trial_cpus=3, trial_gpus=1, out=tmp_path)
+    with pytest.raises(InputError, match="3 processors and 3 GPUs"):
+        afina.tune(objective=abs, space={"x": [1, 2]}, ray=cluster, trial_cpus=3, trial_gpus=3, out=tmp_path)
 
 
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):

@@ -477,6 +477,28 @@ class TestBatches:
         assert torch.equal(targets, data.targets("train")[:10])
         assert set(targets.tolist()) == {0, 1}
 
+    def test_are_shared_out_whole_and_the_parts_means_weigh_up_to_that_of_the_batch(self, data: ImageData) -> None:
+        whole, targets = _all(data, "train", shuffle=True, seed=3)
+        parts = [data.batches("train", PLAIN, batch_size=9, shuffle=True, seed=3, share=(i, 2)) for i in range(2)]
+        batches = [list(part) for part in parts]
+        start = 0
+        for number, (first, second) in enumerate(zip(*batches, strict=True)):
+            count = parts[0].parts[number].whole
+            own = whole[start : start + count]
+            assert torch.equal(
+                torch.sort(torch.cat([first[1], second[1]]))[0], torch.sort(targets[start : start + count])[0]
+            )
+            mean = sum(p.parts[number].weight * b[0].mean(0) for p, b in zip(parts, (first, second), strict=True)) / 2
+            assert torch.allclose(mean, own.mean(0), atol=1e-6)
+            start += count
+        assert start == len(whole)
+
+    def test_that_are_small_are_not_shared_out(self, data: ImageData) -> None:
+        for i in range(4):
+            part = data.batches("train", PLAIN, batch_size=7, share=(i, 4))
+            assert [len(images) for images, _ in part] == [7, 7, 7, 1]
+            assert [p.weight for p in part.parts] == [1, 1, 1, 1]
+
     def test_never_leave_a_single_image_to_train_on(self, data: ImageData) -> None:
         assert [len(i) for i, _ in data.batches("train", PLAIN, batch_size=7, shuffle=True)] == [7, 7, 8]
         assert [len(i) for i, _ in data.batches("train", PLAIN, batch_size=7)] == [7, 7, 7, 1]

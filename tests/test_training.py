@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from afina.training.layout import fitting_layout
 from afina.training.losses import Objective
 from afina.training.precision import LossScale, is_emulated, make_fabric
 from afina.training.schedules import make_optimizer, make_schedule
-from afina.types import MetricInfo, TaskSpec
+from afina.types import Epoch, MetricInfo, TaskSpec
 
 QUICK = FitConfig(epochs=2, batch_size=64, seed=3)
 
@@ -384,6 +385,51 @@ def test_a_network_that_needs_the_ordinary_layout_is_trained_in_it(few: ImageDat
     assert fitting_layout(convnet(few), True) == torch.channels_last
     result, _ = fit(network, few, QUICK)
     assert result.module.get_parameter("conv.weight").is_contiguous()
+
+
+# Several devices
+
+
+def plain(data: ImageData) -> Network:
+    """Without batch norm, whose statistics are those of one device's images."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    return capture(module, data.native, data.task)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_two_devices_give_the_network_of_one_and_go_on_from_a_checkpoint(few: ImageData, tmp_path: Path) -> None:
+    config = FitConfig(epochs=2, batch_size=61, augment=False, seed=1)
+    network, checkpoint = plain(few), tmp_path / "checkpoint"
+
+    def stop(epoch: Epoch) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        fit(network, few, config, checkpoint=checkpoint, after=stop, devices=2)
+    assert not multiprocessing.active_children()
+    said = Said()
+    together, curve = fit(network, few, config, checkpoint=checkpoint, progress=said, devices=2)
+    assert any("goes on after epoch 1" in line for line in said.lines)
+    alone, own = fit(network, few, config)
+    for ours, theirs in zip(together.module.parameters(), alone.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert [epoch.loss for epoch in curve] == pytest.approx([epoch.loss for epoch in own], rel=1e-4)
+    assert [epoch.quality for epoch in curve] == [epoch.quality for epoch in own]
+
+
+def test_a_device_whose_process_dies_ends_the_training_with_its_reason(few: ImageData) -> None:
+    def kill(epoch: Epoch) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(TrainingError, match="the process of device 1 ended with code -9"):
+        fit(plain(few), few, QUICK, after=kill, devices=2)
+    assert not multiprocessing.active_children()
+    assert not torch.distributed.is_initialized()
 
 
 # Schedules and optimizers

@@ -152,6 +152,8 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
         ({"model": "builtin:mlp", "data": "digits", "early_stopping": "wilcoxon"}, "Give --folds"),
         ({"model": "builtin:mlp", "data": "digits", "folds": 1000}, "2 or more images"),
         ({"objective": len, "space": {"x": [1, 2]}, "folds": 3}, "Options of trainings"),
+        ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 99}, "--trial-gpus is 99"),
+        ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 2, "workers": 2}, "one GPU each"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),

@@ -37,6 +37,7 @@ from afina.training.losses import Objective
 from afina.training.policy import keep_in_32, summary
 from afina.training.precision import is_emulated, make_fabric
 from afina.training.step import Stepper
+from afina.training.team import Seat, Team
 from afina.types import InputSpec, TaskSpec
 
 BASE = "32"
@@ -82,7 +83,7 @@ def stepper_of(network: Network, name: str, policy: str, batch: int) -> Callable
     objective = Objective(get_task(twin.task), config, labelled=True, network=twin, teacher=None)
     if own and precision != "32":
         keep_in_32(twin, kept)
-    stepper = Stepper(twin.train(), config, fabric, objective, 1000, layout)
+    stepper = Stepper(twin.train(), config, Team(fabric, Seat()), objective, 1000, layout)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *twin.input.shape, generator=generator)
     targets = torch.randint(10, (batch,), generator=generator)

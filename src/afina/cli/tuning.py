@@ -76,7 +76,7 @@ def tune(
         str | None, typer.Option(help="Run trials on a Ray cluster: `auto`, `local`, or its address.")
     ] = None,
     trial_cpus: Annotated[float, typer.Option(min=0.1, help="Processors of a trial on Ray.")] = 1,
-    trial_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a trial on Ray.")] = 0,
+    trial_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a trial, which share its batches.")] = 0,
     weights: Weights = None,
     input_size: InputSize = None,
     seed: Seed = 0,

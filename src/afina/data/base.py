@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ MEMORY = 10**9  # bytes of decoded images that are kept
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
+# Between the seeds of two parts of the same batches.
+_APART = 7919
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
 
@@ -135,6 +137,7 @@ class ImageData:
         shuffle: bool = False,
         seed: int = 0,
         limit: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> "Batches":
         """Preprocessed images with their targets, as `Batches`.
 
@@ -147,6 +150,8 @@ class ImageData:
                 for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
             limit: Only so many of the images.
+            share: `(i, n)`: of each batch, part `i` of `n`, for devices that work on it together. A batch that has
+                not two images for each goes to all of them.
 
         Raises:
             InputError: there is no such split, a size is less than 1, or tensors that were given ready for a
@@ -165,7 +170,7 @@ class ImageData:
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
         kind = self._augmentation(input) if augment else None
         pixels = self._cache(split, input)
-        return Batches(self._listing, part, input, pixels, order[:limit], batch_size, kind, seed, join=shuffle)
+        return Batches(self._listing, part, input, pixels, order[:limit], batch_size, kind, seed, share, join=shuffle)
 
     def _part(self, split: str) -> Part:
         if split not in self._listing.parts:
@@ -213,6 +218,20 @@ class ImageData:
         return self._caches.setdefault(key, torch.from_numpy(pixels))
 
 
+class BatchPart(NamedTuple):
+    """A batch, or what one of several devices gets of it.
+
+    Attributes:
+        places: Which images of the split.
+        whole: Images of the whole batch.
+        weight: Of the mean over these images in the mean of the parts' means, which then is that of the batch.
+    """
+
+    places: np.ndarray
+    whole: int
+    weight: float
+
+
 class Batches:
     """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones."""
 
@@ -226,28 +245,34 @@ class Batches:
         batch_size: int,
         kind: Augmentation | None,
         seed: int,
+        share: tuple[int, int],
         *,
         join: bool,
     ) -> None:
         self._listing, self._part, self._input, self._pixels = listing, part, input, pixels
-        self._kind, self._seed = kind, seed
+        own, of = share
+        self._kind, self._seed = kind, seed + _APART * own
         starts = list(range(0, len(order), batch_size))
         if join and len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()
-        self._batches = np.split(order, starts[1:])
+        self._parts = list[BatchPart]()
+        for batch in np.split(order, starts[1:]):
+            places = batch[own::of] if len(batch) >= 2 * of else batch
+            weight = of * len(places) / len(batch) if places is not batch else 1.0
+            self._parts.append(BatchPart(places, len(batch), weight))
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._parts)
 
     @property
-    def places(self) -> list[np.ndarray]:
-        """For each batch, which images of the split it holds."""
-        return self._batches
+    def parts(self) -> list[BatchPart]:
+        """What each batch holds, in turn."""
+        return self._parts
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self._seed)
         targets = torch.from_numpy(self._part.targets)
-        for places, images in zip(self._batches, self._images(), strict=True):
+        for (places, _, _), images in zip(self._parts, self._images(), strict=True):
             if self._kind is not None:
                 images = augment(images, self._kind, generator)
             if not self._listing.source.prepared:
@@ -256,10 +281,10 @@ class Batches:
 
     def _images(self) -> Iterator[Tensor]:
         if self._pixels is not None:
-            for places in self._batches:
+            for places, _, _ in self._parts:
                 yield self._pixels[places]
             return
-        keys = ([self._part.keys[i] for i in places] for places in self._batches)
+        keys = ([self._part.keys[i] for i in places] for places, _, _ in self._parts)
         for images in stream(self._listing.source, keys, self._input):
             yield torch.from_numpy(images)
 

@@ -38,6 +38,12 @@ _FUNCTIONS = frozenset(
 
 def write(network: "Network", path: Path) -> Path:
     """Write `network` to `path`. Raises `StorageError` where it cannot be written."""
+    write_whole(path, packed(network))
+    return path
+
+
+def packed(network: "Network") -> bytes:
+    """What a file of `network` holds."""
     about = {
         "format": _FORMAT,
         "input": asdict(network.input),
@@ -47,17 +53,20 @@ def write(network: "Network", path: Path) -> Path:
     program = network.exported()
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={_EXTRA: json.dumps(about)})
-    write_whole(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def read(path: Path) -> "Network":
     """Read the network in `path`. Raises `InputError`."""
-    from afina.graph.network import Network, unlifted
-
     if not path.is_file():
         raise InputError(f"There is no file {path}.", fix="Check the path.")
-    data = path.read_bytes()
+    return unpacked(path.read_bytes(), path)
+
+
+def unpacked(data: bytes, path: str | Path = "The network") -> "Network":
+    """The network that `packed` made bytes of; `path` is for messages. Raises `InputError`."""
+    from afina.graph.network import Network, unlifted
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             reason = _reason_to_refuse(archive)

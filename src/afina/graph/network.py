@@ -119,6 +119,12 @@ class Network:
         with self.inference():
             return _export(self.module, self.example())
 
+    def __reduce__(self) -> Any:
+        """For other processes: as the bytes of a file."""
+        from afina.graph.archive import packed, unpacked
+
+        return unpacked, (packed(self),)
+
     def save(self, path: str | Path) -> Path:
         """Write one `.pt2` file, which `Network.load` reads without the model's class; whole or not at all."""
         from afina.graph.archive import write

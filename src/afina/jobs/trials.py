@@ -128,6 +128,7 @@ class Training:
         costs: What counts beside the quality.
         fidelity: What is cheap at first, one of `fidelity.RUNGS`.
         folds: Parts of the training images that a trial is judged on in turn; None to judge on the validation images.
+        devices: GPUs that share each training.
 
     Raises:
         InputError: the images have no labels or cannot be divided, or the model cannot be loaded.
@@ -147,6 +148,7 @@ class Training:
         costs: Costs,
         fidelity: str,
         folds: int | None = None,
+        devices: int = 1,
     ) -> None:
         if not data.labelled:
             raise InputError(
@@ -155,7 +157,7 @@ class Training:
         self._model, self._data, self._weights, self._size = model, data, weights, input_size
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
         self._common, self._costs = {name: value for name, value in common.items() if value}, costs
-        self._rungs, self._folds = rungs_of(fidelity), folds
+        self._rungs, self._folds, self._devices = rungs_of(fidelity), folds, devices
         for number in range(folds or 0):
             data.fold(number, folds or 1)  # tells now what is wrong with one
         self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
@@ -236,7 +238,7 @@ class Training:
         best = None if trial.study is None else best_trial(trial.study)
         if self._costs.also or best is None or sign * value >= sign * best.values[0]:
             if network is None:
-                network, curve = fit(whole.network, self._data, config)
+                network, curve = fit(whole.network, self._data, config, devices=self._devices)
                 trial.set_user_attr(CURVE, [asdict(epoch) for epoch in curve])
             folder.mkdir(parents=True, exist_ok=True)
             network.save(network_file(folder, trial.number))
@@ -272,7 +274,7 @@ class Training:
             start = whole if rung.size == 1 else self._at(rung, params, whole)
             if network is not whole:
                 start.module.load_state_dict(network.module.state_dict())
-            network, _ = fit(start, self._parts[rung.images], config, after=after)
+            network, _ = fit(start, self._parts[rung.images], config, after=after, devices=self._devices)
             if staged:
                 report(rung.step, rung is self._rungs[-1])
         return network, curve, len(curve) - before
@@ -285,7 +287,7 @@ class Training:
         assert self._folds is not None
         values, seconds = list[float](), 0.0
         for number in range(self._folds):
-            _, curve = fit(whole, self._data.fold(number, self._folds), config)
+            _, curve = fit(whole, self._data.fold(number, self._folds), config, devices=self._devices)
             values.append(self._quality(curve))
             seconds += sum(epoch.seconds for epoch in curve)
             if not self._costs.also:

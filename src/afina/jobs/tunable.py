@@ -51,6 +51,7 @@ class Given:
     threads: int
     fidelity: str
     folds: int | None
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
     training = Training(
         given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
-        given.common, costs, given.fidelity, given.folds,
+        given.common, costs, given.fidelity, given.folds, given.devices,
     )  # fmt: skip
     space = _space(given.space) if given.space is not None else default_space(training)
     training.check(space)

@@ -119,7 +119,8 @@ def tune(
         ray: Run trials as tasks of a Ray cluster: `auto` (the one that this machine is in), `local` (this machine
             alone), or an address.
         trial_cpus: Processors of a trial on Ray.
-        trial_gpus: GPUs of a trial on Ray; a part of one where several share it.
+        trial_gpus: GPUs of a trial: several share each of its batches. On Ray also a part of one, where several trials
+            share it.
         seed: Seed of every random choice.
         example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
         progress: What the user sees.
@@ -147,6 +148,7 @@ def tune(
         out, storage, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
         others, _limits(size, latency), runtime, threads or available_cores(), fidelity, folds,
+        _devices(trial_gpus, workers, ray),
     )  # fmt: skip
     study, subject = _open(given, 0, progress)
     if len(study.get_trials(deepcopy=False)):
@@ -187,6 +189,22 @@ def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None) -> st
             fix=f"Leave it out, or write {FOLD_BY_FOLD}." if folds else "Give --folds N, or another rule.",
         )
     return asked or ("none" if also else FOLD_BY_FOLD if folds else DEFAULT_STOPPING)
+
+
+def _devices(gpus: float, workers: int | None, ray: str | None) -> int:
+    """GPUs that share a training."""
+    if ray is None and gpus > 1:
+        if workers not in (None, 1):
+            raise InputError(
+                "Workers of one machine have one GPU each.", fix="Add --ray local, or leave out --workers."
+            )
+        import torch
+
+        if gpus > torch.cuda.device_count():
+            raise InputError(
+                f"--trial-gpus is {gpus:g}, and {torch.cuda.device_count()} GPUs are here.", fix="Ask for fewer."
+            )
+    return max(1, int(gpus))
 
 
 def _check_several(also: tuple[str, ...], sampler: str, fidelity: str) -> None:

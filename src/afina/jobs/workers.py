@@ -39,7 +39,8 @@ def work_together(
         InputError: `given` cannot be sent to another process, or processes die again and again.
     """
     try:
-        pickle.dumps(given)
+        # As plain bytes: handed over as they are, tensors would be moved into memory that the processes share.
+        sent = pickle.dumps(given)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",
@@ -48,7 +49,7 @@ def work_together(
         ) from error
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
-        running = [_start(context, work, given, number) for number in range(count)]
+        running = [_start(context, work, sent, number) for number in range(count)]
         try:
             while running:
                 time.sleep(_LOOK)
@@ -66,7 +67,7 @@ def work_together(
                             why=f"The last exit code was {process.exitcode}; -9 is what a lack of memory gives.",
                             fix="Use fewer workers. What was finished is kept: the same command goes on.",
                         )
-                    running.append(_start(context, work, given, count + deaths))
+                    running.append(_start(context, work, sent, count + deaths))
         finally:
             for process in running:
                 process.terminate()
@@ -74,10 +75,15 @@ def work_together(
             look()
 
 
-def _start(context: Any, work: Callable[..., None], given: dict[str, Any], number: int) -> SpawnProcess:
-    process: SpawnProcess = context.Process(target=work, args=(given, number), daemon=True)
+def _start(context: Any, work: Callable[..., None], sent: bytes, number: int) -> SpawnProcess:
+    process: SpawnProcess = context.Process(target=_run, args=(work, sent, number), daemon=True)
     process.start()
     return process
+
+
+def _run(work: Callable[..., None], sent: bytes, number: int) -> None:
+    """One of the processes."""
+    work(pickle.loads(sent), number)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,10 +24,13 @@ from afina.training.losses import Objective, check_teacher
 from afina.training.policy import check_patterns, keep_in_32
 from afina.training.precision import is_emulated, make_fabric
 from afina.training.step import Stepper
+from afina.training.team import Seat, Team, gathered
 from afina.types import Epoch
 from afina.units import format_value
 
 _SEEDS = 2**31
+# Between the seeds of two processes in one epoch.
+_APART = 7919
 _MOST_ANSWERS = 2**28  # bytes
 
 
@@ -40,6 +44,7 @@ def fit(
     checkpoint: Path | None = None,
     sparse: Network | None = None,
     after: Callable[[Epoch], None] | None = None,
+    devices: int = 1,
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
 
@@ -57,17 +62,45 @@ def fit(
             else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
         sparse: With `keep_zeros`, the network whose zeros stay; by default those of `network` itself.
         after: Called with each epoch that ended; what it raises ends the training.
+        devices: GPUs (without any, processes) that share each batch. The steps are those of one device, but for batch
+            norm, which sees the images of its own.
 
     Raises:
-        InputError: nothing to learn from, or a precision that the device does not have.
+        InputError: nothing to learn from, a precision that the device does not have, or fewer devices.
         TrainingError: the loss or the gradient is no longer a finite number.
         StorageError: the checkpoint cannot be written.
     """
     progress = progress or Progress()
     _check(network, data, teacher)
     check_patterns(network, config.keep_fp32)
-    config = config.resolved()
-    fabric = make_fabric(config.precision)
+    work = _Work(network, data, config.resolved(), teacher, sparse, checkpoint)
+    with gathered(devices, _join, work) as seat:
+        return _train(work, seat, progress, after)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is trained, and how: the same in every process."""
+
+    network: Network
+    data: ImageData
+    config: FitConfig
+    teacher: Network | None
+    sparse: Network | None
+    checkpoint: Path | None
+
+
+def _join(seat: Seat, work: _Work) -> None:
+    """The part of one of the other processes."""
+    _train(work, seat, Progress(), None)
+
+
+def _train(
+    work: _Work, seat: Seat, progress: Progress, after: Callable[[Epoch], None] | None
+) -> tuple[Network, tuple[Epoch, ...]]:
+    network, data, config, teacher = work.network, work.data, work.config, work.teacher
+    team = Team(make_fabric(config.precision, seat), seat)
+    fabric = team.fabric
     if is_emulated(config.precision, fabric.device):
         progress.say(f"This processor has no instructions for {config.precision}: precision 32 is faster on it.")
 
@@ -75,18 +108,18 @@ def fit(
     student = place(network.copy(), fabric.device, layout)
     master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
     task = get_task(network.task)
-    steps = config.epochs * len(_batches(data, network, config, seed=0))
+    steps = config.epochs * len(_batches(data, network, config, team, seed=0))
     with _reproducible(fabric.device):
         torch.manual_seed(config.seed)
         objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
-        stepper = Stepper(student, config, fabric, objective, steps, layout, sparse)
+        stepper = Stepper(student, config, team, objective, steps, layout, work.sparse)
         known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
-        training = _Training(student, master, data, config, stepper, progress, known)
-        if checkpoint is not None:
-            digest = identity((network, teacher, sparse), config, data.fingerprint, fabric.device.type)
-            training.keep_in(checkpoint, digest)
+        training = _Training(student, master, data, config, team, stepper, progress, known)
+        if work.checkpoint is not None:
+            digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
+            training.keep_in(work.checkpoint, digest)
         training.run(steps, after or (lambda epoch: None))
     return training.best_of(network), tuple(training.curve)
 
@@ -100,12 +133,13 @@ class _Training:
         teacher: Network | None,
         data: ImageData,
         config: FitConfig,
+        team: Team,
         stepper: Stepper,
         progress: Progress,
         teacher_first: bool,
     ) -> None:
         self._network, self._data, self._config = network, data, config
-        self._stepper, self._progress = stepper, progress
+        self._team, self._stepper, self._progress = team, stepper, progress
         task = get_task(network.task)
         self._metric = task.metric if data.labelled else task.agreement
         self._reference = None if data.labelled or teacher is None else predict(teacher, data)
@@ -150,12 +184,12 @@ class _Training:
     def _epoch(self, bar: Bar) -> None:
         start, number = time.monotonic(), len(self.curve) + 1
         loss, rate = self._learn(number, bar)
-        quality = evaluate(self._stepper.judged, self._data, reference=self._reference).value
+        quality = self._judge()
         self._best.rank(self._stepper.judged, quality)
         log = self._stepper.take_log()
         seconds = time.monotonic() - start
         self.curve.append(Epoch(number, loss, quality, rate, seconds, log.skipped, log.grown, log.scale))
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and self._team.leads:
             write_state(*self._checkpoint, self._state())
         self._progress.say(
             f"Epoch {number}/{self._config.epochs}: loss {loss:.4g}{self._quality()}, "
@@ -166,20 +200,28 @@ class _Training:
         if self._stale() and number < self._config.epochs:
             self._progress.say(f"Stopped early: no better {self._metric.name} for {self._best.stale} epochs.")
 
+    def _judge(self) -> float:
+        """The quality after an epoch, by the process that leads."""
+        leads = self._team.leads
+        judged = self._stepper.judged
+        quality = evaluate(judged, self._data, reference=self._reference).value if leads else math.nan
+        return self._team.told(quality)
+
     def _learn(self, number: int, bar: Bar) -> tuple[float, float]:
         """The steps of one epoch; gives the mean loss, and the last learning rate."""
         # A seed of its own for each epoch: what is drawn in it does not depend on what was drawn before, so that a
         # training that goes on from a checkpoint draws the same, without any generator's state.
         seed = (self._config.seed * 1_000_003 + number) % _SEEDS
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + _APART * self._team.rank)
         total, count, rate = 0.0, 0, self._stepper.rate
         self._network.train()
-        batches = _batches(self._data, self._network, self._config, seed=seed)
-        for places, (images, targets) in zip(batches.places, batches, strict=True):
+        batches = _batches(self._data, self._network, self._config, self._team, seed=seed)
+        for part, (images, targets) in zip(batches.parts, batches, strict=True):
             rate = self._stepper.rate
-            loss = self._stepper.take(images, targets, number, None if self._taught is None else self._taught[places])
+            taught = None if self._taught is None else self._taught[part.places]
+            loss = self._stepper.take(images, targets, number, taught, part.weight)
             if math.isfinite(loss):
-                total, count = total + loss * len(images), count + len(images)
+                total, count = total + loss * part.whole, count + part.whole
             bar.advance(1, f"loss {loss:.4g}{self._quality()}")
         return (total / count if count else math.nan), rate
 
@@ -222,10 +264,17 @@ def _check(network: Network, data: ImageData, teacher: Network | None) -> None:
         )
 
 
-def _batches(data: ImageData, network: Network, config: FitConfig, *, seed: int) -> Batches:
-    """One epoch of training images."""
-    size, augment = config.batch_size, config.augment
-    return data.batches("train", network.input, batch_size=size, augment=augment, shuffle=True, seed=seed)
+def _batches(data: ImageData, network: Network, config: FitConfig, team: Team, *, seed: int) -> Batches:
+    """One epoch of training images, or a process's part of it."""
+    return data.batches(
+        "train",
+        network.input,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        shuffle=True,
+        seed=seed,
+        share=(team.rank, team.size),
+    )
 
 
 @contextlib.contextmanager

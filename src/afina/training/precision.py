@@ -5,6 +5,7 @@ mode is in its nodes). The optimizer, the backward pass, clipping and autocast g
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from torch import Tensor
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
 from afina.training.config import Precision
+from afina.training.team import Seat, strategy_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -24,8 +26,8 @@ _MIXED = ("cpu", "cuda")
 _SMALLEST_SCALE = 1.0
 
 
-def make_fabric(precision: Precision) -> "Fabric":
-    """A `Fabric` on the best device here, with one device and the precision that was asked for.
+def make_fabric(precision: Precision, seat: Seat | None = None) -> "Fabric":
+    """A `Fabric` on the best device here, with the precision that was asked for; at `seat`, one of several.
 
     The precision is given as a plug-in: from a string, Fabric puts bf16 in the place of fp16 on CPU, although torch
     can train in fp16 there.
@@ -38,14 +40,19 @@ def make_fabric(precision: Precision) -> "Fabric":
     from lightning_fabric.plugins.precision import Precision as FullPrecision
 
     device = Fabric(accelerator="auto", devices=1).device.type
-    if precision == "32":
-        return Fabric(accelerator="auto", devices=1, plugins=[FullPrecision()])
-    if device not in _MIXED:
+    if precision != "32" and device not in _MIXED:
         raise InputError(
             f"Training option precision is '{precision}', and the device here ({device}) trains in '32' only.",
             fix="Use precision 32.",
         )
-    return Fabric(accelerator="auto", devices=1, plugins=[MixedPrecision(precision, device)])
+    plugin = FullPrecision() if precision == "32" else MixedPrecision(precision, device)
+    if seat is None or seat.size == 1:
+        return Fabric(accelerator="auto", devices=1, plugins=[plugin])
+    fabric = Fabric(accelerator=device, devices=seat.size, strategy=strategy_of(seat), plugins=[plugin])
+    # It tells of its processes, which are no more than a detail here.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric.launch()
+    return fabric
 
 
 def is_emulated(precision: Precision, device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from afina.training.losses import Objective
 from afina.training.overflow import find_overflow
 from afina.training.precision import LossScale, ScaleLog
 from afina.training.schedules import make_optimizer, make_schedule
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from afina.training.team import Team
 
 
 class Stepper:
@@ -27,7 +25,7 @@ class Stepper:
     Args:
         network: Trained in place; already on Fabric's device, in `layout`.
         config: How.
-        fabric: Device and precision.
+        team: Device and precision, and who else trains the same network.
         objective: What is minimised.
         steps: How many steps there will be; the schedule ends with them.
         layout: Memory layout of the images.
@@ -41,16 +39,17 @@ class Stepper:
         self,
         network: Network,
         config: FitConfig,
-        fabric: "Fabric",
+        team: Team,
         objective: Objective,
         steps: int,
         layout: torch.memory_format,
         sparse: Network | None = None,
     ) -> None:
-        self._network, self._fabric, self._objective, self._layout = network, fabric, objective, layout
+        self._network, self._team, self._objective, self._layout = network, team, objective, layout
+        self._fabric = fabric = team.fabric
         self._clip, self._total, self.done = config.clip or math.inf, steps, 0
-        parameters = [*network.module.parameters(), *objective.parameters()]
-        optimizer = make_optimizer(parameters, config)
+        self._parameters = [*network.module.parameters(), *objective.parameters()]
+        optimizer = make_optimizer(self._parameters, config)
         self._schedule = make_schedule(optimizer, config, steps)
         self._optimizer = fabric.setup_optimizers(optimizer)
         self._scale = LossScale(fabric)
@@ -71,10 +70,16 @@ class Stepper:
         """What loss scaling did since the last time that this was asked."""
         return self._scale.take_log()
 
-    def take(self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None) -> float:
+    def take(
+        self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None, weight: float = 1.0
+    ) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
-        `taught`: what the teacher answers to them, where that is known.
+        Args:
+            images, targets: What this device sees of the batch.
+            epoch: For messages.
+            taught: What the teacher answers to them, where that is known.
+            weight: Of these images' mean loss in the mean over the devices.
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or the loss scale of fp16 has collapsed.
@@ -87,7 +92,7 @@ class Stepper:
         def loss_of() -> Tensor:
             with self._fabric.autocast():
                 loss: Tensor = self._objective(self._network, images, targets, taught)
-                return loss
+                return weight * loss
 
         def backward() -> None:
             self._optimizer.zero_grad()
@@ -98,9 +103,10 @@ class Stepper:
 
         with self._scale.step(self._network, where, blame):
             loss = loss_of()
-            value = float(loss.item())
+            value = self._team.mean(float(loss.item()))
             self._check_finite("loss", value, where)
             self._fabric.backward(loss)
+            self._team.average_gradients(self._parameters)
             norm = self._fabric.clip_gradients(
                 self._network.module, self._optimizer, max_norm=self._clip, error_if_nonfinite=False
             )

@@ -549,6 +549,14 @@ class TestBatches:
             judged += fold.names("validation")
         assert sorted(judged) == sorted(places)
 
+    def test_of_a_fold_of_a_share_are_those_of_the_share(self, data: ImageData) -> None:
+        whole, _ = _all(data, "train", limit=12)
+        fold = data.with_share(0.5).fold(0, 2)
+        places = {name: i for i, name in enumerate(data.names("train")[:12])}
+        for split in ("train", "validation"):
+            images, _ = _all(fold, split)
+            assert torch.equal(images, whole[torch.tensor([places[name] for name in fold.names(split)])])
+
     def test_of_folds_need_two_images_of_a_class(self, tmp_path: Path) -> None:
         data = open_data(_folder(tmp_path, {"a": 20, "b": 2}))
         with pytest.raises(InputError, match="only in the validation split"):

@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(peers.METHODS), choices=list(peers.METHODS))
     parser.add_argument("--file", type=Path, default=RESULTS / "runs.jsonl")
     given = parser.parse_args()
-    tables.make()
+    for name, table in tables.TABLES.items():
+        if name in tasks.names(given.tasks):
+            table.make()
     done = {key(row) for row in read(given.file)}
     for seed in given.seeds:
         for name in tasks.names(given.tasks):

@@ -1,116 +1,78 @@
-"""A table of real trainings: a small network on scikit-learn's digits, with every combination of 7 parameters.
+"""Tables of real trainings: small networks on scikit-learn's digits, with every combination of their parameters.
 
-The table is made once (about two minutes on one core) and kept in `results/digits-mlp.csv`, so that a study costs
-nothing but its sampler. The value is the cross-entropy on the validation images, in nats; a training that diverged
-has `nan`.
+A table is made once (two minutes on one core for the perceptron, half an hour for the convolutional network) and kept
+in `results/`, so that a study costs nothing but its sampler. The value is the cross-entropy on the validation images,
+in nats; a training that diverged has `nan`.
 """
 
 import csv
 import itertools
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import digits_convnet
+import digits_mlp
 import numpy as np
 
-FILE = Path(__file__).with_name("results") / "digits-mlp.csv"
-CHOICES: dict[str, list[Any]] = {
-    "learning_rate": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1],
-    "width": [8, 16, 32, 64],
-    "layers": [1, 2],
-    "batch_size": [16, 64, 256],
-    "weight_decay": [0.0, 0.001, 0.01],
-    "activation": ["relu", "tanh"],
-    "optimizer": ["sgd", "momentum", "adam"],
-}
-EPOCHS = 4
+
+@dataclass(frozen=True)
+class Table:
+    """The trainings of one module, which has `CHOICES` and `train`."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def choices(self) -> dict[str, list[Any]]:
+        """The values of each parameter."""
+        found: dict[str, list[Any]] = self.module.CHOICES
+        return found
+
+    @property
+    def file(self) -> Path:
+        """Where it is kept."""
+        return Path(__file__).with_name("results") / f"{self.name}.csv"
+
+    def make(self) -> None:
+        """Fill the table; rows that are there are kept."""
+        combinations = list(itertools.product(*self.choices.values()))
+        done = set(read(self)) if self.file.exists() else set()
+        if len(done) == len(combinations):
+            return
+        read.cache_clear()
+        data = _digits()
+        with self.file.open("a", newline="", buffering=1) as file:
+            writer = csv.writer(file)
+            if not done:
+                writer.writerow([*self.choices, "loss"])
+            for combination in combinations:
+                if combination not in done:
+                    loss = self.module.train(dict(zip(self.choices, combination, strict=True)), *data)
+                    writer.writerow([*combination, f"{loss:.5f}"])
 
 
-def make() -> None:
-    """Fill the table; rows that are there are kept."""
+@cache
+def read(table: Table) -> dict[tuple[Any, ...], float]:
+    """The loss of each combination, in the order of the table's choices."""
+    with table.file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [type(values[0]) for values in table.choices.values()]
+    return {tuple(k(r[n]) for k, n in zip(kinds, table.choices, strict=True)): float(r["loss"]) for r in rows}
+
+
+def _digits() -> tuple[Any, Any, Any, Any]:
+    """Images and labels to train on, and to judge by."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order] / 16.0 - 0.3, labels[order]
-    data = images[:1200], labels[:1200], images[1200:], labels[1200:]
-    done = set(read()) if FILE.exists() else set()
-    FILE.parent.mkdir(exist_ok=True)
-    with FILE.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not done:
-            writer.writerow([*CHOICES, "loss"])
-        for combination in itertools.product(*CHOICES.values()):
-            if combination not in done:
-                loss = train(dict(zip(CHOICES, combination, strict=True)), *data)
-                writer.writerow([*combination, f"{loss:.5f}"])
+    return images[:1200], labels[:1200], images[1200:], labels[1200:]
 
 
-@cache
-def read() -> dict[tuple[Any, ...], float]:
-    """The loss of each combination, in the order of `CHOICES`."""
-    with FILE.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    kinds = [type(values[0]) for values in CHOICES.values()]
-    return {tuple(k(r[n]) for k, n in zip(kinds, CHOICES, strict=True)): float(r["loss"]) for r in rows}
-
-
-def train(p: dict[str, Any], images: Any, labels: Any, held: Any, truth: Any) -> float:
-    """Validation cross-entropy after a few epochs of a network with these parameters."""
-    rng = np.random.default_rng(0)
-    sizes = [64, *[p["width"]] * p["layers"], 10]
-    weights = [rng.normal(size=(a, b)) * np.sqrt(2 / a) for a, b in itertools.pairwise(sizes)]
-    weights += [np.zeros(b) for b in sizes[1:]]
-    first = [np.zeros_like(w) for w in weights]
-    second = [np.zeros_like(w) for w in weights]
-    step = 0
-    with np.errstate(all="ignore"):
-        for _ in range(EPOCHS):
-            order = rng.permutation(len(images))
-            for start in range(0, len(order), p["batch_size"]):
-                chosen = order[start : start + p["batch_size"]]
-                _, slopes = _loss(weights, images[chosen], labels[chosen], p)
-                step += 1
-                for i, slope in enumerate(slopes):
-                    weights[i] = _stepped(weights[i], slope, first[i], second[i], step, p)
-        loss, _ = _loss(weights, held, truth, {**p, "weight_decay": 0.0})
-    return float(loss) if np.isfinite(loss) else float("nan")
-
-
-def _loss(weights: list[Any], images: Any, labels: Any, p: dict[str, Any]) -> tuple[float, list[Any]]:
-    depth = len(weights) // 2
-    relu = p["activation"] == "relu"
-    layers = [images]
-    for i in range(depth):
-        x = layers[-1] @ weights[i] + weights[depth + i]
-        layers.append(x if i == depth - 1 else (np.maximum(x, 0) if relu else np.tanh(x)))
-    scores = layers[-1] - layers[-1].max(axis=1, keepdims=True)
-    chances = np.exp(scores)
-    chances /= chances.sum(axis=1, keepdims=True)
-    rows = np.arange(len(labels))
-    loss = -np.log(np.maximum(chances[rows, labels], 1e-300)).mean()
-    back = chances
-    back[rows, labels] -= 1
-    back /= len(labels)
-    slopes: list[Any] = [None] * len(weights)
-    for i in reversed(range(depth)):
-        slopes[i] = layers[i].T @ back + p["weight_decay"] * weights[i]
-        slopes[depth + i] = back.sum(axis=0)
-        back = back @ weights[i].T
-        back = back * ((layers[i] > 0) if relu else 1 - layers[i] ** 2)
-    return loss, slopes
-
-
-def _stepped(weight: Any, slope: Any, first: Any, second: Any, step: int, p: dict[str, Any]) -> Any:
-    rate = p["learning_rate"]
-    if p["optimizer"] == "sgd":
-        return weight - rate * slope
-    if p["optimizer"] == "momentum":
-        first *= 0.9
-        first += slope
-        return weight - rate * first
-    first *= 0.9
-    first += 0.1 * slope
-    second *= 0.999
-    second += 0.001 * slope**2
-    return weight - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+TABLES = {
+    name: Table(name, module) for name, module in (("digits-mlp", digits_mlp), ("digits-convnet", digits_convnet))
+}

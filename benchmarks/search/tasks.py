@@ -39,13 +39,13 @@ def names(groups: list[str]) -> list[str]:
         for kind in ("plain", "rotated")
         for name in FUNCTIONS
     ]
-    return [name for name in [*synthetic, "digits-mlp"] if all(group in name for group in groups)]
+    return [name for name in [*synthetic, *tables.TABLES] if all(group in name for group in groups)]
 
 
 def make(name: str, seed: int) -> Task:
     """The task `name`; the seed shifts and rotates synthetic ones."""
-    if name == "digits-mlp":
-        return _digits()
+    if name in tables.TABLES:
+        return _of_table(tables.TABLES[name])
     function, size, kind, scale = name.split("/")
     d, grid = int(size), GRID if scale == "grid" else 0
     call = Synthetic(function, d, kind == "rotated", grid, seed)
@@ -57,18 +57,17 @@ def make(name: str, seed: int) -> Task:
     return Task(name, space, lambda p: call(np.array([p[k] for k in keys])), 0.0)
 
 
-def _digits() -> Task:
-    table = tables.read()
+def _of_table(table: tables.Table) -> Task:
+    losses = tables.read(table)
     space: dict[str, BaseDistribution] = {}
-    for key, values in tables.CHOICES.items():
+    for key, values in table.choices.items():
         numeric = not isinstance(values[0], str)
         space[key] = IntDistribution(0, len(values) - 1) if numeric else CategoricalDistribution(values)
 
     def loss(p: dict[str, Any]) -> float:
-        values = tables.CHOICES
-        return table[tuple(values[k][v] if isinstance(v, int) else v for k, v in p.items() if k in values)]
+        return losses[tuple(table.choices[k][p[k]] if isinstance(p[k], int) else p[k] for k in space)]
 
-    return Task("digits-mlp", space, lambda p: loss({k: p[k] for k in space}), float(np.nanmin(list(table.values()))))
+    return Task(table.name, space, loss, float(np.nanmin(list(losses.values()))))
 
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -110,8 +110,11 @@ class ImageData:
         twin._listing = replace(self._listing, parts={split: part.take(mask) for split, mask in masks.items()})
         twin._listing.check()
         known = [(input, pixels) for (split, input), pixels in self._caches.items() if split == "train"]
+        # A share of the images is the first of those whose pixels are kept.
         twin._caches = {
-            (split, input): pixels[torch.from_numpy(mask)] for input, pixels in known for split, mask in masks.items()
+            (split, input): pixels[: len(judges)][torch.from_numpy(mask)]
+            for input, pixels in known
+            for split, mask in masks.items()
         }
         return twin
 

@@ -233,6 +233,36 @@ def test_layers_that_share_a_width_stay_in_integers_on_openvino(transformer, tmp
     assert 'type="Subtract"' not in text
 
 
+class _OverImages(nn.Module):
+    """Linear layers over channels that come last, as ConvNeXt's and Swin's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3)
+        self.wide, self.narrow, self.head = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.head((x + self.narrow(nn.functional.gelu(self.wide(x)))).mean((1, 2)))
+
+
+def test_linear_layers_over_images_add_their_bias_inside_on_openvino(tmp_path):
+    """With four dimensions the plugin adds it in a pass of its own."""
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    network = capture(_OverImages(), GREY, TaskSpec("classification", tuple("abcd")))
+    _for_openvino(network, tmp_path / "model.xml")
+    model = openvino.Core().read_model(tmp_path / "model.xml")
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    assert [len(node.get_output_partial_shape(0)) for node in products] == [3, 3, 2]
+    model.reshape([1, *GREY.shape])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kernels = [node.get_rt_info()["layerType"] for node in compiled.get_runtime_model().get_ordered_ops()]
+    assert kernels.count("FullyConnected") == 3
+    left = [n for n in compiled.get_runtime_model().get_ordered_ops() if n.get_rt_info()["layerType"] == "Eltwise"]
+    assert len(left) <= 1  # the sum of the two branches
+
+
 def test_linear_layers_read_symmetric_activations_where_that_is_asked_for(transformer, tmp_path):
     """But for those without negative values, which would lose half of their codes."""
     network, _ = _for_openvino(transformer, tmp_path / "model.xml", centred=True)

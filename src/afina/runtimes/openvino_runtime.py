@@ -57,7 +57,7 @@ class OpenVINORuntime(Runtime):
         import openvino
 
         from afina.runtimes.onnx_file import first_lines, onnx_bytes
-        from afina.runtimes.openvino_codes import drop_zero_offsets, store_narrow
+        from afina.runtimes.openvino_codes import drop_zero_offsets, flatten_linears, store_narrow
 
         source = path.with_suffix(".onnx")
         source.write_bytes(onnx_bytes(network, narrow=False))
@@ -68,6 +68,7 @@ class OpenVINORuntime(Runtime):
             raise Unsupported("The network could not be converted for OpenVINO.", why=first_lines(error)) from error
         _share_constants(model)
         drop_zero_offsets(model)
+        flatten_linears(model)
         store_narrow(model)
         openvino.save_model(model, str(path), compress_to_fp16=False)
         _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if _holds_bf16(network) else {})})

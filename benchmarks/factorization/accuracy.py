@@ -8,7 +8,7 @@ Every number is one JSON line in `results/accuracy.jsonl`, named NETWORK/SHARE/M
 network's parameters. Afina measures what chains do to the outputs once for each network and method, which is most of
 its work and serves all shares; those seconds are in `measuring` of each row. Then `table.py` writes the page. SHARED is
 a folder with `models/cifar_resnet.py`, its weights, and `data/cifar10-jpeg.zip`; VGG-11 is trained by the benchmark of
-pruning.
+pruning, ResNet-18 by that of recipes.
 """
 
 import time
@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 from peers import IMAGES, WAYS, Plain
-from rows import NAMES, RUNS, SHARES, Row, Rows, Subject, arguments, open_images, open_subject
+from rows import NAMES, SHARES, Row, Rows, Subject, arguments, open_images, open_subject
 
 from afina.graph.cost import cost_of
 from afina.jobs.compression import context_of
@@ -79,7 +79,7 @@ class Bench:
     def __init__(self, shared: Path) -> None:
         self._shared = shared
         self._images = lru_cache(lambda: open_images(shared))
-        self._subject = lru_cache(maxsize=1)(lambda name: open_subject(name, shared, RUNS, self._images()))
+        self._subject = lru_cache(maxsize=1)(lambda name: open_subject(name, shared, self._images()))
         self._plain = lru_cache(maxsize=1)(lambda name: Plain(self._subject(name)))
         self._measured = lru_cache(maxsize=1)(self._measure)
 

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from test_training import Said
 
 import afina
@@ -70,6 +71,8 @@ def test_a_training_on_two_devices_leaves_the_network_that_one_device_gives(clus
     ]
     qualities = [evaluate(Network.load(result.network), open_data("digits", seed=0)).value for result in found]
     assert [result.value for result in found] == pytest.approx(qualities)
+    first = [next(iter(Network.load(result.network).module.parameters())) for result in found]
+    assert not torch.equal(*first)
     assert qualities[1] == pytest.approx(qualities[0], abs=0.05)  # batch norm sees half of each batch
 
 

@@ -559,7 +559,7 @@ class TestBatches:
 
     def test_of_folds_need_two_images_of_a_class(self, tmp_path: Path) -> None:
         data = open_data(_folder(tmp_path, {"a": 20, "b": 2}))
-        with pytest.raises(InputError, match="only in the validation split"):
+        with pytest.raises(InputError, match="cannot be divided into 3 folds"):
             data.fold(1, 3)
 
     def test_of_a_mistyped_split_get_did_you_mean(self, data: ImageData) -> None:

@@ -421,6 +421,39 @@ def test_two_devices_give_the_network_of_one_and_go_on_from_a_checkpoint(few: Im
     assert [epoch.quality for epoch in curve] == [epoch.quality for epoch in own]
 
 
+def _dies_in_another_process() -> None:
+    if multiprocessing.parent_process() is not None:
+        raise MemoryError("no room for it")
+
+
+class DyingImages(Images):
+    """Cannot be unpacked in another process."""
+
+    def __reduce__(self) -> object:
+        return _dies_in_another_process, ()
+
+
+def test_a_device_that_cannot_begin_says_why_at_once(few: ImageData) -> None:
+    batches = list(few.batches("train", few.native, batch_size=64))
+    images, targets = (torch.cat(part) for part in zip(*batches, strict=True))
+    data = open_data((DyingImages(images, targets), Images(images, targets)))
+    with pytest.raises(TrainingError, match="the process of device 1 failed") as found:
+        fit(plain(data), data, QUICK, devices=2)
+    assert "no room for it" in found.value.why
+    assert not multiprocessing.active_children()
+
+
+def test_what_several_devices_cannot_do_is_refused(few: ImageData) -> None:
+    with pytest.raises(InputError, match="0 devices"):
+        fit(plain(few), few, QUICK, devices=0)
+
+
+def test_an_error_of_the_training_itself_is_the_same_on_two_devices(few: ImageData) -> None:
+    wild = dataclasses.replace(QUICK, learning_rate=1e30, clip=None, optimizer="sgd")
+    with pytest.raises(TrainingError, match=r"the (loss|gradient) is (nan|inf)"):
+        fit(plain(few), few, wild, devices=2)
+
+
 def test_a_device_whose_process_dies_ends_the_training_with_its_reason(few: ImageData) -> None:
     def kill(epoch: Epoch) -> None:
         for process in multiprocessing.active_children():

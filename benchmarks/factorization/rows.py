@@ -42,7 +42,9 @@ def open_subject(name: str, shared: Path, data: ImageData) -> Subject:
         return subjects.open_subject(name, shared, RUNS, data)
     network = training.trained(data, RUNS.with_name("recipes"))
     module = training.resnet18(data.task.outputs)
-    module.load_state_dict(network.module.state_dict(), strict=False)
+    left = module.load_state_dict(network.module.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in left.missing_keys)
     head = module.fc
     assert isinstance(head, nn.Linear)
     return Subject(name, module.eval(), network, head, data)

@@ -66,7 +66,7 @@ def main() -> None:
 
 def study(sampler: str, seed: int, trials: int, data: ImageData) -> Row:
     """One search."""
-    out = RUNS / f"live-{sampler}-{seed}"
+    out = RUNS / f"live-{sampler}-{seed}-{trials}"
     result = afina.tune(
         "builtin:convnet", data, space=SPACE, sampler=sampler, trials=trials, early_stopping="none", seed=seed,
         out=out, progress=PlainProgress(every=60),
@@ -88,11 +88,11 @@ def _print(rows: Rows) -> None:
     """Mean best accuracy of each sampler over its seeds."""
     by = defaultdict(list)
     for name, row in rows.found.items():
-        if "best" in row:
+        if str(_AT[-1]) in row.get("best", {}):
             by[name.split("/")[0]].append(row["best"])
     print("| sampler | seeds | " + " | ".join(f"{at} trials" for at in _AT) + " |\n| --- | --- |" + " --- |" * len(_AT))
     for sampler, found in sorted(by.items()):
-        means = [np.mean([best[str(at)] for best in found if str(at) in best]) for at in _AT]
+        means = [np.mean([best[str(at)] for best in found]) for at in _AT]
         print(f"| {sampler} | {len(found)} | " + " | ".join(f"{mean:.2%}" for mean in means) + " |")
 
 

@@ -67,6 +67,8 @@ class ImageData:
         self.fingerprint = listing.fingerprint
         self._augment, self._memory, self._progress = augment, memory, progress or Progress()
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
+        # Of a fold: whose training images it divides, and which of them each split has.
+        self._divided: tuple[ImageData, dict[str, np.ndarray]] | None = None
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
         self._listing = self._read(replace(listing, parts=parts), input or self.native)
@@ -91,6 +93,7 @@ class ImageData:
         twin, part = copy.copy(self), self._part("train")
         few = part.take(np.arange(max(1, round(share * len(part.keys)))))
         twin._listing = replace(self._listing, parts={**self._listing.parts, "train": few})
+        twin.fingerprint = f"{self.fingerprint}, {len(few.keys)} of the images"
         return twin
 
     def fold(self, number: int, of: int) -> "ImageData":
@@ -108,14 +111,16 @@ class ImageData:
         masks = {"train": ~judges, "validation": judges}
         twin = copy.copy(self)
         twin._listing = replace(self._listing, parts={split: part.take(mask) for split, mask in masks.items()})
-        twin._listing.check()
-        known = [(input, pixels) for (split, input), pixels in self._caches.items() if split == "train"]
-        # A share of the images is the first of those whose pixels are kept.
-        twin._caches = {
-            (split, input): pixels[: len(judges)][torch.from_numpy(mask)]
-            for input, pixels in known
-            for split, mask in masks.items()
-        }
+        try:
+            twin._listing.check()
+        except InputError as error:
+            raise InputError(
+                f"The training images cannot be divided into {of} folds.",
+                why=error.what,
+                fix="Use fewer folds, or more images.",
+            ) from error
+        twin._divided = self, {split: np.flatnonzero(mask) for split, mask in masks.items()}
+        twin.fingerprint = f"{self.fingerprint}, fold {number} of {of}"
         return twin
 
     def count(self, split: str) -> int:
@@ -172,8 +177,10 @@ class ImageData:
             )
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
         kind = self._augmentation(input) if augment else None
-        pixels = self._cache(split, input)
-        return Batches(self._listing, part, input, pixels, order[:limit], batch_size, kind, seed, share, join=shuffle)
+        pixels, rows = self._pixels(split, input)
+        return Batches(
+            self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, join=shuffle
+        )
 
     def _part(self, split: str) -> Part:
         if split not in self._listing.parts:
@@ -204,6 +211,14 @@ class ImageData:
         listing = listing.without(unreadable)
         listing.check()
         return listing
+
+    def _pixels(self, split: str, input: InputSpec) -> tuple[Tensor | None, np.ndarray | None]:
+        """Pixels for `input`, where memory allows to keep them, and which of them are this split's; None for all."""
+        if self._divided is None:
+            return self._cache(split, input), None
+        whole, rows = self._divided
+        pixels, places = whole._pixels("train", input)
+        return pixels, rows[split] if places is None else places[rows[split]]
 
     def _cache(self, split: str, input: InputSpec) -> Tensor | None:
         """All images of a split for `input`, uint8 `[N, C, H, W]`; None where memory does not allow it."""
@@ -236,7 +251,11 @@ class BatchPart(NamedTuple):
 
 
 class Batches:
-    """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones."""
+    """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones.
+
+    Attributes:
+        seed: Of what is drawn for these images; another for each part of the same batches.
+    """
 
     def __init__(
         self,
@@ -244,6 +263,7 @@ class Batches:
         part: Part,
         input: InputSpec,
         pixels: Tensor | None,
+        rows: np.ndarray | None,
         order: np.ndarray,
         batch_size: int,
         kind: Augmentation | None,
@@ -252,9 +272,10 @@ class Batches:
         *,
         join: bool,
     ) -> None:
-        self._listing, self._part, self._input, self._pixels = listing, part, input, pixels
+        self._listing, self._part, self._input = listing, part, input
+        self._pixels, self._rows = pixels, rows
         own, of = share
-        self._kind, self._seed = kind, seed + _APART * own
+        self._kind, self.seed = kind, seed + _APART * own
         starts = list(range(0, len(order), batch_size))
         if join and len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()
@@ -273,7 +294,7 @@ class Batches:
         return self._parts
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.seed)
         targets = torch.from_numpy(self._part.targets)
         for (places, _, _), images in zip(self._parts, self._images(), strict=True):
             if self._kind is not None:
@@ -285,7 +306,7 @@ class Batches:
     def _images(self) -> Iterator[Tensor]:
         if self._pixels is not None:
             for places, _, _ in self._parts:
-                yield self._pixels[places]
+                yield self._pixels[places if self._rows is None else self._rows[places]]
             return
         keys = ([self._part.keys[i] for i in places] for places, _, _ in self._parts)
         for images in stream(self._listing.source, keys, self._input):

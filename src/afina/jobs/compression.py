@@ -183,7 +183,7 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
 
     def calibration() -> Iterable[Tensor]:
         batches = data.batches(
-            "train", network.input, batch_size=min(network.batch, count), shuffle=True, seed=seed, limit=count
+            "train", network.input, batch_size=min(network.input.batch, count), shuffle=True, seed=seed, limit=count
         )
         return (batch for batch, _ in batches)
 

@@ -21,6 +21,7 @@ from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.search import Space, best_trial, front, make_space
 from afina.search.spaces import NumberLoader
+from afina.search.tensor_train.history import PARTS
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
@@ -158,8 +159,9 @@ class Training:
         self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
         self._common, self._costs = {name: value for name, value in common.items() if value}, costs
         self._rungs, self._folds, self._devices = rungs_of(fidelity), folds, devices
-        for number in range(folds or 0):
-            data.fold(number, folds or 1)  # tells now what is wrong with one
+        if folds is not None:
+            for number in range(folds):
+                data.fold(number, folds)  # tells now what is wrong with one
         self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
         self._first = self._load({})
         for note in self._first.notes:
@@ -285,6 +287,7 @@ class Training:
         Gives the mean quality, and the mean seconds of a training.
         """
         assert self._folds is not None
+        trial.set_user_attr(PARTS, self._folds)
         values, seconds = list[float](), 0.0
         for number in range(self._folds):
             _, curve = fit(whole, self._data.fold(number, self._folds), config, devices=self._devices)

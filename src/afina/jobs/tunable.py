@@ -123,7 +123,8 @@ def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject
         about={
             "model": name_of(given.model, full=True), "data": images.fingerprint, "weights": given.weights,
             "input_size": given.input_size, "epochs": given.epochs, **given.common, "also": given.also,
-            "limits": given.limits, "fidelity": given.fidelity, "folds": given.folds,
+            "limits": given.limits, "fidelity": given.fidelity,
+            **({} if given.folds is None else {"folds": given.folds}),
         },
     )  # fmt: skip
 

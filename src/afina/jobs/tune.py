@@ -193,10 +193,12 @@ def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None) -> st
 
 def _devices(gpus: float, workers: int | None, ray: str | None) -> int:
     """GPUs that share a training."""
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"--trial-gpus is {gpus:g}.", fix="Give a whole number, or less than 1 to share one GPU.")
     if ray is None and gpus > 1:
         if workers not in (None, 1):
             raise InputError(
-                "Workers of one machine have one GPU each.", fix="Add --ray local, or leave out --workers."
+                "--workers and --trial-gpus exclude each other.", fix="Add --ray local, which shares out the GPUs."
             )
         import torch
 

@@ -17,7 +17,7 @@ from afina.jobs.tunable import WORK, Subject
 from afina.progress import Progress
 from afina.search import best_trial, broken, counts, front, importances, page, trials_csv
 from afina.search.studies import ERROR
-from afina.search.tensor_train.history import LOST
+from afina.search.tensor_train.history import LOST, PARTS
 from afina.store.files import write
 from afina.types import Epoch
 from afina.units import format_time, format_value
@@ -183,12 +183,9 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
         what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
         ended = f"not trained: {what} is beyond the limit"
     elif trial.state == TrialState.PRUNED:
-        curve = trial.user_attrs.get(CURVE)
-        ended = (
-            f"stopped after {len(trial.intermediate_values)} folds"
-            if curve is None
-            else f"stopped after {len(curve)} epochs"
-        )
+        parts = PARTS in trial.user_attrs
+        steps = trial.intermediate_values if parts else trial.user_attrs.get(CURVE, trial.intermediate_values)
+        ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs'}"
     else:
         reached = zip(subject.metrics, trial.values, subject.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)

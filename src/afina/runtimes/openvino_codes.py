@@ -46,7 +46,7 @@ def flatten_linears(model: Any) -> None:
             continue
         addition, vector = bias
         rows, shape = node.input_value(0), addition.get_output_partial_shape(0)
-        if len(shape) != 4 or any(size.is_dynamic for size in list(shape)[1:]):
+        if any(size.is_dynamic for size in list(shape)[1:]):
             continue
         channels = rows.get_partial_shape()[3].get_length()
         node.input(0).replace_source_output(opset13.reshape(rows, np.array([0, -1, channels]), True).output(0))
@@ -62,6 +62,9 @@ def flatten_linears(model: Any) -> None:
 def _bias_of(node: Any) -> tuple[Any, Any] | None:
     """The addition that alone reads an integer linear layer, and its input with the bias; None where there is none."""
     if node.get_type_name() != "MatMul" or node.input_value(0).get_node().get_type_name() != "FakeQuantize":
+        return None
+    rows, weight = (node.input_value(i).get_partial_shape() for i in range(2))
+    if len(rows) != 4 or rows[3].is_dynamic or len(weight) != 2 or node.get_attributes()["transpose_a"]:
         return None
     readers = list(node.output(0).get_target_inputs())
     addition = readers[0].get_node()

@@ -29,8 +29,6 @@ from afina.types import Epoch
 from afina.units import format_value
 
 _SEEDS = 2**31
-# Between the seeds of two processes in one epoch.
-_APART = 7919
 _MOST_ANSWERS = 2**28  # bytes
 
 
@@ -62,8 +60,9 @@ def fit(
             else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
         sparse: With `keep_zeros`, the network whose zeros stay; by default those of `network` itself.
         after: Called with each epoch that ended; what it raises ends the training.
-        devices: GPUs (without any, processes) that share each batch. The steps are those of one device, but for batch
-            norm, which sees the images of its own.
+        devices: GPUs (without any, processes) that share each batch. A step is that of one device, but for what
+            depends on more than one image (batch norm, relations between images), which sees a device's own, and for
+            what is drawn (augmentation, dropout), which each draws for itself.
 
     Raises:
         InputError: nothing to learn from, a precision that the device does not have, or fewer devices.
@@ -212,10 +211,10 @@ class _Training:
         # A seed of its own for each epoch: what is drawn in it does not depend on what was drawn before, so that a
         # training that goes on from a checkpoint draws the same, without any generator's state.
         seed = (self._config.seed * 1_000_003 + number) % _SEEDS
-        torch.manual_seed(seed + _APART * self._team.rank)
+        batches = _batches(self._data, self._network, self._config, self._team, seed=seed)
+        torch.manual_seed(batches.seed)
         total, count, rate = 0.0, 0, self._stepper.rate
         self._network.train()
-        batches = _batches(self._data, self._network, self._config, self._team, seed=seed)
         for part, (images, targets) in zip(batches.parts, batches, strict=True):
             rate = self._stepper.rate
             taught = None if self._taught is None else self._taught[part.places]

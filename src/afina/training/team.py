@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _LOOK = 1.0
+# What Fabric sets for a group of processes, and leaves.
+_OF_FABRIC = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -122,39 +125,101 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
     The block does the same work, at the seat that it is given. The others are gone when it ends, however it ends.
 
     Raises:
-        InputError: there are not so many devices.
-        TrainingError: one of the others died, so that the block could not go on.
+        InputError: there are not so many devices, or the arguments cannot be sent to another process.
+        TrainingError: one of the others ended, so that the block could not go on.
     """
     if devices == 1:
         yield Seat()
         return
     _check(devices)
-    threads, port = torch.get_num_threads(), _free_port()
-    # As plain bytes: handed over as they are, tensors would be moved into memory that the processes share.
-    sent = pickle.dumps(arguments)
-    spawn = multiprocessing.get_context("spawn")
-    seats = [Seat(rank, devices, port) for rank in range(1, devices)]
-    others = [spawn.Process(target=_join, args=(work, seat, os.getpid(), sent), daemon=True) for seat in seats]
+    sent, threads = _packed(arguments), torch.get_num_threads()
+    before = {name: os.environ.get(name) for name in _OF_FABRIC}
+    port = _free_port()
+    others = [_Other(work, Seat(rank, devices, port), sent) for rank in range(1, devices)]
     try:
-        for process in others:
-            process.start()
+        for other in others:
+            other.process.start()
+        for other in others:
+            other.wait_until_ready()
         yield Seat(0, devices, port)
     except RuntimeError as error:
-        raise _lost(others, error) from error
+        lost = next((other for other in others if other.is_lost()), None)
+        if lost is None or not _is_of_the_others(error):
+            raise
+        raise lost.error() from error
     finally:
-        for process in others:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        for other in others:
+            other.end()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         torch.set_num_threads(threads)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
-def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes) -> None:
-    """One of the other processes."""
+class _Other:
+    """One of the other processes, as the first one sees it.
+
+    Args:
+        work: What it runs.
+        seat: Its place.
+        sent: The arguments, as bytes: handed over as they are, tensors would be moved into memory that both share.
+    """
+
+    def __init__(self, work: Callable[..., None], seat: Seat, sent: bytes) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._seat, self._told, self._reason = seat, spawn.SimpleQueue(), ""
+        self.process = spawn.Process(target=_join, args=(work, seat, os.getpid(), sent, self._told), daemon=True)
+
+    def wait_until_ready(self) -> None:
+        """Until it has its arguments; what goes wrong before would leave the first process waiting for it."""
+        while self._told.empty():
+            if not self.process.is_alive() and self._told.empty():
+                raise self.error()
+            time.sleep(_LOOK / 20)
+        self._read()
+        if self._reason:
+            raise self.error()
+
+    def is_lost(self) -> bool:
+        """Whether it has ended by itself, or is about to."""
+        self.process.join(_LOOK)
+        return self.process.exitcode not in (None, 0)
+
+    def error(self) -> TrainingError:
+        """That it ended, and why, as far as it could say."""
+        self._read()
+        self.process.join(_LOOK)
+        ended = "failed" if self._reason else f"ended with code {self.process.exitcode}"
+        return TrainingError(
+            f"Training stopped: the process of device {self._seat.rank} {ended}.",
+            why=self._reason,
+            fix="" if self._reason else "If memory is short, use a smaller batch_size or fewer devices.",
+        )
+
+    def end(self) -> None:
+        """End it, if it was started."""
+        if self.process.pid is not None:
+            self.process.terminate()
+            self.process.join()
+
+    def _read(self) -> None:
+        while not self._told.empty():
+            self._reason = self._told.get()
+
+
+def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes, told: Any) -> None:
+    """One of the other processes. It tells an empty text when it is ready, and its error where it cannot go on."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    work(seat, *pickle.loads(sent))
+    try:
+        arguments = pickle.loads(sent)
+        told.put("")
+        work(seat, *arguments)
+    except Exception as error:
+        told.put(f"{type(error).__name__}: {str(error).strip()}")
+        sys.exit(1)
 
 
 def _end_with(parent: int) -> None:
@@ -164,25 +229,31 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _lost(others: Sequence[Any], error: RuntimeError) -> Exception:
-    """The error that says which process is gone; where none is, the error itself."""
-    for process in others:
-        process.join(_LOOK)
-    dead = [(rank, process.exitcode) for rank, process in enumerate(others, 1) if process.exitcode]
-    if not dead:
-        return error
-    return TrainingError(
-        f"Training stopped: the process of device {dead[0][0]} ended with code {dead[0][1]}.",
-        why=str(error).strip().splitlines()[0] if str(error).strip() else "",
-        fix="If memory is short, use a smaller batch_size or fewer devices.",
-    )
+def _is_of_the_others(error: RuntimeError) -> bool:
+    """Whether it is about the connection to the other processes, and no error of the training itself."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _packed(arguments: tuple[Any, ...]) -> bytes:
+    try:
+        return pickle.dumps(arguments)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            "What is trained on cannot be given to other processes.",
+            why=str(error),
+            fix="Define the dataset and its transforms in a module, or train on one device.",
+        ) from error
 
 
 def _check(devices: int) -> None:
+    if devices < 1:
+        raise InputError(f"A training is to use {devices} devices.", fix="Give 1 or more.")
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise InputError(
             f"A training is to use {devices} GPUs, and {torch.cuda.device_count()} are here.", fix="Ask for fewer."
         )
+    if torch.backends.mps.is_available():
+        raise InputError(f"A training is to use {devices} devices, and this machine has one.", fix="Ask for one.")
 
 
 def _free_port() -> int:

@@ -16,6 +16,8 @@ from afina.search.tensor_train.warp import draw_in
 
 # A trial with this user attribute failed for reasons outside its parameters, such as a machine that was lost.
 LOST = "afina:lost"
+# User attribute of trials whose reports are parts of one value, such as folds of the images: their mean counts.
+PARTS = "afina:parts"
 # The system attribute of a trial that says how it was chosen.
 WAY = "tensor_train:way"
 # The weight of the sum beside the largest term in the augmented Chebyshev function (Knowles 2006, eq. 2).
@@ -145,7 +147,8 @@ def _value(trial: FrozenTrial, signs: Array) -> Array:
         return np.asarray(signs * np.array(trial.values, dtype=float))
     last = trial.last_step
     if trial.state == TrialState.PRUNED and last is not None and len(signs) == 1:
-        return np.asarray(signs * trial.intermediate_values[last])
+        parts = list(trial.intermediate_values.values())
+        return np.asarray(signs * (np.mean(parts) if PARTS in trial.user_attrs else trial.intermediate_values[last]))
     return np.full(len(signs), np.inf)
 
 

@@ -55,12 +55,13 @@ class ActivationEdge(Edge):
     Attributes:
         centred: Whether values of both signs get the same range on both sides of zero.
         watching: Whether to count what passes.
+        images: Of which that is, at a time.
         seen: What passed.
     """
 
     def __init__(self, name: str, grid: Grid, power_of_two: bool = False, centred: bool = False, **_: Any) -> None:
         super().__init__(name, grid)
-        self.power_of_two, self.centred, self.watching = power_of_two, centred, False
+        self.power_of_two, self.centred, self.watching, self.images = power_of_two, centred, False, 0
         self.seen = Histogram()
 
     def choose(self, method: Method) -> None:
@@ -72,7 +73,7 @@ class ActivationEdge(Edge):
     def forward(self, x: Tensor) -> Tensor:
         if self.watching:
             try:
-                self.seen.add(x)
+                self.seen.add(x, self.images)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{self.name} gives a value that is not finite") from error
         return fake_quantize(x, self.scale, self.zero, self.grid) if self.on else x

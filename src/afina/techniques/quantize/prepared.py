@@ -151,6 +151,8 @@ class Prepared:
         images = 0
         with torch.no_grad(), context.progress.work("Calibrating", context.images) as bar:
             for batch in context.stream():
+                for edge in self.activations.values():
+                    edge.images = len(batch)
                 try:
                     self.network(batch.to(self.network.device))
                 except FloatingPointError as error:

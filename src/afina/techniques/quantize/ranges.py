@@ -16,7 +16,8 @@ _SHRINK_STEPS = 64
 _COUNTED = 2**16
 _SMALLEST_SHRINK, _SHRINKS = 0.4, 5
 _SHARE_KEPT = 0.9999
-_MEMORY = 0.9
+# What a moving average keeps of what was before, over so many images.
+_MEMORY, _REMEMBERED = 0.9, 64
 # Grids of more codes than this are finer than what a histogram can tell apart.
 _MOST_CODES = 256
 _TINY = 1e-12
@@ -37,18 +38,18 @@ class Histogram:
         self.average: tuple[float, float] | None = None
         self.counts = torch.zeros(_BINS, dtype=torch.float64)
 
-    def add(self, x: Tensor) -> None:
-        """Count the values of a tensor. Raises `FloatingPointError` where one is not a finite number."""
+    def add(self, x: Tensor, images: int = _REMEMBERED) -> None:
+        """Count the values of a tensor, of so many images.
+
+        Raises `FloatingPointError` where one is not a finite number.
+        """
         values = _as_stored(x.detach().float())
         low, high = (float(v) for v in values.aminmax())
         if not (abs(low) < _LARGEST and abs(high) < _LARGEST):
             raise FloatingPointError("calibration met a value that is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        before = self.average or (low, high)
-        self.average = (
-            _MEMORY * before[0] + (1 - _MEMORY) * low,
-            _MEMORY * before[1] + (1 - _MEMORY) * high,
-        )
+        before, kept = self.average or (low, high), _MEMORY ** (images / _REMEMBERED)
+        self.average = kept * before[0] + (1 - kept) * low, kept * before[1] + (1 - kept) * high
         self._reach_for(max(-low, high))
         if self.reach:
             # Of large activations a part is counted: what a histogram says of them does not change with more.

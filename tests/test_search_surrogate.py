@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from afina.search.tensor_train.acquisition import (
     log_improvement_slopes,
 )
 from afina.search.tensor_train.encode import Coordinate, Domain, latin_hypercube, patterns
-from afina.search.tensor_train.history import History, bilog, scalarise, thin
+from afina.search.tensor_train.history import PARTS, History, bilog, read, scalarise, thin
 from afina.search.tensor_train.kernel import Layout, Pairs, covariance, distances, evidence
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
 from afina.search.tensor_train.train import Train
@@ -313,3 +314,20 @@ def test_many_trials_are_thinned_to_the_best_and_the_latest():
     assert set(range(975, 1000)) <= set(kept.numbers)
     assert set(np.argsort(values)[:50]) <= set(kept.numbers)
     assert thin(history(values), values, 1000).numbers == tuple(range(1000))
+
+
+def test_a_trial_that_was_stopped_counts_as_its_last_report_and_of_parts_as_their_mean():
+    space = {"x": FloatDistribution(0, 1)}
+    values = [4.0, 1.0, 3.0]
+
+    def stopped(**options):
+        reports = dict(enumerate(values))
+        state = optuna.trial.TrialState.PRUNED
+        return optuna.trial.create_trial(
+            state=state, params={"x": 0.5}, distributions=space, intermediate_values=reports, **options
+        )
+
+    trials = [stopped(), stopped(user_attrs={PARTS: 3})]
+    domain = Domain((Coordinate.of("x", space["x"]),))
+    history = read(domain, trials, [optuna.study.StudyDirection.MINIMIZE], {})
+    assert history.values.ravel().tolist() == [3.0, np.mean(values)]

@@ -72,7 +72,7 @@ def read(
     """Arrays of the trials whose values are all within the domain.
 
     A failed trial, whose value is not a number, counts as bad as the worst; one that was stopped early as its last
-    report, but not as better than the median.
+    report (of `PARTS`, as their mean), but not as better than the median.
 
     Args:
         domain: The parameters.

@@ -16,7 +16,7 @@ from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
 
 # Images that the noise of single layers is measured on.
-_TABLE_IMAGES = 16
+_TABLE_IMAGES = 8
 
 
 def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[Network, Record]:

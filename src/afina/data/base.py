@@ -255,6 +255,7 @@ class Batches:
 
     Attributes:
         seed: Of what is drawn for these images; another for each part of the same batches.
+        parts: What each batch holds, in turn.
     """
 
     def __init__(
@@ -279,24 +280,19 @@ class Batches:
         starts = list(range(0, len(order), batch_size))
         if join and len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()
-        self._parts = list[BatchPart]()
+        self.parts = list[BatchPart]()
         for batch in np.split(order, starts[1:]):
             places = batch[own::of] if len(batch) >= 2 * of else batch
             weight = of * len(places) / len(batch) if places is not batch else 1.0
-            self._parts.append(BatchPart(places, len(batch), weight))
+            self.parts.append(BatchPart(places, len(batch), weight))
 
     def __len__(self) -> int:
-        return len(self._parts)
-
-    @property
-    def parts(self) -> list[BatchPart]:
-        """What each batch holds, in turn."""
-        return self._parts
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
         targets = torch.from_numpy(self._part.targets)
-        for (places, _, _), images in zip(self._parts, self._images(), strict=True):
+        for (places, _, _), images in zip(self.parts, self._images(), strict=True):
             if self._kind is not None:
                 images = augment(images, self._kind, generator)
             if not self._listing.source.prepared:
@@ -305,10 +301,10 @@ class Batches:
 
     def _images(self) -> Iterator[Tensor]:
         if self._pixels is not None:
-            for places, _, _ in self._parts:
+            for places, _, _ in self.parts:
                 yield self._pixels[places if self._rows is None else self._rows[places]]
             return
-        keys = ([self._part.keys[i] for i in places] for places, _, _ in self._parts)
+        keys = ([self._part.keys[i] for i in places] for places, _, _ in self.parts)
         for images in stream(self._listing.source, keys, self._input):
             yield torch.from_numpy(images)
 

@@ -12,6 +12,7 @@ from typing import Any
 from afina.errors import InputError
 from afina.jobs.machine import available_cores
 from afina.progress import Progress
+from afina.store.sending import packed
 
 # What limits the threads of the libraries below torch; they read it when they are imported.
 _LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -38,15 +39,8 @@ def work_together(
     Raises:
         InputError: `given` cannot be sent to another process, or processes die again and again.
     """
-    try:
-        # As plain bytes: handed over as they are, tensors would be moved into memory that the processes share.
-        sent = pickle.dumps(given)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            "What is tuned cannot be given to other processes.",
-            why=str(error),
-            fix="Name it as path/file.py:function (a builder or an objective), or use one worker.",
-        ) from error
+    fix = "Name it as path/file.py:function (a builder or an objective), or use one worker."
+    sent = packed(given, "What is tuned", fix)
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
         running = [_start(context, work, sent, number) for number in range(count)]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from afina.errors import InputError, TrainingError
+from afina.store.sending import packed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -132,7 +133,8 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
         yield Seat()
         return
     _check(devices)
-    sent, threads = _packed(arguments), torch.get_num_threads()
+    fix = "Define the dataset and its transforms in a module, or train on one device."
+    sent, threads = packed(arguments, "What is trained on", fix), torch.get_num_threads()
     before = {name: os.environ.get(name) for name in _OF_FABRIC}
     port = _free_port()
     others = [_Other(work, Seat(rank, devices, port), sent) for rank in range(1, devices)]
@@ -165,7 +167,7 @@ class _Other:
     Args:
         work: What it runs.
         seat: Its place.
-        sent: The arguments, as bytes: handed over as they are, tensors would be moved into memory that both share.
+        sent: The arguments, packed.
     """
 
     def __init__(self, work: Callable[..., None], seat: Seat, sent: bytes) -> None:
@@ -232,17 +234,6 @@ def _end_with(parent: int) -> None:
 def _is_of_the_others(error: RuntimeError) -> bool:
     """Whether it is about the connection to the other processes, and no error of the training itself."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-
-
-def _packed(arguments: tuple[Any, ...]) -> bytes:
-    try:
-        return pickle.dumps(arguments)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            "What is trained on cannot be given to other processes.",
-            why=str(error),
-            fix="Define the dataset and its transforms in a module, or train on one device.",
-        ) from error
 
 
 def _check(devices: int) -> None:

@@ -13,11 +13,13 @@ from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import layer_rows
+from afina.graph.statistics import watch
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
 from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import CALIBRATIONS
 from afina.techniques.quantize.prepared import Prepared
+from afina.techniques.quantize.weights import round_layers
 from afina.training import FitConfig, fit
 from afina.types import TaskSpec
 
@@ -48,6 +50,13 @@ def _accuracy(network: Network) -> float:
     return float((_outputs(network, images).argmax(1) == targets).float().mean())
 
 
+def _means(network: Network, images: torch.Tensor, kind: str) -> list[torch.Tensor]:
+    """Mean outputs by channel `[C]` of the convolutions, in the order of the graph."""
+    found: list[torch.Tensor] = []
+    watch(network, images, lambda n: kind in str(n.target), lambda _, value: found.append(value.mean((0, 2, 3))))
+    return found
+
+
 def _calls(network: Network, name: str) -> list[torch.fx.Node]:
     return [node for node in network.graph.nodes if name in str(node.target)]
 
@@ -73,6 +82,19 @@ def test_rounding_by_the_outputs_beats_rounding_to_nearest(digits_network):
         config = QuantizeConfig(weights="int3", activations="none", rounding=rounding)
         found[rounding] = _snr(digits_network, apply(digits_network, config, _context())[0])
     assert found["gram"] > found["nearest"] + 3
+
+
+def test_rounding_to_nearest_leaves_the_mean_output_of_each_layer_where_it_was(digits_network):
+    images = digits(0, 32)[0]
+    config = QuantizeConfig(weights="int3", activations="none", rounding="nearest", equalize="none")
+    quantized, _ = apply(digits_network, config, _context(images))
+    source = Source.of(digits_network)
+    plain = Prepared(source, config)
+    round_layers(plain, Context())
+    # The first layer, since what others get is what the layers before them have left of it.
+    exact, moved, without = (_means(n, images, "conv2d")[0] for n in (source.network, quantized, plain.network))
+    assert (moved - exact).abs().max() < 1e-4
+    assert (without - exact).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("which", ["weights", "activations"])

@@ -98,6 +98,7 @@ class WeightEdge(Edge):
     Attributes:
         granularity: Which weights share a scale.
         half: A 16-bit float type to store the weight in, instead of codes; None for codes.
+        holding: Whether the weight and its scales stay as they are for now, so that it is rounded once.
     """
 
     def __init__(
@@ -105,6 +106,12 @@ class WeightEdge(Edge):
     ) -> None:
         super().__init__(name, grid)
         self.granularity, self.half = granularity, half
+        self.holding = False
+        self._held: Tensor | None = None
+
+    def hold(self, hold: bool) -> None:
+        """Round once for all runs from now on, or again in each."""
+        self.holding, self._held = hold, None
 
     def spread(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point in a shape that broadcasts against the weight taken as `[outputs, inputs]`."""
@@ -114,6 +121,13 @@ class WeightEdge(Edge):
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
             return x
+        if not self.holding:
+            return self._rounded(x)
+        if self._held is None:
+            self._held = self._rounded(x)
+        return self._held
+
+    def _rounded(self, x: Tensor) -> Tensor:
         if self.half is not None:
             return x.to(self.half).to(x.dtype)
         return fake_quantize(x.flatten(1), *self.spread(x), self.grid).reshape(x.shape)

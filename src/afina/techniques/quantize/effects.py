@@ -30,7 +30,8 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
     the share of the inputs outside the range that was chosen. The noise is all that there is in the layer's output,
     also what comes from the layers before it.
     """
-    noise = _noise(prepared.source.network, prepared.network, images)
+    with prepared.held() as network:
+        noise = _noise(prepared.source.network, network, images)
     modules = dict(prepared.network.module.named_modules())
     reads = {
         n.name: modules.get(str(getattr(mover_source(n.args[0]), "target", "")))
@@ -74,11 +75,10 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
 
     def remember(node: Node, value: Tensor) -> None:
         exact[node.name] = value
-        signal[node.name] = signal.get(node.name, 0.0) + float(value.double().square().sum())
+        signal[node.name] = signal.get(node.name, 0.0) + float(value.square().sum())
 
     def subtract(node: Node, value: Tensor) -> None:
-        error = (value - exact.pop(node.name)).double()
-        noise[node.name] = noise.get(node.name, 0.0) + float(error.square().sum())
+        noise[node.name] = noise.get(node.name, 0.0) + float((value - exact.pop(node.name)).square().sum())
 
     # The outputs of all layers are kept at once.
     for part in images.split(network.input.few):

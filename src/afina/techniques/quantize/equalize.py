@@ -190,4 +190,5 @@ def _loss(source: Source, config: QuantizeConfig, images: Tensor, exact: Effect)
     prepared.source = Source(source.network)
     prepared.calibrate(quick, "minmax")
     round_layers(prepared, Context())
-    return exact.of(prepared.network)
+    with prepared.held() as network:
+        return exact.of(network)

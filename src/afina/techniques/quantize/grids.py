@@ -153,9 +153,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     Differentiable by the straight-through estimator: the gradient to `x` is that of clipping, the gradient to `scale`
     that of learned step sizes (Esser et al. 2020, arXiv 1902.08153, equation 3), scaled as there.
     """
-    if scale.numel() == 1 and not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
+    if scale.numel() == 1:
         return torch.fake_quantize_per_tensor_affine(x, scale.reshape(()), zero.reshape(()), grid.low, grid.high)
-    return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
+    # `dequantize` of `quantize` in one piece of memory.
+    return (x / scale).round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale)
 
 
 class _Straight(torch.autograd.Function):

@@ -129,6 +129,17 @@ class Prepared:
         for edge in (*self.activations.values(), *self.weights.values()):
             edge.on = on
 
+    @contextmanager
+    def held(self) -> Iterator[Network]:
+        """The network for the length of a `with` block in which no weight changes: each is rounded once."""
+        for edge in self.weights.values():
+            edge.hold(True)
+        try:
+            yield self.network
+        finally:
+            for edge in self.weights.values():
+                edge.hold(False)
+
     def convert(self) -> Network:
         """The network in integers: quantize and dequantize nodes around float operators, weights as codes."""
         self.simulate()

@@ -60,13 +60,13 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
 
     (Nagel et al. 2019, arXiv 1906.04721, equation 17, with `E[x]` the mean over the inputs as they are quantized.)
     """
-    reference, network = prepared.source.network, prepared.network
+    reference = prepared.source.network
     layers = [n for n in reference.graph.nodes if is_layer(n) and len(n.args) > 2 and isinstance(n.args[2], Node)]
     biases = {n.name: str(n.args[2].target) for n in layers}
     exact = {n.name: attribute(reference.module, str(n.args[1].target)).detach() for n in layers}
-    errors = _OwnErrors(network, exact)
     images = context.first(float(cost_of(reference).macs), _IMAGES_FOR_BIASES)
-    with network.inference():
+    with prepared.held() as network, network.inference():
+        errors = _OwnErrors(network, exact)
         parts = images.split(network.batch)
         for part in parts:
             errors.run(part.to(network.device))
@@ -87,6 +87,8 @@ class _OwnErrors(Interpreter):
     def run_node(self, n: Node) -> Any:
         if n.name in self._exact:
             (x, weight, _, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+            # A layer is linear: what it makes of the mean image is the mean of what it makes of each.
+            x = x.mean(0, keepdim=True)
             added = self.call_function(n.target, (x, weight - self._exact[n.name], None, *rest), kwargs)
             channel = added.ndim - 1 if op_name(n) == "linear" else 1
             mean = added.double().transpose(0, channel).flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them: the same answers from fewer operators."""
+"""Batch norms folded into layers, and weights computed once: the same answers from fewer operators."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.graph import Network, capture
-from afina.graph.folding import bias_name_of, fold_norms
+from afina.graph.folding import bias_name_of, fold_norms, fold_weights
 
 
 def _network(module: nn.Module) -> Network:
@@ -131,3 +131,70 @@ def test_a_new_bias_is_named_beside_its_weight():
     assert bias_name_of("layer1.conv.weight") == "layer1.conv.bias"
     assert bias_name_of("attn.in_proj_weight") == "attn.in_proj_bias"
     assert bias_name_of("kernel") == "kernel_bias"
+
+
+# Weights that are computed
+
+
+class _Standardised(nn.Conv2d):
+    """Weights of mean 0 and variance 1 for each output, as normalizer-free networks have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def _computed(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+
+
+@pytest.mark.parametrize("kind", ["standardised", "weight norm", "spectral norm"])
+def test_weights_that_are_computed_from_parameters_alone_are_stored_under_their_names(kind):
+    if kind == "standardised":
+        layer: nn.Module = _Standardised(1, 12, 3)
+    else:
+        wrap = (
+            nn.utils.parametrizations.weight_norm if kind == "weight norm" else nn.utils.parametrizations.spectral_norm
+        )
+        layer = wrap(nn.Conv2d(1, 12, 3))
+    network = _network(_computed(layer))
+    twin = network.copy()
+    assert fold_weights(twin) == ["0.weight"]
+    _assert_folded(twin, 1)
+    images = torch.randn(5, *network.input.shape)
+    with network.inference(), twin.inference():
+        assert torch.allclose(twin(images), network(images), atol=1e-5)
+    assert fold_weights(twin) == []
+
+
+def test_what_is_read_in_several_ways_keeps_its_own_value():
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            w, b = self.conv.weight, self.conv.bias
+            x = self.conv(x) + F.conv2d(x, w - w.mean(), 2 * b) + F.conv2d(x, w / w.norm(), b)
+            return self.head(x.mean((2, 3)))
+
+    network = _network(Several())
+    twin = network.copy()
+    assert len(fold_weights(twin)) == 3
+    images = torch.randn(5, *network.input.shape)
+    with network.inference(), twin.inference():
+        assert torch.allclose(twin(images), network(images), atol=1e-5)
+
+
+def test_weights_that_depend_on_the_image_are_left_alone():
+    class Dynamic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.conv2d(x, self.conv.weight * x.mean(), self.conv.bias)
+            return self.head(x.mean((2, 3)))
+
+    assert fold_weights(_network(Dynamic())) == []

@@ -16,6 +16,7 @@ from torch import nn
 
 from afina.errors import InputError, Unsupported
 from afina.graph import Network, capture
+from afina.graph.cost import cost_of
 from afina.types import InputSpec, TaskSpec
 
 
@@ -239,3 +240,20 @@ def test_an_autocast_block_and_a_norm_without_running_statistics_are_captured_as
     with network.inference():
         assert torch.allclose(network(images), module(images), atol=1e-5)
     network.train()(images).sum().backward()
+
+
+def test_checks_of_types_are_not_layers():
+    class Converted(nn.Module):
+        """Interpolates an embedding in float32, as vision transformers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Parameter(torch.randn(1, 1, 4, 4)), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            grown = nn.functional.interpolate(self.embedding.float(), size=(8, 8), mode="bicubic")
+            return self.head((x + grown.to(x.dtype)).flatten(1))
+
+    network = capture(Converted(), GREY, DIGITS)
+    assert not any("assert" in str(node.target) for node in network.graph.nodes)
+    assert cost_of(network).parameters == 16 + 650

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -419,6 +420,32 @@ def test_two_devices_give_the_network_of_one_and_go_on_from_a_checkpoint(few: Im
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert [epoch.loss for epoch in curve] == pytest.approx([epoch.loss for epoch in own], rel=1e-4)
     assert [epoch.quality for epoch in curve] == [epoch.quality for epoch in own]
+
+
+@pytest.mark.parametrize(
+    ("options", "near"),
+    [
+        ({"precision": "bf16-mixed"}, 2e-3),
+        ({"precision": "16-mixed"}, 1e-3),
+        ({"keep_zeros": True}, 1e-5),
+        ({"distillation": 0.5}, 1e-5),
+    ],
+    ids=["bf16", "fp16 with a loss scale", "zeros kept", "a teacher"],
+)
+def test_two_devices_give_the_network_of_one_in_every_way_to_train(
+    few: ImageData, options: dict[str, Any], near: float
+) -> None:
+    config = FitConfig(**{"epochs": 1, "batch_size": 61, "augment": False, "optimizer": "sgd", **options})
+    network, teacher = plain(few), plain(few) if "distillation" in options else None
+    with torch.no_grad():
+        network.module.get_parameter("1.weight")[::2] = 0.0
+    together, _ = fit(network, few, config, teacher=teacher, devices=2)
+    alone, _ = fit(network, few, config, teacher=teacher)
+    for ours, theirs in zip(together.module.parameters(), alone.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=near, rtol=10 * near)
+    weight, before = (n.module.get_parameter("1.weight") for n in (together, network))
+    assert (weight - before).abs().max() > 10 * near
+    assert bool((weight[::2] == 0).all()) == config.keep_zeros
 
 
 def _dies_in_another_process() -> None:

@@ -1,16 +1,79 @@
-"""Batch norms folded into the layers before them: what inference computes anyway, in fewer and other weights."""
+"""Batch norms folded into layers, and weights computed once: what inference computes anyway, in fewer operators."""
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
 
 _LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+_PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
+
+
+def fold_weights(network: Network) -> list[str]:
+    """Store what layers multiply by or add where it is computed from parameters alone, in place.
+
+    Weight standardisation and weight norm are such: in inference they give the same weight for every image.
+
+    Returns:
+        Names of the weights and biases that are stored now.
+    """
+    fixed, computed = set[Node](), dict[Node, None]()
+    for node in network.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and _depends_on(node, fixed)):
+            fixed.add(node)
+        elif node.op == "call_function" and op_name(node) in _LAYERS:
+            given = (arguments(node)[key] for key in ("weight", "bias"))
+            computed |= {source: None for source in given if source in fixed and source.op != "get_attr"}
+    stored = [_store(network, node) for node in computed]
+    network.graph.eliminate_dead_code()
+    names = [_take_name(network, node, origin) for node, origin in stored]
+    network.module.recompile()
+    return names
+
+
+def _depends_on(node: Node, fixed: set[Node]) -> bool:
+    sources = node.all_input_nodes
+    return bool(sources) and all(source in fixed for source in sources) and not node.is_impure()
+
+
+def _store(network: Network, computed: Node) -> tuple[Node, str]:
+    """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
+    origins = dict[str, Tensor]()
+
+    def value(node: Node) -> Any:
+        if node.op == "get_attr":
+            return origins.setdefault(str(node.target), attribute(network.module, str(node.target)))
+        assert callable(node.target)
+        return node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+
+    with torch.no_grad():
+        found: Tensor = value(computed).detach().clone()
+    name = f"{computed.name}_stored"
+    put_parameter(network, name, found)
+    with network.graph.inserting_before(computed):
+        stored = network.graph.get_attr(name)
+    stored.meta = dict(computed.meta)
+    computed.replace_all_uses_with(stored)
+    alike = (name for name, origin in origins.items() if origin.shape == found.shape)
+    return stored, next(alike, next(iter(origins)))
+
+
+def _take_name(network: Network, stored: Node, origin: str) -> str:
+    """Let a stored parameter have the name of what it was computed from, unless that is still read."""
+    name, before = _PARAMETRIZED.sub(r".\1", origin), str(stored.target)
+    if any(node.op == "get_attr" and node.target == name for node in network.graph.nodes):
+        return before
+    put_parameter(network, name, attribute(network.module, before).detach())
+    delattr(network.module, before)
+    stored.target = name
+    return name
 
 
 def fold_norms(network: Network) -> list[str]:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from afina.errors import AfinaError, InputError, NothingToDo
-from afina.graph.folding import fold_norms
+from afina.graph.folding import fold_norms, fold_weights
 from afina.graph.network import Network, unlifted
 from afina.graph.propagate import attribute
 from afina.techniques.context import Context
@@ -46,6 +46,7 @@ class Source:
         _separate_weights(twin)
         # Captured anew, so that every node carries the shape and type that are looked at below.
         fresh = Network(unlifted(twin.exported()), network.input, network.task, network.frozen)
+        fold_weights(fresh)
         fold_norms(fresh)
         place(fresh, fresh.device, fitting_layout(fresh, channels_last=True))
         return cls(fresh)

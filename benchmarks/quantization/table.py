@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from judging import RUNTIMES
 from rows import RESULTS, Row, Rows, made
 from subjects import CIFAR, LARGE
 
@@ -33,6 +34,11 @@ _CALIBRATION = """## Time and memory of quantizing ResNet-50 for OpenVINO
 Calibration, rounding, export; `judged`: and the files of both networks judged, as `afina quantize` does. Memory: all
 that is resident at the peak, and before the start.
 """
+_ZOO = """## All-int8 of many models
+
+Random weights, calibrated on noise, at the size that each is made for: quantized, exported, run, and compared with the
+simulation. `auto`: the plan by measured time.
+"""
 
 
 def main() -> None:
@@ -42,6 +48,7 @@ def main() -> None:
         ("agreement", _AGREEMENT, agreement),
         ("latency", _LATENCY, latency),
         ("calibration", _CALIBRATION, calibration),
+        ("zoo", _ZOO, zoo),
     )
     lines = [_HEAD]
     for name, head, lines_of in parts:
@@ -107,6 +114,23 @@ def calibration(rows: dict[str, Row]) -> list[str]:
         )
         lines.append(f"| {' | '.join([method, images, threads, *cells])} |")
     return [*lines, ""]
+
+
+def zoo(rows: dict[str, Row]) -> list[str]:
+    """How many models pass, which, and what is said of the others."""
+    lines = []
+    for plan in dict.fromkeys(name.split("/")[0] for name in rows):
+        own = {name.split("/")[1]: row for name, row in rows.items() if name.startswith(f"{plan}/")}
+        bad = {model: row for model, row in own.items() if any(row.get(r) != "pass" for r in RUNTIMES)}
+        lines += [f"{plan}: {len(own) - len(bad)} of {len(own)} models pass on both runtimes.", ""]
+        lines += [", ".join(sorted(set(own) - set(bad))) + ".", ""]
+        if bad:
+            lines += _header(["model", *RUNTIMES])
+            for model, row in sorted(bad.items()):
+                said = [str(row.get(runtime) or row["failed"]).replace("|", "/") for runtime in RUNTIMES]
+                lines.append(f"| {' | '.join([model, *said])} |")
+            lines.append("")
+    return lines
 
 
 def _grid(cases: dict[tuple[str, str], list[Row]], cell: Callable[[list[Row]], str]) -> list[str]:

@@ -54,7 +54,10 @@ def main() -> None:
 
 def _apart(name: str, shared: Path, limit: float) -> Row:
     command = [sys.executable, __file__, str(shared), "--one", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"not done after {limit:.0f} s") from None
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

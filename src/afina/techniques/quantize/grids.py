@@ -155,17 +155,17 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
-    if scale.numel() == 1:
-        return torch.fake_quantize_per_tensor_affine(x, scale.reshape(()), zero.reshape(()), grid.low, grid.high)
-    # `dequantize` of `quantize` in one piece of memory.
-    return (x / scale).round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale)
+    # In one piece of memory: torch's own operator takes fifteen times as long on a processor. One scale is multiplied
+    # by, as the nodes do that the edges of activations become; many are divided by, as codes of weights are made.
+    steps = x * scale.double().reciprocal().to(x.dtype).reshape(()) if scale.numel() == 1 else x / scale
+    return steps.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale)
 
 
 class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-        steps = x / scale + zero
-        codes = torch.round(x / scale) + zero
+        ratio = x / scale
+        steps, codes = ratio + zero, ratio.round_().add_(zero)
         ctx.save_for_backward(steps, codes, zero)
         ctx.limits, ctx.shape = (low, high), scale.shape
         return (codes.clamp(low, high) - zero) * scale

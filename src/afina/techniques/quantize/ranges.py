@@ -13,7 +13,7 @@ Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BINS = 8192
 _SHRINK_STEPS = 64
 # Values of one batch that are counted: counting more took as long as a quarter of a ResNet-50, and ranges stay.
-_COUNTED = 2**16
+_COUNTED = 2**15
 _SMALLEST_SHRINK, _SHRINKS = 0.4, 5
 _SHARE_KEPT = 0.9999
 # What a moving average keeps of what was before, over so many images.

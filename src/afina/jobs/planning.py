@@ -132,7 +132,7 @@ class Planner:
 
     def _measured(self, target: Target, counts: Counts) -> float:
         value = target.measure(self.shape(counts))
-        freed()
+        freed(self.study.network)
         return value
 
     def _losses(self, name: str, size: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
             without = remove_blocks(network, [name])
             prices[name] = effect.of(without) / max(whole - target.measure(without), 1e-12)
             del without
-            freed()
+            freed(network)
             bar.advance(note=name)
     gone: list[str] = []
     value = whole

@@ -94,7 +94,7 @@ class RankPlanner:
 
     def _measured(self, target: Target, chosen: Mapping[str, int]) -> float:
         value = target.measure(shaped(self._network, self._layers, self._told(chosen)))
-        freed()
+        freed(self._network)
         return value
 
 

@@ -12,6 +12,7 @@ from afina.graph.propagate import attribute
 from afina.graph.statistics.readers import Reader
 
 _TINY = 1e-9
+_WORTH_BYTES = 8_000_000
 
 
 class Effect:
@@ -52,6 +53,10 @@ def tried(network: Network, readers: Iterable[Reader]) -> Iterator[Network]:
                 attribute(network.module, name).copy_(value)
 
 
-def freed() -> None:
-    """Give back the memory of networks that are no longer used: graphs hold cycles of references."""
-    gc.collect()
+def freed(network: Network) -> None:
+    """Give back the memory of networks like `network` that are no longer used: graphs hold cycles of references.
+
+    To look for them takes half a second in a process with torch; small ones wait until Python looks by itself.
+    """
+    if sum(value.numel() * value.element_size() for value in network.module.state_dict().values()) > _WORTH_BYTES:
+        gc.collect()

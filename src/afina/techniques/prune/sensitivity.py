@@ -64,7 +64,7 @@ class _Trial:
         smaller = remove(study.network, {axis: keep}, analysis=study.analysis)
         lost = self._effect.of(smaller)
         del smaller
-        freed()
+        freed(study.network)
         return lost
 
 

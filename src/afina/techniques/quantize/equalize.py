@@ -80,7 +80,7 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
         if loss < least * (1 - _WORTH):
             best, least, strength = moved, loss, a
         del moved
-        freed()
+        freed(source.network)
     if best is source:
         return source, ()
     note = f"Scale was moved between {len(links)} pairs of layers (strength {strength:g}): the noise of the outputs "

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from conftest import DIGITS, GREY
+from conftest import DIGITS, GREY, digits
 from small_networks import Net
 from torch import nn
 from torch.nn import functional as F
 
 from afina.graph import Network, capture
 from afina.graph.folding import bias_name_of, fold_norms, fold_weights
+from afina.techniques.context import Context
+from afina.techniques.quantize import QuantizeConfig, apply
 
 
 def _network(module: nn.Module) -> Network:
@@ -198,3 +200,10 @@ def test_weights_that_depend_on_the_image_are_left_alone():
             return self.head(x.mean((2, 3)))
 
     assert fold_weights(_network(Dynamic())) == []
+
+
+def test_codes_and_halves_stay_as_they_are_stored(digits_network):
+    images = digits(0, 16)[0]
+    for config in (QuantizeConfig(calibration="minmax"), QuantizeConfig(weights="fp16", activations="none")):
+        quantized, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=16))
+        assert fold_weights(quantized) == []

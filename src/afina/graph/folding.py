@@ -26,7 +26,7 @@ def fold_weights(network: Network) -> list[str]:
     """
     fixed, computed = set[Node](), dict[Node, None]()
     for node in network.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and _depends_on(node, fixed)):
+        if _is_float(network, node) or (node.op == "call_function" and _depends_on(node, fixed)):
             fixed.add(node)
         elif node.op == "call_function" and op_name(node) in _LAYERS:
             given = (arguments(node)[key] for key in ("weight", "bias"))
@@ -36,6 +36,14 @@ def fold_weights(network: Network) -> list[str]:
     names = [_take_name(network, node, origin) for node, origin in stored]
     network.module.recompile()
     return names
+
+
+def _is_float(network: Network, node: Node) -> bool:
+    """Whether a node reads a tensor in 32 bits; codes and halves are stored as they are on purpose."""
+    if node.op != "get_attr":
+        return False
+    value = attribute(network.module, str(node.target))
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _depends_on(node: Node, fixed: set[Node]) -> bool:

@@ -160,46 +160,49 @@ def test_weights_that_are_computed_from_parameters_alone_are_stored_under_their_
             nn.utils.parametrizations.weight_norm if kind == "weight norm" else nn.utils.parametrizations.spectral_norm
         )
         layer = wrap(nn.Conv2d(1, 12, 3))
-    network = _network(_computed(layer))
-    twin = network.copy()
-    assert fold_weights(twin) == ["0.weight"]
+    twin = _assert_stored(_network(_computed(layer)), ["0.weight"])
     _assert_folded(twin, 1)
+
+
+def _assert_stored(network: Network, names: list[str]) -> Network:
+    """These weights are stored now, the answers are the same, and there is no more to store."""
+    twin = network.copy()
+    assert fold_weights(twin) == names
     images = torch.randn(5, *network.input.shape)
     with network.inference(), twin.inference():
         assert torch.allclose(twin(images), network(images), atol=1e-5)
     assert fold_weights(twin) == []
+    return twin
+
+
+def _with_convolution(forward) -> Network:
+    return _network(Net(forward, conv=nn.Conv2d(1, 12, 3), head=nn.Linear(12, 10)))
 
 
 def test_what_is_read_in_several_ways_keeps_its_own_value():
-    class Several(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, 10)
+    def forward(m, x):
+        w, b = m.conv.weight, m.conv.bias
+        x = m.conv(x) + F.conv2d(x, w - w.mean(), 2 * b) + F.conv2d(x, w / w.norm(), b)
+        return m.head(x.mean((2, 3)))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            w, b = self.conv.weight, self.conv.bias
-            x = self.conv(x) + F.conv2d(x, w - w.mean(), 2 * b) + F.conv2d(x, w / w.norm(), b)
-            return self.head(x.mean((2, 3)))
+    _assert_stored(_with_convolution(forward), ["sub_stored", "mul_stored", "div_stored"])
 
-    network = _network(Several())
-    twin = network.copy()
-    assert len(fold_weights(twin)) == 3
-    images = torch.randn(5, *network.input.shape)
-    with network.inference(), twin.inference():
-        assert torch.allclose(twin(images), network(images), atol=1e-5)
+
+def test_what_a_long_chain_computes_is_computed_once():
+    def forward(m, x):
+        w = m.conv.weight
+        for _ in range(64):
+            w = w + 0.1 * w.tanh()
+        return m.head(F.conv2d(x, w, m.conv.bias).mean((2, 3)))
+
+    _assert_stored(_with_convolution(forward), ["conv.weight"])
 
 
 def test_weights_that_depend_on_the_image_are_left_alone():
-    class Dynamic(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, 10)
+    def forward(m, x):
+        return m.head(F.conv2d(x, m.conv.weight * x.mean(), m.conv.bias).mean((2, 3)))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = F.conv2d(x, self.conv.weight * x.mean(), self.conv.bias)
-            return self.head(x.mean((2, 3)))
-
-    assert fold_weights(_network(Dynamic())) == []
+    _assert_stored(_with_convolution(forward), [])
 
 
 def test_codes_and_halves_stay_as_they_are_stored(digits_network):

@@ -53,13 +53,15 @@ def _depends_on(node: Node, fixed: set[Node]) -> bool:
 
 def _store(network: Network, computed: Node) -> tuple[Node, str]:
     """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
-    origins = dict[str, Tensor]()
+    known = dict[Node, Any]()
 
     def value(node: Node) -> Any:
-        if node.op == "get_attr":
-            return origins.setdefault(str(node.target), attribute(network.module, str(node.target)))
-        assert callable(node.target)
-        return node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+        if node not in known and node.op == "get_attr":
+            known[node] = attribute(network.module, str(node.target))
+        elif node not in known:
+            assert callable(node.target)
+            known[node] = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+        return known[node]
 
     with torch.no_grad():
         found: Tensor = value(computed).detach().clone()
@@ -69,8 +71,9 @@ def _store(network: Network, computed: Node) -> tuple[Node, str]:
         stored = network.graph.get_attr(name)
     stored.meta = dict(computed.meta)
     computed.replace_all_uses_with(stored)
-    alike = (name for name, origin in origins.items() if origin.shape == found.shape)
-    return stored, next(alike, next(iter(origins)))
+    origins = [node for node in known if node.op == "get_attr"]
+    alike = (node for node in origins if known[node].shape == found.shape)
+    return stored, str(next(alike, origins[0]).target)
 
 
 def _take_name(network: Network, stored: Node, origin: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -75,10 +76,13 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
 
     def remember(node: Node, value: Tensor) -> None:
         exact[node.name] = value
-        signal[node.name] = signal.get(node.name, 0.0) + float(value.square().sum())
+        signal[node.name] = (
+            signal.get(node.name, 0.0) + float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
+        )
 
     def subtract(node: Node, value: Tensor) -> None:
-        noise[node.name] = noise.get(node.name, 0.0) + float((value - exact.pop(node.name)).square().sum())
+        error = torch.linalg.vector_norm(value - exact.pop(node.name), dtype=torch.float64)
+        noise[node.name] = noise.get(node.name, 0.0) + float(error) ** 2
 
     # The outputs of all layers are kept at once.
     for part in images.split(network.input.few):

@@ -157,8 +157,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
         return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
     # In one piece of memory: torch's own operator takes fifteen times as long on a processor. One scale is multiplied
     # by, as the nodes do that the edges of activations become; many are divided by, as codes of weights are made.
-    steps = x * scale.double().reciprocal().to(x.dtype).reshape(()) if scale.numel() == 1 else x / scale
-    return steps.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale)
+    # In 32 bits whatever autocast gives: codes of 16 bits are beyond halves.
+    wide = x.float()
+    steps = wide * scale.double().reciprocal().float().reshape(()) if scale.numel() == 1 else wide / scale
+    return steps.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale).to(x.dtype)
 
 
 class _Straight(torch.autograd.Function):

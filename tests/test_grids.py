@@ -220,3 +220,24 @@ def test_each_scale_gets_the_gradient_of_its_own_weights():
     fake_quantize(x, scale, torch.zeros(2, 1), Grid(4)).sum().backward()
     assert scale.grad[0] > 1
     assert scale.grad[1] < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_halves_are_counted_in_32_bits(dtype: torch.dtype, learned: bool, bits: int):
+    """Under autocast activations are halves, which count to 2,048 or 256: codes must not be rounded to those."""
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_(learned)
+    grid = Grid(bits, signed=False, scheme="affine")
+    scale, zero = grid.scales(x.detach().float().min(), x.detach().float().max())
+    step = 1.01 * float(scale)
+    scale.requires_grad_(learned)
+    found = fake_quantize(x, scale, zero, grid)
+    assert found.dtype == dtype
+    expected = fake_quantize(x.detach().float(), scale.detach(), zero, grid).to(dtype)
+    near = torch.finfo(dtype).eps if learned else 0.0  # one divides by the scale, the other multiplies
+    torch.testing.assert_close(found.detach(), expected, rtol=near, atol=step * learned)
+    if learned:
+        found.float().sum().backward()
+        assert x.grad is not None and x.grad.dtype == dtype and scale.grad is not None
+        assert scale.grad.dtype == torch.float32 and bool(scale.grad.isfinite())

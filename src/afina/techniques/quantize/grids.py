@@ -153,12 +153,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     Differentiable by the straight-through estimator: the gradient to `x` is that of clipping, the gradient to `scale`
     that of learned step sizes (Esser et al. 2020, arXiv 1902.08153, equation 3), scaled as there.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _Straight.apply(x, scale, zero, grid.low, grid.high)  # type: ignore[no-any-return]
-    # In one piece of memory: torch's own operator takes fifteen times as long on a processor. One scale is multiplied
-    # by, as the nodes do that the edges of activations become; many are divided by, as codes of weights are made.
     # In 32 bits whatever autocast gives: codes of 16 bits are beyond halves.
     wide = x.float()
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return _Straight.apply(wide, scale, zero, grid.low, grid.high).to(x.dtype)  # type: ignore[no-any-return]
+    # In one piece of memory: torch's own operator takes fifteen times as long on a processor. One scale is multiplied
+    # by, as the nodes do that the edges of activations become; many are divided by, as codes of weights are made.
     steps = wide * scale.double().reciprocal().float().reshape(()) if scale.numel() == 1 else wide / scale
     return steps.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale).to(x.dtype)
 

@@ -239,5 +239,8 @@ def test_halves_are_counted_in_32_bits(dtype: torch.dtype, learned: bool, bits: 
     torch.testing.assert_close(found.detach(), expected, rtol=near, atol=step * learned)
     if learned:
         found.float().sum().backward()
-        assert x.grad is not None and x.grad.dtype == dtype and scale.grad is not None
-        assert scale.grad.dtype == torch.float32 and bool(scale.grad.isfinite())
+        assert x.grad is not None
+        assert x.grad.dtype == dtype
+        assert scale.grad is not None
+        assert scale.grad.dtype == torch.float32
+        assert bool(scale.grad.isfinite())

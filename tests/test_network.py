@@ -225,6 +225,19 @@ def test_control_flow_on_values_is_refused_with_the_reason():
         capture(Branches(), GREY, DIGITS)
 
 
+def test_a_batch_that_the_code_makes_a_constant_is_refused_with_what_to_write_instead():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(1, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :10] + self.bias.repeat(len(x), 1)
+
+    with pytest.raises(Unsupported, match=r"Write `x.shape\[0\]`"):
+        capture(Counts(), GREY, DIGITS)
+
+
 def test_an_autocast_block_and_a_norm_without_running_statistics_are_captured_as_plain_ops():
     class Mixed(SmallNet):
         def forward(self, x):

@@ -297,6 +297,34 @@ def test_what_is_not_in_integers_is_computed_in_bfloat16_where_norms_are(transfo
         assert torch.equal(network(images), kept(images))
 
 
+class _Positions(nn.Module):
+    """A position encoding that a layer computes from constants, as XCiT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.encode, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        across = torch.arange(x.shape[3])[:, None] / 2.0 ** torch.arange(8)
+        waves = torch.cat([across.sin(), across.cos()], 1).t()[None, :, None].expand(1, 16, x.shape[2], x.shape[3])
+        return self.head(F.relu(self.stem(x) + self.encode(waves).repeat(x.shape[0], 1, 1, 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("runtime", sorted(STORED))
+def test_what_is_the_same_for_every_image_stays_in_float(runtime, tmp_path):
+    """A layer of constants, in integers, is one that OpenVINO does not load."""
+    if not RUNTIMES[runtime].available():
+        pytest.skip(f"{runtime} is not installed")
+    torch.manual_seed(0)
+    network = capture(_Positions(), GREY, TaskSpec("classification", tuple("abcd")))
+    chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
+    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
+    made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    assert set(record.touched) == {"stem", "encode", "head"}
+    path = chosen.export(made, tmp_path / f"model{chosen.suffix}")
+    check_parity(made, path, None, threads=1)
+
+
 def _agreement(network: Network, runtime: str, path: Path) -> float:
     images = digits(1438)[0]
     with network.inference():

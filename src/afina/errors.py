@@ -46,6 +46,14 @@ class StorageError(AfinaError):
     """Something could not be written or read: the disk is full, or the folder is not writable."""
 
 
+def first_lines(error: BaseException, lines: int = 3) -> str:
+    """The first lines of an error that say something, of this or of the error that caused it, in one short text."""
+    text = [line.strip() for line in str(error.__cause__ or error).splitlines()]
+    # OpenVINO begins with the places in its source that the error went through.
+    said = [line for line in text if line and not line.startswith("Exception from ")]
+    return " ".join(said[:lines])[:500] or type(error.__cause__ or error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names nearest to `name`, or lists a few of them where none is near."""
     names = sorted(set(known))

@@ -1,11 +1,12 @@
 """Batch norms folded into layers, and weights computed once: what inference computes anyway, in fewer operators."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from afina.graph.axes.builder import arguments, op_name
@@ -24,13 +25,10 @@ def fold_weights(network: Network) -> list[str]:
     Returns:
         Names of the weights and biases that are stored now.
     """
-    fixed, computed = set[Node](), dict[Node, None]()
-    for node in network.graph.nodes:
-        if _is_float(network, node) or (node.op == "call_function" and _depends_on(node, fixed)):
-            fixed.add(node)
-        elif node.op == "call_function" and op_name(node) in _LAYERS:
-            given = (arguments(node)[key] for key in ("weight", "bias"))
-            computed |= {source: None for source in given if source in fixed and source.op != "get_attr"}
+    fixed = fixed_nodes(network.graph, lambda node: _is_float(network, node))
+    layers = [node for node in network.graph.nodes if node.op == "call_function" and op_name(node) in _LAYERS]
+    given = (arguments(node)[key] for node in layers for key in ("weight", "bias"))
+    computed = dict.fromkeys(source for source in given if source in fixed and source.op != "get_attr")
     stored = [_store(network, node) for node in computed]
     network.graph.eliminate_dead_code()
     names = [_take_name(network, node, origin) for node, origin in stored]
@@ -38,21 +36,27 @@ def fold_weights(network: Network) -> list[str]:
     return names
 
 
+def fixed_nodes(graph: Graph, stored: Callable[[Node], bool] = lambda node: True) -> set[Node]:
+    """The nodes that give the same for every image: tensors that are `stored`, and what is computed from them alone."""
+    fixed = set[Node]()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            known = stored(node)
+        else:
+            known = node.op == "call_function" and fixed.issuperset(node.all_input_nodes) and not node.is_impure()
+        if known:
+            fixed.add(node)
+    return fixed
+
+
 def _is_float(network: Network, node: Node) -> bool:
     """Whether a node reads a tensor in 32 bits; codes and halves are stored as they are on purpose."""
-    if node.op != "get_attr":
-        return False
     value = attribute(network.module, str(node.target))
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
-def _depends_on(node: Node, fixed: set[Node]) -> bool:
-    sources = node.all_input_nodes
-    return bool(sources) and all(source in fixed for source in sources) and not node.is_impure()
-
-
 def _store(network: Network, computed: Node) -> tuple[Node, str]:
-    """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
+    """A stored parameter in the place of a node, and the name of the one that it was computed from, if of any."""
     known = dict[Node, Any]()
 
     def value(node: Node) -> Any:
@@ -73,14 +77,14 @@ def _store(network: Network, computed: Node) -> tuple[Node, str]:
     computed.replace_all_uses_with(stored)
     origins = [node for node in known if node.op == "get_attr"]
     alike = (node for node in origins if known[node].shape == found.shape)
-    return stored, str(next(alike, origins[0]).target)
+    return stored, str(next(alike, origins[0] if origins else stored).target)
 
 
 def _take_name(network: Network, stored: Node, origin: str) -> str:
     """Let a stored parameter have the name of what it was computed from, unless that is still read."""
     name, before = _PARAMETRIZED.sub(r".\1", origin), str(stored.target)
     if any(node.op == "get_attr" and node.target == name for node in network.graph.nodes):
-        return before
+        return before  # also where it was computed from nothing that is stored
     put_parameter(network, name, attribute(network.module, before).detach())
     delattr(network.module, before)
     stored.target = name

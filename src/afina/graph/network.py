@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from afina.errors import InputError, Unsupported
+from afina.errors import InputError, Unsupported, first_lines
 from afina.graph.inline import inline_regions
 from afina.types import InputSpec, TaskSpec
 
@@ -189,10 +189,13 @@ def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
     try:
         graph = inline_regions(unlifted(_export(twin, example)))
     except Exception as error:
+        fixes_batch = "batch as dynamic but your code specialized it" in str(error)
         raise Unsupported(
             f"{type(module).__name__} could not be captured as a graph.",
-            why=f"torch.export says: {_first_lines(error)}",
-            fix="Rewrite the part that depends on the data (such as `if x.sum() > 0`), then try again.",
+            why=f"torch.export says: {first_lines(error)}",
+            fix="Write `x.shape[0]` where the number of images is asked for in another way, such as `len(x)`."
+            if fixes_batch
+            else "Rewrite the part that depends on the data (such as `if x.sum() > 0`), then try again.",
         ) from error
     return Network(graph, input, task, frozen)
 
@@ -252,7 +255,7 @@ def _check_output(module: nn.Module, example: Tensor, task: TaskSpec) -> None:
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} fails on images of shape {tuple(example.shape[1:])} (channels, height, width).",
-            why=f"It says: {_first_lines(error)}",
+            why=f"It says: {first_lines(error)}",
             fix="Give the size that it was made for with --input-size HEIGHTxWIDTH, or another model.",
         ) from error
     if output.ndim != 2 or output.shape[1] != task.outputs:
@@ -271,8 +274,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
-
-
-def _first_lines(error: Exception, lines: int = 3) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(text[:lines])[:500] or type(error).__name__

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afina.errors import InputError, ParityError
+from afina.errors import InputError, ParityError, first_lines
 from afina.progress import Progress
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.table import runtime_of
@@ -216,9 +216,8 @@ def _run(session: Session, path: Path, images: np.ndarray) -> np.ndarray:
     try:
         return session(images)[0]
     except Exception as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
             f"{path} does not run on images of shape {list(images.shape[1:])} (channels, height, width).",
-            why=f"It says: {first[:300]}",
-            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH.",
+            why=f"It says: {first_lines(error)}",
+            fix="If it was made for another size, give that with --input-size HEIGHTxWIDTH.",
         ) from error

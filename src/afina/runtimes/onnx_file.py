@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from afina.errors import AfinaError, Unsupported
+from afina.errors import AfinaError, Unsupported, first_lines
 from afina.runtimes.metadata import describe
 from afina.runtimes.onnx_codes import (
     carry_quantization,
@@ -87,13 +87,6 @@ def _translate(network: "Network") -> "ir.Model":
     if program is None:
         raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
     return program.model
-
-
-def first_lines(error: BaseException, lines: int = 3) -> str:
-    """The first lines of an error that say something, of this or of the error that caused it, in one short text."""
-    cause = error.__cause__ or error
-    text = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return " ".join(text[:lines])[:500] or type(cause).__name__
 
 
 @contextlib.contextmanager

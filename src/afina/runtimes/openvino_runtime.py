@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from afina.errors import AfinaError, InputError, Unsupported
+from afina.errors import AfinaError, InputError, Unsupported, first_lines
 from afina.runtimes.base import Runtime, Session, in_fixed_batches
 from afina.runtimes.metadata import INPUT_KEY, TASK_KEY, describe, parse
 from afina.types import InputSpec, TaskSpec
@@ -56,7 +56,7 @@ class OpenVINORuntime(Runtime):
     def _write(self, network: "Network", path: Path) -> None:
         import openvino
 
-        from afina.runtimes.onnx_file import first_lines, onnx_bytes
+        from afina.runtimes.onnx_file import onnx_bytes
         from afina.runtimes.openvino_codes import drop_zero_offsets, flatten_linears, store_narrow
 
         source = path.with_suffix(".onnx")
@@ -183,4 +183,4 @@ def _check_readable(path: Path) -> None:
     try:
         openvino.Core().read_model(str(path))
     except RuntimeError as error:
-        raise AfinaError("OpenVINO does not read the file that was written for it.", why=str(error)[:300]) from error
+        raise AfinaError("OpenVINO does not read the file that was written for it.", why=first_lines(error)) from error

@@ -25,6 +25,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from afina.graph.folding import fixed_nodes
 from afina.techniques.quantize.config import Precision, QuantizeConfig, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Granularity, Grid
@@ -67,6 +68,7 @@ class Placement(Quantizer):
         skipped: Names of those that are not, with the reason.
         precisions: What each quantized activation is written in, by its node.
         centred: The activations that have no offset, where they are of both signs.
+        fixed: What is the same for every image: a runtime computes it once, in float, when it loads.
     """
 
     config: QuantizeConfig
@@ -74,8 +76,10 @@ class Placement(Quantizer):
     skipped: dict[str, str] = field(default_factory=dict)
     precisions: dict[Node, str] = field(default_factory=dict)
     centred: set[Node] = field(default_factory=set)
+    fixed: set[Node] = field(default_factory=set)
 
     def annotate(self, model: GraphModule) -> GraphModule:
+        self.fixed = fixed_nodes(model.graph)
         if self.config.centred:
             read = [node.args[0] for node in model.graph.nodes if node.target is aten.linear.default]
             self.centred = {self._folded_into(mover_source(source)) for source in read}
@@ -118,7 +122,7 @@ class Placement(Quantizer):
     def _annotate_output(self, node: Node, precision: str) -> None:
         """Quantize what `node` gives; for an operator that only moves values, what its source gives."""
         node = mover_source(node)
-        if node.op == "get_attr" or not _is_float(node) or (self.config.sums == "joined" and _is_joined(node)):
+        if node in self.fixed or not _is_float(node) or (self.config.sums == "joined" and _is_joined(node)):
             return
         node = self._folded_into(node)
         known = self.precisions.get(node)
@@ -157,7 +161,7 @@ class Placement(Quantizer):
         if node.target not in _COMBINING or not _is_float(node):
             return False
         sources = _sources(node)
-        if len(sources) < 2 or any(source.op == "get_attr" for source in sources):
+        if len(sources) < 2 or any(source in self.fixed for source in sources):
             return False
         known = [mover_source(source) in self.precisions for source in sources]
         return all(known) or (any(known) and any(self._feeds_quantized(user) for user in (node, *node.users)))

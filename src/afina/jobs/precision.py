@@ -301,7 +301,10 @@ class Guard:
             return network, record, found
         steps = self._steps(self.config)
         drop = self._drop(found)
-        self.subject.progress.say(f"The file loses {drop:.2%}: looking for the layers to blame.")
+        tries = len(steps).bit_length()
+        self.subject.progress.say(
+            f"The file loses {drop:.2%}: looking for the layers to blame, in at most {tries} tries, each built anew."
+        )
         low, high = 1, len(steps)
         kept: tuple[Network, Record, Answers] | None = None
         while low <= high:

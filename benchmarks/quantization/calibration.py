@@ -4,7 +4,8 @@
     python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'nncf*'
 
 Rows in `results/calibration.jsonl`, named METHOD/IMAGES/THREADS. Each is made in a process of its own that may use so
-many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded.
+many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. NNCF starts
+from an ONNX file that is there already, and once more (`from torch`) from the module, as Afina does.
 `afina judged` is all that `afina quantize` does: the files of the float and of the quantized network are also compared
 with the networks, and judged on all validation images. Memory is all that the process has resident at its peak,
 libraries and images included; `start` is what it has before.
@@ -32,7 +33,13 @@ from afina.runtimes import get_runtime
 from afina.techniques.quantize import QuantizeConfig, apply
 
 NETWORK = "resnet50"
-CASES = (("nncf performance fast", IMAGES), ("afina", IMAGES), ("afina", 1000), ("afina judged", IMAGES))
+CASES = (
+    ("nncf performance fast", IMAGES),
+    ("nncf performance fast from torch", IMAGES),
+    ("afina", IMAGES),
+    ("afina", 1000),
+    ("afina judged", IMAGES),
+)
 _BITS = {"weights": "int8", "activations": "int8"}
 
 
@@ -63,7 +70,7 @@ def case(method: str, images: int, shared: Path, threads: int) -> Row:
     elif method == "afina":
         _made(subject, images, path)
     else:
-        nncf_static(subject, 0, path)
+        nncf_static(subject, 0, path, converted=not method.endswith("from torch"))
     return {"took": round(time.monotonic() - start, 1), "start": begun, "peak": _status("VmHWM"), "threads": threads}
 
 

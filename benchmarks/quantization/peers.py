@@ -61,15 +61,23 @@ def onnxruntime_static(
     return path
 
 
-def nncf_static(subject: Subject, seed: int, path: Path, *, preset: str = "PERFORMANCE", fast: bool = True) -> Path:
-    """NNCF on OpenVINO's graph; transformers are named as such, as its documentation asks for."""
+def nncf_static(
+    subject: Subject, seed: int, path: Path, *, preset: str = "PERFORMANCE", fast: bool = True, converted: bool = True
+) -> Path:
+    """NNCF on OpenVINO's graph; transformers are named as such, as its documentation asks for.
+
+    The graph is that of the ONNX file, or, where not `converted`, made from the module.
+    """
     import nncf
     import openvino
 
     nncf.set_log_level(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
+    example = subject.network.example(1)
     model = nncf.quantize(
-        openvino.convert_model(subject.file()),
+        openvino.convert_model(subject.file())
+        if converted
+        else openvino.convert_model(subject.module.eval(), example_input=example, input=[-1, *example.shape[1:]]),
         nncf.Dataset(_single(subject.calibration(seed))),
         preset=nncf.QuantizationPreset[preset],
         fast_bias_correction=fast,

@@ -86,6 +86,40 @@ def test_wrong_usage_is_one_message_exit_code_2_and_nothing_written(case, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("case", [case for case in BAD if case not in ("data", "contradiction")])
+def test_what_is_wrong_whatever_the_data_is_found_before_images_are_read(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[case]
+    code, _, err = call("optimize", *("nowhere" if a == "digits" else a for a in arguments))
+    assert code == 2
+    assert expected in err
+
+
+FIRST = {
+    "model": ("quantize", "nowhere.pt2"),
+    "builder": ("prune", "nowhere.py:build", "--macs", "50%"),
+    "name": ("run", "int8.yaml", "resnet81"),
+    "weights": ("quantize", "builtin:convnet", "--checkpoint", "nowhere.pth"),
+    "kind of weights": ("tune", "builtin:convnet", "--weights", "model.h5"),
+    "sampler": ("tune", "builtin:convnet", "--sampler", "tpee"),
+    "early stopping": ("tune", "builtin:convnet", "--early-stopping", "medain"),
+    "space": ("tune", "builtin:convnet", "--space", "space.yaml"),
+    "teacher": ("distill", "builtin:convnent", "builtin:convnet"),
+    "student": ("distill", "builtin:convnet", "builtin:convnent"),
+    "input size": ("factorize", "builtin:convnet", "--macs", "50%", "--input-size", "0"),
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_names_that_mean_nothing_are_found_before_images_are_read(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "int8.yaml").write_text("- quantize: {}\n")
+    code, _, err = call(*FIRST[case], "--data", "images")
+    assert code == 2, err
+    assert "images does not exist" not in err
+    assert any(word in err for word in ("no file", "Did you mean", "not a weights file", "out of range")), err
+
+
 def test_an_unknown_option_or_command_is_exit_code_2():
     assert call("optimize", "builtin:convnet", "--data", "digits", "--sise", "3MB")[0] == 2
     assert call("optimise")[0] == 2

@@ -125,7 +125,7 @@ def test_a_network_without_data_keeps_its_own_outputs() -> None:
         ("tim:resnet18", "Did you mean timm"),
         ("models/resnet18", "path/file.py:builder"),
         ("", "path/file.py:builder"),
-        ("weights.pth", "--weights weights.pth"),
+        ("weights.pth", "weights.pth with --weights"),
         ("model.onnx", "afina benchmark model.onnx"),
         ("model.pt2", "no file model.pt2"),
         ("nowhere/model.py:build", "no file nowhere/model.py"),
@@ -390,12 +390,12 @@ def test_a_pickle_with_code_is_refused_and_not_run(user_file: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere.pth", None, "no weights file"),
+        ("nowhere.pth", None, "no file"),
         ("broken.pth", b"not a file of torch", "cannot be read"),
         ("empty.pth", b"", "cannot be read"),
         ("broken.safetensors", b"\xff" * 64, "cannot be read"),
         ("weights.h5", b"", "ends in '.h5'"),
-        ("rnadom", None, "`random` or `pretrained`"),
+        ("rnadom", None, "`random`, `pretrained`"),
     ],
 )
 def test_a_weights_file_that_cannot_be_read_is_refused(

@@ -4,8 +4,8 @@
     python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'nncf*'
 
 Rows in `results/calibration.jsonl`, named METHOD/IMAGES/THREADS. Each is made in a process of its own that may use so
-many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. NNCF starts
-from an ONNX file that is there already, and once more (`from torch`) from the module, as Afina does.
+many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. NNCF
+starts from an ONNX file that is there already, and once more (`from torch`) from the module, as Afina does.
 `afina judged` is all that `afina quantize` does: the files of the float and of the quantized network are also compared
 with the networks, and judged on all validation images. Memory is all that the process has resident at its peak,
 libraries and images included; `start` is what it has before.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class AfinaError(Exception):
@@ -62,3 +63,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(near)}?"
     shown = ", ".join(names[:8])
     return f"Choose one of: {shown}{', ...' if len(names) > 8 else ''}." if names else ""
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError` where there is no such file, with the nearest of those beside it that are of its kind."""
+    if path.is_file():
+        return
+    beside = [entry.name for entry in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+    raise InputError(f"There is no file {path}.", fix=did_you_mean(path.name, beside) or "Check the path.")

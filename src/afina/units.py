@@ -25,12 +25,13 @@ def parse_size(text: str | float, option: str = "--size") -> int:
     return _positive(round(value * _factor(unit.upper(), {**_BYTES, "": 1}, text, option, "KB, MB, GB")), text, option)
 
 
-def parse_time(text: str | float, option: str = "--latency") -> float:
-    """Seconds of `5ms`, `0.2s`, `800us`; a plain number is seconds. Raises `InputError`."""
+def parse_time(text: str | float, option: str = "--latency", example: str = "5ms") -> float:
+    """Seconds of `5ms`, `0.2s`, `800us`, `1h`; a plain number is seconds. Raises `InputError`."""
     if isinstance(text, (int, float)):
         return _positive(float(text), text, option)
-    value, unit = _split(text, option, "5ms")
-    return _positive(value * _factor(unit.lower(), {**_SECONDS, "": 1.0}, text, option, "us, ms, s"), text, option)
+    value, unit = _split(text, option, example)
+    known = {**_SECONDS, "": 1.0}
+    return _positive(value * _factor(unit.lower(), known, text, option, "us, ms, s, min, h"), text, option)
 
 
 def parse_drop(text: str | float, option: str = "--max-drop") -> float:

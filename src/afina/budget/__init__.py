@@ -1,7 +1,7 @@
 """Budgets: from what a user types to limits, how they are shared out, and from measurements to a verdict."""
 
 from afina.budget.allocate import Choice, Costs, Option, allocate, choose, fewest_of
-from afina.budget.limits import make_budget
+from afina.budget.limits import make_budget, read_limits
 from afina.budget.verdict import Decision, decide, drop_of, excess
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "excess",
     "fewest_of",
     "make_budget",
+    "read_limits",
 ]

@@ -7,6 +7,21 @@ from afina.units import parse_drop, parse_size, parse_time
 DEFAULT_DROP = 0.01
 
 
+def read_limits(
+    size: str | float | None = None,
+    latency: str | float | None = None,
+    memory: str | float | None = None,
+    max_drop: str | float | None = None,
+) -> Budget:
+    """The limits as numbers, whatever the metric. Raises `InputError` where one does not parse or is not positive."""
+    return Budget(
+        size=None if size is None else parse_size(size),
+        latency=None if latency is None else parse_time(latency),
+        memory=None if memory is None else parse_size(memory, "--memory"),
+        max_drop=None if max_drop is None else parse_drop(max_drop),
+    )
+
+
 def make_budget(
     metric: MetricInfo,
     size: str | float | None = None,
@@ -26,12 +41,7 @@ def make_budget(
             why="A drop is absolute, in the metric's own points.",
             fix=f"Give the {metric.name} that may be lost, in the unit of the targets, as in --max-drop 0.5",
         )
-    limits = Budget(
-        size=None if size is None else parse_size(size),
-        latency=None if latency is None else parse_time(latency),
-        memory=None if memory is None else parse_size(memory, "--memory"),
-        max_drop=None if max_drop is None else parse_drop(max_drop),
-    )
+    limits = read_limits(size, latency, memory, max_drop)
     if share and limits.max_drop is not None and limits.max_drop >= 1:
         raise InputError(
             f"--max-drop {max_drop} allows any answer at all.",

@@ -181,7 +181,8 @@ def find_files(path: Path) -> tuple[Files, str]:
     if above.is_file():
         return _inside_zip(above, path.relative_to(above).as_posix())
     missing = path.relative_to(above).parts[0]
-    siblings = [entry.name for entry in above.iterdir()] if os.access(above, os.R_OK) else []
+    entries = [entry.name for entry in above.iterdir()] if os.access(above, os.R_OK) else []
+    siblings = [name for name in entries if not _is_junk(name)]
     raise InputError(
         f"{path} does not exist.",
         why="" if above / missing == path else f"There is no {missing} in {above}.",

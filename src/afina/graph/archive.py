@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from afina.errors import InputError
+from afina.errors import InputError, check_file
 from afina.store.files import write as write_whole
 from afina.types import InputSpec, TaskSpec
 
@@ -58,8 +58,7 @@ def packed(network: "Network") -> bytes:
 
 def read(path: Path) -> "Network":
     """Read the network in `path`. Raises `InputError`."""
-    if not path.is_file():
-        raise InputError(f"There is no file {path}.", fix="Check the path.")
+    check_file(path)
     return unpacked(path.read_bytes(), path)
 
 

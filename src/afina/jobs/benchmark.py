@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from afina.data import ImageData, open_data
-from afina.errors import InputError
+from afina.errors import InputError, check_file
 from afina.jobs.machine import available_cores
 from afina.jobs.target import parse_input_size
 from afina.progress import Progress
@@ -67,8 +67,7 @@ def benchmark(
     """
     paths = [Path(file) for file in files]
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"There is no file {path}.", fix="Check the path.")
+        check_file(path)
         runtime_of(path)
     progress = progress or Progress()
     images = open_data(data, seed=seed, progress=progress)

@@ -11,7 +11,7 @@ from torch import Tensor
 from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.target import ModelSource, input_of, load_plain, name_of, parse_input_size
+from afina.jobs.target import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.techniques.context import Context
@@ -144,6 +144,7 @@ def open_subject(
         return Subject(
             load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress, teacher
         )
+    check_source(model, weights, input_size)
     opened = open_data(data, seed=seed, progress=progress)
     loaded = load_for(opened, model, weights, input_size, example, seed, progress)
     for note in loaded.notes:

@@ -17,7 +17,7 @@ from afina.jobs.compression import (
     suited_batch,
     suited_optimizer,
 )
-from afina.jobs.target import ModelSource, name_of
+from afina.jobs.target import ModelSource, check_source, name_of
 from afina.models import load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
@@ -94,6 +94,8 @@ def distill(
     )  # fmt: skip
     if student is UNOPENED:
         raise OptionsChecked
+    check_source(teacher, weights, input_size)
+    check_source(student)
     judged = open_data(data if data is not None else unlabelled, seed=seed, progress=progress)
     master = load_for(judged, teacher, weights, input_size, example, seed, progress).network
     network = load_model(

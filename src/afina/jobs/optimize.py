@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from afina.budget import decide, make_budget
+from afina.budget import decide, make_budget, read_limits
 from afina.data import ImageData, open_data
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
@@ -19,7 +19,7 @@ from afina.jobs.machine import available_cores, describe_machine
 from afina.jobs.recipes import RECIPE_FILE, recipe_text
 from afina.jobs.report import write_all
 from afina.jobs.stages import Job
-from afina.jobs.target import ModelSource, name_of, parse_input_size
+from afina.jobs.target import ModelSource, check_source, name_of, parse_input_size
 from afina.jobs.trials import read_settings
 from afina.jobs.tune import tune as search
 from afina.models import Loaded
@@ -143,8 +143,11 @@ def optimize(
     given = read_settings(training or {})
     precision = precision or given.options.get("precision", "32")
     chosen = get_runtime(runtime)
-    images = open_data(data, seed=seed, progress=progress)
     input_size = input_size or given.input_size
+    check_source(model, weights, input_size)
+    read_limits(size, latency, memory, max_drop)
+    FitConfig(optimizer=optimizer or "sgd", precision=precision, learning_rate=learning_rate)
+    images = open_data(data, seed=seed, progress=progress)
     source = load_for(images, model, weights, input_size, example, seed, progress, given.model)
     metric = _metric(images, source.network)
     budget = make_budget(metric, size, latency, memory, max_drop)

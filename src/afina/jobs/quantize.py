@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from afina.budget import make_budget
+from afina.budget import make_budget, read_limits
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
 from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
@@ -27,7 +27,7 @@ from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
 from afina.types import Budget, Record
-from afina.units import format_size, format_value, parse_drop, parse_size, parse_time
+from afina.units import format_size, format_value
 
 # Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
 _RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
@@ -262,9 +262,7 @@ def _limits(
 
 
 def _check(plan: Any, size: Any, latency: Any, max_drop: Any, data: Any) -> None:
-    for parse, limit in ((parse_size, size), (parse_time, latency), (parse_drop, max_drop)):
-        if limit is not None:
-            parse(limit)
+    read_limits(size, latency, None, max_drop)
     if plan not in (None, "auto", "bits") and Path(plan).suffix != ".json":
         raise InputError(
             f"--plan {plan!r} is not known.", fix="Write --plan auto or --plan bits, or give a plan's .json file."

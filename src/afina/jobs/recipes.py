@@ -27,7 +27,7 @@ from afina.jobs.machine import available_cores
 from afina.jobs.prune import prune
 from afina.jobs.quantize import quantize
 from afina.jobs.sparsify import sparsify
-from afina.jobs.target import ModelSource, name_of
+from afina.jobs.target import ModelSource, check_source, name_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store import Run, from_plain, to_plain
@@ -162,6 +162,7 @@ def run(
     steps, progress = read_recipe(recipe), progress or Progress()
     exporter = Exporter(get_runtime(runtime), threads or available_cores())
     _check_values(steps, exporter)
+    check_source(model, weights, input_size)
     images = open_data(data, seed=seed, progress=progress)
     original = load_for(images, model, weights, input_size, example, seed, progress).network
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "recipe"

@@ -9,7 +9,7 @@ from torch import nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.models import Loaded, load_model
+from afina.models import Loaded, check_model, load_model
 from afina.progress import Progress
 from afina.types import InputSpec
 
@@ -67,6 +67,15 @@ def input_of(example: Any) -> InputSpec | None:
     if channels == 1:
         return InputSpec(height, width, mean=(0.5,), std=(0.5,), order="L")
     return InputSpec(height, width)
+
+
+def check_source(
+    model: ModelSource, weights: str | None = None, input_size: str | tuple[int, int] | None = None
+) -> None:
+    """Raise `InputError` for what can be seen to be wrong before images are read, which may take minutes."""
+    check_model(model, weights)
+    if input_size is not None:
+        parse_input_size(input_size)
 
 
 def load_plain(

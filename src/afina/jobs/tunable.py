@@ -12,7 +12,7 @@ from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
-from afina.jobs.target import ModelSource, name_of
+from afina.jobs.target import ModelSource, check_source, name_of
 from afina.jobs.trials import Training, default_space
 from afina.models.userfile import load_function
 from afina.progress import Progress
@@ -95,17 +95,19 @@ def subject_of(given: Given, progress: Progress) -> Subject:
         return _of_function(given)
     if given.model is None or given.data is None:
         raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
-    return _of_training(given, open_data(given.data, seed=given.seed, progress=progress), progress)
+    check_source(given.model, given.weights, given.input_size)
+    space = None if given.space is None else _space(given.space)
+    return _of_training(given, space, open_data(given.data, seed=given.seed, progress=progress), progress)
 
 
-def _of_training(given: Given, images: ImageData, progress: Progress) -> Subject:
+def _of_training(given: Given, space: Space | None, images: ImageData, progress: Progress) -> Subject:
     assert given.model is not None
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
     training = Training(
         given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
         given.common, costs, given.fidelity, given.folds, given.devices,
     )  # fmt: skip
-    space = _space(given.space) if given.space is not None else default_space(training)
+    space = default_space(training) if space is None else space
     training.check(space)
     name, metric = f"{name_of(given.model)}-{name_of(images.name)}", training.metric
     folder = _folder(given.out, name)

@@ -25,6 +25,8 @@ from afina.search import (
     STOPPING,
     SearchError,
     Space,
+    check_sampler,
+    check_stopping,
     make_sampler,
     make_stopping,
     open_study,
@@ -134,8 +136,9 @@ def tune(
     for name, value, least in (("trials", trials, 1), ("workers", workers, 1), ("folds", folds, 2)):
         if value is not None and value < least:
             raise InputError(f"--{name} is {value}.", fix=f"Give {least} or more.")
+    check_sampler(sampler)
     rungs_of(fidelity)
-    limit = parse_time(time, "--time") if time is not None else None
+    limit = parse_time(time, "--time", "1h") if time is not None else None
     if trials is None and limit is None and sampler != "grid":
         trials = _TRIALS
     others = (also,) if isinstance(also, str) else tuple(also)
@@ -143,6 +146,7 @@ def tune(
     if folds and fidelity != EPOCHS:
         raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
     stopping = _stopping(early_stopping, others, folds)
+    check_stopping(stopping)
     given = Given(
         model, data, objective, space, sampler, trials, limit, stopping, grid_points, epochs, maximize,
         out, storage, weights, input_size, seed, example,

@@ -1,7 +1,6 @@
 """`load_model`: from what a user calls a model to a captured network with the right head, weights and input."""
 
 import copy
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afina.errors import InputError, did_you_mean
+from afina.errors import InputError
 from afina.graph.network import Network, capture, unlifted
 from afina.models.head import find_head, set_bias, with_new_head, with_order
 from afina.models.inputs import choose_input, output_width
+from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, library_and_name, weights_file
 from afina.models.sources import Request, Source, named_source
 from afina.models.userfile import build_from_file
-from afina.models.weights import SUFFIXES, Fit, load_weights, looks_trained, reset
+from afina.models.weights import Fit, load_weights, looks_trained, reset
 from afina.progress import Progress
 from afina.tasks import get_task
 from afina.types import InputSpec, TaskSpec
-
-_RANDOM, _PRETRAINED = "random", "pretrained"
-_LIBRARIES = ("timm", "torchvision", "builtin")
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
-_WEIGHTS_SUFFIXES, _ARTIFACT_SUFFIXES = SUFFIXES, (".onnx", ".xml")
 
 
 @dataclass(frozen=True)
@@ -113,26 +108,24 @@ class _Wanted:
     @property
     def file(self) -> Path | None:
         """The weights file, where one is given."""
-        return None if self.weights in (None, _RANDOM, _PRETRAINED) else Path(str(self.weights))
+        return weights_file(self.weights)
 
 
 def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
     """The module that `model` names, with the weights that come with it (not yet those of a file)."""
-    random = wanted.weights == _RANDOM
+    random = wanted.weights == RANDOM
     if isinstance(model, nn.Module):
         return _given_module(model, wanted)
     text = str(model)
-    in_file = _FILE.fullmatch(text)
+    in_file = FILE.fullmatch(text)
     if in_file:
         module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", wanted.outputs, wanted.options)
         trained = looks_trained(module, otherwise=False)
         if trained and random:
             return Source(reset(module))
-        return Source(
-            module, trained=trained, missing="" if trained else "its builder loads none, and --weights is not given"
-        )
-    library, name = _library_and_name(text)
-    trained = wanted.weights == _PRETRAINED or (wanted.weights is None and library != "builtin")
+        return Source(module, trained=trained, missing="" if trained else "its builder loads none, and none are given")
+    library, name = library_and_name(text)
+    trained = wanted.weights == PRETRAINED or (wanted.weights is None and library != "builtin")
     return named_source(
         Request(name, wanted.outputs, trained, wanted.size, wanted.input, wanted.progress, wanted.options), library
     )
@@ -140,43 +133,19 @@ def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
 
 def _given_module(module: nn.Module, wanted: _Wanted) -> Source:
     """A module from Python, which has the weights that it has."""
-    if wanted.weights == _RANDOM:
+    if wanted.weights == RANDOM:
         return Source(reset(module))
     if looks_trained(module, otherwise=True):
         return Source(module, trained=True)
     return Source(module, missing="its batch norms have seen no images yet")
 
 
-def _library_and_name(text: str) -> tuple[str | None, str]:
-    prefix, colon, name = text.partition(":")
-    if prefix in _LIBRARIES and colon:
-        return prefix, name
-    suffix = Path(text).suffix.lower()
-    if suffix in _WEIGHTS_SUFFIXES:
-        raise InputError(
-            f"{text} holds weights, not a model.",
-            fix=f"Give the model that they belong to, and them as --weights {text}",
-        )
-    if suffix in _ARTIFACT_SUFFIXES:
-        raise InputError(
-            f"{text} is an exported file, which cannot be trained or compressed further.",
-            fix=f"Give the model that it was made from, or judge the file itself: afina benchmark {text}",
-        )
-    if colon or "/" in text or not text:
-        raise InputError(
-            f"{text!r} is not a model.",
-            why="" if not colon else did_you_mean(prefix, _LIBRARIES),
-            fix="Write NAME, timm:NAME, torchvision:NAME, path/file.py:builder or path/file.pt2.",
-        )
-    return None, text
-
-
 def _from_source(source: Source, wanted: _Wanted, name: str) -> Loaded:
-    if wanted.weights == _PRETRAINED and not source.trained:
+    if wanted.weights == PRETRAINED and not source.trained:
         raise InputError(
             f"The trained weights of {name} are not available.",
             why=f"The reason: {source.missing}." if source.missing else "",
-            fix="Give a weights file with --weights, or start from --weights random.",
+            fix=f"Give a file of weights with {WEIGHTS}, or start from `random` ones.",
         )
     module, task = source.module, wanted.task
     trained = source.trained or wanted.file is not None
@@ -195,10 +164,10 @@ def _from_source(source: Source, wanted: _Wanted, name: str) -> Loaded:
 
 
 def _from_network(original: Network, wanted: _Wanted, name: str) -> Loaded:
-    if wanted.weights == _RANDOM:
+    if wanted.weights == RANDOM:
         raise InputError(
             f"{name} is a captured network, which always has weights.",
-            fix="Leave --weights random out, or give the model that it was made from.",
+            fix=f"Leave `random` out ({WEIGHTS}), or give the model that it was made from.",
         )
     network, fit = original.copy().eval(), Fit()
     if wanted.file is not None:

@@ -19,6 +19,7 @@ from afina.models.userfile import check_options
 from afina.progress import Progress
 from afina.types import InputSpec
 
+LIBRARIES = ("timm", "torchvision", "builtin")
 _CLASSES = 1000
 _BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10
 
@@ -71,24 +72,31 @@ def named_source(request: Request, library: str | None) -> Source:
     Raises:
         InputError: nobody knows the name (with the nearest ones), or the library refuses to build it.
     """
-    if library is None:
-        library = "timm" if _in_timm(request.name) else "torchvision"
-        if library == "torchvision" and request.name not in torchvision_names():
-            raise _unknown(request.name, {*timm_names(), *torchvision_names()})
-    known: dict[str, tuple[Callable[[], Any], Callable[[Request], Source]]] = {
-        "timm": (timm_names, _timm),
-        "torchvision": (torchvision_names, _torchvision),
-        "builtin": (lambda: BUILTIN, _builtin),
-    }
-    names, build = known[library]
-    if not (_in_timm(request.name) if library == "timm" else request.name in names()):
-        raise _unknown(request.name, names(), library)
+    library = library_of(request.name, library)
     if request.options and library != "builtin":
         raise InputError(
             f"{library}:{request.name} takes no arguments here, and got {', '.join(request.options)}.",
             fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
         )
-    return build(request)
+    return _BUILDERS[library](request)
+
+
+def library_of(name: str, library: str | None) -> str:
+    """The library that has a model: the one that is named, else timm or torchvision. Raises `InputError`."""
+    if library is None:
+        if _in_timm(name):
+            return "timm"
+        if name in torchvision_names():
+            return "torchvision"
+        raise _unknown(name, {*timm_names(), *torchvision_names()})
+    names: dict[str, Callable[[], Any]] = {
+        "timm": timm_names,
+        "torchvision": torchvision_names,
+        "builtin": lambda: BUILTIN,
+    }
+    if not (_in_timm(name) if library == "timm" else name in names[library]()):
+        raise _unknown(name, names[library](), library)
+    return library
 
 
 def timm_names() -> list[str]:
@@ -216,3 +224,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+_BUILDERS: dict[str, Callable[[Request], Source]] = {"timm": _timm, "torchvision": _torchvision, "builtin": _builtin}

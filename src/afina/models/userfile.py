@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from afina.errors import InputError, did_you_mean
+from afina.errors import InputError, check_file, did_you_mean
 
 _WIDTHS = ("classes", "num_classes")
 
@@ -56,9 +56,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
     Raises:
         InputError: the file or the function is missing, or the import fails.
     """
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-        raise InputError(f"There is no file {path}.", fix=near or "Check the path.")
+    check_file(path)
     with _importable(path.parent):
         return _builder(_imported(path), path, name)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afina.errors import InputError
+from afina.errors import InputError, check_file
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "state_dict_ema", "model_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -43,16 +43,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such file, it is broken, or it holds more than plain tensors.
     """
-    if not path.is_file():
-        raise InputError(f"There is no weights file {path}.", fix="Give --weights a file, `random` or `pretrained`.")
+    check_weights(path)
+    raw = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    return _without_prefix(_unwrapped(raw, path))
+
+
+def check_weights(path: Path) -> None:
+    """Raise `InputError` where there is no such file of weights, or it is of a kind that cannot be read."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"{path} is not a weights file that can be read.",
             why=f"Its name ends in {path.suffix or 'nothing'!r}.",
-            fix=f"Give a file in one of: {', '.join(SUFFIXES)}.",
+            fix=f"Give `random`, `pretrained`, or a file in one of: {', '.join(SUFFIXES)}.",
         )
-    raw = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    return _without_prefix(_unwrapped(raw, path))
+    check_file(path)
 
 
 def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:

@@ -1,8 +1,8 @@
 """Hyperparameter search: spaces, samplers and studies. Nothing here needs torch."""
 
-from afina.search.samplers import DEFAULT_SAMPLER, SAMPLERS, GridSampler, make_sampler
+from afina.search.samplers import DEFAULT_SAMPLER, SAMPLERS, GridSampler, check_sampler, make_sampler
 from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
-from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, make_stopping
+from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, check_stopping, make_stopping
 from afina.search.storage import open_storage
 from afina.search.studies import Objective, Progress, SearchError, open_study, run_study
 from afina.search.summary import best_trial, broken, counts, front, importances, page, trials_csv
@@ -26,6 +26,8 @@ __all__ = [
     "TensorTrainSampler",
     "best_trial",
     "broken",
+    "check_sampler",
+    "check_stopping",
     "counts",
     "front",
     "importances",

@@ -108,6 +108,12 @@ SAMPLERS: dict[str, Callable[[Space, int | None, int], BaseSampler]] = {
 }
 
 
+def check_sampler(name: str) -> None:
+    """Raise `InputError` where there is no such sampler."""
+    if name not in SAMPLERS:
+        raise InputError(f"There is no sampler {name!r}.", fix=did_you_mean(name, SAMPLERS))
+
+
 def make_sampler(name: str, space: Space, seed: int | None = None, grid_points: int = GRID_POINTS) -> BaseSampler:
     """The sampler `name`, one of `SAMPLERS`.
 
@@ -120,6 +126,5 @@ def make_sampler(name: str, space: Space, seed: int | None = None, grid_points: 
     Raises:
         InputError: there is no such sampler, or the grid has more than a million points.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"There is no sampler {name!r}.", fix=did_you_mean(name, SAMPLERS))
+    check_sampler(name)
     return SAMPLERS[name](space, seed, grid_points)

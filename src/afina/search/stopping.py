@@ -28,6 +28,12 @@ STOPPING: dict[str, Callable[[int, int], BasePruner]] = {
 }
 
 
+def check_stopping(name: str) -> None:
+    """Raise `InputError` where there is no such rule of early stopping."""
+    if name not in STOPPING:
+        raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
+
+
 def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
     """The rule `name`, one of `STOPPING`.
 
@@ -41,8 +47,7 @@ def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
     Raises:
         InputError: there is no such rule.
     """
-    if name not in STOPPING:
-        raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
+    check_stopping(name)
     with warnings.catch_warnings():
         # That one of them is new in Optuna is nothing that a user can act on.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,0 +1,64 @@
+"""What models are called, and what can be said of a name before anything is built: most mistakes are made here."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from afina.errors import InputError, check_file, did_you_mean
+from afina.models.sources import LIBRARIES, library_of
+from afina.models.weights import SUFFIXES, check_weights
+
+RANDOM, PRETRAINED = "random", "pretrained"
+# How a user gives weights.
+WEIGHTS = "--weights (for `afina quantize`: --checkpoint)"
+FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
+_ARTIFACT_SUFFIXES = (".onnx", ".xml")
+
+
+def check_model(model: Any, weights: str | Path | None = None) -> None:
+    """Find out early, before images are read, that a file is not there or that nobody knows a name.
+
+    Raises:
+        InputError: so it is. Nothing is said of a module or network that is given itself.
+    """
+    file = weights_file(weights)
+    if file is not None:
+        check_weights(file)
+    if not isinstance(model, (str, Path)):
+        return
+    in_file = FILE.fullmatch(str(model))
+    if in_file or Path(model).suffix == ".pt2":
+        check_file(Path(in_file["path"] if in_file else model))
+    else:
+        library, name = library_and_name(str(model))
+        library_of(name, library)
+
+
+def weights_file(weights: str | Path | None) -> Path | None:
+    """The file that weights are in, where they are in one."""
+    return None if weights in (None, RANDOM, PRETRAINED) else Path(str(weights))
+
+
+def library_and_name(text: str) -> tuple[str | None, str]:
+    """The library that a model's name is of, None where none is said, and the name in it. Raises `InputError`."""
+    prefix, colon, name = text.partition(":")
+    if prefix in LIBRARIES and colon:
+        return prefix, name
+    suffix = Path(text).suffix.lower()
+    if suffix in SUFFIXES:
+        raise InputError(
+            f"{text} holds weights, not a model.",
+            fix=f"Give the model that they belong to, and {text} with {WEIGHTS}.",
+        )
+    if suffix in _ARTIFACT_SUFFIXES:
+        raise InputError(
+            f"{text} is an exported file, which cannot be trained or compressed further.",
+            fix=f"Give the model that it was made from, or judge the file itself: afina benchmark {text}",
+        )
+    if colon or "/" in text or not text:
+        raise InputError(
+            f"{text!r} is not a model.",
+            why="" if not colon else did_you_mean(prefix, LIBRARIES),
+            fix="Write NAME, timm:NAME, torchvision:NAME, path/file.py:builder or path/file.pt2.",
+        )
+    return None, text

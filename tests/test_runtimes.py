@@ -113,6 +113,35 @@ def test_half_precision_nearly_halves_the_file_and_stays_close(name, tmp_path):
     assert judge.parity(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
 
 
+class _Chaotic(torch.nn.Module):
+    """Untrained layers that let the smallest difference grow, threefold each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(256, 256) for _ in range(24)])
+        self.stem, self.head = torch.nn.Linear(64, 256), torch.nn.Linear(256, 10)
+        for layer in self.layers:
+            torch.nn.init.normal_(layer.weight, std=3 / 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x.flatten(1))
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return self.head(x)
+
+
+def test_rounding_that_a_network_itself_lets_grow_is_no_fault_of_its_file(runtime, tmp_path):
+    torch.manual_seed(0)
+    quick = QuantizeConfig(weight_bits=7, calibration="minmax", rounding="nearest", equalize="none")
+    images = torch.randn(64, *SHAPE)
+    context = Context(calibration=lambda: iter([images]))
+    network, other = (apply(capture(_Chaotic(), GREY, DIGITS), quick, context)[0] for _ in range(2))
+    path = runtime.export(network, tmp_path / f"model{runtime.suffix}")
+    check_parity(network, path, None, threads=1)
+    with pytest.raises(ParityError):
+        check_parity(other, path, None, threads=1)
+
+
 def test_another_networks_file_fails_parity(runtime, small_network, tmp_path):
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     other = small_network.copy()

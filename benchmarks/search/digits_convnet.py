@@ -1,10 +1,15 @@
-"""A convolutional network on scikit-learn's digits, trained for a few epochs, with 8 parameters."""
+"""A convolutional network on scikit-learn's digits, trained for a few epochs, with 8 parameters.
 
-from typing import Any
+Torch is for the trainings alone: methods that live in an environment of their own read the table without it.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 CHOICES: dict[str, list[Any]] = {
     "learning_rate": [0.001, 0.003, 0.01, 0.03, 0.1],
@@ -21,6 +26,9 @@ EPOCHS = 3
 
 def train(p: dict[str, Any], images: Any, labels: Any, held: Any, truth: Any) -> float:
     """Validation cross-entropy after a few epochs of a network with these parameters; NaN where it diverged."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(0)
     rng, network = np.random.default_rng(0), _network(p)
     x, y, held, truth = (
@@ -40,7 +48,9 @@ def train(p: dict[str, Any], images: Any, labels: Any, held: Any, truth: Any) ->
     return loss if np.isfinite(loss) else float("nan")
 
 
-def _network(p: dict[str, Any]) -> nn.Module:
+def _network(p: dict[str, Any]) -> "nn.Module":
+    from torch import nn
+
     layers: list[nn.Module] = []
     channels = 1
     for i in range(p["layers"]):
@@ -52,7 +62,9 @@ def _network(p: dict[str, Any]) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, 10))
 
 
-def _optimizer(network: nn.Module, p: dict[str, Any]) -> torch.optim.Optimizer:
+def _optimizer(network: "nn.Module", p: dict[str, Any]) -> "torch.optim.Optimizer":
+    import torch
+
     options = {"lr": p["learning_rate"], "weight_decay": p["weight_decay"]}
     if p["optimizer"] == "adam":
         return torch.optim.Adam(network.parameters(), **options)

@@ -184,7 +184,7 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if asked.save_plan is not None:
         write_plan(Path(asked.save_plan), source, guard.config if guard else config)
     same = found.agreement(network, subject.data)
-    record = _with_answers(record, subject, asked.exporter.runtime, original, found, same)
+    record = _with_answers(record, asked.exporter.runtime, original, found, same)
     return network, replace(record, seconds=time.monotonic() - start)
 
 
@@ -221,9 +221,7 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
     )
 
 
-def _with_answers(
-    record: Record, subject: Subject, runtime: Runtime, before: Answers, after: Answers, same: float
-) -> Record:
+def _with_answers(record: Record, runtime: Runtime, before: Answers, after: Answers, same: float) -> Record:
     """The record with what the files are and answer."""
     told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
     notes = (
@@ -231,8 +229,6 @@ def _with_answers(
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
         f"The file and the simulation agree on {same:.2%} of the images.",
     )
-    for note in notes:
-        subject.progress.say(note)
     return replace(
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},

@@ -104,6 +104,9 @@ FIRST = {
     "sampler": ("tune", "builtin:convnet", "--sampler", "tpee"),
     "early stopping": ("tune", "builtin:convnet", "--early-stopping", "medain"),
     "space": ("tune", "builtin:convnet", "--space", "space.yaml"),
+    "parameter": ("tune", "builtin:convnet", "--space", "named.yaml"),
+    "objective": ("tune", "builtin:convnet", "--also", "speed"),
+    "runtime": ("tune", "builtin:convnet", "--runtime", "onnx"),
     "teacher": ("distill", "builtin:convnent", "builtin:convnet"),
     "student": ("distill", "builtin:convnet", "builtin:convnent"),
     "input size": ("factorize", "builtin:convnet", "--macs", "50%", "--input-size", "0"),
@@ -114,10 +117,13 @@ FIRST = {
 def test_names_that_mean_nothing_are_found_before_images_are_read(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "int8.yaml").write_text("- quantize: {}\n")
+    (tmp_path / "named.yaml").write_text("lerning_rate: [0.1, 0.01]\n")
     code, _, err = call(*FIRST[case], "--data", "images")
     assert code == 2, err
     assert "images does not exist" not in err
-    assert any(word in err for word in ("no file", "Did you mean", "not a weights file", "out of range")), err
+    assert any(
+        word in err for word in ("no file", "Did you mean", "Choose one", "not a weights file", "out of range")
+    ), err
 
 
 def test_an_unknown_option_or_command_is_exit_code_2():

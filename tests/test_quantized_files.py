@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from afina.graph import Network, capture
 from afina.graph.cost import layer_rows
+from afina.graph.folding import fixed_nodes
 from afina.runtimes import RUNTIMES, check_parity
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, apply
@@ -311,7 +312,7 @@ class _Positions(nn.Module):
 
 
 @pytest.mark.parametrize("runtime", sorted(STORED))
-def test_what_is_the_same_for_every_image_stays_in_float(runtime, tmp_path):
+def test_activations_that_are_the_same_for_every_image_stay_in_float(runtime, tmp_path):
     """A layer of constants, in integers, is one that OpenVINO does not load."""
     if not RUNTIMES[runtime].available():
         pytest.skip(f"{runtime} is not installed")
@@ -320,7 +321,10 @@ def test_what_is_the_same_for_every_image_stays_in_float(runtime, tmp_path):
     chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
     config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
     made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
-    assert set(record.touched) == {"stem", "encode", "head"}
+    assert set(record.touched) == {"stem", "encode", "head"}  # by their weights
+    read = {node.args[0] for node in made.graph.nodes if "quantize_per_tensor" in str(node.target)}
+    assert read
+    assert not read & fixed_nodes(made.graph)
     path = chosen.export(made, tmp_path / f"model{chosen.suffix}")
     check_parity(made, path, None, threads=1)
 

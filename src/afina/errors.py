@@ -48,11 +48,11 @@ class StorageError(AfinaError):
 
 
 def first_lines(error: BaseException, lines: int = 3) -> str:
-    """The first lines of an error that say something, of this or of the error that caused it, in one short text."""
-    text = [line.strip() for line in str(error.__cause__ or error).splitlines()]
+    """The first lines of an error that say something, in one short text."""
+    text = [line.strip() for line in str(error).splitlines()]
     # OpenVINO begins with the places in its source that the error went through.
     said = [line for line in text if line and not line.startswith("Exception from ")]
-    return " ".join(said[:lines])[:500] or type(error.__cause__ or error).__name__
+    return " ".join(said[:lines])[:500] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -69,5 +69,9 @@ def check_file(path: Path) -> None:
     """Raise `InputError` where there is no such file, with the nearest of those beside it that are of its kind."""
     if path.is_file():
         return
-    beside = [entry.name for entry in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
-    raise InputError(f"There is no file {path}.", fix=did_you_mean(path.name, beside) or "Check the path.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file.", fix="Give a file.")
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    alike = [entry.name for entry in beside if entry.suffix == path.suffix and entry.is_file()]
+    shown = [name for name in alike if not name.startswith(".")]
+    raise InputError(f"There is no file {path}.", fix=did_you_mean(path.name, shown) or "Check the path.")

@@ -36,27 +36,53 @@ def fold_weights(network: Network) -> list[str]:
     return names
 
 
-def fixed_nodes(graph: Graph, stored: Callable[[Node], bool] = lambda node: True) -> set[Node]:
-    """The nodes that give the same for every image: tensors that are `stored`, and what is computed from them alone."""
-    fixed = set[Node]()
+def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True) -> set[Node]:
+    """The nodes that give the same for every image.
+
+    Those are the ones that nothing feeds (stored tensors, `arange`, `zeros`), as far as they are `given`, and what is
+    computed from them alone; not what is drawn by chance, and no tensor that another node writes into.
+    """
+    fixed, written = set[Node](), _written(graph)
     for node in graph.nodes:
-        if node.op == "get_attr":
-            known = stored(node)
-        else:
-            known = node.op == "call_function" and fixed.issuperset(node.all_input_nodes) and not node.is_impure()
-        if known:
+        if node in written or node.op not in ("get_attr", "call_function") or node.is_impure():
+            continue
+        sources = node.all_input_nodes
+        if fixed.issuperset(sources) if sources else given(node):
             fixed.add(node)
     return fixed
 
 
+def _written(graph: Graph) -> set[Node]:
+    """The nodes whose tensors others write into, through views too."""
+    found = set[Node]()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for place, argument in enumerate(schema.arguments if schema is not None else ()):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            target = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+            while isinstance(target, Node):
+                found.add(target)
+                target = target.args[0] if _is_view(target) else None
+    return found
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node gives the memory of its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and node.args and schema.returns and schema.returns[0].alias_info is not None)
+
+
 def _is_float(network: Network, node: Node) -> bool:
     """Whether a node reads a tensor in 32 bits; codes and halves are stored as they are on purpose."""
+    if node.op != "get_attr":
+        return False
     value = attribute(network.module, str(node.target))
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _store(network: Network, computed: Node) -> tuple[Node, str]:
-    """A stored parameter in the place of a node, and the name of the one that it was computed from, if of any."""
+    """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
     known = dict[Node, Any]()
 
     def value(node: Node) -> Any:
@@ -77,14 +103,14 @@ def _store(network: Network, computed: Node) -> tuple[Node, str]:
     computed.replace_all_uses_with(stored)
     origins = [node for node in known if node.op == "get_attr"]
     alike = (node for node in origins if known[node].shape == found.shape)
-    return stored, str(next(alike, origins[0] if origins else stored).target)
+    return stored, str(next(alike, origins[0]).target)
 
 
 def _take_name(network: Network, stored: Node, origin: str) -> str:
     """Let a stored parameter have the name of what it was computed from, unless that is still read."""
     name, before = _PARAMETRIZED.sub(r".\1", origin), str(stored.target)
     if any(node.op == "get_attr" and node.target == name for node in network.graph.nodes):
-        return before  # also where it was computed from nothing that is stored
+        return before
     put_parameter(network, name, attribute(network.module, before).detach())
     delattr(network.module, before)
     stored.target = name

@@ -64,7 +64,6 @@ class Subject:
         reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
         before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
         told = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
-        self.progress.say(f"{before.unit} on {before.n} validation images: {told}")
         return replace(
             record,
             before={**record.before, "quality": before.value},

@@ -193,6 +193,8 @@ class _Job:
             if known is None:
                 self.progress.say(f"Step {number} of {len(self.steps)}: {step.technique}.")
                 network, record = self._apply(step, network, records)
+                for note in record.notes:
+                    self.progress.say(note)
                 network.save(self.run.path(file))
                 self.run.finish(stage, {"record": to_plain(record)}, files=[file])
             else:

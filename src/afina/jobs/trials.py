@@ -102,11 +102,12 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
             f"--training {source} is not a list of names with values.",
             fix="Give best.yaml of a run of afina tune, or write, for example: learning_rate: 0.1",
         )
-    _check_names(found)
+    check_parameters(found)
     return settings_of(found)
 
 
-def _check_names(names: Iterable[str]) -> None:
+def check_parameters(names: Iterable[str]) -> None:
+    """Raise `InputError` for the first name that is no parameter of a training, or of what builds the model."""
     for name in names:
         if not str(name).startswith(_MODEL) and name not in (*TRAINING, _SIZE):
             near = did_you_mean(str(name), [*TRAINING, _SIZE])
@@ -203,7 +204,7 @@ class Training:
         Raises:
             InputError: the first that is not.
         """
-        _check_names(space.parameters)
+        check_parameters(space.parameters)
         own = {name: p.grid(1)[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
         if own:
             self._load(own)

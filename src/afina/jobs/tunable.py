@@ -13,11 +13,12 @@ from afina.errors import InputError
 from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
 from afina.jobs.target import ModelSource, check_source, name_of
-from afina.jobs.trials import Training, default_space
+from afina.jobs.trials import Training, check_parameters, default_space
 from afina.models.userfile import load_function
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.search import Objective, Space, make_space, read_space
+from afina.training import FitConfig
 
 WORK = "work"
 _VALUE = "value"
@@ -97,12 +98,16 @@ def subject_of(given: Given, progress: Progress) -> Subject:
         raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
     check_source(given.model, given.weights, given.input_size)
     space = None if given.space is None else _space(given.space)
-    return _of_training(given, space, open_data(given.data, seed=given.seed, progress=progress), progress)
-
-
-def _of_training(given: Given, space: Space | None, images: ImageData, progress: Progress) -> Subject:
-    assert given.model is not None
+    if space is not None:
+        check_parameters(space.parameters)
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
+    FitConfig(**{name: value for name, value in given.common.items() if value is not None})
+    images = open_data(given.data, seed=given.seed, progress=progress)
+    return _of_training(given, space, costs, images, progress)
+
+
+def _of_training(given: Given, space: Space | None, costs: Costs, images: ImageData, progress: Progress) -> Subject:
+    assert given.model is not None
     training = Training(
         given.model, images, given.weights, given.input_size, given.epochs, given.seed, given.example, progress,
         given.common, costs, given.fidelity, given.folds, given.devices,

@@ -13,7 +13,7 @@ from afina.errors import InputError
 from afina.graph.network import Network, capture, unlifted
 from afina.models.head import find_head, set_bias, with_new_head, with_order
 from afina.models.inputs import choose_input, output_width
-from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, library_and_name, weights_file
+from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_saved, library_and_name, weights_file
 from afina.models.sources import Request, Source, named_source
 from afina.models.userfile import build_from_file
 from afina.models.weights import Fit, load_weights, looks_trained, reset
@@ -76,7 +76,7 @@ def load_model(
         torch.manual_seed(seed)
         wanted = _Wanted(weights, task, input, input_size, targets, progress or Progress(), options or {})
         name = model if isinstance(model, (str, Path)) else type(model).__name__
-        built = isinstance(model, (str, Path)) and not str(model).endswith(".pt2")
+        built = isinstance(model, (str, Path)) and not is_saved(model)
         if options and not built:
             raise InputError(
                 f"{name} is built already: {', '.join(options)} cannot be chosen.",

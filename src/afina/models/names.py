@@ -27,11 +27,16 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
     if not isinstance(model, (str, Path)):
         return
     in_file = FILE.fullmatch(str(model))
-    if in_file or Path(model).suffix == ".pt2":
+    if in_file or is_saved(model):
         check_file(Path(in_file["path"] if in_file else model))
     else:
         library, name = library_and_name(str(model))
         library_of(name, library)
+
+
+def is_saved(model: Any) -> bool:
+    """Whether a model is the path of a captured network."""
+    return isinstance(model, (str, Path)) and str(model).endswith(".pt2")
 
 
 def weights_file(weights: str | Path | None) -> Path | None:

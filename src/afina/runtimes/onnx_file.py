@@ -81,7 +81,7 @@ def _translate(network: "Network") -> "ir.Model":
     except Exception as error:
         raise Unsupported(
             "The network could not be exported to ONNX.",
-            why=f"torch.onnx says: {first_lines(error)}",
+            why=f"torch.onnx says: {first_lines(error.__cause__ or error)}",
             fix="Rewrite the part that it names with operators that ONNX has, then try again.",
         ) from error
     if program is None:

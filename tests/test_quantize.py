@@ -382,6 +382,28 @@ def test_weights_that_layers_share_get_scales_of_their_own(bias, weights, least)
     assert _snr(network, quantized) > least
 
 
+class _Transform(nn.Module):
+    """A fixed transform, kept as a buffer, that two linear layers multiply by, as CSATv2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("waves", torch.cos(torch.outer(torch.arange(8.0), torch.arange(8.0) + 0.5) * torch.pi / 8))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        across = F.linear(x, self.waves)
+        return self.head(F.linear(across.transpose(2, 3), self.waves).flatten(1))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_weights_that_are_buffers_are_quantized_as_parameters_are(weights):
+    torch.manual_seed(0)
+    network = capture(_Transform(), GREY, DIGITS)
+    quantized, record = apply(network, QuantizeConfig(weights=weights), _context())
+    assert len(record.touched) == 3
+    assert _snr(network, quantized) > 15
+
+
 @pytest.mark.parametrize("wide", [9000])
 @pytest.mark.parametrize("granularity", ["channel", "block:64", "block:100"])
 def test_very_wide_layers_are_taken_in_blocks(wide, granularity):

@@ -329,6 +329,32 @@ def test_activations_that_are_the_same_for_every_image_stay_in_float(runtime, tm
     check_parity(made, path, None, threads=1)
 
 
+class _PaddedMaximum(nn.Module):
+    """Max pooling behind a padding with minus infinity, as in stems that keep TensorFlow's sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.pad(self.stem(x), (0, 1, 0, 1), value=float("-inf")), 3, 2)
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("runtime", sorted(STORED))
+def test_padding_with_minus_infinity_before_a_maximum_is_passed_over(runtime, tmp_path):
+    if not RUNTIMES[runtime].available():
+        pytest.skip(f"{runtime} is not installed")
+    torch.manual_seed(0)
+    network = capture(_PaddedMaximum(), GREY, TaskSpec("classification", tuple("abcd")))
+    chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
+    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
+    made, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    assert not [node for node in made.graph.nodes if "quantize" in str(node.target) and "pad" in str(node.args[0])]
+    path = chosen.export(made, tmp_path / f"model{chosen.suffix}")
+    check_parity(made, path, None, threads=1)
+
+
 def _agreement(network: Network, runtime: str, path: Path) -> float:
     images = digits(1438)[0]
     with network.inference():

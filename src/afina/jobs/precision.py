@@ -17,6 +17,7 @@ from afina.errors import InputError, ParityError, Unsupported
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
+from afina.graph.propagate import attribute
 from afina.jobs.compression import Subject
 from afina.jobs.exporting import Answers, Exporter
 from afina.tasks import get_task
@@ -209,7 +210,7 @@ def fit_size(
     network = source.network
     prepared = Prepared(source, replace(config, rounding="nearest"))
     prepared.calibrate(context, "mse")
-    sizes = {name.removesuffix(".weight"): network.module.get_parameter(name).numel() for name in prepared.weights}
+    sizes = {name.removesuffix(".weight"): attribute(network.module, name).numel() for name in prepared.weights}
     eight = {name: Precision("int8", config.precision(name).activations) for name in sizes}
 
     def options(layer: str) -> list[Precision]:

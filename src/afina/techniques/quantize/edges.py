@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
+from afina.graph.propagate import attribute
 from afina.techniques.quantize.grids import Granularity, Grid, fake_quantize, quantize
 from afina.techniques.quantize.ranges import Histogram, Method, range_of
 
@@ -142,7 +143,7 @@ class WeightEdge(Edge):
         assert isinstance(source, Node)
         result: Any = source
         if self.on:
-            weight = module.get_parameter(self.name).detach()
+            weight = attribute(module, self.name).detach()
             with node.graph.inserting_before(node):
                 if self.half:
                     result = store_half(module, node, self.name, weight, self.half)

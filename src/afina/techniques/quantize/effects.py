@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from afina.graph.network import Network
+from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect, watch
 from afina.progress import Progress
 from afina.techniques.quantize.config import Precision, bits_of
@@ -45,7 +46,7 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
         edge = prepared.weights.get(f"{name}.weight") or prepared.weights.get(str(name))
         if name is None or edge is None or node.name not in noise:
             continue
-        weight = prepared.source.network.module.get_parameter(edge.name).detach()
+        weight = attribute(prepared.source.network.module, edge.name).detach()
         row: dict[str, Any] = {"precision": str(prepared.config.precision(name)), "snr_db": round(noise[node.name], 1)}
         reach = float(weight.abs().amax() / weight.square().mean().sqrt().clamp_min(_TINY))
         if reach > _FAR:

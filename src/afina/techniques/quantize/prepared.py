@@ -226,10 +226,14 @@ def _separate_weights(network: Network) -> None:
 
 
 def _give_own(module: GraphModule, node: Node, index: int, name: str) -> None:
-    """Let an argument of a layer be a parameter of its own under that name, with the value that it has."""
+    """Let an argument of a layer be a tensor of its own under that name, with the value that it has."""
     shared = node.args[index]
     assert isinstance(shared, Node)
-    module.register_parameter(name, copy.deepcopy(module.get_parameter(str(shared.target))))
+    value = copy.deepcopy(attribute(module, str(shared.target)))
+    if isinstance(value, torch.nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value)
     with module.graph.inserting_before(node):
         own = module.graph.get_attr(name)
     own.meta = copy.copy(shared.meta)

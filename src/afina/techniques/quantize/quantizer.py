@@ -226,13 +226,14 @@ def mover_source(node: Any) -> Any:
 
 
 def _moves(node: Node) -> bool:
-    return node.target in _MOVING or (node.target is aten.pad.default and _pads_with_zero(node))
+    return node.target in _MOVING or (node.target is aten.pad.default and _pads_on_grid(node))
 
 
-def _pads_with_zero(node: Node) -> bool:
+def _pads_on_grid(node: Node) -> bool:
+    """Whether it pads with zero, or before max pooling with what is never the largest."""
     mode = node.args[2] if len(node.args) > 2 else "constant"
     value = node.args[3] if len(node.args) > 3 else None
-    return bool(mode == "constant" and value in (None, 0, 0.0))
+    return bool(mode == "constant" and value in (None, 0, 0.0, float("-inf")))
 
 
 def _reaches_output(node: Node) -> bool:

@@ -311,22 +311,27 @@ class _Positions(nn.Module):
         return self.head(F.relu(self.stem(x) + self.encode(waves).repeat(x.shape[0], 1, 1, 1)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("runtime", sorted(STORED))
-def test_activations_that_are_the_same_for_every_image_stay_in_float(runtime, tmp_path):
-    """A layer of constants, in integers, is one that OpenVINO does not load."""
+def _checked(module: nn.Module, runtime: str, path: Path) -> tuple[Network, Record]:
+    """The module in integers, and its record; the file of the runtime answers as the simulation."""
     if not RUNTIMES[runtime].available():
         pytest.skip(f"{runtime} is not installed")
-    torch.manual_seed(0)
-    network = capture(_Positions(), GREY, TaskSpec("classification", tuple("abcd")))
+    network = capture(module, GREY, TaskSpec("classification", tuple("abcd")))
     chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
     config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
     made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    check_parity(made, chosen.export(made, path.with_suffix(chosen.suffix)), None, threads=1)
+    return made, record
+
+
+@pytest.mark.parametrize("runtime", sorted(STORED))
+def test_activations_that_are_the_same_for_every_image_stay_in_float(runtime, tmp_path):
+    """A layer of constants, in integers, is one that OpenVINO does not load."""
+    torch.manual_seed(0)
+    made, record = _checked(_Positions(), runtime, tmp_path / "model")
     assert set(record.touched) == {"stem", "encode", "head"}  # by their weights
     read = {node.args[0] for node in made.graph.nodes if "quantize_per_tensor" in str(node.target)}
     assert read
     assert not read & fixed_nodes(made.graph)
-    path = chosen.export(made, tmp_path / f"model{chosen.suffix}")
-    check_parity(made, path, None, threads=1)
 
 
 class _PaddedMaximum(nn.Module):
@@ -343,16 +348,9 @@ class _PaddedMaximum(nn.Module):
 
 @pytest.mark.parametrize("runtime", sorted(STORED))
 def test_padding_with_minus_infinity_before_a_maximum_is_passed_over(runtime, tmp_path):
-    if not RUNTIMES[runtime].available():
-        pytest.skip(f"{runtime} is not installed")
     torch.manual_seed(0)
-    network = capture(_PaddedMaximum(), GREY, TaskSpec("classification", tuple("abcd")))
-    chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
-    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
-    made, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    made, _ = _checked(_PaddedMaximum(), runtime, tmp_path / "model")
     assert not [node for node in made.graph.nodes if "quantize" in str(node.target) and "pad" in str(node.args[0])]
-    path = chosen.export(made, tmp_path / f"model{chosen.suffix}")
-    check_parity(made, path, None, threads=1)
 
 
 def _agreement(network: Network, runtime: str, path: Path) -> float:

@@ -14,9 +14,11 @@ from optuna.testing.pytest_samplers import (
     MultiObjectiveSamplerTestCase,
     RelativeSamplerTestCase,
 )
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from afina.search import TensorTrainSampler
+from afina.search.tensor_train import propose
+from afina.search.tensor_train.askew import askew_places
 
 SPACE = {
     "x": FloatDistribution(0.0, 1.0),
@@ -211,6 +213,29 @@ def test_threads_may_ask_at_once(study):
     for thread in threads:
         thread.join()
     assert len({tuple(p.values()) for p in asked}) == 4
+
+
+def askew(params: dict) -> float:
+    """Valleys along slanted lines, with two other parameters that have no part in them; 0 at the least."""
+    long, short = params["x"] * 0.8 + params["y"] * 0.6 - 0.7, params["y"] * 0.8 - params["x"] * 0.6 - 0.05
+    waves = sum(z**2 + 0.15 * (1 - np.cos(25 * z)) for z in (long, short))
+    return waves + 0.02 * (params["layers"] - 4) ** 2 + 0.3 * (params["kind"] != "b")
+
+
+@pytest.mark.parametrize("steps", [None, 0.02])
+def test_a_study_that_is_stuck_goes_on_along_slanted_axes(steps, study, monkeypatch):
+    turned = []
+    monkeypatch.setattr(propose, "askew_places", lambda *a: turned.append(askew_places(*a)) or turned[-1])
+    space = {name: FloatDistribution(0.0, 1.0, step=steps) for name in ("x", "y")}
+    space |= {name: SPACE[name] for name in ("layers", "kind")}
+    corner = np.random.default_rng(0).integers(0, 15, (70, 2)) * 0.02
+    for x, y in corner.tolist():
+        params = {"x": x, "y": y, "layers": 4, "kind": "b"}
+        study.add_trial(create_trial(params=params, distributions=space, value=askew(params)))
+    stuck = study.best_value
+    ask_and_tell(study, askew, 20, space)
+    assert turned
+    assert study.best_value < stuck / 2
 
 
 def test_it_needs_no_torch():

@@ -1,6 +1,7 @@
 """The mathematics of the tensor-train sampler: kernel, likelihood, train, acquisition, encoding."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -19,10 +20,12 @@ from afina.search.tensor_train.acquisition import (
 from afina.search.tensor_train.encode import Coordinate, Domain, latin_hypercube, patterns
 from afina.search.tensor_train.history import PARTS, History, bilog, read, scalarise, thin
 from afina.search.tensor_train.kernel import Layout, Pairs, covariance, distances, evidence
+from afina.search.tensor_train.model import Model
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
 from afina.search.tensor_train.train import Train
+from afina.search.tensor_train.turn import Turn, fit_turn
 from afina.search.tensor_train.warp import WARPS, draw_in, warp
-from afina.search.tensor_train.ways import WAYS, choose_way
+from afina.search.tensor_train.ways import WAYS, Progress, choose_way
 
 MIXED = Layout(np.array([False, True, False, False]))
 
@@ -54,8 +57,16 @@ def test_evidence_is_that_of_a_normal_distribution():
 def test_gradient_of_the_evidence_is_its_slope(seed):
     points, values, theta = data(seed=seed)
     pairs = Pairs.of(points, MIXED.categorical)
-    _, gradient = evidence(MIXED, theta, pairs, values)
+    _, gradient, by_gap = evidence(MIXED, theta, pairs, values)
     np.testing.assert_allclose(gradient, slope(lambda t: evidence(MIXED, t, pairs, values)[0], theta), atol=1e-5)
+    for coordinate, pair in ((0, 3), (2, 40), (3, 100)):
+
+        def stretched(by, coordinate=coordinate, pair=pair):
+            gap = pairs.gap.copy()
+            gap[coordinate, pair] *= np.exp(by[0])
+            return evidence(MIXED, theta, replace(pairs, gap=gap), values)[0]
+
+        assert by_gap[coordinate, pair] == pytest.approx(slope(stretched, np.zeros(1))[0], abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,6 +93,57 @@ def test_posterior_goes_through_the_data_and_its_gradient_is_its_slope():
         by_hand = slope(lambda x: surrogate.posterior(x[None])[1][0], point)
         np.testing.assert_allclose(by_variance[i, [0, 2, 3]], by_hand[[0, 2, 3]], atol=1e-5)
     assert not by_mean[:, 1].any()
+
+
+def rotation(k: int, seed: int = 0) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(k, k)))[0]
+
+
+def test_a_turned_surrogate_has_the_gradient_and_the_curvature_of_its_mean():
+    points, values, theta = data()
+    turn = Turn(np.array([0, 2]), rotation(2))
+    surrogate = Surrogate(MIXED, theta, points, values, turn)
+    np.testing.assert_allclose(turn.back(turn.to(points)), points)
+    query = np.array([0.3, 1.0, 0.7, 0.2])
+    _, _, by_mean, by_variance = surrogate.gradient(query[None])
+    for k, by in enumerate((by_mean[0], by_variance[0])):
+        by_hand = slope(lambda x, k=k: surrogate.posterior(x[None])[k][0], query)
+        np.testing.assert_allclose(by[[0, 2, 3]], by_hand[[0, 2, 3]], atol=1e-5)
+    which = np.array([0, 2, 3])
+    by_hand = np.array([slope(lambda x, j=j: surrogate.gradient(x[None])[2][0, j], query, 1e-5)[which] for j in which])
+    np.testing.assert_allclose(surrogate.curvature(query, which), by_hand, rtol=1e-2, atol=1e-2)
+    after, _ = surrogate.believing(query[None]).posterior(query[None])
+    assert after == pytest.approx(surrogate.posterior(query[None])[0], abs=1e-2)
+
+
+def slanted(points: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """A sum of waves along each of three axes, standardised."""
+    z = points @ axes.T
+    values = np.sin(7 * z[:, 0]) + np.sin(5 * z[:, 1] + 1) + np.sin(4 * z[:, 2] + 2)
+    return (values - values.mean()) / values.std()
+
+
+def test_the_rotation_with_most_evidence_has_the_axes_of_a_sum():
+    points, axes = np.random.default_rng(1).random((90, 3)), rotation(3, 1)
+    layout, values = Layout(np.zeros(3, dtype=bool)), slanted(points, axes)
+    theta, straight = fit(layout, points, values, starts(layout), 60)
+    _, turn, found = fit_turn(layout, points, values, theta, Turn(np.arange(3), np.eye(3)), 200)
+    assert found > straight + 20
+    np.testing.assert_allclose(turn.matrix @ turn.matrix.T, np.eye(3), atol=1e-9)
+    agreement = np.abs(turn.matrix @ axes.T)
+    np.testing.assert_allclose(np.sort(agreement, axis=1)[:, -1], 1.0, atol=0.02)
+
+
+def test_a_model_turns_for_a_slanted_sum_and_stays_straight_for_one_along_the_parameters():
+    points = np.random.default_rng(1).random((90, 3))
+    layout, turned = Layout(np.zeros(3, dtype=bool)), {}
+    for name, axes in (("slanted", rotation(3, 1)), ("straight", np.eye(3))):
+        model, values = Model(("identity",)), slanted(points, axes)
+        for n in range(80, 91):
+            surrogate = model.update(layout, points[:n], values[:n], turns=True)
+        turned[name] = surrogate.turn is not None
+        assert model.update(layout, points, values, turns=False).turn is None
+    assert turned == {"slanted": True, "straight": False}
 
 
 def test_running_points_are_believed():
@@ -289,7 +351,8 @@ def history(values: np.ndarray, ways: list[str] | None = None) -> History:
 
 
 def lottery(values: np.ndarray, ways: list[str] | None = None, draws: int = 300) -> list[str]:
-    return [choose_way(history(values, ways), values, np.random.default_rng(i)) for i in range(draws)]
+    progress = Progress.of(history(values, ways), values)
+    return [choose_way(progress, np.random.default_rng(i)) for i in range(draws)]
 
 
 def test_the_usual_way_is_kept_while_it_pays():
@@ -305,6 +368,15 @@ def test_a_stagnation_lets_every_way_take_part_by_its_successes():
     falling = np.array([20.0, 10.0, *np.repeat(np.linspace(8, 1, 8), 20)])
     ways = ["", "", *(["near"] + [""] * 19) * 8]
     assert lottery(falling, ways).count("near") > drawn.count("near")
+
+
+def test_a_study_is_stuck_after_a_long_stagnation_also_when_it_goes_on():
+    falling = np.linspace(100, 1, 30)
+    idle = np.full(36, 50.0)
+    assert not Progress.of(history(falling), falling).stuck
+    for values, stuck in ((idle[:-1], False), (idle, True), (np.append(idle, 0.1), True)):
+        series = np.concatenate([falling, values])
+        assert Progress.of(history(series), series).stuck == stuck
 
 
 def test_many_trials_are_thinned_to_the_best_and_the_latest():

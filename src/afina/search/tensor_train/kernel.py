@@ -167,11 +167,14 @@ class Pairs:
         return cls(_gap(first, second, categorical), rows, columns, len(points))
 
 
-def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple[float, Array]:
-    """Logarithm of the marginal likelihood of `values` (n,), and its gradient by `theta` (3 d + 3,).
+def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple[float, Array, Array]:
+    """Logarithm of the marginal likelihood of `values` (n,), with gradients by `theta` and by distances.
 
-    Rasmussen & Williams 2006, eq. 2.30 and 5.9. Minus infinity, with a zero gradient, where the covariance is not
+    Rasmussen & Williams 2006, eq. 2.30 and 5.9. Minus infinity, with zero gradients, where the covariance is not
     numerically positive definite.
+
+    Returns:
+        The logarithm; its gradient by `theta` (3 d + 3,); and that by the logarithm of each distance, (d, pairs).
     """
     a, length, product, w2, wp, noise = layout.split(theta)
     u, u_slope = factors(pairs.gap, length, layout.categorical)
@@ -185,7 +188,7 @@ def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple
     matrix[np.diag_indices(pairs.n)] = level
     root, failed = lapack.dpotrf(matrix, lower=1, overwrite_a=1)
     if failed:
-        return -np.inf, np.zeros(layout.size)
+        return -np.inf, np.zeros(layout.size), np.zeros_like(pairs.gap)
     log_determinant = 2 * np.log(np.diagonal(root)).sum()
     weights, _ = lapack.dpotrs(root, values, lower=1)
     inverse, _ = lapack.dpotri(root, lower=1, overwrite_c=1)
@@ -200,18 +203,21 @@ def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple
     gradient = np.empty(layout.size)
     rest = a.sum() - a
     gradient[: layout.d] = by_u.sum(axis=1) + ends * a * (1 + w2 * rest)
-    gradient[layout.d : 2 * layout.d] = np.einsum("dp,dp->d", by_u, u_slope)
+    u_slope *= by_u
+    gradient[layout.d : 2 * layout.d] = u_slope.sum(axis=1)
     whole *= wp * pull
-    gradient[2 * layout.d : 3 * layout.d] = c_slope @ whole
+    c_slope *= whole
+    gradient[2 * layout.d : 3 * layout.d] = c_slope.sum(axis=1)
     flat = (a.sum() ** 2 - (a**2).sum()) / 2
     gradient[3 * layout.d :] = w2 * (two @ pull + ends * flat), whole.sum() + ends * wp, ends * noise
-    return float(value), gradient
+    # A kernel sees a distance over its lengthscale only: what a longer one does, a shorter distance does.
+    return float(value), gradient, -(u_slope + c_slope)
 
 
 def loss(theta: Array, layout: Layout, pairs: Pairs, values: Array, prior: Any) -> tuple[float, Array]:
     """Minus the logarithm of evidence times prior, and its gradient: what a fit minimises."""
     mean, spread = prior
-    value, gradient = evidence(layout, theta, pairs, values)
+    value, gradient, _ = evidence(layout, theta, pairs, values)
     if not np.isfinite(value):
         return 1e10, np.zeros_like(theta)
     off = (theta - mean) / spread

@@ -6,12 +6,17 @@ import numpy as np
 
 from afina.search.tensor_train.kernel import Array, Layout, distances
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
+from afina.search.tensor_train.turn import Turn, fit_turn
 from afina.search.tensor_train.warp import WARPS, draw_in, warp
 
 # Seconds that one evaluation of the evidence takes for one pair of points and one coordinate, about.
 _COST = 2.5e-8
 _SECONDS = 0.05
 _MOST, _LEAST = 60, 6
+# Trials between two fits of a rotation, where it is in use and where not, and evaluations of the evidence in each; the
+# same for those that begin anew. With 40 evaluations for the latter they stayed behind what had been refined for long.
+_TURN_EVERY, _TRY_EVERY, _TURN_EVALUATIONS = 5, 8, 40
+_FRESH_EVERY, _FRESH_EVALUATIONS = 40, 150
 
 
 def fit_smooth(layout: Layout, points: Array, values: Array) -> Surrogate:
@@ -47,19 +52,38 @@ class Model:
     warps: tuple[str, ...] = WARPS
     _theta: dict[str, Array] = field(default_factory=dict)
     _chosen: str = ""
+    _score: float = -np.inf
     _fitted: Array = field(default_factory=lambda: np.empty(0))
-    _turn: int = 0
+    _count: int = 0
+    _turned: "_Turned" = field(default_factory=lambda: _Turned())
 
-    def update(self, layout: Layout, points: Array, values: Array, share: float = 1.0) -> Surrogate:
-        """The surrogate of `values` (n,), finite, at points (n, d); `share` scales the work."""
+    def update(
+        self, layout: Layout, points: Array, values: Array, share: float = 1.0, turns: bool = False
+    ) -> Surrogate:
+        """The surrogate of `values` (n,), finite, at points (n, d).
+
+        Args:
+            layout: The coordinates.
+            points: Of the data.
+            values: Of the data.
+            share: Scales the work.
+            turns: Whether the numbers may be turned together, where the evidence for that is strong.
+        """
         n = len(values)
         evaluations = int(np.clip(share * _SECONDS / (_COST * n * n * layout.d), _LEAST, _MOST))
+        fresh = not np.array_equal(values, self._fitted)
         if not self._theta or len(next(iter(self._theta.values()))) != layout.size:
             self._first(layout, points, values, evaluations)
-        elif not np.array_equal(values, self._fitted):
+        elif fresh and not (turns and self._turned.resting):
             self._next(layout, points, values, evaluations)
         self._fitted = values
-        return Surrogate(layout, self._theta[self._chosen], points, warp(self._chosen, values).values)
+        mapped = warp(self._chosen, values).values
+        straight = Surrogate(layout, self._theta[self._chosen], points, mapped)
+        if not turns:
+            return straight
+        if fresh:
+            self._turned.update(straight, values, self._chosen, self._score, self.warps)
+        return self._turned.surrogate(layout, points, values) or straight
 
     def _first(self, layout: Layout, points: Array, values: Array, evaluations: int) -> None:
         """Every warp from the prior's mean, then the best one from every start."""
@@ -72,32 +96,103 @@ class Model:
         self._chosen = max(found, key=lambda name: found[name])
         mapped = warp(self._chosen, values)
         first = [self._theta[self._chosen], *starts(layout)[1:]]
-        self._theta[self._chosen], _ = fit(layout, points, mapped.values, first, evaluations)
+        self._theta[self._chosen], score = fit(layout, points, mapped.values, first, evaluations)
+        self._score = score + mapped.log_slope
 
     def _next(self, layout: Layout, points: Array, values: Array, evaluations: int) -> None:
         """The warp in use from its last hyperparameters, and one other trial of a warp or a start."""
-        self._turn += 1
+        self._count += 1
         heavy = evaluations < _MOST // 2
         mapped = warp(self._chosen, values)
-        if not heavy or self._turn % 2:
-            self._theta[self._chosen], score = fit(
-                layout, points, mapped.values, [self._theta[self._chosen]], evaluations
-            )
+        refined = not heavy or self._count % 2 == 1
+        start = self._theta[self._chosen]
+        theta, score = fit(layout, points, mapped.values, [start], evaluations if refined else 1)
+        self._score = score + mapped.log_slope
+        if refined:
+            self._theta[self._chosen] = theta
             if heavy:
                 return
-        else:
-            _, score = fit(layout, points, mapped.values, [self._theta[self._chosen]], 1)
         others = [name for name in self.warps if name != self._chosen]
         fresh = starts(layout)
-        pick = (self._turn // 2 if heavy else self._turn) % (len(others) + len(fresh))
+        pick = (self._count // 2 if heavy else self._count) % (len(others) + len(fresh))
         if pick < len(others):
             name, start = others[pick], self._theta[others[pick]]
         else:
             name, start = self._chosen, fresh[pick - len(others)]
         other = warp(name, values)
-        theta, rival = fit(layout, points, other.values, [start], evaluations)
-        better = rival + other.log_slope > score + mapped.log_slope
+        theta, score = fit(layout, points, other.values, [start], evaluations)
+        better = score + other.log_slope > self._score
         if name != self._chosen or better:
             self._theta[name] = theta
         if better:
-            self._chosen = name
+            self._chosen, self._score = name, score + other.log_slope
+
+
+@dataclass
+class _Turned:
+    """The rotation of the numbers that has most evidence, as trials come in.
+
+    It is fitted at every fifth trial while it is in use, and at every eighth otherwise: from the last one, and now and
+    then from the principal axes of the straight surrogate's curvature at the best point, which are those of a sum.
+
+    Attributes:
+        used: Whether the evidence for it was better at the last fit, by one for each angle (Akaike 1974).
+    """
+
+    used: bool = False
+    _turn: Turn | None = None
+    _theta: Array = field(default_factory=lambda: np.empty(0))
+    _warp: str = ""
+    _fits: int = 0
+    _rest: int = 0
+    _fresh: int = 0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is in use, and will not be fitted to the next trial."""
+        return self.used and self._rest > 0
+
+    def surrogate(self, layout: Layout, points: Array, values: Array) -> Surrogate | None:
+        """The surrogate of `values` (n,) at points (n, d), where it is in use."""
+        if not self.used:
+            return None
+        return Surrogate(layout, self._theta, points, warp(self._warp, values).values, self._turn)
+
+    def update(self, straight: Surrogate, values: Array, name: str, score: float, warps: tuple[str, ...]) -> None:
+        """Counts a trial, and where it is time for that, fits.
+
+        Args:
+            straight: Of the same values (n,), not turned.
+            values: Before their warp.
+            name: The warp of `straight`.
+            score: The logarithm of its evidence times prior.
+            warps: To choose from.
+        """
+        layout, points = straight.layout, straight.points
+        which = np.flatnonzero(~layout.categorical & ~np.isnan(points).any(axis=0))
+        if self._turn is None or len(self._theta) != layout.size or not np.array_equal(self._turn.which, which):
+            self._turn, self._rest, self._fresh, self.used = None, 0, 0, False
+        self._rest -= 1
+        self._fresh -= 1
+        if len(which) < 2 or self._rest >= 0:
+            return
+        begin = []
+        if self._turn is not None:
+            begin.append((self._warp, self._theta, self._turn, _TURN_EVALUATIONS))
+            if self._fits % 3 == 2:
+                other = warps[self._fits // 3 % len(warps)]
+                begin.append((other, self._theta, self._turn, _TURN_EVALUATIONS))
+        if self._fresh < 0:
+            axes = np.linalg.eigh(straight.curvature(points[np.argmin(values)], which))[1].T
+            begin.append((name, straight.theta, Turn(which, axes), _FRESH_EVALUATIONS))
+            self._fresh = _FRESH_EVERY
+        best = -np.inf
+        for kind, theta, turn, evaluations in begin:
+            mapped = warp(kind, values)
+            theta, turn, found = fit_turn(layout, points, mapped.values, theta, turn, evaluations)
+            if found + mapped.log_slope > best:
+                best, self._warp, self._theta, self._turn = found + mapped.log_slope, kind, theta, turn
+        assert self._turn is not None
+        self.used = best - self._turn.angles > score
+        self._rest = _TURN_EVERY if self.used else _TRY_EVERY
+        self._fits += 1

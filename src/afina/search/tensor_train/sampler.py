@@ -16,9 +16,10 @@ from afina.search.tensor_train.encode import Coordinate, Domain, patterns, sprea
 from afina.search.tensor_train.history import WAY, History, bilog, known_space, read, scalarise, thin
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.model import Model, fit_near, fit_smooth
-from afina.search.tensor_train.propose import Problem, Proposal, draw, propose
+from afina.search.tensor_train.problem import Problem
+from afina.search.tensor_train.propose import Proposal, draw, propose
 from afina.search.tensor_train.surrogate import Surrogate
-from afina.search.tensor_train.ways import choose_way
+from afina.search.tensor_train.ways import COUNTS, Progress, choose_way
 
 # Trials that the surrogate is fitted to at most, and the same for many parameters: squared, times their number.
 _MOST_DATA, _LEAST_DATA = 300, 120
@@ -109,11 +110,13 @@ class TensorTrainSampler(BaseSampler):
         if len(history.points) < startup:
             return domain.decode(spread_levels(startup, domain, self._rng(0))[trial.number % startup])
         values, tried = scalarise(history.values, rng), history.points
-        history, values = self._thinned(history, values)
-        way = choose_way(history, values, rng)
+        progress = Progress.of(history, values)
+        way = choose_way(progress, rng)
         if way:
             study._storage.set_trial_system_attr(trial._trial_id, WAY, way)
-        problem, box = self._problem(domain, history, values, way)
+        history, values = self._thinned(history, values)
+        stuck = progress.stuck and history.values.shape[1] == 1
+        problem, box = self._problem(domain, history, values, way, stuck)
         found = self._proposals(problem, history, values, rng, box, tried)
         if not found:
             return domain.decode(spread_levels(startup, domain, rng)[0])
@@ -129,7 +132,7 @@ class TensorTrainSampler(BaseSampler):
         place = {number: i for i, number in enumerate(history.numbers)}
         return thinned, values[[place[number] for number in thinned.numbers]]
 
-    def _problem(self, domain: Domain, history: History, values: Array, way: str) -> tuple[Problem, Box]:
+    def _problem(self, domain: Domain, history: History, values: Array, way: str, stuck: bool) -> tuple[Problem, Box]:
         """Surrogates of the objective and of each constraint, with running trials believed, and where to look."""
         layout, share = domain.layout, 1.0 / (1 + history.constraints.shape[1])
         box = np.zeros(layout.d), np.ones(layout.d)
@@ -141,13 +144,14 @@ class TensorTrainSampler(BaseSampler):
         elif way == "smooth":
             objective = fit_smooth(layout, history.points, values)
         else:
-            objective = self._model("objective").update(layout, history.points, values, share)
+            turns = stuck and not history.constraints.shape[1] and len(history.running) < _CROWD
+            objective = self._model("objective").update(layout, history.points, values, share, turns)
         objective = objective.believing(history.running)
         tried = np.concatenate([history.points[feasible], history.running])
         means = objective.posterior(tried)[0] if feasible.any() else np.zeros(1)
         best = float(means.min()) if feasible.any() else None
-        if best is not None and way == "far":
-            best -= _FAR * float(np.median(means) - best)
+        if best is not None and (way == "far" or objective.turn is not None):
+            best -= (_FAR if way == "far" else COUNTS) * float(np.median(means) - best)
         constraints, limits = [], []
         for k, column in enumerate(history.constraints.T):
             if np.isnan(column).all():

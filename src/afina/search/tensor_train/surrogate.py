@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import lapack
 from scipy.optimize import minimize
 
@@ -18,12 +19,13 @@ from afina.search.tensor_train.kernel import (
     factors,
     loss,
 )
+from afina.search.tensor_train.turn import Turn
 
-_SQRT5 = np.sqrt(5.0)
 _JITTER = 1e-9
 _LEAST_VARIANCE = 1e-12
 # Variance that is added to drawn functions, so that points that are close can be drawn together.
 _DRAWN = 1e-7
+_STEP = 1e-4
 
 
 class Surrogate:
@@ -34,13 +36,18 @@ class Surrogate:
         theta: Logarithms of the hyperparameters (3 d + 3,).
         points: Points (n, d) in the unit cube; NaN where a coordinate is not active.
         values: Values (n,), standardised.
+        turn: A rotation of the coordinates that the kernel is over; None for those of the cube.
+
+    Attributes:
+        places: The points (n, d) in the coordinates that the kernel is over.
     """
 
-    def __init__(self, layout: Layout, theta: Array, points: Array, values: Array) -> None:
-        self.layout, self.theta, self.points, self.values = layout, theta, points, values
+    def __init__(self, layout: Layout, theta: Array, points: Array, values: Array, turn: Turn | None = None) -> None:
+        self.layout, self.theta, self.points, self.values, self.turn = layout, theta, points, values, turn
+        self.places = self.placed(points)
         self.level = diagonal(layout, theta)
         self.noise = float(np.exp(theta[-1]))
-        pairs = Pairs.of(points, layout.categorical)
+        pairs = Pairs.of(self.places, layout.categorical)
         matrix = np.zeros((pairs.n, pairs.n), order="F")
         matrix[pairs.rows, pairs.columns] = covariance(layout, theta, pairs.gap)
         root = _root(matrix, self.level + self.noise + _JITTER)
@@ -52,13 +59,16 @@ class Surrogate:
         if not len(points):
             return self
         mean, _ = self.posterior(points)
-        return Surrogate(
-            self.layout, self.theta, np.concatenate([self.points, points]), np.concatenate([self.values, mean])
-        )
+        known, values = np.concatenate([self.points, points]), np.concatenate([self.values, mean])
+        return Surrogate(self.layout, self.theta, known, values, self.turn)
+
+    def placed(self, points: Array) -> Array:
+        """Points (m, d) in the coordinates that the kernel is over."""
+        return points if self.turn is None else self.turn.to(points)
 
     def posterior(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance (m,) of the function, without noise, at points (m, d)."""
-        gap = distances(points, self.points, self.layout.categorical)
+        gap = distances(self.placed(points), self.places, self.layout.categorical)
         return self.from_covariance(covariance(self.layout, self.theta, gap))
 
     def from_covariance(self, cross: Array) -> tuple[Array, Array]:
@@ -69,8 +79,8 @@ class Surrogate:
 
     def draw(self, points: Array, rng: np.random.Generator) -> Array:
         """One function of the posterior, at points (m, d) together: (m,)."""
-        layout, theta = self.layout, self.theta
-        cross = covariance(layout, theta, distances(points, self.points, layout.categorical))
+        layout, theta, points = self.layout, self.theta, self.placed(points)
+        cross = covariance(layout, theta, distances(points, self.places, layout.categorical))
         spread = cross @ self.whitener.T
         among = covariance(layout, theta, distances(points, points, layout.categorical)) - spread @ spread.T
         root = _root(np.asfortranarray(among), self.level - np.einsum("mn,mn->m", spread, spread) + _DRAWN)
@@ -81,15 +91,15 @@ class Surrogate:
 
         The gradient is 0 for categories, and where a coordinate is not active.
         """
-        layout = self.layout
+        layout, points = self.layout, self.placed(points)
         a, length, product, w2, wp, _ = layout.split(self.theta)
-        gap = distances(points, self.points, layout.categorical)
+        gap = distances(points, self.places, layout.categorical)
         k, k_slope = factors(gap, length, layout.categorical)
         c, c_slope = factors(gap, product, layout.categorical)
         u = k * a[:, None, None]
         cross = combine(u, c, w2, wp)
         # A logarithm's derivative by the lengthscale's logarithm is minus the distance times that by the distance.
-        there = np.where(np.isnan(self.points), 0.5, self.points)
+        there = np.where(np.isnan(self.places), 0.5, self.places)
         away = (points.T[:, :, None] - there.T[:, None, :]) / np.maximum(gap**2, 1e-24)
         away[layout.categorical] = 0.0
         away = np.nan_to_num(away, nan=0.0)
@@ -100,7 +110,17 @@ class Surrogate:
         back = spread @ self.whitener
         by_mean = np.einsum("dmn,n->md", slope, self.weights)
         by_variance = -2 * np.einsum("dmn,mn->md", slope, back)
+        if self.turn is not None:
+            by_mean, by_variance = self.turn.back(by_mean), self.turn.back(by_variance)
         return cross @ self.weights, variance, by_mean, by_variance
+
+    def curvature(self, point: Array, which: NDArray[np.intp]) -> Array:
+        """Second derivatives (k, k) of the mean at a point (d,), by the coordinates `which` (k,): by differences."""
+        steps = np.zeros((len(which), len(point)))
+        steps[np.arange(len(which)), which] = _STEP
+        slopes = self.gradient(np.concatenate([point + steps, point - steps]))[2][:, which]
+        second = (slopes[: len(which)] - slopes[len(which) :]) / (2 * _STEP)
+        return np.asarray((second + second.T) / 2)
 
 
 def _root(matrix: Array, level: float | Array) -> Array:

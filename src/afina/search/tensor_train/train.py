@@ -21,7 +21,7 @@ class Train:
 
     Args:
         surrogate: Of d coordinates and n data.
-        levels: For each coordinate its grid in unit coordinates; a coordinate that is not active has [NaN] alone.
+        levels: For each coordinate of the surrogate's kernel its grid; one that is not active has [NaN] alone.
     """
 
     def __init__(self, surrogate: Surrogate, levels: list[Array]) -> None:
@@ -32,7 +32,7 @@ class Train:
         padded = np.full((max(sizes), layout.d), np.nan)
         for j, grid in enumerate(levels):
             padded[: len(grid), j] = grid
-        gap = distances(padded, surrogate.points, layout.categorical)
+        gap = distances(padded, surrogate.places, layout.categorical)
         k, _ = factors(gap, length, layout.categorical)
         c, _ = factors(gap, product, layout.categorical)
         self._u = [a[j] * k[j, : sizes[j]] for j in range(layout.d)]

@@ -1,0 +1,130 @@
+"""Candidates on a grid: minima of the train's parts, incumbents and their mutations; and the climb from the best."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afina.search.tensor_train.acquisition import log_feasible, log_improvement
+from afina.search.tensor_train.encode import Domain, Pattern
+from afina.search.tensor_train.kernel import Array
+from afina.search.tensor_train.problem import Problem
+from afina.search.tensor_train.train import Indices, Train
+
+_OPTIMISM = (0.0, 0.5, 1.0, 2.0)
+_BEAM = 6
+_ROUNDS = 4
+_SAME = 1e-9
+
+
+def grids_of(
+    domain: Domain, pattern: Pattern, top: Array, box: tuple[Array, Array], rng: np.random.Generator
+) -> list[Array]:
+    """Levels of each coordinate: all where they are few; else spread over the box, of incumbents and near the best."""
+    grids = []
+    for j in range(len(domain.coordinates)):
+        low, high = float(box[0][j]), float(box[1][j])
+        own = pattern.levels[j]
+        if not pattern.active[j]:
+            grids.append(np.array([np.nan]))
+        elif own is not None:
+            inside = own[(own >= low - _SAME) & (own <= high + _SAME)] if not domain.coordinates[j].categorical else own
+            grids.append(inside if len(inside) else own)
+        else:
+            spread = low + (high - low) * (np.arange(14) + rng.random(14)) / 14
+            near = top[:, j]
+            steps = np.array([-0.1, -0.03, -0.01, 0.01, 0.03, 0.1]) * rng.uniform(0.5, 1.5, 6) * (high - low)
+            close = near[0] + steps if len(near) else near
+            grids.append(np.unique(np.clip(np.concatenate([spread, [low, high], near, close]), low, high)))
+    return grids
+
+
+def rows_of(grids: list[Array], points: Array) -> Indices:
+    """Indices of the levels nearest to points (m, d)."""
+    rows = np.zeros((len(points), len(grids)), dtype=np.intp)
+    for j, grid in enumerate(grids):
+        if len(grid) > 1:
+            rows[:, j] = np.abs(points[:, j][:, None] - grid[None]).argmin(axis=1)
+    return rows
+
+
+def candidates(train: Train, top: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """Minima of the additive part, ends of a beam search, incumbents, their mutations and mixtures, and random ones."""
+    sizes = np.array([len(grid) for grid in train.levels])
+    d = len(sizes)
+    minima = train.additive_minimum(_OPTIMISM)
+    random = (rng.random((max(count // 3, 20), d)) * sizes).astype(np.intp)
+    if not len(top):
+        top = minima[:1]
+    starts = (minima[0], top[0])
+    beams = [train.beam(start, _BEAM, rng.permutation(d)) for start in starts]
+    many = max(count - len(random) - len(minima) - 2 * _BEAM, 20)
+    sources = np.concatenate([top, minima, *[b[:2] for b in beams]])
+    mutated = sources[rng.integers(len(sources), size=many)].copy()
+    other = sources[rng.integers(len(sources), size=many)]
+    change = rng.random((many, d)) < (rng.integers(1, 4, size=many) / d)[:, None]
+    fresh = (rng.random((many, d)) * sizes).astype(np.intp)
+    half = many // 2
+    mutated[:half] = np.where(change[:half], fresh[:half], mutated[:half])
+    mix = rng.random((many - half, d)) < 0.3
+    mutated[half:] = np.where(mix, other[half:], mutated[half:])
+    return np.unique(np.concatenate([minima, *beams, top, mutated, random]), axis=0)
+
+
+def score(problem: Problem, trains: Sequence[Train], rows: Indices) -> Array:
+    return judge(problem, [train.covariance(rows) for train in trains], trains)
+
+
+def judge(problem: Problem, crosses: Sequence[Array], trains: Sequence[Train]) -> Array:
+    """The acquisition (m,) from the kernel (m, n) of each surrogate."""
+    total = np.zeros(len(crosses[0]))
+    if problem.best is not None:
+        total += log_improvement(*trains[0].surrogate.from_covariance(crosses[0]), problem.best)
+    for train, cross, limit in zip(trains[1:], crosses[1:], problem.limits, strict=True):
+        mean, variance = train.surrogate.from_covariance(cross)
+        total += log_feasible(mean - limit, variance)
+    return total
+
+
+def distinct(rows: Indices, scores: Array, count: int) -> Indices:
+    """The best `count` rows, of which no two differ in one coordinate only."""
+    kept: list[int] = []
+    for i in np.argsort(-scores, kind="stable"):
+        if all((rows[i] != rows[k]).sum() > 1 for k in kept):
+            kept.append(int(i))
+        if len(kept) == count:
+            break
+    return rows[kept]
+
+
+def climb(
+    problem: Problem,
+    trains: Sequence[Train],
+    row: Indices,
+    budget: float,
+    inside: Callable[[Indices], NDArray[np.bool_]] | None = None,
+) -> Indices:
+    """Steps to the best of all points that differ in one coordinate, until none is better or the budget is spent.
+
+    Args:
+        problem: What is maximised.
+        trains: One for each surrogate.
+        row: Indices to start from (d,).
+        budget: Points that may be judged.
+        inside: Which of rows (m, d) may be stepped to; None for all.
+    """
+    best = float(score(problem, trains, row[None])[0])
+    for step in range(_ROUNDS):
+        neighbours, cross = trains[0].neighbours(row)
+        if inside is not None:
+            allowed = inside(neighbours)
+            neighbours, cross = neighbours[allowed], cross[allowed]
+        if not len(neighbours) or (step and budget < len(neighbours)):
+            break
+        budget -= len(neighbours)
+        scores = judge(problem, [cross, *[t.covariance(neighbours) for t in trains[1:]]], trains)
+        i = int(np.argmax(scores))
+        if scores[i] <= best + 1e-6:
+            break
+        row, best = neighbours[i], float(scores[i])
+    return row

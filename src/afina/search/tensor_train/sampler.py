@@ -150,7 +150,7 @@ class TensorTrainSampler(BaseSampler):
         tried = np.concatenate([history.points[feasible], history.running])
         means = objective.posterior(tried)[0] if feasible.any() else np.zeros(1)
         best = float(means.min()) if feasible.any() else None
-        if best is not None and (way == "far" or objective.turn is not None):
+        if best is not None and (way == "far" or (stuck and way != "near")):
             best -= (_FAR if way == "far" else COUNTS) * float(np.median(means) - best)
         constraints, limits = [], []
         for k, column in enumerate(history.constraints.T):

@@ -39,6 +39,77 @@ def fit_near(layout: Layout, points: Array, values: Array, centre: Array, count:
 
 
 @dataclass
+class _Turned:
+    """The rotation of the numbers that has most evidence, as trials come in.
+
+    It is fitted to every sixth trial while it is in use, and to every ninth otherwise: from the last one, and now and
+    then from the principal axes of the straight surrogate's curvature at the best point, which are those of a sum.
+    Where there are more angles than data, it is not.
+
+    Attributes:
+        used: Whether the evidence for it was better at the last fit, by one for each angle (Akaike 1974).
+    """
+
+    used: bool = False
+    _turn: Turn | None = None
+    _theta: Array = field(default_factory=lambda: np.empty(0))
+    _warp: str = ""
+    _fits: int = 0
+    _rest: int = 0
+    _fresh: int = 0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is in use, and will not be fitted to the next trial."""
+        return self.used and self._rest > 0
+
+    def surrogate(self, layout: Layout, points: Array, values: Array) -> Surrogate | None:
+        """The surrogate of `values` (n,) at points (n, d), where it is in use."""
+        if not self.used:
+            return None
+        return Surrogate(layout, self._theta, points, warp(self._warp, values).values, self._turn)
+
+    def update(self, straight: Surrogate, values: Array, name: str, score: float, warps: tuple[str, ...]) -> None:
+        """Counts a trial, and where it is time for that, fits.
+
+        Args:
+            straight: Of the same values (n,), not turned.
+            values: Before their warp.
+            name: The warp of `straight`.
+            score: The logarithm of its evidence times prior.
+            warps: To choose from.
+        """
+        layout, points = straight.layout, straight.points
+        which = np.flatnonzero(~layout.categorical & ~np.isnan(points).any(axis=0))
+        if self._turn is None or len(self._theta) != layout.size or not np.array_equal(self._turn.which, which):
+            self._turn, self._rest, self._fresh, self.used = None, 0, 0, False
+        self._rest -= 1
+        self._fresh -= 1
+        angles = len(which) * (len(which) - 1) // 2
+        if not 0 < angles < len(values) or self._rest >= 0:
+            return
+        begin = []
+        if self._turn is not None:
+            begin.append((self._warp, self._theta, self._turn, _TURN_EVALUATIONS))
+            if self._fits % 3 == 2:
+                other = warps[self._fits // 3 % len(warps)]
+                begin.append((other, self._theta, self._turn, _TURN_EVALUATIONS))
+        if self._fresh < 0:
+            axes = np.linalg.eigh(straight.curvature(points[np.argmin(values)], which))[1].T
+            begin.append((name, straight.theta, Turn(which, axes), _FRESH_EVALUATIONS))
+            self._fresh = _FRESH_EVERY
+        best = -np.inf
+        for kind, theta, turn, evaluations in begin:
+            mapped = warp(kind, values)
+            theta, turn, found = fit_turn(layout, points, mapped.values, theta, turn, evaluations)
+            if found + mapped.log_slope > best:
+                best, self._warp, self._theta, self._turn = found + mapped.log_slope, kind, theta, turn
+        self.used = best - angles > score
+        self._rest = _TURN_EVERY if self.used else _TRY_EVERY
+        self._fits += 1
+
+
+@dataclass
 class Model:
     """The surrogate of one series of values, as trials come in.
 
@@ -55,7 +126,7 @@ class Model:
     _score: float = -np.inf
     _fitted: Array = field(default_factory=lambda: np.empty(0))
     _count: int = 0
-    _turned: "_Turned" = field(default_factory=lambda: _Turned())
+    _turned: _Turned = field(default_factory=_Turned)
 
     def update(
         self, layout: Layout, points: Array, values: Array, share: float = 1.0, turns: bool = False
@@ -126,73 +197,3 @@ class Model:
             self._theta[name] = theta
         if better:
             self._chosen, self._score = name, score + other.log_slope
-
-
-@dataclass
-class _Turned:
-    """The rotation of the numbers that has most evidence, as trials come in.
-
-    It is fitted at every fifth trial while it is in use, and at every eighth otherwise: from the last one, and now and
-    then from the principal axes of the straight surrogate's curvature at the best point, which are those of a sum.
-
-    Attributes:
-        used: Whether the evidence for it was better at the last fit, by one for each angle (Akaike 1974).
-    """
-
-    used: bool = False
-    _turn: Turn | None = None
-    _theta: Array = field(default_factory=lambda: np.empty(0))
-    _warp: str = ""
-    _fits: int = 0
-    _rest: int = 0
-    _fresh: int = 0
-
-    @property
-    def resting(self) -> bool:
-        """Whether it is in use, and will not be fitted to the next trial."""
-        return self.used and self._rest > 0
-
-    def surrogate(self, layout: Layout, points: Array, values: Array) -> Surrogate | None:
-        """The surrogate of `values` (n,) at points (n, d), where it is in use."""
-        if not self.used:
-            return None
-        return Surrogate(layout, self._theta, points, warp(self._warp, values).values, self._turn)
-
-    def update(self, straight: Surrogate, values: Array, name: str, score: float, warps: tuple[str, ...]) -> None:
-        """Counts a trial, and where it is time for that, fits.
-
-        Args:
-            straight: Of the same values (n,), not turned.
-            values: Before their warp.
-            name: The warp of `straight`.
-            score: The logarithm of its evidence times prior.
-            warps: To choose from.
-        """
-        layout, points = straight.layout, straight.points
-        which = np.flatnonzero(~layout.categorical & ~np.isnan(points).any(axis=0))
-        if self._turn is None or len(self._theta) != layout.size or not np.array_equal(self._turn.which, which):
-            self._turn, self._rest, self._fresh, self.used = None, 0, 0, False
-        self._rest -= 1
-        self._fresh -= 1
-        if len(which) < 2 or self._rest >= 0:
-            return
-        begin = []
-        if self._turn is not None:
-            begin.append((self._warp, self._theta, self._turn, _TURN_EVALUATIONS))
-            if self._fits % 3 == 2:
-                other = warps[self._fits // 3 % len(warps)]
-                begin.append((other, self._theta, self._turn, _TURN_EVALUATIONS))
-        if self._fresh < 0:
-            axes = np.linalg.eigh(straight.curvature(points[np.argmin(values)], which))[1].T
-            begin.append((name, straight.theta, Turn(which, axes), _FRESH_EVALUATIONS))
-            self._fresh = _FRESH_EVERY
-        best = -np.inf
-        for kind, theta, turn, evaluations in begin:
-            mapped = warp(kind, values)
-            theta, turn, found = fit_turn(layout, points, mapped.values, theta, turn, evaluations)
-            if found + mapped.log_slope > best:
-                best, self._warp, self._theta, self._turn = found + mapped.log_slope, kind, theta, turn
-        assert self._turn is not None
-        self.used = best - self._turn.angles > score
-        self._rest = _TURN_EVERY if self.used else _TRY_EVERY
-        self._fits += 1

@@ -377,6 +377,8 @@ def test_a_study_is_stuck_after_a_long_stagnation_also_when_it_goes_on():
     for values, stuck in ((idle[:-1], False), (idle, True), (np.append(idle, 0.1), True)):
         series = np.concatenate([falling, values])
         assert Progress.of(history(series), series).stuck == stuck
+    limits = np.where(np.arange(len(series)) < len(series) - 2, 1.0, -1.0)[:, None]
+    assert not Progress.of(replace(history(series), constraints=limits), series).stuck
 
 
 def test_many_trials_are_thinned_to_the_best_and_the_latest():

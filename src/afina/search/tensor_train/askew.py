@@ -3,15 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from afina.search.tensor_train.candidates import candidates, climb, grids_of, rows_of
+from afina.search.tensor_train.candidates import RUNNERS_UP, STARTS, candidates, climb, grids_of, rows_of
 from afina.search.tensor_train.encode import Pattern
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.problem import Problem
 from afina.search.tensor_train.train import Indices, Train
 from afina.search.tensor_train.turn import Turn
 
-_STARTS = 4
-_RUNNERS_UP = 20
 _EDGE = 1e-9
 
 
@@ -43,7 +41,7 @@ def askew_places(
     elsewhere[:, turn.which] = rng.random((len(elsewhere), len(turn.which)))
     points = np.concatenate([_drawn_in(turn, points), elsewhere])
     order = np.argsort(-problem.acquisition(points), kind="stable")
-    starts = turn.to(points[order[:_STARTS]])
+    starts = turn.to(points[order[:STARTS]])
     train = Train(problem.objective, _levels(turn, flat, top[0], starts, rng))
 
     def inside(rows: Indices) -> NDArray[np.bool_]:
@@ -51,9 +49,9 @@ def askew_places(
         return np.asarray(((moved > -_EDGE) & (moved < 1 + _EDGE)).all(axis=1))
 
     rows = rows_of(train.levels, starts)
-    climbed = [climb(problem, [train], row, budget / _STARTS, inside) for row in rows]
+    climbed = [climb(problem, [train], row, budget / STARTS, inside) for row in rows]
     found = _drawn_in(turn, turn.back(train.points(np.array(climbed))))
-    return np.concatenate([found, points[order[:_RUNNERS_UP]]])
+    return np.concatenate([found, points[order[:RUNNERS_UP]]])
 
 
 def _levels(turn: Turn, flat: list[Array], best: Array, placed: Array, rng: np.random.Generator) -> list[Array]:

@@ -14,6 +14,8 @@ from afina.search.tensor_train.train import Indices, Train
 _OPTIMISM = (0.0, 0.5, 1.0, 2.0)
 _BEAM = 6
 _ROUNDS = 4
+# Candidates that are climbed from, and the best of the others that are kept beside what they lead to.
+STARTS, RUNNERS_UP = 4, 20
 _SAME = 1e-9
 
 

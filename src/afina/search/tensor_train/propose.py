@@ -6,7 +6,16 @@ import numpy as np
 from scipy.optimize import minimize
 
 from afina.search.tensor_train.askew import askew_places
-from afina.search.tensor_train.candidates import candidates, climb, distinct, grids_of, rows_of, score
+from afina.search.tensor_train.candidates import (
+    RUNNERS_UP,
+    STARTS,
+    candidates,
+    climb,
+    distinct,
+    grids_of,
+    rows_of,
+    score,
+)
 from afina.search.tensor_train.encode import Pattern
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.problem import Problem
@@ -14,8 +23,6 @@ from afina.search.tensor_train.train import Train
 
 # Multiplications that one suggestion may spend on variances of candidates.
 _WORK = 3e7
-_STARTS = 4
-_RUNNERS_UP = 20
 _STEPS, _GAIN = 10, 1e-6
 _INCUMBENTS = 8
 # Candidates among which a drawn function is followed.
@@ -56,7 +63,7 @@ def propose(
     top = known[members[:_INCUMBENTS]]
     places = askew_places if problem.objective.turn is not None else _places
     points = places(problem, pattern, top, box, rng, share * _WORK)
-    polished = _polish(problem, pattern, points[:_STARTS], box)
+    polished = _polish(problem, pattern, points[:STARTS], box)
     found = np.concatenate([polished, points])
     found = np.array([problem.domain.nearest(p) for p in found])
     fresh = found[[not _is_known(p, known) for p in found]]
@@ -110,8 +117,8 @@ def _places(
     budget = work / (2 * n * n * len(trains))
     rows = candidates(trains[0], rows_of(grids, top), int(np.clip(budget, 100, 1000)), rng)
     scores = score(problem, trains, rows)
-    climbed = [climb(problem, trains, row, budget / _STARTS) for row in distinct(rows, scores, _STARTS)]
-    return trains[0].points(np.concatenate([climbed, rows[np.argsort(-scores)[:_RUNNERS_UP]]]))
+    climbed = [climb(problem, trains, row, budget / STARTS) for row in distinct(rows, scores, STARTS)]
+    return trains[0].points(np.concatenate([climbed, rows[np.argsort(-scores)[:RUNNERS_UP]]]))
 
 
 def _settle(problem: Problem, pattern: Pattern, found: Proposal, known: Array) -> Proposal:

@@ -33,7 +33,7 @@ class Progress:
         values: What is minimised (n,), in the order of the trials; infinite where a constraint does not hold.
         best: The least of them so far (n,).
         enough: An improvement that counts.
-        idle: Trials since the last one that counts (n,).
+        idle: Trials since the last one that counts (n,); 0 while no constraint was held.
         patience: So many without one are a stagnation.
         ways: How each trial was chosen.
     """
@@ -54,14 +54,15 @@ class Progress:
         enough = 0.0
         if np.isfinite(best[-1]):
             enough = COUNTS * max(float(np.median(values)) - float(best[-1]), 0.0)
-        idle = np.arange(len(best)) - np.searchsorted(-best, -(best + enough))
+        since = np.arange(len(best)) - np.searchsorted(-best, -(best + enough))
+        idle = np.where(np.isfinite(best), since, 0)
         ways = tuple(history.ways[i] for i in order)
         return cls(series, best, enough, idle, _PATIENCE + history.points.shape[1], ways)
 
     @property
     def stuck(self) -> bool:
         """Whether the study stagnated for so long, once or now, that it is in a valley which it will not leave."""
-        return bool(np.isfinite(self.best[-1]) and self.idle.max() >= _LONG * self.patience)
+        return bool(self.idle.max() >= _LONG * self.patience)
 
 
 def choose_way(progress: Progress, rng: np.random.Generator) -> str:

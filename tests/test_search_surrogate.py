@@ -146,6 +146,20 @@ def test_a_model_turns_for_a_slanted_sum_and_stays_straight_for_one_along_the_pa
     assert turned == {"slanted": True, "straight": False}
 
 
+def test_a_rotation_is_of_the_numbers_that_differ_and_ends_where_the_space_grows():
+    points, axes = np.random.default_rng(1).random((90, 3)), rotation(3, 1)
+    values, fixed = slanted(points, axes), np.full((90, 1), 0.5)
+    layout, model = Layout(np.zeros(4, dtype=bool)), Model(("identity",))
+    for n in range(80, 91):
+        surrogate = model.update(layout, np.hstack([points, fixed])[:n], values[:n], turns=True)
+    assert surrogate.turn is not None
+    assert surrogate.turn.which.tolist() == [0, 1, 2]
+    unknown = np.array([[0.5, np.nan, 0.5, 0.5]])
+    assert len(surrogate.believing(unknown).points) == len(points)
+    grown = np.hstack([points, fixed, np.full((90, 1), np.nan)])
+    assert model.update(Layout(np.zeros(5, dtype=bool)), grown, values, turns=True).turn is None
+
+
 def test_running_points_are_believed():
     points, values, theta = data()
     surrogate = Surrogate(MIXED, theta, points, values)

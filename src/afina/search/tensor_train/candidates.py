@@ -74,6 +74,7 @@ def candidates(train: Train, top: Indices, count: int, rng: np.random.Generator)
 
 
 def score(problem: Problem, trains: Sequence[Train], rows: Indices) -> Array:
+    """The acquisition (m,) at points of the grid, given as indices (m, d)."""
     return judge(problem, [train.covariance(rows) for train in trains], trains)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from afina.search.tensor_train.kernel import Array, Layout, distances
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
@@ -51,12 +52,19 @@ class _Turned:
     """
 
     used: bool = False
+    _which: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     _turn: Turn | None = None
     _theta: Array = field(default_factory=lambda: np.empty(0))
     _warp: str = ""
     _fits: int = 0
     _rest: int = 0
     _fresh: int = 0
+
+    def prepare(self, layout: Layout, points: Array) -> None:
+        """Begins anew where the numbers that all points (n, d) have, and that differ among them, are others."""
+        which = np.flatnonzero(~layout.categorical & (np.ptp(points, axis=0) > 0))
+        if len(self._theta) != layout.size or not np.array_equal(self._which, which):
+            self._which, self._turn, self._rest, self._fresh, self.used = which, None, 0, 0, False
 
     @property
     def resting(self) -> bool:
@@ -70,7 +78,7 @@ class _Turned:
         return Surrogate(layout, self._theta, points, warp(self._warp, values).values, self._turn)
 
     def update(self, straight: Surrogate, values: Array, name: str, score: float, warps: tuple[str, ...]) -> None:
-        """Counts a trial, and where it is time for that, fits.
+        """Counts one more series of values, and where it is time for that, fits.
 
         Args:
             straight: Of the same values (n,), not turned.
@@ -80,20 +88,17 @@ class _Turned:
             warps: To choose from.
         """
         layout, points = straight.layout, straight.points
-        which = np.flatnonzero(~layout.categorical & ~np.isnan(points).any(axis=0))
-        if self._turn is None or len(self._theta) != layout.size or not np.array_equal(self._turn.which, which):
-            self._turn, self._rest, self._fresh, self.used = None, 0, 0, False
         self._rest -= 1
         self._fresh -= 1
-        angles = len(which) * (len(which) - 1) // 2
+        which, angles = self._which, len(self._which) * (len(self._which) - 1) // 2
         if not 0 < angles < len(values) or self._rest >= 0:
             return
         begin = []
         if self._turn is not None:
             begin.append((self._warp, self._theta, self._turn, _TURN_EVALUATIONS))
-            if self._fits % 3 == 2:
-                other = warps[self._fits // 3 % len(warps)]
-                begin.append((other, self._theta, self._turn, _TURN_EVALUATIONS))
+            others = [kind for kind in warps if kind != self._warp]
+            if others and self._fits % 3 == 2:
+                begin.append((others[self._fits // 3 % len(others)], self._theta, self._turn, _TURN_EVALUATIONS))
         if self._fresh < 0:
             axes = np.linalg.eigh(straight.curvature(points[np.argmin(values)], which))[1].T
             begin.append((name, straight.theta, Turn(which, axes), _FRESH_EVALUATIONS))
@@ -114,7 +119,8 @@ class Model:
     """The surrogate of one series of values, as trials come in.
 
     Every suggestion refines the hyperparameters of the warp in use; in turn with it, another warp, or the same with
-    a fresh start, is tried, and kept where its evidence is better. So the time of a suggestion stays even.
+    a fresh start, is tried, and kept where its evidence is better. So the time of a suggestion stays even, but for
+    those that fit a rotation.
 
     Attributes:
         warps: The maps to choose from.
@@ -143,6 +149,8 @@ class Model:
         n = len(values)
         evaluations = int(np.clip(share * _SECONDS / (_COST * n * n * layout.d), _LEAST, _MOST))
         fresh = not np.array_equal(values, self._fitted)
+        if turns:
+            self._turned.prepare(layout, points)
         if not self._theta or len(next(iter(self._theta.values()))) != layout.size:
             self._first(layout, points, values, evaluations)
         elif fresh and not (turns and self._turned.resting):

@@ -55,7 +55,12 @@ class Surrogate:
         self.whitener = lapack.dtrtri(root, lower=1)[0]
 
     def believing(self, points: Array) -> "Surrogate":
-        """The same with points (m, d) that are still running: each is believed to give its posterior mean."""
+        """The same with points (m, d) that are still running: each is believed to give its posterior mean.
+
+        One of which not all turned coordinates are known yet is left out.
+        """
+        if self.turn is not None:
+            points = points[~np.isnan(points[:, self.turn.which]).any(axis=1)]
         if not len(points):
             return self
         mean, _ = self.posterior(points)

@@ -33,7 +33,7 @@ class Progress:
         values: What is minimised (n,), in the order of the trials; infinite where a constraint does not hold.
         best: The least of them so far (n,).
         enough: An improvement that counts.
-        idle: Trials since the last one that counts (n,); 0 while no constraint was held.
+        idle: Trials since the last one that counts (n,); 0 until a trial is feasible.
         patience: So many without one are a stagnation.
         ways: How each trial was chosen.
     """

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from afina.search.tensor_train.candidates import RUNNERS_UP, STARTS, candidates, climb, grids_of, rows_of
+from afina.search.tensor_train.candidates import RUNNERS_UP, STARTS, candidates, climb, grids_of, levels_along, rows_of
 from afina.search.tensor_train.encode import Pattern
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.problem import Problem
@@ -62,9 +62,8 @@ def _levels(turn: Turn, flat: list[Array], best: Array, placed: Array, rng: np.r
         slanted = np.abs(axis) > _EDGE
         ends = np.stack([-here[slanted] / axis[slanted], (1 - here[slanted]) / axis[slanted]])
         low, high = ends.min(axis=0).max(), ends.max(axis=0).min()
-        spread = low + (high - low) * (np.arange(14) + rng.random(14)) / 14
-        steps = np.array([-0.1, -0.03, -0.01, 0.01, 0.03, 0.1]) * rng.uniform(0.5, 1.5, 6)
-        levels[j] = np.unique(np.concatenate([middle[j] + np.concatenate([spread, [low, high], steps]), placed[:, j]]))
+        along = middle[j] + levels_along(low, high, np.zeros(1), 1.0, rng)
+        levels[j] = np.unique(np.concatenate([along, placed[:, j]]))
     return levels
 
 

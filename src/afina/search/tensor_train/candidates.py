@@ -33,12 +33,17 @@ def grids_of(
             inside = own[(own >= low - _SAME) & (own <= high + _SAME)] if not domain.coordinates[j].categorical else own
             grids.append(inside if len(inside) else own)
         else:
-            spread = low + (high - low) * (np.arange(14) + rng.random(14)) / 14
             near = top[:, j]
-            steps = np.array([-0.1, -0.03, -0.01, 0.01, 0.03, 0.1]) * rng.uniform(0.5, 1.5, 6) * (high - low)
-            close = near[0] + steps if len(near) else near
-            grids.append(np.unique(np.clip(np.concatenate([spread, [low, high], near, close]), low, high)))
+            levels = levels_along(low, high, near[:1], high - low, rng)
+            grids.append(np.unique(np.clip(np.concatenate([levels, near]), low, high)))
     return grids
+
+
+def levels_along(low: float, high: float, middle: Array, scale: float, rng: np.random.Generator) -> Array:
+    """Levels spread from `low` to `high`, and at steps of up to 0.15 `scale` around `middle`, (1,) or none (0,)."""
+    spread = low + (high - low) * (np.arange(14) + rng.random(14)) / 14
+    steps = np.array([-0.1, -0.03, -0.01, 0.01, 0.03, 0.1]) * rng.uniform(0.5, 1.5, 6) * scale
+    return np.concatenate([spread, [low, high], (middle[:, None] + steps).ravel()])
 
 
 def rows_of(grids: list[Array], points: Array) -> Indices:

@@ -372,6 +372,32 @@ class _Tied(nn.Module):
         return self.head(torch.relu(self.inner(4 * x)).mean(dim=(2, 3)))
 
 
+class _OddBiases(nn.Module):
+    """One bias that two convolutions add, and one that is written into before it is used, also by a tied layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.inner.bias = self.stem.bias
+        self.mixed, self.head = nn.Linear(12, 12), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.inner(torch.relu(self.stem(x)))).mean(dim=(2, 3))
+        bias = self.mixed.bias.clone()
+        bias[4:8].zero_()
+        return self.head(F.linear(torch.relu(F.linear(x, self.mixed.weight, bias)), self.mixed.weight, bias))
+
+
+@pytest.mark.parametrize(("rounding", "least"), [("nearest", 38), ("gram", 50)])
+def test_biases_that_layers_share_or_compute_do_no_harm(rounding, least):
+    torch.manual_seed(0)
+    network = capture(_OddBiases(), GREY, DIGITS)
+    quantized, record = apply(network, QuantizeConfig(weights="int4", rounding=rounding), _context())
+    assert set(record.touched) >= {"stem", "inner", "mixed", "head"}
+    assert not record.skipped
+    assert _snr(network, quantized) > least
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("weights", "least"), [("int8", 25), ("int4", 12)])
 def test_weights_that_layers_share_get_scales_of_their_own(bias, weights, least):

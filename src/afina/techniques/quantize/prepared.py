@@ -209,19 +209,17 @@ def _snap_biases(module: GraphModule) -> None:
 
 
 def _separate_weights(network: Network) -> None:
-    """Give each layer that shares its weight with another its own copy: each gets scales of its own."""
+    """Give each layer that shares its weight or bias with another its own copy: each gets scales of its own."""
     module, seen = network.module, set[str]()
     for node in module.graph.nodes:
-        weight = node.args[1] if node.target in WEIGHTED else None
-        if not isinstance(weight, Node) or weight.op != "get_attr":
-            continue
-        name = str(weight.target)
-        if name in seen:
-            own = f"{name}_of_{node.name}".replace(".", "_")
-            _give_own(module, node, 1, own)
-            if len(node.args) > 2 and isinstance(node.args[2], Node):
-                _give_own(module, node, 2, f"{own}_bias")
-        seen.add(name)
+        for index in (1, 2) if node.target in WEIGHTED else ():
+            held = node.args[index] if len(node.args) > index else None
+            if not isinstance(held, Node) or held.op != "get_attr":
+                continue
+            name = str(held.target)
+            if name in seen:
+                _give_own(module, node, index, f"{name}_of_{node.name}".replace(".", "_"))
+            seen.add(name)
     module.recompile()
 
 

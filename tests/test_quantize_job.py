@@ -5,32 +5,32 @@ import re
 
 import pytest
 import torch
-from conftest import digits
+from conftest import GREY, digits
 from test_cli import call
 
 import afina
 from afina.errors import InputError
-from afina.graph import Network
+from afina.graph import Network, capture
 from afina.graph.cost import cost_of, layer_rows
 from afina.jobs.exporting import Answers, Exporter
 from afina.runtimes import RUNTIMES, judge_quality
 from afina.tasks import get_task
 from afina.training import predict
-from afina.types import Measurement
+from afina.types import Measurement, TaskSpec
 
 QUICK = {"calibration": "minmax", "rounding": "nearest", "equalize": "none", "images": 64, "threads": 1}
 
 
 class Images(torch.utils.data.Dataset):
-    """Images without labels."""
+    """Images without labels, or pairs of an image and its target."""
 
-    def __init__(self, images: list[torch.Tensor]) -> None:
+    def __init__(self, images: list) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int):
         return self.images[index]
 
 
@@ -198,7 +198,52 @@ def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network,
         afina.quantize(digits_network, "digits", plan=path, **QUICK)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("10MB", {"bf16"}), ("8KB", {"int8", "int6", "int4", "int3"})])
+def test_weights_in_16_bits_floats_stay_so_as_far_as_the_size_allows(digits_network, no_files, limit, expected):
+    given = {"weights": "bf16", "activations": "none", "runtime": "openvino", **QUICK}
+    network, _ = afina.quantize(digits_network, "digits", plan="bits", size=limit, **given)
+    found = {row.precision for row in layer_rows(network)}
+    assert found <= expected, found
+
+
+def test_a_plan_stores_layers_in_float_in_the_integers_that_were_asked_for(digits_network, timed):
+    timed(lambda network: 2e-3 if _is_integer(network) else 1e-3)
+    network, _ = afina.quantize(digits_network, "digits", plan="auto", weights="int4", **QUICK)
+    assert {row.precision for row in layer_rows(network)} == {"int4"}
+
+
 # The guard
+
+
+def test_the_guard_does_not_give_back_more_than_the_limit_on_size_allows(digits_network, no_files):
+    with pytest.raises(InputError, match=r"(?s)cannot be kept together.*keeps --max-drop has .*more than 5 KB"):
+        afina.quantize(digits_network, "digits", plan="bits", size="5KB", max_drop="0.1%", **QUICK)
+
+
+def test_a_drop_that_only_the_float_network_keeps_says_so(digits_network, no_files, monkeypatch):
+    monkeypatch.setattr("afina.jobs.precision.Guard._good", lambda self, found: False)
+    with pytest.raises(InputError, match=r"(?s)drop of at most 0.00% cannot be kept.*Every layer would have to stay"):
+        afina.quantize(digits_network, "digits", max_drop="0%", **QUICK)
+
+
+def test_a_file_that_lost_most_of_its_quality_comes_with_a_warning(digits_network, no_files):
+    _, record = afina.quantize(digits_network, "digits", weights="int2", activations="int2", **QUICK)
+    assert record.after["quality"] < 0.85
+    assert record.notes[-1].startswith("Warning: more than a tenth of the quality is lost")
+    _, record = afina.quantize(digits_network, "digits", **QUICK)
+    assert not any("Warning" in note for note in record.notes)
+
+
+def test_regression_is_told_in_the_unit_of_its_targets(no_files):
+    torch.manual_seed(0)
+    images = digits(0, 300)[0]
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 1))
+    network = capture(module, GREY, TaskSpec("regression", ("ink",)))
+    data = [(image, float(image.sum())) for image in images]
+    _, record = afina.quantize(network, Images(data), weights="int2", max_drop=1e-3, **QUICK)
+    assert any("off the simulation by" in note for note in record.notes)
+    assert any("The file lost" in note for note in record.notes)
+    assert not any("%" in note for note in record.notes if "lost" in note or "simulation" in note)
 
 
 def test_the_guard_gives_precision_back_to_the_layers_to_blame_and_names_them(digits_network, no_files):
@@ -323,8 +368,8 @@ def test_a_plan_that_cannot_be_written_is_refused_before_any_work(name, tmp_path
 
 
 def test_layers_that_were_asked_to_stay_in_float_stay_so_in_every_placement():
-    from afina.jobs.precision import STORED, _in_float
-    from afina.techniques.quantize import FLOAT, QuantizeConfig
+    from afina.jobs.precision import _in_float
+    from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 
-    config = _in_float(QuantizeConfig(layers=(("stem", FLOAT),)), ["stem", "head"])
-    assert dict(config.layers) == {"stem": FLOAT, "head": STORED}
+    config = _in_float(QuantizeConfig(weights="int4", layers=(("stem", FLOAT),)), ["stem", "head"])
+    assert dict(config.layers) == {"stem": FLOAT, "head": Precision("int4", "none")}

@@ -2,9 +2,9 @@
 
 Time first: a few placements of integers are exported and timed in turns, the float network among them, and kinds of
 layers that are no faster in integers are taken out one after the other, and what the runtime may compute faster beside
-them is tried likewise. Layers that compute in float still store their
-weights as int8, which the runtime undoes when it loads: a quarter of the bytes at the speed of float. Then bytes: where
-the file is limited, an integer program shares out the bits by each layer's measured damage.
+them is tried likewise. Layers that compute in float still store their weights in the integers that were asked for,
+which the runtime undoes when it loads: a quarter of the bytes of int8 at the speed of float. Then bytes: where the file
+is limited, an integer program shares out the bits by each layer's measured damage.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from afina.budget.allocate import Option, choose
-from afina.errors import InputError, ParityError, Unsupported
+from afina.errors import InputError, NothingToDo, ParityError, Unsupported
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
@@ -26,13 +26,11 @@ from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 from afina.techniques.quantize.config import bits_of
 from afina.techniques.quantize.effects import Damage, damages
 from afina.techniques.quantize.prepared import Prepared, Source
-from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, layer_name
+from afina.techniques.quantize.quantizer import HALVES, NORMS, WEIGHTED, layer_name
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Budget, Record
-from afina.units import format_size, format_time
+from afina.units import format_size, format_time, format_value
 
-# Weights stored as integers, computed in float.
-STORED = Precision("int8", "none")
 # A placement must be faster by this share to be preferred: timings are not finer.
 _NOTICEABLE = 0.02
 _TRIES = 3
@@ -85,25 +83,27 @@ class _Placement:
 
     def _first(self) -> dict[str, QuantizeConfig]:
         """What is tried in any case: float, and integers everywhere in the ways that the runtimes differ in."""
-        quick, everywhere = self._config, self._source.layers
-        given = dict(quick.layers)
-        stored = tuple((layer, given.get(layer, STORED)) for layer in everywhere)
+        quick = self._config
         return {
-            "float": replace(quick, layers=stored),
+            "float": self._everywhere(_stored(quick.default)),
             "integers": quick,
             "integers, sums in float": replace(quick, sums="float"),
             **({"integers, sums apart": replace(quick, sums="apart")} if quick.sums == "joined" else {}),
             **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
-            **self._runtimes_own(stored),
+            **self._runtimes_own(),
         }
 
-    def _runtimes_own(self, stored: tuple[tuple[str, Precision], ...]) -> dict[str, QuantizeConfig]:
+    def _everywhere(self, precision: Precision) -> QuantizeConfig:
+        """That precision in all layers for which none was asked by name."""
+        layers = {**dict.fromkeys(self._source.layers, precision), **dict(self._config.layers)}
+        return replace(self._config, layers=tuple(layers.items()))
+
+    def _runtimes_own(self) -> dict[str, QuantizeConfig]:
         """Float types that the runtime computes in beside 32 bits."""
         if not self._exporter.runtime.computes_bf16():
             return {}
-        layers = tuple((name, Precision("bf16", "none") if p == STORED else p) for name, p in stored)
         beside = {"integers, norms in bf16": replace(self._config, norms="bf16")} if self._has(NORMS) else {}
-        return {"bf16": replace(self._config, layers=layers), **beside}
+        return {"bf16": self._everywhere(Precision("bf16", "none")), **beside}
 
     def _has(self, targets: Set[object]) -> bool:
         return any(node.target in targets for node in self._source.network.graph.nodes)
@@ -185,8 +185,13 @@ def _kind(node: Node, first: bool) -> str:
 
 def _in_float(config: QuantizeConfig, layers: list[str]) -> QuantizeConfig:
     """The same with some layers computed in float; those that were asked to stay in float stay so."""
-    moved = {name: STORED for name in layers if config.precision(name) != FLOAT}
+    moved = {name: _stored(config.precision(name)) for name in layers}
     return replace(config, layers=tuple({**dict(config.layers), **moved}.items()))
+
+
+def _stored(precision: Precision) -> Precision:
+    """Weights as they were asked for, computed in float."""
+    return replace(precision, activations="none")
 
 
 def _quick(source: Source, config: QuantizeConfig, context: Context) -> Network:
@@ -214,8 +219,9 @@ def fit_size(
     eight = {name: Precision("int8", config.precision(name).activations) for name in sizes}
 
     def options(layer: str) -> list[Precision]:
-        activations = config.precision(layer).activations
-        return [Precision(f"int{bits}", activations) for bits in sorted(stored, reverse=True) if bits <= 8]
+        own = config.precision(layer)
+        fewer = [Precision(f"int{bits}", own.activations) for bits in sorted(stored, reverse=True) if bits <= 8]
+        return [own, *fewer] if own.weights in HALVES else fewer
 
     found = damages(prepared, options, context.first(float(cost_of(network).macs)), context.progress)
     by_layer: dict[str, list[Damage]] = {}
@@ -246,7 +252,7 @@ def _share_out(
     rest: float,
 ) -> QuantizeConfig:
     options = {
-        layer: [Option(d.loss, sizes[layer] * stored[bits_of(d.precision.weights)] / 8) for d in own]
+        layer: [Option(d.loss, sizes[layer] * _stored_bits(d.precision, stored) / 8) for d in own]
         for layer, own in damage.items()
     }
     try:
@@ -261,6 +267,10 @@ def _share_out(
         ) from error
     chosen = {layer: damage[layer][index].precision for layer, index in taken.items()}
     return replace(config, layers=tuple({**dict(config.layers), **chosen}.items()))
+
+
+def _stored_bits(precision: Precision, stored: Mapping[int, int]) -> int:
+    return 16 if precision.weights in HALVES else stored[bits_of(precision.weights)]
 
 
 def _told(config: QuantizeConfig) -> str:
@@ -296,7 +306,7 @@ class Guard:
         The number of layers, in the order of the damage that each does alone, is found by bisection on exported files.
 
         Raises:
-            InputError: even with all layers in float the limit is broken.
+            InputError: the limit is kept only with all layers in float.
         """
         if self._good(found):
             return network, record, found
@@ -304,27 +314,39 @@ class Guard:
         drop = self._drop(found)
         tries = len(steps).bit_length()
         self.subject.progress.say(
-            f"The file loses {drop:.2%}: looking for the layers to blame, in at most {tries} tries, each built anew."
+            f"The file loses {self._told(drop)}: looking for the layers to blame, in at most {tries} tries, each built "
+            "anew."
         )
         low, high = 1, len(steps)
         kept: tuple[Network, Record, Answers] | None = None
         while low <= high:
             middle = (low + high) // 2
-            made, told = self.build(self._given_back(self.config, steps[:middle]))
-            answers = self._answers(made)
-            if self._good(answers):
-                kept, high, count = (made, told, answers), middle - 1, middle
+            tried = self._tried(self._given_back(self.config, steps[:middle]))
+            if tried is None or self._good(tried[2]):
+                kept, high, count = tried, middle - 1, middle
             else:
                 low = middle + 1
         if kept is None:
             raise InputError(
-                f"A drop of at most {self.max_drop:.2%} cannot be kept, even with every layer in float.",
-                fix="Give a larger --max-drop.",
+                f"A drop of at most {self._told(self.max_drop)} cannot be kept by quantization.",
+                why="Every layer would have to stay in float.",
+                fix="Give a larger --max-drop, or train with --qat.",
             )
         self.config = self._given_back(self.config, steps[:count])
         names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
-        note = f"The file lost {drop:.2%}; precision was given back to {len(names)} layers: {', '.join(names)}."
+        note = f"The file lost {self._told(drop)}; precision was given back to {len(names)} layers: {', '.join(names)}."
         return kept[0], replace(kept[1], notes=(*kept[1].notes, note)), kept[2]
+
+    def _tried(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
+        """What is built of a configuration, and what its file answers; None where nothing is left in integers."""
+        try:
+            made, record = self.build(config)
+        except NothingToDo:
+            return None
+        return made, record, self._answers(made)
+
+    def _told(self, points: float) -> str:
+        return format_value(points, self.original.quality.unit)
 
     def _good(self, found: Answers) -> bool:
         return self._drop(found) <= self.max_drop

@@ -26,11 +26,17 @@ from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
-from afina.types import Budget, Record
-from afina.units import format_size, format_value
+from afina.types import Budget, MetricInfo, Record
+from afina.units import format_size, format_time, format_value
 
 # Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
 _RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
+# A loss of this share of the quality is never meant, where no limit on it was given.
+_COLLAPSE = 0.1
+_LOST = (
+    "Warning: more than a tenth of the quality is lost. Give --max-drop, which gives precision back to the layers to "
+    "blame; more bits; or --qat."
+)
 
 
 @dataclass(frozen=True)
@@ -181,10 +187,14 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if asked.limits.max_drop is not None:
         guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build, config)
         network, record, found = guard.keep(network, record, found)
+        if guard.config != config:
+            _check_kept(network, found, asked)
     if asked.save_plan is not None:
         write_plan(Path(asked.save_plan), source, guard.config if guard else config)
     same = found.agreement(network, subject.data)
-    record = _with_answers(record, asked.exporter.runtime, original, found, same)
+    record = _with_answers(record, asked.exporter.runtime, get_task(network.task).agreement, original, found, same)
+    if guard is None and _collapsed(subject, original, found):
+        record = replace(record, notes=(*record.notes, _LOST))
     return network, replace(record, seconds=time.monotonic() - start)
 
 
@@ -221,18 +231,43 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
     )
 
 
-def _with_answers(record: Record, runtime: Runtime, before: Answers, after: Answers, same: float) -> Record:
+def _check_kept(network: Network, found: Answers, asked: _Asked) -> None:
+    """The other limits must hold of the file that keeps the quality: precision that is given back costs bytes, time."""
+    over = []
+    if asked.limits.size is not None and found.size > asked.limits.size:
+        over.append(f"has {format_size(found.size)}, more than {format_size(asked.limits.size)}")
+    if asked.limits.latency is not None and (taken := asked.exporter.time(network)) > asked.limits.latency:
+        over.append(f"takes {format_time(taken)}, more than {format_time(asked.limits.latency)}")
+    if over:
+        raise InputError(
+            "The limits cannot be kept together by quantization alone.",
+            why=f"The file that keeps --max-drop {' and '.join(over)}.",
+            fix="Give a larger limit, train with --qat, or let afina optimize look for a combination.",
+        )
+
+
+def _collapsed(subject: Subject, before: Answers, after: Answers) -> bool:
+    """Whether more than a tenth of the quality is gone."""
+    drop = get_task(subject.network.task).drop(before.quality.value, after.quality.value)
+    return 0 < _COLLAPSE * abs(before.quality.value) < drop
+
+
+def _with_answers(
+    record: Record, runtime: Runtime, metric: MetricInfo, before: Answers, after: Answers, same: float
+) -> Record:
     """The record with what the files are and answer."""
     told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
     notes = (
         f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
-        f"The file and the simulation agree on {same:.2%} of the images.",
+        f"The file and the simulation agree on {same:.2%} of the images."
+        if metric.higher_is_better
+        else f"The file is off the simulation by {same:.4g} on average.",
     )
     return replace(
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},
-        after={**record.after, "quality": after.quality.value, "file": after.size, "agreement": same},
+        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: same},
         notes=(*record.notes, *_widened(record, runtime), *notes),
     )
 

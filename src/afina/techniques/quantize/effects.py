@@ -17,7 +17,7 @@ from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Grid
 from afina.techniques.quantize.prepared import Prepared
-from afina.techniques.quantize.quantizer import WEIGHTED, is_layer, layer_name, mover_source
+from afina.techniques.quantize.quantizer import HALVES, WEIGHTED, is_layer, layer_name, mover_source
 from afina.techniques.quantize.weights import take_nearest
 
 _TINY = 1e-30
@@ -132,6 +132,7 @@ def damages(
 
 def with_precision(prepared: Prepared, weight: WeightEdge, activations: list[ActivationEdge], to: Precision) -> None:
     """Switch the edges of one layer to a precision: weights to nearest, activations at the ranges that they have."""
+    weight.half = HALVES.get(to.weights)
     if to.weights.startswith("int"):
         grid = weight.grid
         weight.grid = replace(grid, bits=prepared.config.weight_grid(to).bits)

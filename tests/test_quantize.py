@@ -480,10 +480,25 @@ def test_activations_that_never_vary_do_no_harm_and_are_named(calibration):
     assert any("never varied" in note for note in record.notes)
 
 
-def test_black_images_alone_do_no_harm(digits_network):
-    quantized, record = apply(digits_network, QuantizeConfig(), _context(torch.zeros(8, 1, 8, 8)))
-    assert _outputs(quantized, digits(0, 8)[0]).isfinite().all()
-    assert any("never varied" in note for note in record.notes)
+@pytest.mark.parametrize("image", [torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.3), digits(3, 4)[0]])
+def test_images_that_are_all_the_same_are_refused(digits_network, image):
+    with pytest.raises(InputError, match="40 calibration images are all the same"):
+        apply(digits_network, QuantizeConfig(), _context(image.expand(40, -1, -1, -1), 16))
+
+
+def test_an_activation_that_never_varies_is_named(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        network.module.get_parameter("inner.weight").zero_()
+        network.module.get_parameter("norm3.weight").zero_()
+    _, record = apply(network, QuantizeConfig(**QUICK), _context())
+    assert any("never varied on the calibration images" in note for note in record.notes)
+
+
+def test_black_images_among_others_do_no_harm(digits_network):
+    images = torch.cat([torch.zeros(20, 1, 8, 8), digits(0, 20)[0]])
+    quantized, _ = apply(digits_network, QuantizeConfig(), _context(images))
+    assert _snr(digits_network, quantized) > 25
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

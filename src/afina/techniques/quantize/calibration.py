@@ -22,11 +22,12 @@ def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
     """Give each activation its scale and zero point; the notes say how they were found.
 
     Raises:
-        InputError: most activations never vary on the images.
+        InputError: the images are all the same, or most activations never vary on them.
 
     `auto` compares the methods by the network's outputs on images: first one method for all activations, then, as far
     as the work allows, other methods for one activation at a time, kept where the outputs gain.
     """
+    _check_varied(context)
     edges = list(prepared.activations.values())
     notes = _constants(edges)
     asked = prepared.config.calibration
@@ -89,6 +90,21 @@ def _refine(edges: list[ActivationEdge], best: Method, least: float, loss: Calla
         edge.set(*kept)
         changed += better
     return changed
+
+
+def _check_varied(context: Context) -> None:
+    """Ranges of one image, however often it comes, are not those of others: they would cut those off."""
+    first, count = None, 0
+    for batch in context.calibration() if context.calibration is not None else ():
+        first = batch[:1] if first is None else first
+        if bool((batch != first).any()):
+            return
+        count += len(batch)
+    if count > 1:
+        raise InputError(
+            f"The {count} calibration images are all the same.",
+            fix="Give images like those that the network will see.",
+        )
 
 
 def _constants(edges: list[ActivationEdge]) -> list[str]:

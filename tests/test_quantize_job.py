@@ -51,19 +51,21 @@ def no_files(monkeypatch):
 
     monkeypatch.setattr(Exporter, "judge", judge)
     monkeypatch.setattr(Exporter, "size", lambda self, network: float(cost_of(network).bytes))
+    monkeypatch.setattr(Exporter, "latencies", _by(lambda network: 1e-3))
 
 
 @pytest.fixture
 def timed(monkeypatch, no_files):
     """Latency by a rule: seconds for a network, given its rows by name."""
 
-    def by(rule):
-        def latencies(self, networks, seconds=10.0):
-            return {name: Measurement(rule(network), "s", "measured") for name, network in networks.items()}
+    return lambda rule: monkeypatch.setattr(Exporter, "latencies", _by(rule))
 
-        monkeypatch.setattr(Exporter, "latencies", latencies)
 
-    return by
+def _by(rule):
+    def latencies(self, networks):
+        return {name: Measurement(rule(network), "s", "measured") for name, network in networks.items()}
+
+    return latencies
 
 
 # The file
@@ -232,6 +234,14 @@ def test_a_file_that_lost_most_of_its_quality_comes_with_a_warning(digits_networ
     assert record.notes[-1].startswith("Warning: more than a tenth of the quality is lost")
     _, record = afina.quantize(digits_network, "digits", **QUICK)
     assert not any("Warning" in note for note in record.notes)
+
+
+def test_a_file_that_is_slower_comes_with_a_warning_and_the_remedy(digits_network, timed):
+    timed(lambda network: 2e-3 if _is_integer(network) else 1e-3)
+    _, record = afina.quantize(digits_network, "digits", **QUICK)
+    assert (record.before["latency"], record.after["latency"]) == (1e-3, 2e-3)
+    assert "slower" in record.notes[-1]
+    assert "--plan auto" in record.notes[-1]
 
 
 def test_regression_is_told_in_the_unit_of_its_targets(no_files):

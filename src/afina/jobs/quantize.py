@@ -9,34 +9,28 @@ from afina.budget import make_budget, read_limits
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
 from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
-from afina.jobs.exporting import Answers, Exporter
+from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
 from afina.jobs.planfile import check_target, read_plan, write_plan
 from afina.jobs.precision import Guard, fit_size, plan_precisions
+from afina.jobs.quantized import cautions, check_kept, with_answers, with_times
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
-from afina.runtimes import Runtime, get_runtime
+from afina.runtimes import get_runtime
 from afina.tasks import get_task
 from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
-from afina.techniques.quantize.config import FLOAT, bits_of
+from afina.techniques.quantize.config import FLOAT
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.grids import Scheme
 from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
-from afina.types import Budget, MetricInfo, Record
-from afina.units import format_size, format_time, format_value
+from afina.types import Budget, Record
 
 # Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
 _RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
-# A loss of this share of the quality is never meant, where no limit on it was given.
-_COLLAPSE = 0.1
-_LOST = (
-    "Warning: more than a tenth of the quality is lost. Give --max-drop, which gives precision back to the layers to "
-    "blame; more bits; or --qat."
-)
 
 
 @dataclass(frozen=True)
@@ -188,13 +182,12 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
         guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build, config)
         network, record, found = guard.keep(network, record, found)
         if guard.config != config:
-            _check_kept(network, found, asked)
+            check_kept(network, found, asked.limits, asked.exporter)
     if asked.save_plan is not None:
         write_plan(Path(asked.save_plan), source, guard.config if guard else config)
-    same = found.agreement(network, subject.data)
-    record = _with_answers(record, asked.exporter.runtime, get_task(network.task).agreement, original, found, same)
-    if guard is None and _collapsed(subject, original, found):
-        record = replace(record, notes=(*record.notes, _LOST))
+    record = with_answers(record, original, found, found.agreement(network, subject.data), subject, asked.exporter)
+    record = with_times(record, subject.network, network, asked.exporter)
+    record = replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
     return network, replace(record, seconds=time.monotonic() - start)
 
 
@@ -229,58 +222,6 @@ def _training(subject: Subject, epochs: int, learning_rate: float | None, optimi
         batch_size=suited_batch(subject.data),
         seed=subject.seed,
     )
-
-
-def _check_kept(network: Network, found: Answers, asked: _Asked) -> None:
-    """The other limits must hold of the file that keeps the quality: precision that is given back costs bytes, time."""
-    over = []
-    if asked.limits.size is not None and found.size > asked.limits.size:
-        over.append(f"has {format_size(found.size)}, more than {format_size(asked.limits.size)}")
-    if asked.limits.latency is not None and (taken := asked.exporter.time(network)) > asked.limits.latency:
-        over.append(f"takes {format_time(taken)}, more than {format_time(asked.limits.latency)}")
-    if over:
-        raise InputError(
-            "The limits cannot be kept together by quantization alone.",
-            why=f"The file that keeps --max-drop {' and '.join(over)}.",
-            fix="Give a larger limit, train with --qat, or let afina optimize look for a combination.",
-        )
-
-
-def _collapsed(subject: Subject, before: Answers, after: Answers) -> bool:
-    """Whether more than a tenth of the quality is gone."""
-    drop = get_task(subject.network.task).drop(before.quality.value, after.quality.value)
-    return 0 < _COLLAPSE * abs(before.quality.value) < drop
-
-
-def _with_answers(
-    record: Record, runtime: Runtime, metric: MetricInfo, before: Answers, after: Answers, same: float
-) -> Record:
-    """The record with what the files are and answer."""
-    told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
-    notes = (
-        f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
-        f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
-        f"The file and the simulation agree on {same:.2%} of the images."
-        if metric.higher_is_better
-        else f"The file is off the simulation by {same:.4g} on average.",
-    )
-    return replace(
-        record,
-        before={**record.before, "quality": before.quality.value, "file": before.size},
-        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: same},
-        notes=(*record.notes, *_widened(record, runtime), *notes),
-    )
-
-
-def _widened(record: Record, runtime: Runtime) -> tuple[str, ...]:
-    """What the runtime's file has no type for, and stores in a wider one."""
-    told = []
-    for name in sorted({str(layer["precision"]).split(" x ")[0] for layer in record.layers.values()}):
-        bits = bits_of(name) if name.startswith("int") else 8
-        stored = min((kind for kind in runtime.stored_bits if kind >= bits), default=bits)
-        if stored != bits:
-            told.append(f"{name} weights are stored in {stored} bits: {runtime.name} has no narrower type for them.")
-    return tuple(told)
 
 
 def _limits(

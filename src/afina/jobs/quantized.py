@@ -1,0 +1,103 @@
+"""What is told of a quantized file: what it answers, its bytes, its time, and what the user should mind."""
+
+from dataclasses import replace
+
+from afina.errors import InputError
+from afina.graph.network import Network
+from afina.jobs.compression import Subject
+from afina.jobs.exporting import Answers, Exporter
+from afina.runtimes import Runtime
+from afina.tasks import get_task
+from afina.techniques.quantize.config import bits_of
+from afina.types import Budget, Record
+from afina.units import format_size, format_time, format_value
+
+# A loss of this share of the quality is never meant, where no limit on it was given; slower by this share is slower.
+_COLLAPSE, _SLOWER = 0.1, 0.03
+
+
+def check_kept(network: Network, found: Answers, limits: Budget, exporter: Exporter) -> None:
+    """The other limits must hold of the file that keeps the quality: precision that is given back costs bytes, time.
+
+    Raises:
+        InputError: one does not.
+    """
+    over = []
+    if limits.size is not None and found.size > limits.size:
+        over.append(f"has {format_size(found.size)}, more than {format_size(limits.size)}")
+    if limits.latency is not None and (taken := exporter.time(network)) > limits.latency:
+        over.append(f"takes {format_time(taken)}, more than {format_time(limits.latency)}")
+    if over:
+        raise InputError(
+            "The limits cannot be kept together by quantization alone.",
+            why=f"The file that keeps --max-drop {' and '.join(over)}.",
+            fix="Give a larger limit, train with --qat, or let afina optimize look for a combination.",
+        )
+
+
+def with_answers(
+    record: Record, before: Answers, after: Answers, same: float, subject: Subject, exporter: Exporter
+) -> Record:
+    """The record with what the files are and answer; `same` is how far the new one agrees with its simulation."""
+    metric = get_task(subject.network.task).agreement
+    told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
+    notes = (
+        f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
+        f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
+        f"The file and the simulation agree on {same:.2%} of the images."
+        if metric.higher_is_better
+        else f"The file is off the simulation by {same:.4g} on average.",
+    )
+    return replace(
+        record,
+        before={**record.before, "quality": before.quality.value, "file": before.size},
+        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: same},
+        notes=(*record.notes, *_widened(record, exporter.runtime), *notes),
+    )
+
+
+def with_times(record: Record, original: Network, network: Network, exporter: Exporter) -> Record:
+    """The record with the time of both files, measured in turns."""
+    times = exporter.latencies({"before": original, "after": network})
+    before, after = times["before"].value, times["after"].value
+    note = f"Time of one batch on {exporter.runtime.name}: {format_time(before)} to {format_time(after)}."
+    return replace(
+        record,
+        before={**record.before, "latency": before},
+        after={**record.after, "latency": after},
+        notes=(*record.notes, note),
+    )
+
+
+def cautions(record: Record, subject: Subject, *, guarded: bool) -> tuple[str, ...]:
+    """What a user would not want, and what to do about it.
+
+    Args:
+        record: With quality and time of both files.
+        subject: The network that it is about.
+        guarded: Whether a limit on the loss of quality was given, and kept.
+    """
+    told = []
+    was, quality = record.before["quality"], record.after["quality"]
+    lost = get_task(subject.network.task).drop(was, quality)
+    if not guarded and 0 < _COLLAPSE * abs(was) < lost:
+        told.append(
+            "Warning: more than a tenth of the quality is lost. Give --max-drop, which gives precision back to the "
+            "layers to blame; more bits; or --qat."
+        )
+    if record.after["latency"] > record.before["latency"] * (1 + _SLOWER):
+        told.append(
+            "Warning: the file is slower than that of the original. With --plan auto, what is faster in float stays so."
+        )
+    return tuple(told)
+
+
+def _widened(record: Record, runtime: Runtime) -> tuple[str, ...]:
+    """What the runtime's file has no type for, and stores in a wider one."""
+    told = []
+    for name in sorted({str(layer["precision"]).split(" x ")[0] for layer in record.layers.values()}):
+        bits = bits_of(name) if name.startswith("int") else 8
+        stored = min((kind for kind in runtime.stored_bits if kind >= bits), default=bits)
+        if stored != bits:
+            told.append(f"{name} weights are stored in {stored} bits: {runtime.name} has no narrower type for them.")
+    return tuple(told)

@@ -21,7 +21,7 @@ _TINY = 1e-9
 def main() -> None:
     """Print the tables in Markdown."""
     rows = read(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "runs.jsonl")
-    for budget in ("100", "200", "500"):
+    for budget in ("50", "100", "200", "500"):
         for group, label in (("plain", "unrotated"), ("rotated", "rotated"), ("digits", "real tables")):
             chosen = [r for r in rows if group in r["task"] and budget in r["best"]]
             if any(r["method"] == OURS for r in chosen):

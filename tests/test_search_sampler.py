@@ -174,6 +174,21 @@ def test_running_trials_are_not_suggested_again(study):
     assert gaps.min() > 1e-5
 
 
+def test_many_workers_that_begin_at_once_never_get_the_same_point(study):
+    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    points = {tuple(study.ask(space).params.values()) for _ in range(20)}
+    assert len(points) == 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_that_begin_at_once_share_out_a_small_space(seed):
+    study = optuna.create_study(sampler=TensorTrainSampler(seed))
+    space = {"a": IntDistribution(0, 2), "c": CategoricalDistribution(["p", "q", "r"])}
+    points = {tuple(study.ask(space).params.values()) for _ in range(9)}
+    assert len(points) == 9
+    study.ask(space)  # nothing is left, and still there is an answer
+
+
 def test_threads_share_a_sampler(study):
     study.optimize(lambda t: bowl({n: t._suggest(n, d) for n, d in SPACE.items()}), n_trials=24, n_jobs=3)
     assert len(study.trials) == 24

@@ -1,6 +1,6 @@
 """Parameters of a trial as points of the unit cube, and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,7 +187,7 @@ def latin_hypercube(rows: int, d: int, rng: np.random.Generator, tries: int = 20
     return best
 
 
-def spread_levels(count: int, domain: Domain, rng: np.random.Generator) -> Sequence[Array]:
+def spread_levels(count: int, domain: Domain, rng: np.random.Generator) -> list[Array]:
     """A Latin hypercube of `count` points of `domain`, each (d,), with every parameter active."""
     cube = latin_hypercube(count, len(domain.coordinates), rng)
     for j, c in enumerate(domain.coordinates):

@@ -12,12 +12,13 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from afina.search.tensor_train.encode import Coordinate, Domain, patterns, spread_levels
+from afina.search.tensor_train.encode import Coordinate, Domain, patterns
 from afina.search.tensor_train.history import WAY, History, bilog, known_space, read, scalarise, thin
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.model import Model, fit_near, fit_smooth
 from afina.search.tensor_train.problem import Problem
 from afina.search.tensor_train.propose import Proposal, draw, propose
+from afina.search.tensor_train.startup import first_point, new_point
 from afina.search.tensor_train.surrogate import Surrogate
 from afina.search.tensor_train.ways import COUNTS, Progress, choose_way
 
@@ -44,7 +45,8 @@ class TensorTrainSampler(BaseSampler):
 
     Args:
         seed: The same seed gives the same suggestions to the same trials; None for a different one each time.
-        startup: Trials before the surrogate is used, spread as a Latin hypercube; None for 2 d + 2 of d parameters.
+        startup: Trials that must have ended before the surrogate is used, spread as a Latin hypercube; None for 2 d + 2
+            of d parameters.
     """
 
     def __init__(self, seed: int | None = None, startup: int | None = None) -> None:
@@ -108,7 +110,8 @@ class TensorTrainSampler(BaseSampler):
         history = read(domain, trials, study.directions, self._pending)
         rng = self._rng(trial.number)
         if len(history.points) < startup:
-            return domain.decode(spread_levels(startup, domain, self._rng(0))[trial.number % startup])
+            tried = np.concatenate([history.points, history.running])
+            return domain.decode(first_point(domain, trial.number, startup, tried, self._rng))
         values, tried = scalarise(history.values, rng), history.points
         progress = Progress.of(history, values)
         way = choose_way(progress, rng)
@@ -119,7 +122,7 @@ class TensorTrainSampler(BaseSampler):
         problem, box = self._problem(domain, history, values, way, stuck)
         found = self._proposals(problem, history, values, rng, box, tried)
         if not found:
-            return domain.decode(spread_levels(startup, domain, rng)[0])
+            return domain.decode(new_point(domain, np.concatenate([tried, history.running]), rng))
         blind = any(t.state == TrialState.RUNNING and not t.params and t.number not in self._pending for t in trials)
         return domain.decode(found[int(rng.integers(min(4, len(found)))) if blind else 0].point)
 

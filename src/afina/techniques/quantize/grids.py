@@ -138,12 +138,31 @@ class Granularity:
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """Codes of `x` (float, not yet in the grid's storage type); `scale` and `zero` broadcast against it."""
+    """Codes of `x`: `clip(round(x / scale) + zero, low, high)`, rounded to nearest, ties to even.
+
+    Args:
+        x: Float, of any shape.
+        scale: Positive, in units of `x` for one step; broadcasts against `x`.
+        zero: The code that stands for 0, a whole number; broadcasts against `x`.
+        grid: Its lowest and highest code.
+
+    Returns:
+        Whole numbers in the type and shape of `x`, not yet in the grid's storage type.
+    """
     return (torch.round(x / scale) + zero).clamp(grid.low, grid.high)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """What codes stand for."""
+    """What codes stand for: `(codes - zero) * scale`, in the units of `scale`.
+
+    Of codes from `quantize`, at most `scale / 2` from `x` where `x` is inside `(low - zero) scale .. (high - zero)
+    scale`; outside, the nearer end. 0 is given back as 0.
+
+    Args:
+        codes: Whole numbers, of any shape.
+        scale: As they were made with; broadcasts against the codes.
+        zero: As they were made with; broadcasts against the codes.
+    """
     return (codes - zero) * scale
 
 

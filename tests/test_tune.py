@@ -2,9 +2,14 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import yaml
 from test_training import Said
@@ -236,6 +241,36 @@ def test_a_worker_that_is_killed_is_replaced_and_no_finished_trial_is_lost(tmp_p
     assert result.trials["finished"] >= 12
     assert result.trials["failed"] == 0
     assert any("A worker died (exit code -9)" in line for line in said.lines)
+
+
+# Two workers, each of which prints its process and then takes its time.
+SLOW = """
+import os, sys, time
+from afina.jobs.workers import work_together
+from afina.progress import Progress
+
+def work(given, number):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        work_together(2, work, {}, lambda: None, Progress())
+    except KeyboardInterrupt:
+        sys.exit("Stopped.")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_workers_end_quietly_with_the_search_however_it_ends(how, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, "text": True}
+    with subprocess.Popen([sys.executable, tmp_path / "slow.py"], **pipes) as search:
+        workers = [psutil.Process(int(search.stdout.readline())) for _ in range(2)]
+        # A terminal sends Ctrl-C to workers as well.
+        os.killpg(search.pid, how) if how == signal.SIGINT else search.send_signal(how)
+        assert psutil.wait_procs(workers, timeout=20)[1] == []
+        assert search.communicate()[1].split() == (["Stopped."] if how == signal.SIGINT else [])
 
 
 def test_workers_that_fail_and_fail_end_the_search_with_the_last_traceback(tmp_path):

@@ -4,8 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -18,6 +22,8 @@ from afina.store.sending import packed
 _LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Exit code of a worker that ends the search: the study says why.
 HOPELESS = 7
+# That of one that was interrupted, as shells have it.
+_INTERRUPTED = 130
 _MOST_DEATHS = 3
 _LOOK = 0.2
 
@@ -27,7 +33,8 @@ def work_together(
 ) -> None:
     """Run `work(given, number)` in `count` processes until all have ended; each gets its share of the cores.
 
-    A process that dies is replaced, three times in all. When this one is interrupted the others are stopped.
+    A process that dies is replaced, three times in all. When this one is interrupted the others are stopped; when it
+    is killed they end by themselves.
 
     Args:
         count: Processes.
@@ -71,13 +78,40 @@ def work_together(
 
 def _start(context: Any, work: Callable[..., None], sent: bytes, number: int) -> SpawnProcess:
     process: SpawnProcess = context.Process(target=_run, args=(work, sent, number), daemon=True)
-    process.start()
+    with _uninterrupted():
+        process.start()
     return process
 
 
 def _run(work: Callable[..., None], sent: bytes, number: int) -> None:
     """One of the processes."""
-    work(pickle.loads(sent), number)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        work(pickle.loads(sent), number)
+    except KeyboardInterrupt:
+        # The process that began the search says that it was stopped.
+        sys.exit(_INTERRUPTED)
+
+
+def _end_with_parent() -> None:
+    """End this process at once, whatever it does, when the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are started here do not see Ctrl-C before they can answer it; for this one it waits."""
+    # It lets signals through when it is started, so that it must run already.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,15 @@ def test_a_grid_ends_by_itself_and_goes_on_where_it_was(tmp_path):
     assert run_study(study, objective, SPACE).trials == 0
 
 
+def test_a_finer_grid_tries_all_that_the_coarse_one_did_not(tmp_path):
+    space = make_space({"x": {"type": "float", "low": 0, "high": 1}, "kind": [1, 1.0, True]})
+    for points, count in ((3, 9), (5, 15)):
+        study = open_study(tmp_path, space, make_sampler("grid", space, grid_points=points))
+        run_study(study, lambda p, t: p["x"], space)
+        assert len(study.trials) == count
+    assert {t.params["x"] for t in study.trials} == {0, 0.25, 0.5, 0.75, 1}
+
+
 def test_a_study_is_taken_up_again(tmp_path):
     run_study(study_in(tmp_path), objective, SPACE, trials=4)
     study = study_in(tmp_path)
@@ -87,7 +96,7 @@ def test_failures_are_kept_with_their_reason_and_the_study_goes_on(tmp_path):
     def troubled(params, trial):
         if trial.number % 5 == 1:
             raise RuntimeError("out of memory")
-        return [0.5, None, float("nan"), "much"][trial.number % 4] if trial.number % 2 else params["x"]
+        return [0.5, None, float("nan"), "3.5"][trial.number % 4] if trial.number % 2 else params["x"]
 
     study = study_in(tmp_path)
     done = run_study(study, troubled, SPACE, trials=12)
@@ -98,6 +107,7 @@ def test_failures_are_kept_with_their_reason_and_the_study_goes_on(tmp_path):
     first = study.trials[1].user_attrs[ERROR]
     assert first["message"] == "RuntimeError: out of memory"
     assert "troubled" in first["traceback"]
+    assert study.trials[3].user_attrs[ERROR]["message"] == "The objective gave '3.5', not a number."
 
 
 def test_failures_in_a_row_stop_it_with_the_last_traceback(tmp_path):

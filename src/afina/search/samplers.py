@@ -1,8 +1,9 @@
 """The samplers by name, and the grid, which knows conditions."""
 
+import json
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -27,16 +28,18 @@ class GridIsDone(InputError):
 class GridSampler(BaseSampler):
     """Every combination of a space once, in order; parameters that are not active are not varied.
 
+    What trials of the study have tried is known by its values, so that a study may go on with a finer grid.
+
     Args:
         combinations: Values of the parameters that are varied (`Space.combinations`).
     """
 
     def __init__(self, combinations: Sequence[dict[str, Any]]) -> None:
-        self._combinations = combinations
+        self._combinations = {_key(combination): combination for combination in combinations}
 
     def left(self, study: Study) -> int:
         """Combinations that no trial of `study` has taken up."""
-        return len(self._combinations) - len(self._taken(study))
+        return len(self._combinations.keys() - self._taken(study))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Take up the next combination, or that of the trial which this one repeats."""
@@ -57,10 +60,10 @@ class GridSampler(BaseSampler):
         study._storage.set_trial_system_attr(trial._trial_id, _PLACE, None)
         trial.system_attrs.pop(_PLACE, None)
 
-    def _free(self, study: Study, trial: FrozenTrial) -> list[int]:
+    def _free(self, study: Study, trial: FrozenTrial) -> list[str]:
         """Combinations that no other trial has taken up."""
         taken = self._taken(study, besides=trial.number)
-        return [i for i in range(len(self._combinations)) if i not in taken]
+        return [key for key in self._combinations if key not in taken]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: each parameter is looked up by itself."""
@@ -82,9 +85,16 @@ class GridSampler(BaseSampler):
         return self._combinations[place][param_name]
 
     @staticmethod
-    def _taken(study: Study, besides: int | None = None) -> set[int]:
+    def _taken(study: Study, besides: int | None = None) -> set[str]:
+        """What trials were given, and have, which a running one may not yet."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != besides and t.state != TrialState.WAITING]
-        return {t.system_attrs[_PLACE] for t in trials if t.system_attrs.get(_PLACE) is not None}
+        given = {t.system_attrs[_PLACE] for t in trials if t.system_attrs.get(_PLACE) is not None}
+        return given | {_key(t.params) for t in trials}
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    """A combination as text: 1, 1.0 and true differ."""
+    return json.dumps(values, sort_keys=True)
 
 
 def _optuna(make: Callable[..., BaseSampler], **options: Any) -> Callable[[Space, int | None, int], BaseSampler]:

@@ -231,12 +231,13 @@ def _problem(values: Any, wanted: int) -> str:
     """Why what an objective gave is not a result; empty where it is."""
     if values is None:
         return "The objective gave None, not a number."
-    found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    found = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]
     if len(found) != wanted:
         return f"The objective gave {len(found)} values, and the study has {wanted} objectives."
     for value in found:
         try:
-            number = float(value)
+            # Text that float() would read is a mistake of the objective all the same.
+            number = float("" if isinstance(value, str | bytes) else value)
         except (TypeError, ValueError):
             return f"The objective gave {value!r}, not a number."
         if number != number:

@@ -66,6 +66,16 @@ def test_a_grid_of_millions_is_refused_with_its_number():
         space.combinations(points=6)
 
 
+def test_a_grid_of_huge_ranges_is_made_or_refused_at_once():
+    whole = make_space({"n": {"type": "int", "low": 1, "high": 2 * 10**9}})
+    assert whole.combinations(points=3) == [{"n": 1}, {"n": 10**9}, {"n": 2 * 10**9}]
+    assert make_space({"n": {"type": "int", "low": 1, "high": 10**8, "log": True}}).size(points=5) == 5
+    fine = {"type": "float", "low": 0, "high": 100, "step": 1e-9}
+    for data in ({"x": fine}, {"kind": ["a", "b"], "x": {**fine, "when": {"kind": "b"}}}):
+        with pytest.raises(InputError, match=r"00,000,00\d combinations"):
+            make_space(data).combinations(points=3)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -53,10 +53,16 @@ class Float:
         """Its value in a trial of Optuna."""
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
+    def count(self, points: int) -> int:
+        """How many values `grid` gives."""
+        if self.step is not None:
+            return int((self.high - self.low) / self.step + 1e-9) + 1
+        return 1 if self.low == self.high else points
+
     def grid(self, points: int) -> list[float]:
         """`points` values, evenly spread on the parameter's scale; every one where it has a step."""
         if self.step is not None:
-            return [self.low + i * self.step for i in range(int((self.high - self.low) / self.step + 1e-9) + 1)]
+            return [self.low + i * self.step for i in range(self.count(points))]
         if points == 1 or self.low == self.high:
             return [self.low]
         ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -80,13 +86,16 @@ class Int:
         """Its value in a trial of Optuna."""
         return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
+    def count(self, points: int) -> int:
+        """How many values `grid` gives; on a logarithmic scale at most so many."""
+        return min(points, (self.high - self.low) // self.step + 1)
+
     def grid(self, points: int) -> list[int]:
         """Every value where there are at most `points`; else so many, evenly spread on the parameter's scale."""
-        every = list(range(self.low, self.high + 1, self.step))
-        if len(every) <= points:
-            return every
+        if self.count(points + 1) <= points:
+            return list(range(self.low, self.high + 1, self.step))
         spread = Float(self.low, self.high, self.log).grid(points)
-        return sorted({min(every, key=lambda v: abs(v - x)) for x in spread})
+        return sorted({self.low + math.ceil((x - self.low) / self.step - 0.5) * self.step for x in spread})
 
 
 @with_config(_CLOSED)
@@ -102,6 +111,10 @@ class Categorical:
         """Its value in a trial of Optuna."""
         return trial.suggest_categorical(name, self.choices)
 
+    def count(self, points: int) -> int:
+        """How many choices there are."""
+        return len(self.choices)
+
     def grid(self, points: int) -> list[Plain]:
         """Every choice."""
         return list(self.choices)
@@ -115,6 +128,10 @@ class Fixed:
     value: Plain
     when: When | None = None
     type: Literal["fixed"] = "fixed"
+
+    def count(self, points: int) -> int:
+        """One."""
+        return 1
 
     def grid(self, points: int) -> list[Plain]:
         """The value."""
@@ -148,7 +165,7 @@ class Space:
 
     def size(self, points: int) -> int:
         """Combinations of a grid with `points` values of each continuous parameter, conditions not counted."""
-        return math.prod(len(p.grid(points)) for p in self.parameters.values())
+        return math.prod(p.count(points) for p in self.parameters.values())
 
     def combinations(self, points: int) -> list[dict[str, Any]]:
         """Every combination once, of the parameters that are varied; where one is not active it is not varied.
@@ -158,7 +175,10 @@ class Space:
         """
         found: list[dict[str, Any]] = []
         most = self.size(points)
-        if most > MOST_COMBINATIONS and all(p.when is None for p in self.parameters.values()):
+        conditional = any(p.when is not None for p in self.parameters.values())
+        # With conditions there may be fewer combinations, but as many as one parameter has values.
+        least = max(p.count(points) for p in self.parameters.values()) if conditional else most
+        if least > MOST_COMBINATIONS:
             raise self._too_many(most)
         for values in self._walk(list(self.parameters), {}, points):
             found.append({k: v for k, v in values.items() if not isinstance(self.parameters[k], Fixed)})

@@ -1,6 +1,7 @@
 """The command line: exit codes, one clear message for each mistake, no traceback, results for machines."""
 
 import csv
+import importlib
 import io
 import json
 import subprocess
@@ -270,3 +271,22 @@ def test_debug_shows_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, err = call("optimize", "builtin:convnet", "--data", "digits", "--size", "x", "--debug")
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "told"),
+    [
+        ("quantize.quantize", ("quantize", "builtin:convnet", "--data", "digits"), "Stopped. Nothing was written."),
+        ("optimize.optimize", ("optimize", "builtin:convnet", "--data", "digits"), "the same command resumes"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_kept(job, arguments, told, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    module, name = job.split(".")
+    monkeypatch.setattr(importlib.import_module(f"afina.jobs.{module}"), name, interrupted)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert told in err

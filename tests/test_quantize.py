@@ -480,6 +480,12 @@ def test_activations_that_never_vary_do_no_harm_and_are_named(calibration):
     assert any("never varied" in note for note in record.notes)
 
 
+def test_what_is_quantized_already_is_told_so(digits_network):
+    quantized, _ = apply(digits_network, QuantizeConfig(**QUICK), _context())
+    with pytest.raises(NothingToDo, match=r"(?s)quantized already.*Start from the float network"):
+        apply(quantized, QuantizeConfig(**QUICK), _context())
+
+
 @pytest.mark.parametrize("image", [torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.3), digits(3, 4)[0]])
 def test_images_that_are_all_the_same_are_refused(digits_network, image):
     with pytest.raises(InputError, match="40 calibration images are all the same"):

@@ -294,7 +294,7 @@ def run(
         )  # fmt: skip
         show(result, describe(result), as_json)
 
-    guarded(finish, debug)
+    guarded(finish, debug, resumes=True)
 
 
 @app.command()

@@ -39,11 +39,11 @@ def run_and_show(job: Any, as_json: bool, debug: bool) -> None:
         if result.verdict != "fits":
             raise typer.Exit(MISSES)
 
-    guarded(run, debug)
+    guarded(run, debug, resumes=True)
 
 
-def guarded(run: Any, debug: bool) -> None:
-    """Turn errors into one clear message and an exit code."""
+def guarded(run: Any, debug: bool, *, resumes: bool = False) -> None:
+    """Turn errors into one clear message and an exit code; `resumes`: what was finished is there for the next time."""
     try:
         run()
     except typer.Exit:
@@ -51,7 +51,8 @@ def guarded(run: Any, debug: bool) -> None:
     except AfinaError as error:
         _fail(error, error.exit_code, debug)
     except KeyboardInterrupt:
-        typer.echo("Stopped. What is finished is kept: the same command resumes.", err=True)
+        kept = "What is finished is kept: the same command resumes." if resumes else "Nothing was written."
+        typer.echo(f"Stopped. {kept}", err=True)
         raise typer.Exit(1) from None
     except Exception as error:
         text = f"Something unexpected happened: {type(error).__name__}: {error}\nRun again with --debug to see where."

@@ -100,4 +100,4 @@ def tune(
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)
 
-    guarded(run, debug)
+    guarded(run, debug, resumes=True)

@@ -41,7 +41,13 @@ class Source:
 
     @classmethod
     def of(cls, network: Network) -> "Source":
-        """Of a network, which is left as it is."""
+        """Of a network, which is left as it is.
+
+        Raises:
+            NothingToDo: it is quantized already.
+        """
+        if any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes):
+            raise NothingToDo("The network is quantized already.", fix="Start from the float network.")
         twin = network.copy().eval()
         _separate_weights(twin)
         # Captured anew, so that every node carries the shape and type that are looked at below.

@@ -153,7 +153,7 @@ def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, m
     assert (config.norms, config.centred) == ("bf16", True)
     assert "norms in bf16, symmetric before linear layers" in note
     write_plan(tmp_path / "plan.json", source, config)
-    again = read_plan(tmp_path / "plan.json", source, QuantizeConfig())
+    again = read_plan(tmp_path / "plan.json").configure(QuantizeConfig())
     assert (again.norms, again.centred) == ("bf16", True)
 
 
@@ -198,6 +198,27 @@ def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network,
     path.write_text("{}")
     with pytest.raises(InputError, match="is not a plan"):
         afina.quantize(digits_network, "digits", plan=path, **QUICK)
+
+
+STEM = {"stem": {"weights": "int8", "activations": "int8"}}
+BAD_PLANS = {
+    "a number": (None, "its format is 3"),
+    "no network": ({"network": None}, "does not name its network"),
+    "layers in a list": ({"layers": []}, "its layers are not names"),
+    "a layer that is a number": ({"layers": {"stem": 3}}, "the precision of layer 'stem' is 3"),
+    "bits that there are not": ({"layers": {"stem": {"weights": "int1", "activations": "int8"}}}, "int1"),
+    "sums that there are not": ({"sums": "x"}, "sums is 'x'"),
+    "text instead of yes or no": ({"centred": "no"}, "centred is 'no'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PLANS)
+def test_a_malformed_plan_is_refused_before_any_work_and_says_what_is_wrong_in_it(case, tmp_path):
+    changed, expected = BAD_PLANS[case]
+    path, plan = tmp_path / "plan.json", {"format": "afina/plan/1", "network": "0123", "layers": STEM}
+    path.write_text(json.dumps(3 if changed is None else {**plan, **changed}))
+    with pytest.raises(InputError, match=rf"(?s)plan.json is not a plan.*{expected}"):
+        afina.quantize("no such model", "digits", plan=path)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("10MB", {"bf16"}), ("8KB", {"int8", "int6", "int4", "int3"})])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,37 @@ from afina.techniques.quantize import Precision, QuantizeConfig, Source
 
 _FORMAT = "afina/plan/1"
 # What a plan says beside the precision of each layer.
-_PLACEMENT = ("sums", "fused", "centred", "norms")
+_SETTINGS = ("sums", "fused", "centred", "norms")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file of a plan says.
+
+    Attributes:
+        path: The file.
+        network: Fingerprint of the network that it was made for.
+        layers: Precision of each layer.
+        settings: What else it says of the configuration, by its name there.
+    """
+
+    path: Path
+    network: str
+    layers: dict[str, Precision]
+    settings: dict[str, Any]
+
+    def configure(self, config: QuantizeConfig) -> QuantizeConfig:
+        """The configuration with what the plan says, but for layers that it names itself."""
+        return replace(config, layers=tuple({**self.layers, **dict(config.layers)}.items()), **self.settings)
+
+    def check_network(self, source: Source) -> None:
+        """Raise `InputError` where the plan is of another network."""
+        if self.network != fingerprint(source):
+            raise InputError(
+                f"The plan {self.path} is of another network.",
+                why="Its layers or the shapes of its weights differ from this one's.",
+                fix="Make a plan for this network with --plan auto --save-plan FILE.",
+            )
 
 
 def fingerprint(source: Source) -> str:
@@ -32,33 +62,43 @@ def check_target(path: Path) -> None:
 def write_plan(path: Path, source: Source, config: QuantizeConfig) -> None:
     """Write the precision of every layer. Raises `StorageError` where it cannot be written."""
     layers = {name: vars(config.precision(name)) for name in source.layers}
-    placement = {name: getattr(config, name) for name in _PLACEMENT}
-    plan = {"format": _FORMAT, "network": fingerprint(source), **placement, "layers": layers}
+    settings = {name: getattr(config, name) for name in _SETTINGS}
+    plan = {"format": _FORMAT, "network": fingerprint(source), **settings, "layers": layers}
     write(path, (json.dumps(plan, indent=2) + "\n").encode())
 
 
-def read_plan(path: Path, source: Source, config: QuantizeConfig) -> QuantizeConfig:
-    """The configuration with the precisions of the file, but for layers that it names itself.
+def read_plan(path: Path) -> Plan:
+    """The plan in a file.
 
     Raises:
-        InputError: there is no such file, it is not a plan, or it is of another network.
+        InputError: there is no such file, or it is not a plan.
     """
     try:
-        plan: dict[str, Any] = json.loads(path.read_text())
-        if plan["format"] != _FORMAT:
-            raise ValueError(f"its format is {plan['format']!r}")
-        layers = tuple((name, Precision(**precision)) for name, precision in plan["layers"].items())
-        placement = {name: plan[name] for name in _PLACEMENT if name in plan}
+        return _parsed(path, json.loads(path.read_text()))
     except OSError as error:
         raise InputError(f"The plan {path} cannot be read.", why=str(error), fix="Check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, InputError) as error:
         raise InputError(
             f"{path} is not a plan.", why=f"It says: {error}", fix="Write one with --plan auto --save-plan FILE."
         ) from error
-    if plan["network"] != fingerprint(source):
-        raise InputError(
-            f"The plan {path} is of another network.",
-            why="Its layers or the shapes of its weights differ from this one's.",
-            fix="Make a plan for this network with --plan auto --save-plan FILE.",
-        )
-    return replace(config, layers=tuple({**dict(layers), **dict(config.layers)}.items()), **placement)
+
+
+def _parsed(path: Path, given: Any) -> Plan:
+    """Raises `ValueError`, `TypeError` or `InputError` where what is given is not a plan."""
+    if not isinstance(given, dict) or given.get("format") != _FORMAT:
+        raise ValueError(f"its format is {given.get('format') if isinstance(given, dict) else given!r}")
+    network, layers = given.get("network"), given.get("layers")
+    if not isinstance(network, str):
+        raise ValueError("it does not name its network")
+    if not isinstance(layers, dict):
+        raise ValueError("its layers are not names with a precision each")
+    for name, precision in layers.items():
+        if not isinstance(precision, dict) or set(precision) != {"weights", "activations"}:
+            raise ValueError(f"the precision of layer {name!r} is {precision!r}, not weights and activations")
+    settings = {name: given[name] for name in _SETTINGS if name in given}
+    for name, value in settings.items():
+        if type(value) is not type(getattr(QuantizeConfig, name)):
+            raise ValueError(f"{name} is {value!r}")
+    precisions = {name: Precision(**precision) for name, precision in layers.items()}
+    QuantizeConfig(**settings)
+    return Plan(path, network, precisions, settings)

@@ -11,7 +11,7 @@ from afina.graph.network import Network
 from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
-from afina.jobs.planfile import check_target, read_plan, write_plan
+from afina.jobs.planfile import Plan, check_target, read_plan, write_plan
 from afina.jobs.precision import Guard, fit_size, plan_precisions
 from afina.jobs.quantized import cautions, check_kept, with_answers, with_times
 from afina.jobs.target import ModelSource
@@ -42,7 +42,7 @@ class _Asked:
     qat: FitConfig | None
     learn_scales: bool
     limits: Budget
-    plan: str | Path | None
+    plan: Literal["auto", "bits"] | Plan | None
     save_plan: str | Path | None
 
 
@@ -139,13 +139,14 @@ def quantize(
     _check(plan, size, latency, max_drop, data)
     check_training(qat, learning_rate, optimizer, data, "--qat")
     _check_learned(learn_scales, qat, config)
+    planned = _planned(plan)
     if save_plan is not None:
         check_target(Path(save_plan))
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)
     training = _training(subject, qat, learning_rate, optimizer) if qat else None
-    asked = _Asked(config, exporter, training, learn_scales, limits, plan, save_plan)
+    asked = _Asked(config, exporter, training, learn_scales, limits, planned, save_plan)
     return _run(subject, asked, start)
 
 
@@ -153,6 +154,8 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     assert subject.data is not None
     context, source = subject.context(subject.network), Source.of(subject.network)
     _check_names(source, asked.config)
+    if isinstance(asked.plan, Plan):
+        asked.plan.check_network(source)
     notes: tuple[str, ...] = ()
     original = asked.exporter.judge(subject.network, subject.data, subject.progress)
     config = asked.config
@@ -163,7 +166,7 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
         assert asked.limits.size is not None
         config = fit_size(source, config, asked.limits.size, asked.exporter, context)
     elif asked.plan is not None:
-        config = read_plan(Path(asked.plan), source, config)
+        config = asked.plan.configure(config)
     source, told = equalize(source, config, context)
     config, kept = keep_wide(source, config, context)
     notes += (*told, *kept_note(kept))
@@ -249,6 +252,13 @@ def _check(plan: Any, size: Any, latency: Any, max_drop: Any, data: Any) -> None
         )
     if data is None:
         raise InputError("Quantization needs images to calibrate on and to be judged by.", fix="Give --data.")
+
+
+def _planned(plan: str | Path | None) -> Literal["auto", "bits"] | Plan | None:
+    """The plan that was asked for, read where it is a file."""
+    if plan is None or plan == "auto" or plan == "bits":
+        return plan  # type: ignore[return-value]
+    return read_plan(Path(plan))
 
 
 def _check_learned(learn_scales: bool, qat: int, config: QuantizeConfig) -> None:

@@ -221,6 +221,25 @@ def test_a_malformed_plan_is_refused_before_any_work_and_says_what_is_wrong_in_i
         afina.quantize("no such model", "digits", plan=path)
 
 
+def test_a_plan_with_activations_that_the_runtime_cannot_run_is_refused_before_any_work(tmp_path):
+    pytest.importorskip("openvino")
+    layers = {"stem": {"weights": "int8", "activations": "int16"}}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": "afina/plan/1", "network": "0123", "layers": layers}))
+    with pytest.raises(InputError, match="openvino cannot run activations in int16"):
+        afina.quantize("no such model", "digits", plan=path, runtime="openvino")
+
+
+def test_a_network_with_activations_that_the_runtime_cannot_run_is_not_exported_for_it(
+    digits_network, no_files, tmp_path
+):
+    pytest.importorskip("openvino")
+    network, _ = afina.quantize(digits_network, "digits", activations="int16", **QUICK)
+    with pytest.raises(InputError, match="openvino cannot run activations in int16"):
+        afina.export(network, to="openvino", out=tmp_path / "net.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("limit", "expected"), [("10MB", {"bf16"}), ("8KB", {"int8", "int6", "int4", "int3"})])
 def test_weights_in_16_bits_floats_stay_so_as_far_as_the_size_allows(digits_network, no_files, limit, expected):
     given = {"weights": "bf16", "activations": "none", "runtime": "openvino", **QUICK}

@@ -8,7 +8,7 @@ from afina.errors import InputError, did_you_mean
 from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource, load_plain, name_of
 from afina.progress import Progress
-from afina.runtimes import Runtime, check_parity, get_runtime
+from afina.runtimes import Runtime, activation_bits, check_parity, get_runtime
 from afina.techniques import quantize
 from afina.techniques.context import Context
 from afina.types import Measurement
@@ -55,7 +55,7 @@ def export(
         progress: What the user sees.
 
     Raises:
-        InputError: unknown format, wrong suffix, or a model that cannot be used.
+        InputError: unknown format, wrong suffix, a model that cannot be used, or activations that `to` cannot run.
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
@@ -70,6 +70,8 @@ def export(
         kept = record.skipped
         for layer, reason in kept.items():
             progress.say(f"{layer} stays in 32 bits: {reason}.")
+    for bits in activation_bits(network):
+        runtime.check_integers(f"int{bits}")
     runtime.export(network, path)
     try:
         parity = check_parity(network, path, None, threads=available_cores())

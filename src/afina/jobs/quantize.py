@@ -135,11 +135,14 @@ def quantize(
         weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums,
         layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
-    chosen.check_integers(activations)
     _check(plan, size, latency, max_drop, data)
     check_training(qat, learning_rate, optimizer, data, "--qat")
-    _check_learned(learn_scales, qat, config)
     planned = _planned(plan)
+    if isinstance(planned, Plan):
+        config = planned.configure(config)
+    for precision in (config.default, *dict(config.layers).values()):
+        chosen.check_integers(precision.activations)
+    _check_learned(learn_scales, qat, config)
     if save_plan is not None:
         check_target(Path(save_plan))
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress, teacher)
@@ -153,9 +156,9 @@ def quantize(
 def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record]:
     assert subject.data is not None
     context, source = subject.context(subject.network), Source.of(subject.network)
-    _check_names(source, asked.config)
     if isinstance(asked.plan, Plan):
         asked.plan.check_network(source)
+    _check_names(source, asked.config)
     notes: tuple[str, ...] = ()
     original = asked.exporter.judge(subject.network, subject.data, subject.progress)
     config = asked.config
@@ -165,8 +168,6 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     elif asked.plan == "bits":
         assert asked.limits.size is not None
         config = fit_size(source, config, asked.limits.size, asked.exporter, context)
-    elif asked.plan is not None:
-        config = asked.plan.configure(config)
     source, told = equalize(source, config, context)
     config, kept = keep_wide(source, config, context)
     notes += (*told, *kept_note(kept))
@@ -275,4 +276,4 @@ def _check_learned(learn_scales: bool, qat: int, config: QuantizeConfig) -> None
 def _check_names(source: Source, config: QuantizeConfig) -> None:
     for name, _ in config.layers:
         if name not in source.layers:
-            raise InputError(f"There is no layer {name!r} to skip.", fix=did_you_mean(name, source.layers))
+            raise InputError(f"There is no layer {name!r}.", fix=did_you_mean(name, source.layers))

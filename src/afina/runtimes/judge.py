@@ -178,6 +178,12 @@ def is_quantized(network: "Network") -> bool:
     return any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes)
 
 
+def activation_bits(network: "Network") -> set[int]:
+    """The numbers of bits that activations of the network are rounded to; none where it computes in float."""
+    nodes = (node for node in network.graph.nodes if str(node.target) == _ROUNDED)
+    return {math.ceil(math.log2(node.args[4] - node.args[3] + 1)) for node in nodes}
+
+
 def holds_bf16(network: "Network") -> bool:
     """Whether weights of the network are stored in bfloat16: a runtime may then compute in it."""
     import torch
@@ -187,8 +193,7 @@ def holds_bf16(network: "Network") -> bool:
 
 def _noise_allowed(network: "Network") -> float:
     """By the fewest codes that an activation has."""
-    nodes = (n for n in network.graph.nodes if str(n.target) == _ROUNDED)
-    bits = min((math.log2(node.args[4] - node.args[3] + 1) for node in nodes), default=8.0)
+    bits = min(activation_bits(network), default=8)
     return INT8_NOISE * max(1.0, 2 ** ((8 - bits) / 2))
 
 

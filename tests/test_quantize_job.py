@@ -152,7 +152,7 @@ def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, m
     )
     assert (config.norms, config.centred) == ("bf16", True)
     assert "norms in bf16, symmetric before linear layers" in note
-    write_plan(tmp_path / "plan.json", source, config)
+    write_plan(tmp_path / "plan.json", source, config, "openvino")
     again = read_plan(tmp_path / "plan.json").configure(QuantizeConfig())
     assert (again.norms, again.centred) == ("bf16", True)
 
@@ -219,6 +219,39 @@ def test_a_malformed_plan_is_refused_before_any_work_and_says_what_is_wrong_in_i
     path.write_text(json.dumps(3 if changed is None else {**plan, **changed}))
     with pytest.raises(InputError, match=rf"(?s)plan.json is not a plan.*{expected}"):
         afina.quantize("no such model", "digits", plan=path)
+
+
+def test_a_plan_keeps_what_the_codes_depend_on_and_what_is_asked_for_beside_it_goes_first(
+    digits_network, no_files, tmp_path
+):
+    path = tmp_path / "plan.json"
+    given = {"weights": "int4", "granularity": "block:8", "scheme": "affine"}
+    first, _ = afina.quantize(digits_network, "digits", save_plan=path, **given, **QUICK)
+    again, record = afina.quantize(digits_network, "digits", plan=path, **QUICK)
+    kept = again.module.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in first.module.state_dict().items())
+    assert "granularity is block:8, as the plan says." in record.notes
+    _, record = afina.quantize(digits_network, "digits", plan=path, granularity="tensor", **QUICK)
+    assert "granularity is tensor, as was asked for; the plan says block:8." in record.notes
+
+
+def test_a_plan_that_was_made_for_another_runtime_says_so(digits_network, no_files, tmp_path):
+    path = tmp_path / "plan.json"
+    afina.quantize(digits_network, "digits", save_plan=path, **QUICK)
+    path.write_text(path.read_text().replace("onnxruntime", "openvino"))
+    _, record = afina.quantize(digits_network, "digits", plan=path, **QUICK)
+    assert any("The plan was made for openvino" in note for note in record.notes)
+
+
+def test_a_plan_of_before_that_says_less_can_still_be_read(digits_network, no_files, tmp_path):
+    path = tmp_path / "plan.json"
+    afina.quantize(digits_network, "digits", weights="int4", save_plan=path, **QUICK)
+    plan = json.loads(path.read_text())
+    for name in ("runtime", "granularity", "scheme", "full_range", "power_of_two"):
+        del plan[name]
+    path.write_text(json.dumps(plan))
+    network, _ = afina.quantize(digits_network, "digits", plan=path, scheme="affine", **QUICK)
+    assert {row.precision for row in layer_rows(network)} == {"int4"}
 
 
 def test_a_plan_with_activations_that_the_runtime_cannot_run_is_refused_before_any_work(tmp_path):

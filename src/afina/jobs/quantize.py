@@ -159,7 +159,8 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if isinstance(asked.plan, Plan):
         asked.plan.check_network(source)
     _check_names(source, asked.config)
-    notes: tuple[str, ...] = ()
+    runtime = asked.exporter.runtime.name
+    notes = asked.plan.notes(asked.config, runtime) if isinstance(asked.plan, Plan) else ()
     original = asked.exporter.judge(subject.network, subject.data, subject.progress)
     config = asked.config
     if asked.plan == "auto":
@@ -188,7 +189,7 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
         if guard.config != config:
             check_kept(network, found, asked.limits, asked.exporter)
     if asked.save_plan is not None:
-        write_plan(Path(asked.save_plan), source, guard.config if guard else config)
+        write_plan(Path(asked.save_plan), source, guard.config if guard else config, runtime)
     record = with_answers(record, original, found, found.agreement(network, subject.data), subject, asked.exporter)
     record = with_times(record, subject.network, network, asked.exporter)
     record = replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))

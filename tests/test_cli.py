@@ -274,6 +274,32 @@ def test_debug_shows_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "file"),
+    [
+        *(
+            (("quantize", "no_model", "--data", "digits"), "--out", f)
+            for f in ("folder.pt2", "/proc/q.pt2", "no/q.pt2")
+        ),
+        (("prune", "no_model", "--macs", "50%"), "--out", "/proc/q.pt2"),
+        (("export", "no_model", "--to", "onnx"), "--out", "folder.onnx"),
+        (("export", "no_model", "--to", "onnx"), "--out", "/proc/sub/q.onnx"),
+        (("profile", "no_model"), "--csv", "/proc/q.csv"),
+        (("sensitivity", "no_model", "--data", "digits"), "--plot", "folder.pt2"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(command, option, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {tmp_path / name for name in ("folder.pt2", "folder.onnx")}
+    for folder in folders:
+        folder.mkdir()
+    code, _, err = call(*command, option, file)
+    assert code == 2, err
+    assert f"{option} {file}" in err
+    assert "no_model" not in err
+    assert set(tmp_path.rglob("*")) == folders
+
+
+@pytest.mark.parametrize(
     ("job", "arguments", "told"),
     [
         ("quantize.quantize", ("quantize", "builtin:convnet", "--data", "digits"), "Stopped. Nothing was written."),

@@ -444,8 +444,9 @@ def test_wrong_usage_of_the_command_is_one_message_and_exit_code_2(arguments, ex
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan.txt", "nowhere/plan.json"])
+@pytest.mark.parametrize("name", ["plan.txt", "nowhere/plan.json", "folder.json", "/proc/plan.json"])
 def test_a_plan_that_cannot_be_written_is_refused_before_any_work(name, tmp_path):
+    (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match="--save-plan"):
         afina.quantize("no such model", "digits", plan="auto", save_plan=tmp_path / name)
 

@@ -28,7 +28,7 @@ from afina.cli.options import (
     Threads,
     Weights,
 )
-from afina.cli.running import guarded, network_job, progress_of, show
+from afina.cli.running import check_files, guarded, network_job, progress_of, show
 
 
 @app.command()
@@ -321,6 +321,7 @@ def sensitivity(
     from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
 
     def run() -> None:
+        check_files(csv=csv, plot=plot)
         rows = job(
             model, data, criterion=criterion, axis=axis, levels=levels.split(","), images=images, weights=weights,
             input_size=input_size, seed=seed, progress=progress_of(quiet),

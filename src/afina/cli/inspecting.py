@@ -9,7 +9,7 @@ import typer
 
 from afina.cli.base import app
 from afina.cli.options import Batch, DataOption, Debug, InputSize, Json, Model, Quiet, Threads, Weights
-from afina.cli.running import guarded, progress_of, show
+from afina.cli.running import check_files, guarded, progress_of, show
 
 
 @app.command()
@@ -30,6 +30,7 @@ def profile(
     from afina.jobs.profile import profile as job
 
     def run() -> None:
+        check_files(csv=csv)
         result = job(
             model, weights=weights, input_size=input_size, runtimes=runtime, threads=threads, batch=batch,
             progress=progress_of(quiet),
@@ -58,6 +59,7 @@ def benchmark(
     from afina.jobs.benchmark import describe, write_table
 
     def run() -> None:
+        check_files(csv=csv)
         rows = job(files, data, input_size=input_size, threads=threads, batch=batch, progress=progress_of(quiet))
         if csv is not None:
             write_table(rows, csv)

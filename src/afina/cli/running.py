@@ -66,6 +66,15 @@ def _fail(error: Exception, code: int, debug: bool) -> NoReturn:
     raise typer.Exit(code) from None
 
 
+def check_files(**options: Path | None) -> None:
+    """Raise `InputError` for a file, by the option that names it, that could not be written after the work."""
+    from afina.store.files import check_target
+
+    for name, path in options.items():
+        if path is not None:
+            check_target(path, f"--{name}", makes_folder=True)
+
+
 def progress_of(quiet: bool) -> Progress:
     if quiet:
         return Progress()

@@ -14,6 +14,7 @@ from afina.graph.network import Network
 from afina.jobs.target import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
+from afina.store.files import check_target
 from afina.techniques.context import Context
 from afina.training import FitConfig, evaluate, fit, predict
 from afina.training.config import Optimizer
@@ -92,13 +93,10 @@ def target_file(out: Path | None, model: str, what: str) -> Path:
     """Where the network goes: `out`, or `NAME-what.pt2` in the current folder.
 
     Raises:
-        InputError: `out` does not end in .pt2, or its folder does not exist.
+        InputError: it does not end in .pt2, or cannot be written.
     """
     path = out if out is not None else Path(f"{name_of(model)}-{what}.pt2")
-    if path.suffix != ".pt2":
-        raise InputError(f"--out {path} does not end in .pt2.", fix=f"Write --out {path.with_suffix('.pt2')}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}.", fix="Make it first, or give another.")
+    check_target(path, "--out", ".pt2")
     return path
 
 

@@ -9,6 +9,7 @@ from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource, load_plain, name_of
 from afina.progress import Progress
 from afina.runtimes import Runtime, activation_bits, check_parity, get_runtime
+from afina.store.files import check_target
 from afina.techniques import quantize
 from afina.techniques.context import Context
 from afina.types import Measurement
@@ -55,7 +56,8 @@ def export(
         progress: What the user sees.
 
     Raises:
-        InputError: unknown format, wrong suffix, a model that cannot be used, or activations that `to` cannot run.
+        InputError: unknown format, a file that cannot be written, a model that cannot be used, or activations that
+            `to` cannot run.
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
@@ -85,9 +87,5 @@ def export(
 
 def _target(out: str | Path | None, runtime: Runtime, name: str) -> Path:
     path = Path(out) if out is not None else Path(f"{name}{runtime.suffix}")
-    if path.suffix != runtime.suffix:
-        raise InputError(
-            f"--out {path} does not end in {runtime.suffix}.",
-            fix=f"Write {path.with_suffix(runtime.suffix)}.",
-        )
+    check_target(path, "--out", runtime.suffix, makes_folder=True)
     return path

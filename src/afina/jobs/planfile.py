@@ -70,14 +70,6 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(json.dumps([source.layers, shapes], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_target(path: Path) -> None:
-    """Raise `InputError` where no plan can go: before the work that it is the result of."""
-    if path.suffix != ".json":
-        raise InputError(f"--save-plan {path} does not end in .json.", fix=f"Write {path.with_suffix('.json')}.")
-    if not path.parent.is_dir():
-        raise InputError(f"--save-plan {path}: there is no folder {path.parent}.", fix="Make it first.")
-
-
 def write_plan(path: Path, source: Source, config: QuantizeConfig, runtime: str) -> None:
     """Write the precision of every layer and what it was made for. Raises `StorageError` where that cannot be done."""
     layers = {name: vars(config.precision(name)) for name in source.layers}

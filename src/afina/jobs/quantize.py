@@ -11,12 +11,13 @@ from afina.graph.network import Network
 from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Exporter
 from afina.jobs.machine import available_cores
-from afina.jobs.planfile import Plan, check_target, read_plan, write_plan
+from afina.jobs.planfile import Plan, read_plan, write_plan
 from afina.jobs.precision import Guard, fit_size, plan_precisions
 from afina.jobs.quantized import cautions, check_kept, with_answers, with_times
 from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.runtimes import get_runtime
+from afina.store.files import check_target
 from afina.tasks import get_task
 from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
@@ -144,7 +145,7 @@ def quantize(
         chosen.check_integers(precision.activations)
     _check_learned(learn_scales, qat, config)
     if save_plan is not None:
-        check_target(Path(save_plan))
+        check_target(Path(save_plan), "--save-plan", ".json")
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress, teacher)
     exporter = Exporter(chosen, threads or available_cores(), batch)
     limits = Budget() if (size, latency, max_drop) == (None,) * 3 else _limits(subject, size, latency, max_drop)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from afina.errors import AfinaError, StorageError
+from afina.errors import AfinaError, InputError, StorageError
 
 PARTIAL = ".partial-"
 # Below this much free space, an error of a library that was writing a file is put down to the full disk.
@@ -46,6 +46,35 @@ def full_disk(path: Path) -> Iterator[None]:
         if said or shutil.disk_usage(path.parent).free < _FULL_BELOW:
             raise _full(path, error) from error
         raise
+
+
+def check_target(path: Path, option: str, suffix: str = "", *, makes_folder: bool = False) -> None:
+    """Raise `InputError` where no file can go: before the work that it is the result of.
+
+    Args:
+        path: The file that will be written.
+        option: What names it, for messages: `--out`.
+        suffix: What its name must end in.
+        makes_folder: Whether its folder is made where it does not exist.
+    """
+    if suffix and path.suffix != suffix:
+        better = f"Write {option} {path.with_suffix(suffix)}" if path.name else "Give a file."
+        raise InputError(f"{option} {path} does not end in {suffix}.", fix=better)
+    folder = path.parent
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder.", fix="Give a file.")
+        while makes_folder and not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"{option} {path}: there is no folder {folder}.", fix="Make it first, or give another.")
+        # Tried, since permissions alone do not tell: a file system may be read-only, or not take files at all.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path} cannot be written.", why=error.strerror or str(error), fix="Give another folder."
+        ) from error
 
 
 def write(path: Path, data: bytes) -> None:

@@ -195,12 +195,17 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
 def check_training(
     epochs: int, learning_rate: float | None, optimizer: Optimizer | None, data: Any, option: str = "--finetune"
 ) -> None:
-    """Raise `InputError` for a training that would fail once the work before it is done."""
+    """Raise `InputError` for a training that would fail once the work before it is done, or options without one."""
     if epochs < 0:
         raise InputError(f"{option} is {epochs}.", fix="Give a number of epochs, 0 for no training.")
     if epochs and data is None:
         raise InputError("Training needs images.", fix=f"Give --data, or leave {option} out.")
     FitConfig(epochs=epochs or 1, learning_rate=learning_rate, optimizer=optimizer or "sgd")
+    if not epochs and (learning_rate is not None or optimizer is not None):
+        given = "--optimizer" if learning_rate is None else "--learning-rate"
+        raise InputError(
+            f"{given} is of a training, and there is none.", fix=f"Give {option} EPOCHS too, or leave {given} out."
+        )
 
 
 def tuned(

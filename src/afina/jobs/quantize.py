@@ -144,6 +144,10 @@ def quantize(
     for precision in (config.default, *dict(config.layers).values()):
         chosen.check_integers(precision.activations)
     _check_learned(learn_scales, qat, config)
+    if config.full_range and config.scheme == "affine":
+        raise InputError(
+            "--full-range is for --scheme absmax.", why="Affine weights use all codes anyway.", fix="Leave it out."
+        )
     if save_plan is not None:
         check_target(Path(save_plan), "--save-plan", ".json")
     subject = open_subject(model, data, checkpoint, input_size, example, images, seed, progress, teacher)

@@ -355,6 +355,16 @@ def test_without_labels_the_file_is_judged_by_agreement(digits_network, no_files
     assert record.after["quality"] >= 0.95
 
 
+def test_a_plain_folder_of_images_without_labels_is_enough(digits_network, no_files, tmp_path):
+    from torchvision.transforms.functional import to_pil_image
+
+    for number, image in enumerate(digits(0, 100)[0]):
+        to_pil_image(image.clamp(0, 1)).save(tmp_path / f"{number}.png")
+    _, record = afina.quantize(digits_network, tmp_path, **QUICK)
+    assert record.before["quality"] == 1.0
+    assert record.after["quality"] >= 0.9
+
+
 # Training
 
 

@@ -16,10 +16,11 @@ _Path = tuple[str, ...]
 _LAYOUT = "Lay it out as train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE."
 
 
-def list_folder(files: Files, name: str, seed: int) -> Listing:
+def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False) -> Listing:
     """The images of `train/<class>/*` and `val|valid|validation|test/<class>/*`, or of `<class>/*`.
 
-    A folder that wraps all of it is looked through. With one split only, 20% of it becomes the other one.
+    A folder that wraps all of it is looked through. With one split only, 20% of it becomes the other one. Where
+    `unlabelled` images will do, they may lie in the folder itself.
 
     Raises:
         InputError: there are no images, no class folders, or one class only.
@@ -28,6 +29,8 @@ def list_folder(files: Files, name: str, seed: int) -> Listing:
     if not images:
         others = len(files.names)
         raise InputError(f"{name} holds no images{f' (but {others} other files)' if others else ''}.", fix=_LAYOUT)
+    if unlabelled and all(len(path) == 1 for path in images):
+        return _flat(files, tuple(path[0] for path in images), name, seed)
     splits = _splits(_unwrap(images, name), name)
     labels = tuple(sorted({label for found in splits.values() for label, _ in found}))
     if len(labels) < 2:
@@ -45,6 +48,13 @@ def list_folder(files: Files, name: str, seed: int) -> Listing:
         parts = split_one(parts["train"], labels, seed, name)
     fingerprint = fingerprint_of(files, (key for part in parts.values() for key in part.keys))
     return Listing(name, TaskSpec("classification", labels), FileSource(files), parts, fingerprint)
+
+
+def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
+    """Images without labels."""
+    parts = split_one(Part(keys, np.zeros(len(keys), dtype=np.int64)), (), seed, name)
+    fingerprint = fingerprint_of(files, keys)
+    return Listing(name, TaskSpec("classification", ()), FileSource(files), parts, fingerprint, labelled=False)
 
 
 def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:

@@ -24,6 +24,7 @@ def open_data(
     seed: int = 0,
     task: str | None = None,
     augment: str | None = None,
+    unlabelled: bool = False,
     input: InputSpec | None = None,
     memory: int = MEMORY,
     progress: Progress | None = None,
@@ -38,6 +39,7 @@ def open_data(
         seed: Draws the validation split where there is none, and the order of the images.
         task: `classification` or `regression`, where the data leaves it open; None to tell from the targets.
         augment: A name in `AUGMENTATIONS`; None to choose by the kind and size of the images.
+        unlabelled: Whether a folder of images without class folders will do, as images without labels.
         input: What the network expects, where it is known already: images are then decoded at that size in
             the one pass, instead of in a second one.
         memory: Bytes of decoded images that may be kept.
@@ -50,7 +52,7 @@ def open_data(
         return source
     if task is not None and task not in _TASKS:
         raise InputError(f"There is no task {task!r}.", fix=did_you_mean(task, _TASKS))
-    listing = _list(source, seed, task, memory)
+    listing = _list(source, seed, task, memory, unlabelled)
     if task is not None and listing.task.name != task:
         raise InputError(
             f"{listing.name} is data for {listing.task.name}, not for {task}.",
@@ -59,7 +61,7 @@ def open_data(
     return ImageData(listing, seed=seed, input=input, augment=augment, memory=memory, progress=progress)
 
 
-def _list(source: Any, seed: int, task: str | None, memory: int) -> Listing:
+def _list(source: Any, seed: int, task: str | None, memory: int, unlabelled: bool) -> Listing:
     if is_torch_data(source):
         return list_torch(source, seed, task, memory)
     if not isinstance(source, (str, PathLike)):
@@ -77,7 +79,7 @@ def _list(source: Any, seed: int, task: str | None, memory: int) -> Listing:
     if table:
         return list_table(files, table, name, seed, task)
     try:
-        return list_folder(files, name, seed)
+        return list_folder(files, name, seed, unlabelled=unlabelled)
     except InputError:
         for other in top_tables(files):  # probably what was meant: say what is wrong with it
             list_table(files, other, name, seed, task)

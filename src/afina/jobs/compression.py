@@ -142,7 +142,7 @@ def open_subject(
             load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress, teacher
         )
     check_source(model, weights, input_size)
-    opened = open_data(data, seed=seed, progress=progress)
+    opened = open_data(data, seed=seed, unlabelled=True, progress=progress)
     loaded = load_for(opened, model, weights, input_size, example, seed, progress)
     for note in loaded.notes:
         progress.say(note)

@@ -96,7 +96,7 @@ def distill(
         raise OptionsChecked
     check_source(teacher, weights, input_size)
     check_source(student)
-    judged = open_data(data if data is not None else unlabelled, seed=seed, progress=progress)
+    judged = open_data(data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress)
     master = load_for(judged, teacher, weights, input_size, example, seed, progress).network
     network = load_model(
         student, task=master.task, input=master.input, input_size=(master.input.height, master.input.width),
@@ -104,7 +104,7 @@ def distill(
     ).network  # fmt: skip
     learned = judged
     if data is not None and unlabelled is not None:
-        learned = open_data(unlabelled, seed=seed, progress=progress).without_labels()
+        learned = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
     elif data is None:
         judged = learned = judged.without_labels()
     chosen = optimizer or suited_optimizer(network)

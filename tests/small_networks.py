@@ -143,6 +143,17 @@ def residual() -> nn.Module:
     return Net(forward, stem=nn.Conv2d(3, 8, 3, padding=1), fc=nn.Linear(10, 3), **conv)
 
 
+def norm_first() -> nn.Module:
+    def forward(m, x):
+        x = m.stem(x)
+        x = x + m.b(F.relu(m.b_norm(m.a(F.relu(m.a_norm(x))))))
+        return m.fc(F.relu(m.norm(x)).mean((2, 3)))
+
+    norms = {"a_norm": nn.BatchNorm2d(8), "b_norm": nn.BatchNorm2d(6), "norm": nn.BatchNorm2d(8)}
+    conv = {"stem": nn.Conv2d(3, 8, 3, padding=1), "a": nn.Conv2d(8, 6, 3), "b": nn.Conv2d(6, 8, 3, padding=2)}
+    return Net(forward, fc=nn.Linear(8, 3), **norms, **conv)
+
+
 def depthwise() -> nn.Module:
     def forward(m, x):
         x = F.hardtanh(m.dw(F.relu6(m.expand(x))), 0, 6)

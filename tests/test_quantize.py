@@ -332,7 +332,7 @@ LAYERS = ("conv", "linear")
 NETWORKS = (
     "depthwise", "grouped", "other_ranks", "transposed", "squeeze_excitation", "flattened", "shuffled_channels",
     "padded_shortcut", "split_and_permuted", "other_norms", "shuffled_pixels", "vision_transformer", "encoder_layer",
-    "windows", "chain", "products", "residual",
+    "windows", "chain", "products", "residual", "norm_first",
 )  # fmt: skip
 
 

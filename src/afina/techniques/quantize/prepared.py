@@ -18,7 +18,7 @@ from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half
 from afina.techniques.quantize.grids import SMALLEST_SCALE
-from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, layer_name, mover_source
+from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, keep_norms_apart, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram, Method
 from afina.training.layout import fitting_layout, place
 
@@ -83,6 +83,7 @@ class Prepared:
         self.source, self.config = source, config
         self.placement = Placement(config)
         module = copy.deepcopy(source.network.module)
+        keep_norms_apart(module)
         with _quiet(), torch.no_grad():
             prepared = prepare_pt2e(module, self.placement)
         if not self.placement.quantized:

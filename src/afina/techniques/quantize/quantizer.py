@@ -58,6 +58,21 @@ _MOVING = {
 }  # fmt: skip
 
 
+def _norm_apart(*args: Any) -> Any:
+    return aten.batch_norm.default(*args)
+
+
+def keep_norms_apart(module: GraphModule) -> None:
+    """Hide norms from PT2E, until `Placement` is asked, that read a layer which others read too.
+
+    PT2E folds a norm into the layer before it whoever else reads that: what joins a shortcut to the input of a norm, as
+    networks with the norm first do, would read the norm's outputs.
+    """
+    for node in module.graph.nodes:
+        if node.target is aten.batch_norm.default and len(node.args[0].users) > 1:
+            node.target = _norm_apart
+
+
 @dataclass
 class Placement(Quantizer):
     """Puts a `WeightEdge` on each weight and an `ActivationEdge` on each activation that a configuration quantizes.
@@ -77,6 +92,13 @@ class Placement(Quantizer):
     precisions: dict[Node, str] = field(default_factory=dict)
     centred: set[Node] = field(default_factory=set)
     fixed: set[Node] = field(default_factory=set)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        for node in model.graph.nodes:
+            if node.target is _norm_apart:
+                node.target = aten.batch_norm.default
+        model.recompile()
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         self.fixed = fixed_nodes(model.graph)

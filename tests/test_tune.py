@@ -134,6 +134,17 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
     assert len(rows(tmp_path)) == 5
 
 
+def test_a_search_whose_every_trial_failed_is_an_error_with_the_last_failure(tmp_path):
+    (tmp_path / "mine.py").write_text("def loss(x):\n    raise RuntimeError('no camera')\n")
+    (tmp_path / "space.yaml").write_text("x: {type: float, low: 0, high: 1}\n")
+    arguments = ["tune", "--objective", f"{tmp_path}/mine.py:loss", "--space", f"{tmp_path}/space.yaml"]
+    result = CliRunner().invoke(app, [*arguments, "--trials", "2", "--out", f"{tmp_path}/run"])
+    assert result.exit_code == 1
+    assert "all 2 failed" in result.stderr
+    assert "no camera" in result.stderr
+    assert [row["state"] for row in rows(tmp_path / "run")] == ["fail", "fail"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -32,7 +32,7 @@ from afina.search import (
     open_study,
     run_study,
 )
-from afina.search.studies import stop_if_hopeless
+from afina.search.studies import stop_if_all_failed, stop_if_hopeless
 from afina.training.config import Optimizer, Precision
 from afina.units import parse_size, parse_time
 
@@ -129,7 +129,7 @@ def tune(
 
     Raises:
         InputError: nothing to tune, a space that cannot be used, or a folder with another study.
-        SearchError: too many trials failed in a row; what was finished is kept.
+        SearchError: too many trials failed in a row, or all of them; what was finished is kept.
         StorageError: the run folder or the database cannot be used.
     """
     begun, progress = _now(), progress or Progress()
@@ -176,6 +176,7 @@ def tune(
             stop_if_hopeless(study, _FAILURES)
     finally:
         write_search(study, subject)
+    stop_if_all_failed(study)
     return results(study, subject, _now() - begun)
 
 

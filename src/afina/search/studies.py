@@ -259,16 +259,33 @@ def is_done(study: Study, trials: int | None) -> bool:
 
 def stop_if_hopeless(study: Study, most: int) -> None:
     """Raise `SearchError`, with the last traceback, where the last `most` trials that ended all failed."""
-    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and LOST not in t.user_attrs]
-    last = ended[-most:]
-    if len(last) < most or any(t.state != TrialState.FAIL for t in last):
-        return
-    error = last[-1].user_attrs.get(ERROR, {"message": "", "traceback": ""})
-    raise SearchError(
-        f"{most} trials failed one after another, so the search stops.",
-        why=(error["traceback"] or error["message"]).strip(),
-        fix="What was finished is kept. Correct the cause, and run the same command again: it goes on from here.",
-    )
+    last = _ended(study)[-most:]
+    if len(last) == most and all(t.state == TrialState.FAIL for t in last):
+        raise _failed(
+            f"{most} trials failed one after another, so the search stops.",
+            last[-1],
+            fix="What was finished is kept. Correct the cause, and run the same command again: it goes on from here.",
+        )
+
+
+def stop_if_all_failed(study: Study) -> None:
+    """Raise `SearchError`, with the last traceback, where trials have ended and every one of them failed."""
+    ended = _ended(study)
+    if ended and all(t.state == TrialState.FAIL for t in ended):
+        raise _failed(
+            f"No trial ended with a value: all {len(ended)} failed.",
+            ended[-1],
+            fix="Correct the cause. Then go on with more trials, or begin again in another folder (--out).",
+        )
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and LOST not in t.user_attrs]
+
+
+def _failed(what: str, last: FrozenTrial, fix: str) -> SearchError:
+    error = last.user_attrs.get(ERROR, {"message": "", "traceback": ""})
+    return SearchError(what, why=(error["traceback"] or error["message"]).strip(), fix=fix)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -86,10 +86,10 @@ class GridSampler(BaseSampler):
 
     @staticmethod
     def _taken(study: Study, besides: int | None = None) -> set[str]:
-        """What trials were given, and have, which a running one may not yet."""
+        """What trials were given, or, where that is another's doing, have."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != besides and t.state != TrialState.WAITING]
-        given = {t.system_attrs[_PLACE] for t in trials if t.system_attrs.get(_PLACE) is not None}
-        return given | {_key(t.params) for t in trials}
+        given = [(t.system_attrs.get(_PLACE), t) for t in trials]
+        return {place if isinstance(place, str) else _key(t.params) for place, t in given}
 
 
 def _key(values: Mapping[str, Any]) -> str:

@@ -134,6 +134,29 @@ def test_a_function_that_always_fails_ends_the_search_with_its_last_traceback(tm
     assert len(rows(tmp_path)) == 5
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("def loss(x, width): return x", r"takes no argument 'widht'(?s:.*)width"),
+        ("def loss(x, widht, depth): return x", r"needs 'depth', and the space has no such parameter"),
+    ],
+)
+def test_a_function_that_does_not_fit_the_space_is_refused_before_any_trial(function, message, tmp_path):
+    (tmp_path / "mine.py").write_text(function + "\n")
+    space = {name: {"type": "float", "low": 0, "high": 1} for name in ("x", "widht")}
+    with pytest.raises(InputError, match=message):
+        afina.tune(objective=f"{tmp_path}/mine.py:loss", space=space, trials=2, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_function_does_not_go_on_with_the_study_of_the_first(tmp_path):
+    (tmp_path / "mine.py").write_text("def loss(x): return x\n\ndef other(x): return -x\n")
+    given = {"space": {"x": {"type": "float", "low": 0, "high": 1}}, "trials": 2, "out": tmp_path / "run"}
+    afina.tune(objective=f"{tmp_path}/mine.py:loss", **given)
+    with pytest.raises(InputError, match="begun with other options"):
+        afina.tune(objective=f"{tmp_path}/mine.py:other", **given)
+
+
 def test_a_search_whose_every_trial_failed_is_an_error_with_the_last_failure(tmp_path):
     (tmp_path / "mine.py").write_text("def loss(x):\n    raise RuntimeError('no camera')\n")
     (tmp_path / "space.yaml").write_text("x: {type: float, low: 0, high: 1}\n")

@@ -14,7 +14,7 @@ from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
 from afina.jobs.target import ModelSource, check_source, name_of
 from afina.jobs.trials import Training, check_parameters, default_space
-from afina.models.userfile import load_function
+from afina.models.userfile import check_options, check_required, load_function
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.search import Objective, Space, make_space, read_space
@@ -145,13 +145,15 @@ def _of_function(given: Given) -> Subject:
             "Options of trainings are given with a function.", fix="Leave out --also, --size, --latency and --folds."
         )
     function, name = _function(given.objective)
+    folder, space = _folder(given.out, name), _space(given.space)
+    check_options(name, function, space.parameters)
+    check_required(name, function, space.parameters)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
         return function(**params)
 
     direction = "maximize" if given.maximize else "minimize"
-    folder, space = _folder(given.out, name), _space(given.space)
-    return Subject(name, folder, objective, space, (direction,), (_VALUE,), (_VALUE,))
+    return Subject(name, folder, objective, space, (direction,), (_VALUE,), (_VALUE,), about={"function": name})
 
 
 def _folder(out: str | Path | None, name: str) -> Path:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +79,25 @@ def check_options(
     for key in options:
         if key not in names:
             raise InputError(f"{name} takes no argument {key!r}.", fix=did_you_mean(key, names))
+
+
+def check_required(name: str, function: Callable[..., Any], given: Container[str]) -> None:
+    """Whether all arguments that a function cannot do without are given, by name.
+
+    Raises:
+        InputError: one is not.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for p in parameters:
+        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in given:
+            raise InputError(
+                f"{name} needs {p.name!r}, and the space has no such parameter.",
+                fix="Add it to the space, or give it a default in the function.",
+            )
 
 
 def _imported(path: Path) -> ModuleType:

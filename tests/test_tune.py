@@ -149,6 +149,24 @@ def test_a_function_that_does_not_fit_the_space_is_refused_before_any_trial(func
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"epochs": {"type": "int", "low": 0, "high": 3}}, "epochs is 0"),
+        ({"learning_rate": {"type": "float", "low": -1, "high": 1}}, "learning_rate is -1"),
+        ({"schedule": {"type": "categorical", "choices": ["cosine", "onecycl"]}}, "onecycle"),
+        (
+            {"batch_size": {"type": "fixed", "value": 1}, "momentum": {"type": "float", "low": 0, "high": 0.9}},
+            "batch_size",
+        ),
+    ],
+)
+def test_values_that_no_training_can_have_are_refused_before_any_trial(space, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        afina.tune("builtin:mlp", "digits", space=space, trials=2, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_function_does_not_go_on_with_the_study_of_the_first(tmp_path):
     (tmp_path / "mine.py").write_text("def loss(x): return x\n\ndef other(x): return -x\n")
     given = {"space": {"x": {"type": "float", "low": 0, "high": 1}}, "trials": 2, "out": tmp_path / "run"}

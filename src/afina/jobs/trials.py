@@ -114,6 +114,14 @@ def check_parameters(names: Iterable[str]) -> None:
             raise InputError(f"A training has no parameter {name!r}.", fix=f"{near} Or {_MODEL}NAME for the model.")
 
 
+def check_space(space: Space) -> None:
+    """Raise `InputError` for the first parameter that no training has, or value that none can have."""
+    check_parameters(space.parameters)
+    for name in space.parameters.keys() & set(TRAINING):
+        for value in space.parameters[name].ends():
+            FitConfig(**{name: value})  # type: ignore[arg-type]
+
+
 class Training:
     """Trainings of one model on the same images; a trial's parameters say how.
 
@@ -204,8 +212,8 @@ class Training:
         Raises:
             InputError: the first that is not.
         """
-        check_parameters(space.parameters)
-        own = {name: p.grid(1)[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
+        check_space(space)
+        own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
         if own:
             self._load(own)
         for rung in self._rungs[:-1]:
@@ -218,7 +226,7 @@ class Training:
         if len(self._rungs) > 1:
             return self._rungs[-1].step
         known = space.parameters.get("epochs")
-        return self._epochs if known is None else max(int(value) for value in known.grid(2))  # type: ignore[arg-type]
+        return self._epochs if known is None else max(int(value) for value in known.ends())  # type: ignore[arg-type]
 
     def run(self, params: dict[str, Any], trial: Reports, folder: Path) -> tuple[float, ...]:
         """Train with these parameters; gives the best quality on the validation images, and what else is an objective.

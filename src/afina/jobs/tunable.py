@@ -13,7 +13,7 @@ from afina.errors import InputError
 from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
 from afina.jobs.target import ModelSource, check_source, name_of
-from afina.jobs.trials import Training, check_parameters, default_space
+from afina.jobs.trials import Training, check_space, default_space
 from afina.models.userfile import check_options, check_required, load_function
 from afina.progress import Progress
 from afina.runtimes import get_runtime
@@ -99,7 +99,7 @@ def subject_of(given: Given, progress: Progress) -> Subject:
     check_source(given.model, given.weights, given.input_size)
     space = None if given.space is None else _space(given.space)
     if space is not None:
-        check_parameters(space.parameters)
+        check_space(space)
     costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
     FitConfig(**{name: value for name, value in given.common.items() if value is not None})
     images = open_data(given.data, seed=given.seed, progress=progress)

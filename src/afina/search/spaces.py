@@ -53,6 +53,10 @@ class Float:
         """Its value in a trial of Optuna."""
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
+    def ends(self) -> list[float]:
+        """Its lowest and its highest value."""
+        return [self.low, self.high]
+
     def count(self, points: int) -> int:
         """How many values `grid` gives."""
         if self.step is not None:
@@ -86,6 +90,10 @@ class Int:
         """Its value in a trial of Optuna."""
         return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
+    def ends(self) -> list[int]:
+        """Its lowest and its highest value."""
+        return [self.low, self.high]
+
     def count(self, points: int) -> int:
         """How many values `grid` gives; on a logarithmic scale at most so many."""
         return min(points, (self.high - self.low) // self.step + 1)
@@ -111,6 +119,10 @@ class Categorical:
         """Its value in a trial of Optuna."""
         return trial.suggest_categorical(name, self.choices)
 
+    def ends(self) -> list[Plain]:
+        """Every choice."""
+        return list(self.choices)
+
     def count(self, points: int) -> int:
         """How many choices there are."""
         return len(self.choices)
@@ -128,6 +140,10 @@ class Fixed:
     value: Plain
     when: When | None = None
     type: Literal["fixed"] = "fixed"
+
+    def ends(self) -> list[Plain]:
+        """The value."""
+        return [self.value]
 
     def count(self, points: int) -> int:
         """One."""

@@ -77,15 +77,21 @@ def test_a_training_on_two_devices_leaves_the_network_that_one_device_gives(clus
 
 
 def test_trials_that_fail_and_fail_end_the_search_with_the_last_traceback(cluster, tmp_path):
-    def broken(x):
-        raise OSError("no camera")
+    def looking(camera):
+        def look(x):
+            if not camera:
+                raise OSError("no camera")
+            return abs(x)
 
+        return look
+
+    given = {"space": {"x": list(range(9))}, "trials": 9, "ray": cluster, "out": tmp_path}
     with pytest.raises(SearchError, match="no camera"):
-        afina.tune(objective=broken, space={"x": list(range(9))}, trials=9, ray=cluster, out=tmp_path)
+        afina.tune(objective=looking(None), **given)
     before = len(rows(tmp_path))
     assert 5 <= before < 9
     # Corrected, the same command goes on.
-    result = afina.tune(objective=lambda x: abs(x), space={"x": list(range(9))}, trials=9, ray=cluster, out=tmp_path)
+    result = afina.tune(objective=looking("camera"), **given)
     assert result.trials["finished"] >= 9 - before
 
 

@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, is_stored
 
 _LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
 _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
@@ -142,15 +142,15 @@ def _layer_before(network: Network, norm: Node) -> Node | None:
         return None
     a = arguments(norm)
     layer: Node = a["input"]
-    if not all(a[key] is None or _is_stored(a[key]) for key in ("weight", "bias")):
+    if not all(a[key] is None or is_stored(a[key]) for key in ("weight", "bias")):
         return None
-    if not _is_stored(a["running_mean"]) or not _is_stored(a["running_var"]):
+    if not is_stored(a["running_mean"]) or not is_stored(a["running_var"]):
         return None
     if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
         return None
     own = arguments(layer)
     held = [own[key] for key in ("weight", "bias") if own[key] is not None]
-    if not all(_is_stored(node) and uses_of(network, node) == 1 for node in held):
+    if not all(is_stored(node) and uses_of(network, node) == 1 for node in held):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
         return None  # the norm's channels are then not the layer's outputs
@@ -202,10 +202,6 @@ def put_parameter(network: Network, name: str, value: Tensor) -> None:
     if leaf in parent._buffers or leaf in parent._parameters:
         delattr(parent, leaf)
     parent.register_parameter(leaf, nn.Parameter(value))
-
-
-def _is_stored(value: Any) -> bool:
-    return isinstance(value, Node) and value.op == "get_attr"
 
 
 def uses_of(network: Network, node: Node) -> int:

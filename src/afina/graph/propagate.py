@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
+
+
+def is_stored(value: Any) -> TypeGuard[Node]:
+    """Whether an argument of a node is a parameter, buffer or constant, and not computed while the network runs."""
+    return isinstance(value, Node) and value.op == "get_attr"
 
 
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:

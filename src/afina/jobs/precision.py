@@ -2,9 +2,9 @@
 
 Time first: a few placements of integers are exported and timed in turns, the float network among them, and kinds of
 layers that are no faster in integers are taken out one after the other, and what the runtime may compute faster beside
-them is tried likewise. Layers that compute in float still store their weights in the integers that were asked for,
-which the runtime undoes when it loads: a quarter of the bytes of int8 at the speed of float. Then bytes: where the file
-is limited, an integer program shares out the bits by each layer's measured damage.
+them is tried likewise. Layers that compute in float still store their weights as was asked for: of int8, which the
+runtime undoes when it loads, a quarter of the bytes at the speed of float. Then bytes: where the file is limited, an
+integer program shares out the bits by each layer's measured damage.
 """
 
 from collections.abc import Callable, Mapping, Set

@@ -191,12 +191,12 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if asked.limits.max_drop is not None:
         guard = Guard(source, subject, asked.exporter, original, asked.limits.max_drop, build, config)
         network, record, found = guard.keep(network, record, found)
-        if guard.config != config:
-            check_kept(network, found, asked.limits, asked.exporter)
-    if asked.save_plan is not None:
-        write_plan(Path(asked.save_plan), source, guard.config if guard else config, runtime)
     record = with_answers(record, original, found, found.agreement(network, subject.data), subject, asked.exporter)
     record = with_times(record, subject.network, network, asked.exporter)
+    if guard is not None and guard.config != config:
+        check_kept(record, asked.limits)
+    if asked.save_plan is not None:
+        write_plan(Path(asked.save_plan), source, guard.config if guard else config, runtime)
     record = replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
     return network, replace(record, seconds=time.monotonic() - start)
 

@@ -16,16 +16,20 @@ from afina.units import format_size, format_time, format_value
 _COLLAPSE, _SLOWER = 0.1, 0.03
 
 
-def check_kept(network: Network, found: Answers, limits: Budget, exporter: Exporter) -> None:
+def check_kept(record: Record, limits: Budget) -> None:
     """The other limits must hold of the file that keeps the quality: precision that is given back costs bytes, time.
+
+    Args:
+        record: With bytes and time of the file.
+        limits: On both; None where there is none.
 
     Raises:
         InputError: one does not.
     """
-    over = []
-    if limits.size is not None and found.size > limits.size:
-        over.append(f"has {format_size(found.size)}, more than {format_size(limits.size)}")
-    if limits.latency is not None and (taken := exporter.time(network)) > limits.latency:
+    over, size, taken = [], record.after["file"], record.after["latency"]
+    if limits.size is not None and size > limits.size:
+        over.append(f"has {format_size(size)}, more than {format_size(limits.size)}")
+    if limits.latency is not None and taken > limits.latency:
         over.append(f"takes {format_time(taken)}, more than {format_time(limits.latency)}")
     if over:
         raise InputError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, is_stored
 
 # A wider linear layer (VGG's first has 25,088 inputs) is taken in blocks: a matrix of all pairs would not fit.
 WIDEST, _BLOCK = 8192, 1024
@@ -99,7 +99,7 @@ def find_readers(network: Network) -> dict[str, Reader]:
             continue
         a = arguments(node)
         weight, bias = a["weight"], a["bias"]
-        if not _is_stored(weight) or not (bias is None or _is_stored(bias)):
+        if not is_stored(weight) or not (bias is None or is_stored(bias)):
             continue
         name = str(weight.target)
         shape = tuple(attribute(network.module, name).shape)
@@ -178,13 +178,9 @@ def _each(value: Any, rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
-def _is_stored(value: Any) -> bool:
-    return isinstance(value, Node) and value.op == "get_attr"
-
-
 def _following_mean(node: Node) -> str | None:
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_function" or op_name(users[0]) != "batch_norm":
         return None
     mean = arguments(users[0])["running_mean"]
-    return str(mean.target) if _is_stored(mean) and arguments(users[0])["input"] is node else None
+    return str(mean.target) if is_stored(mean) and arguments(users[0])["input"] is node else None

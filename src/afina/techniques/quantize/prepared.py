@@ -13,7 +13,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms, fold_weights
 from afina.graph.network import Network, unlifted
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, is_stored
+from afina.runtimes import is_quantized
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half
@@ -46,7 +47,7 @@ class Source:
         Raises:
             NothingToDo: it is quantized already.
         """
-        if any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes):
+        if is_quantized(network):
             raise NothingToDo("The network is quantized already.", fix="Start from the float network.")
         twin = network.copy().eval()
         _separate_weights(twin)
@@ -204,7 +205,7 @@ def _snap_biases(module: GraphModule) -> None:
     """
     for node in module.graph.nodes:
         bias = node.args[2] if node.target in WEIGHTED and len(node.args) > 2 else None
-        if not isinstance(bias, Node) or bias.op != "get_attr":
+        if not is_stored(bias):
             continue
         read, weight = mover_source(node.args[0]), node.args[1]
         if str(read.target) != _UNDO_TENSOR or str(getattr(weight, "target", "")) != _UNDO_CHANNEL:
@@ -221,7 +222,7 @@ def _separate_weights(network: Network) -> None:
     for node in module.graph.nodes:
         for index in (1, 2) if node.target in WEIGHTED else ():
             held = node.args[index] if len(node.args) > index else None
-            if not isinstance(held, Node) or held.op != "get_attr":
+            if not is_stored(held):
                 continue
             name = str(held.target)
             if name in seen:

@@ -11,7 +11,7 @@ from afina.errors import AfinaError
 from afina.graph.axes.builder import op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, is_stored
 from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
@@ -61,7 +61,7 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
     (Nagel et al. 2019, arXiv 1906.04721, equation 17, with `E[x]` the mean over the inputs as they are quantized.)
     """
     reference = prepared.source.network
-    layers = [n for n in reference.graph.nodes if is_layer(n) and len(n.args) > 2 and _is_stored(n.args[2])]
+    layers = [n for n in reference.graph.nodes if is_layer(n) and len(n.args) > 2 and is_stored(n.args[2])]
     biases = {n.name: str(n.args[2].target) for n in layers}
     exact = {n.name: attribute(reference.module, str(n.args[1].target)).detach() for n in layers}
     images = context.first(float(cost_of(reference).macs), _IMAGES_FOR_BIASES)
@@ -74,11 +74,6 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
             bias: Tensor = attribute(network.module, biases[name])
             bias -= (error / len(parts)).to(bias)
     return len(errors.found)
-
-
-def _is_stored(bias: Any) -> bool:
-    """Whether a bias is there, and is not computed from others while the network runs."""
-    return isinstance(bias, Node) and bias.op == "get_attr"
 
 
 class _OwnErrors(Interpreter):

@@ -117,6 +117,9 @@ def test_files_that_are_no_spaces_are_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1, 2")
     with pytest.raises(InputError, match="YAML"):
         read_space(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("a: [1, 2]\nb: [1, 2]\na: [3, 4]\n")
+    with pytest.raises(InputError, match=r"a is there twice(.|\n)*line 3"):
+        read_space(tmp_path / "twice.yaml")
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages._grpc.server import make_server
 from optuna.trial import TrialState
 
 from afina.errors import InputError, StorageError
-from afina.search import SAMPLERS, SearchError, make_sampler, make_space, open_study, run_study
-from afina.search.storage import JOURNAL
+from afina.search import SAMPLERS, SearchError, counts, make_sampler, make_space, open_study, run_study, workers
+from afina.search.storage import JOURNAL, open_storage
 from afina.search.studies import ERROR
 from afina.search.tensor_train.history import LOST
-from afina.search.workers import retry_lost
+from afina.search.workers import give_up, retry_lost
 
 SPACE = make_space(
     {
@@ -96,6 +98,8 @@ def test_failures_are_kept_with_their_reason_and_the_study_goes_on(tmp_path):
     def troubled(params, trial):
         if trial.number % 5 == 1:
             raise RuntimeError("out of memory")
+        if trial.number == 10:
+            sys.exit("no more licences")
         return [0.5, None, float("nan"), "3.5"][trial.number % 4] if trial.number % 2 else params["x"]
 
     study = study_in(tmp_path)
@@ -108,6 +112,14 @@ def test_failures_are_kept_with_their_reason_and_the_study_goes_on(tmp_path):
     assert first["message"] == "RuntimeError: out of memory"
     assert "troubled" in first["traceback"]
     assert study.trials[3].user_attrs[ERROR]["message"] == "The objective gave '3.5', not a number."
+    assert study.trials[10].user_attrs[ERROR]["message"] == "SystemExit: no more licences"
+
+
+def test_an_infinite_value_is_no_result(tmp_path):
+    study = study_in(tmp_path)
+    with pytest.raises(SearchError, match="The objective gave -inf"):
+        run_study(study, lambda p, t: float("-inf"), SPACE, trials=9)
+    assert not study.get_trials(states=(TrialState.COMPLETE,))
 
 
 def test_failures_in_a_row_stop_it_with_the_last_traceback(tmp_path):
@@ -230,6 +242,53 @@ def test_running_trials_of_living_processes_are_left_alone(tmp_path):
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
 
 
+def test_trials_of_a_machine_that_is_silent_are_run_again(tmp_path):
+    study = study_in(tmp_path)
+    for number, silent in enumerate((20.0, 3600.0)):
+        trial = study.ask()
+        SPACE.suggest(trial)
+        trial.set_user_attr("afina:worker", {"host": "another", "pid": 1, "since": 0.0, "begun": time.time() - 4000})
+        trial.set_user_attr("afina:beat", time.time() - silent)
+        assert number == trial.number
+    assert counts(study)["running"] == 2
+    done = run_study(study, objective, SPACE, trials=4)
+    assert done.retried == (1,)
+    assert [t.state for t in study.trials[:2]] == [TrialState.RUNNING, TrialState.FAIL]
+    assert study.trials[2].params == study.trials[1].params
+    assert counts(study) == {"finished": 3, "stopped": 0, "beyond": 0, "failed": 0, "running": 1}
+
+
+def test_a_process_says_that_its_trials_still_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_PERIOD", 0.02)
+    study = study_in(tmp_path)
+
+    def slow(params, trial):
+        begun = time.monotonic()
+        while len(beats(trial.number)) < 2 and time.monotonic() - begun < 20:
+            time.sleep(0.02)
+        return len(beats(trial.number))
+
+    def beats(number):
+        logs = (json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines())
+        return [log for log in logs if "afina:beat" in log.get("user_attr", {}) and log["trial_id"] == number]
+
+    run_study(study, slow, SPACE, trials=1)
+    assert study.trials[0].value == 2
+
+
+def test_a_process_that_was_taken_for_dead_tells_nothing_and_goes_on(tmp_path):
+    study = study_in(tmp_path)
+
+    def suspended(params, trial):
+        if trial.number == 0:
+            give_up(study, study.trials[0])
+        return objective(params, trial)
+
+    run_study(study, suspended, SPACE, trials=3)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 3]
+    assert study.trials[1].params == study.trials[0].params
+
+
 def test_storages_that_cannot_be_reached_are_named(tmp_path):
     with pytest.raises(StorageError, match="cannot be reached"):
         study_in("nosuch://user:secret@host/db")
@@ -239,9 +298,35 @@ def test_storages_that_cannot_be_reached_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         study_in(tmp_path / "file" / "folder")
-    (tmp_path / JOURNAL).write_text(json.dumps({"no": "journal"}) + "\n")
-    with pytest.raises(StorageError, match="not a journal"):
-        study_in(tmp_path)
+    for text in (json.dumps({"no": "journal"}) + "\n", "notes of mine"):
+        (tmp_path / JOURNAL).write_text(text)
+        with pytest.raises(StorageError, match="not a journal"):
+            study_in(tmp_path)
+        assert (tmp_path / JOURNAL).read_text() == text
+    with pytest.raises(StorageError, match=r"Known are postgresql://.*grpc://"):
+        study_in("nosuch://user:secret@host/db")
+    with pytest.raises(StorageError, match=r"pip install mysqlclient"):
+        study_in("mysql://user:secret@host/db")
+    with pytest.raises(StorageError, match=r"no port"):
+        study_in("grpc://localhost")
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_proxy_serves_several_machines(tmp_path):
+    pytest.importorskip("grpc")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(StorageError, match="cannot be reached"):
+        study_in(f"grpc://localhost:{port}")
+    server = make_server(open_storage(tmp_path), "localhost", port)
+    server.start()
+    try:
+        run_study(study_in(f"grpc://localhost:{port}"), objective, SPACE, trials=3)
+        assert len(study_in(f"grpc://localhost:{port}").trials) == 3
+    finally:
+        server.stop(None)
+    assert len(study_in(tmp_path).trials) == 3
 
 
 def test_a_database_url_serves_too(tmp_path):

@@ -28,7 +28,7 @@ from afina.jobs.trials import clear, network_file
 from afina.jobs.tunable import WORK, Given, Subject, subject_of
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
-from afina.search.workers import give_up, retry_lost, sign
+from afina.search.workers import Heartbeat, give_up, retry_lost
 
 # What a task may ask of its trial.
 _ASKED = ("report", "should_prune", "set_user_attr", "set_constraint")
@@ -82,7 +82,9 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        _Foreman(ray, cluster, given, study, subject, progress).run(most, look, failures)
+        foreman = _Foreman(ray, cluster, given, study, subject, progress)
+        with foreman.heart:
+            foreman.run(most, look, failures)
 
 
 class _Foreman:
@@ -96,7 +98,7 @@ class _Foreman:
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
         self._key, self._sent = uuid.uuid4().hex, _sent(ray, replace(given, space=subject.space), progress)
         self._running: dict[Any, optuna.Trial] = {}
-        self._deaths = 0
+        self._deaths, self.heart = 0, Heartbeat(study)
 
     def run(self, most: int, look: Callable[[], None], failures: int) -> None:
         """Until there are enough trials or the time is over, and the last has ended."""
@@ -126,7 +128,7 @@ class _Foreman:
 
     def _begin(self) -> None:
         trial = self._study.ask()
-        sign(trial)
+        self.heart.begin(trial)
         params = suggest(self._study, trial, self._subject.space)
         if params is not None:
             task = self._task.remote(self._key, [self._sent], self._desk, trial.number, params)
@@ -146,6 +148,7 @@ class _Foreman:
     def _end(self, task: Any) -> bool:
         """Take in how a trial ended; gives whether it failed."""
         trial = self._running.pop(task)
+        self.heart.end(trial)
         try:
             outcome, network = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:

@@ -402,7 +402,17 @@ def _is_number(value: Any, *, whole: bool) -> bool:
 
 
 class NumberLoader(yaml.SafeLoader):
-    """YAML that reads `1e-4` as the number it is (YAML 1.1 takes it for text without a point)."""
+    """YAML that reads `1e-4` as the number it is (YAML 1.1 takes it for text without a point), and no name twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; `yaml.YAMLError` where a name is in it twice: the first value would be lost."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, _ in node.value if names.count(key.value) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[-1].value} is there twice", twice[-1].start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 NumberLoader.add_implicit_resolver(

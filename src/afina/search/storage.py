@@ -2,21 +2,29 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from afina.errors import StorageError
 from afina.store import storing
 
 JOURNAL = "study.journal"
-
+_GRPC = "grpc"
+# Seconds for a proxy to answer.
+_PATIENCE = 5.0
+# Packages that are named otherwise than the module which a database's URL makes SQLAlchemy import.
+_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 # The journal's operation that sets the state of a trial.
 _SET_STATE = 6
+# How every line of a journal begins.
+_BEGIN = b'{"op_code":'
 
 
 class _Journal(JournalFileBackend):
@@ -45,27 +53,23 @@ class _Journal(JournalFileBackend):
 
 
 def open_storage(where: str | Path) -> BaseStorage:
-    """The storage at `where`: a folder (its journal is made where it is missing), or a URL such as `postgresql://...`.
+    """The storage at `where`: a folder (its journal is made where it is missing), or a URL.
 
-    The journal may be shared by several processes of one machine. A line that a killed process left half-written
-    at its end is taken away.
+    A URL is that of a database, as in `postgresql://USER@HOST/NAME`, or `grpc://HOST:PORT` of a proxy of Optuna's
+    (`optuna.storages.run_grpc_proxy_server`). The journal may be shared by several processes of one machine. A line
+    that a killed process left half-written at its end is taken away.
 
     Raises:
-        StorageError: the folder cannot be written, or the database cannot be reached.
+        StorageError: the folder cannot be written, has a file of that name which is no journal, or the database cannot
+            be reached.
     """
-    if "://" in str(where):
-        try:
-            return optuna.storages.get_storage(str(where))
-        except Exception as error:
-            raise StorageError(
-                f"The storage {_without_password(str(where))} cannot be reached.",
-                why=f"{type(error).__name__}: {error}".splitlines()[0],
-                fix="Check the address and that the server runs, or leave it out: a file in the run folder is used.",
-            ) from error
+    if is_url(where):
+        return _reached(str(where))
     path = Path(where) / JOURNAL
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        _check(path)
         lock = JournalFileOpenLock(str(path))
         lock.acquire()
         try:
@@ -75,9 +79,62 @@ def open_storage(where: str | Path) -> BaseStorage:
     try:
         return JournalStorage(_Journal(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is not a journal of a study.", why=str(error), fix="Choose another folder, or move the file away."
+        raise _no_journal(path, str(error)) from error
+
+
+def is_url(where: str | Path) -> bool:
+    """Whether it is the URL of a storage, not a folder."""
+    return "://" in str(where)
+
+
+def _reached(url: str) -> BaseStorage:
+    """The storage at a URL."""
+    try:
+        return _proxy(url) if urlsplit(url).scheme == _GRPC else optuna.storages.get_storage(url)
+    except ImportError as error:
+        missing = getattr(error.__cause__ or error, "name", None) or "its driver"
+        package = "'afina[grpc]'" if urlsplit(url).scheme == _GRPC else _PACKAGES.get(missing, missing)
+        raise _unreachable(url, f"{missing} is not installed.", f"pip install {package}") from error
+    except Exception as error:
+        kinds = "Known are postgresql://, mysql+pymysql://, sqlite:/// and grpc://. "
+        unknown = type(error).__name__ == "NoSuchModuleError"
+        raise _unreachable(
+            url,
+            f"{type(error).__name__}: {error}".splitlines()[0],
+            (kinds if unknown else "")
+            + "Check the address and that the server runs, or leave it out: a file in the run folder is used.",
         ) from error
+
+
+def _proxy(url: str) -> BaseStorage:
+    import grpc  # noqa: F401  # Optuna would import it only at the first call
+
+    place = urlsplit(url)
+    if place.hostname is None or place.port is None:
+        raise ValueError("it has no host or no port")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = GrpcStorageProxy(host=place.hostname, port=place.port)
+    storage.wait_server_ready(timeout=_PATIENCE)
+    return storage
+
+
+def _unreachable(url: str, why: str, fix: str) -> StorageError:
+    return StorageError(f"The storage {without_password(url)} cannot be reached.", why=why, fix=fix)
+
+
+def _check(path: Path) -> None:
+    """Raise `StorageError` where a file was something else before: nothing of it must be cut off."""
+    with path.open("rb") as file:
+        begin = file.read(len(_BEGIN))
+    if not _BEGIN.startswith(begin):
+        raise _no_journal(path, "It does not begin with an operation of a journal.")
+
+
+def _no_journal(path: Path, why: str) -> StorageError:
+    return StorageError(
+        f"{path} is not a journal of a study.", why=why, fix="Choose another folder, or move the file away."
+    )
 
 
 def _mend(path: Path) -> None:
@@ -98,6 +155,7 @@ def _mend(path: Path) -> None:
             file.truncate(end)
 
 
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def without_password(where: str | Path) -> str:
+    """A folder or URL as it may be shown."""
+    scheme, between, rest = str(where).rpartition("://")
+    return f"{scheme}{between}{rest.rpartition('@')[2] if between else rest}"

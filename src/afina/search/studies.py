@@ -1,6 +1,7 @@
 """Studies: opened or taken up again, and run trial by trial; nothing that was finished is lost."""
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 from afina.errors import AfinaError, InputError
 from afina.search.samplers import GridIsDone, GridSampler
 from afina.search.spaces import Space
-from afina.search.storage import open_storage
+from afina.search.storage import is_url, open_storage, without_password
 from afina.search.tensor_train.history import LOST
-from afina.search.workers import give_up, retry_lost, sign
+from afina.search.workers import Heartbeat, give_up, retry_lost
 
 Objective = Callable[[dict[str, Any], optuna.Trial], float | Sequence[float] | None]
 
 ERROR = "afina:error"
+SEED = "afina:seed"
 _SPACE = "afina:space"
 _ABOUT = "afina:about"
 _STUDY = "search"
@@ -86,18 +88,22 @@ def open_study(
         directions=[optuna.study.StudyDirection[d.upper()] for d in directions],
         load_if_exists=True,
     )
-    held = [d.name.lower() for d in study.directions]
+    held, shown = [d.name.lower() for d in study.directions], without_password(where)
     if held != list(directions):
         raise InputError(
-            f"The study in {where} has the directions {', '.join(held)}, not {', '.join(directions)}.",
-            fix="Choose another folder (--out), or the directions that it was begun with.",
+            f"The study in {shown} has the directions {', '.join(held)}, not {', '.join(directions)}.",
+            fix=f"{_another(where)}, or give the directions that it was begun with.",
         )
-    _settle(study, _SPACE, space.to_plain(), f"The study in {where} was begun with another search space.", "space")
-    _settle(study, _ABOUT, dict(about or {}), f"The study in {where} was begun with other options.", "options")
+    _settle(study, _SPACE, space.to_plain(), where, "another search space", "space")
+    _settle(study, _ABOUT, dict(about or {}), where, "other options", "options")
     return study
 
 
-def _settle(study: optuna.Study, key: str, wanted: Any, otherwise: str, what: str) -> None:
+def _another(where: str | Path) -> str:
+    return "Give another name (--study)" if is_url(where) else "Choose another folder (--out)"
+
+
+def _settle(study: Study, key: str, wanted: Any, where: str | Path, other: str, what: str) -> None:
     """Keep what all trials of a study must share with a new one; raise `InputError` where it is another's."""
     text = json.dumps(wanted, sort_keys=True, default=str)
     known = study.user_attrs.get(key)
@@ -105,9 +111,9 @@ def _settle(study: optuna.Study, key: str, wanted: Any, otherwise: str, what: st
         study.set_user_attr(key, text)
     elif known != text:
         raise InputError(
-            otherwise,
+            f"The study in {without_password(where)} was begun with {other}.",
             why=_difference(json.loads(known), json.loads(text)),
-            fix=f"Choose another folder (--out), or give the {what} that it was begun with.",
+            fix=f"{_another(where)}, or give the {what} that it was begun with.",
         )
 
 
@@ -123,7 +129,7 @@ def run_study(
 ) -> Progress:
     """Run trials until the study has `trials` of them, the time is over, or a grid is used up.
 
-    An objective that raises, or gives NaN or None, fails its trial: the reason and the traceback are kept with it
+    An objective that raises, or gives no finite number, fails its trial: the reason and the traceback are kept with it
     (user attribute `afina:error`), and the study goes on. Trials that were running in a process that is gone are run
     again. When this one is interrupted, its trial is queued again too.
 
@@ -146,21 +152,23 @@ def run_study(
         raise InputError("The search has no end.", fix="Give a number of trials or a time.")
     begun, looked = time.monotonic(), -_LOOK
     ran, failed, retried = 0, 0, []
-    while seconds is None or time.monotonic() - begun < seconds:
-        if time.monotonic() - looked >= _LOOK:
-            retried += retry_lost(study)
-            looked = time.monotonic()
-        if is_done(study, trials):
-            break
-        trial = study.ask()
-        sign(trial)
-        ended = _run(study, trial, objective, space)
-        ran += 1
-        failed += ended.state == TrialState.FAIL and LOST not in ended.user_attrs
-        if after is not None:
-            after(ended)
-        if ended.state == TrialState.FAIL:
-            stop_if_hopeless(study, most_failures)
+    with Heartbeat(study) as heart:
+        while seconds is None or time.monotonic() - begun < seconds:
+            if time.monotonic() - looked >= _LOOK:
+                retried += retry_lost(study)
+                looked = time.monotonic()
+            if is_done(study, trials):
+                break
+            trial = study.ask()
+            heart.begin(trial)
+            ended = _run(study, trial, objective, space)
+            heart.end(trial)
+            ran += 1
+            failed += ended.state == TrialState.FAIL and LOST not in ended.user_attrs
+            if after is not None:
+                after(ended)
+            if ended.state == TrialState.FAIL:
+                stop_if_hopeless(study, most_failures)
     return Progress(ran, failed, tuple(retried), time.monotonic() - begun)
 
 
@@ -210,7 +218,7 @@ def attempt(objective: Objective, params: dict[str, Any], trial: Any, wanted: in
         values = objective(params, trial)
     except optuna.TrialPruned:
         return Outcome(TrialState.PRUNED)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(TrialState.FAIL, (), f"{type(error).__name__}: {error}", traceback.format_exc())
     problem = _problem(values, wanted)
     if problem:
@@ -221,6 +229,10 @@ def attempt(objective: Objective, params: dict[str, Any], trial: Any, wanted: in
 
 def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial:
     """Store how a trial ended."""
+    known = study._storage.get_trial(trial._trial_id)
+    if known.state.is_finished():
+        # This process was silent for so long that another took it for dead, and queued the trial again.
+        return known
     if outcome.state == TrialState.FAIL:
         trial.set_user_attr(ERROR, {"message": outcome.message, "traceback": outcome.traceback})
     complete = outcome.state == TrialState.COMPLETE
@@ -238,10 +250,10 @@ def _problem(values: Any, wanted: int) -> str:
         try:
             # Text that float() would read is a mistake of the objective all the same.
             number = float("" if isinstance(value, str | bytes) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return f"The objective gave {value!r}, not a number."
-        if number != number:
-            return "The objective gave NaN."
+        if not math.isfinite(number):
+            return f"The objective gave {'NaN' if math.isnan(number) else number}."
     return ""
 
 
@@ -275,7 +287,7 @@ def stop_if_all_failed(study: Study) -> None:
         raise _failed(
             f"No trial ended with a value: all {len(ended)} failed.",
             ended[-1],
-            fix="Correct the cause. Then go on with more trials, or begin again in another folder (--out).",
+            fix="Correct the cause. Then go on with more trials, or begin again: another --out, or another --study.",
         )
 
 

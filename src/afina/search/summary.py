@@ -11,7 +11,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.search.spaces import Space
-from afina.search.studies import ERROR
+from afina.search.studies import ERROR, SEED
 from afina.search.tensor_train.history import LOST
 
 # Fewer trials say nothing about which parameter matters.
@@ -56,7 +56,7 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
-    """One row for each trial: its number, state, value, seconds, parameters and, where it failed, why.
+    """One row for each trial: its number, state, value, seconds, seed, parameters and, where it failed, why.
 
     Args:
         study: Of `open_study`.
@@ -66,7 +66,7 @@ def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
     names = list(space.parameters)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "state", "value", *also, "seconds", *names, "error"])
+    writer.writerow(["trial", "state", "value", *also, "seconds", "seed", *names, "error"])
     for t in study.get_trials(deepcopy=False):
         known = space.complete(t.params) if t.state.is_finished() and _is_whole(t, space) else t.params
         seconds = f"{t.duration.total_seconds():.2f}" if t.duration is not None else ""
@@ -74,7 +74,7 @@ def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
         values = [known.get(name, "") for name in names]
         state = "lost" if LOST in t.user_attrs else t.state.name.lower()
         reached = t.values if t.values is not None else [""] * len(study.directions)
-        writer.writerow([t.number, state, *reached, seconds, *values, error])
+        writer.writerow([t.number, state, *reached, seconds, t.user_attrs.get(SEED, ""), *values, error])
     return stream.getvalue()
 
 
@@ -136,7 +136,7 @@ def _is_whole(trial: FrozenTrial, space: Space) -> bool:
 
 
 def counts(study: Study) -> dict[str, int]:
-    """How many trials ended in which way; those that were lost with their process are not counted."""
+    """How many trials ended in which way, or run in some process; those that were lost with theirs are not counted."""
     trials = [t for t in study.get_trials(deepcopy=False) if LOST not in t.user_attrs]
     states = [t.state for t in trials]
     beyond = sum(t.state == TrialState.PRUNED and bool(broken(t)) for t in trials)
@@ -145,6 +145,7 @@ def counts(study: Study) -> dict[str, int]:
         "stopped": states.count(TrialState.PRUNED) - beyond,
         "beyond": beyond,
         "failed": states.count(TrialState.FAIL),
+        "running": states.count(TrialState.RUNNING),
     }
 
 

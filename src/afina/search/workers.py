@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import threading
 import time
 from typing import Any
 
@@ -16,21 +17,57 @@ from afina.search.tensor_train.history import LOST
 
 _WORKER = "afina:worker"
 _RETRY = "afina:retry_of"
+_BEAT = "afina:beat"
 MOST_RETRIES = 2
 # A running trial that does not say who runs it is given this long, in seconds, before it counts as lost.
 _UNSIGNED = 60.0
+# How often a process says that its trials still run, in seconds, and after how long it counts as gone on a machine that
+# cannot be looked into. Clocks of two machines may differ by minutes.
+_PERIOD, _SILENT = 30.0, 600.0
 
 
-def sign(trial: optuna.Trial) -> None:
-    """Write into a trial that this process runs it."""
-    trial.set_user_attr(_WORKER, {"host": socket.gethostname(), "pid": os.getpid(), "since": _since(os.getpid())})
+class Heartbeat:
+    """Tells the study, from time to time, that the trials of this process still run; for the length of a `with` block.
+
+    Args:
+        study: The study.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._storage, self._running, self._over = study._storage, set[int](), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def begin(self, trial: optuna.Trial) -> None:
+        """Write into a trial that this process runs it."""
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _since(os.getpid()), "begun": time.time()}
+        trial.set_user_attr(_WORKER, mine)
+        self._running.add(trial._trial_id)
+
+    def end(self, trial: optuna.Trial) -> None:
+        """It no longer does."""
+        self._running.discard(trial._trial_id)
+
+    def _beat(self) -> None:
+        while not self._over.wait(_PERIOD):
+            for number in tuple(self._running):
+                # A trial may end at this moment; and a storage that is away for a while is the trial's own concern.
+                with contextlib.suppress(Exception):
+                    self._storage.set_trial_user_attr(number, _BEAT, time.time())
 
 
 def retry_lost(study: Study) -> list[int]:
     """Fail the running trials whose process is gone, and queue their parameters again; gives their numbers.
 
-    Only processes of this machine can be looked up; trials of others are left alone. A trial that was lost three
-    times is not queued again: it may be what ends its process.
+    Processes of this machine are looked up; those of others are gone when they were silent for ten minutes. A trial
+    that was lost three times is not queued again: it may be what ends its process.
     """
     lost = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -62,7 +99,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
         begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         return time.time() - begun < _UNSIGNED
     if worker["host"] != socket.gethostname():
-        return True
+        return time.time() - float(trial.user_attrs.get(_BEAT, worker["begun"])) < _SILENT
     since = _since(int(worker["pid"]))
     return since is not None and abs(since - float(worker["since"])) < 2.0
 

@@ -186,6 +186,57 @@ def test_a_search_whose_every_trial_failed_is_an_error_with_the_last_failure(tmp
     assert [row["state"] for row in rows(tmp_path / "run")] == ["fail", "fail"]
 
 
+def loss(x):
+    return x
+
+
+def test_a_function_that_takes_its_trial_reports_stops_early_and_tells_limits(tmp_path):
+    def curve(x, trial):
+        trial.set_constraint("heat", x - 7)
+        for step in range(1, 9):
+            trial.report(float(x), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(x)
+
+    space = {"x": list(range(1, 11))}
+    result = afina.tune(
+        objective=curve, space=space, sampler="grid", maximize=True, early_stopping="halving", out=tmp_path
+    )
+    assert result.best == {"x": 7}
+    said = Said()
+    stopped = afina.tune(
+        objective=curve,
+        space={"x": [5, 4, 3, 2, 1, 0]},
+        sampler="grid",
+        maximize=True,
+        out=tmp_path / "median",
+        progress=said,
+    )
+    assert stopped.trials["stopped"] == 2
+    assert any("stopped after 2 steps" in line for line in said.lines)
+
+
+def test_a_function_may_give_several_values(tmp_path):
+    space = {"x": list(range(10))}
+    result = afina.tune(objective=lambda x: (abs(x - 6), x), also="cost", space=space, sampler="grid", out=tmp_path)
+    assert {choice.params["x"] for choice in result.front} == set(range(7))
+    assert result.best == {"x": 6}
+    assert "cost 6 (x 6)" in afina.jobs.tune.describe_search(result)
+    assert set(rows(tmp_path)[0]) >= {"value", "cost", "seed"}
+
+
+def test_one_database_has_several_studies_each_by_its_name(tmp_path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    given = {"storage": url, "sampler": "random", "trials": 2}
+    afina.tune(objective=loss, space={"x": [1, 2]}, out=tmp_path / "a", **given)
+    with pytest.raises(InputError, match=r"another search space(.|\n)*another name \(--study\)"):
+        afina.tune(objective=loss, space={"x": [1, 2, 3]}, out=tmp_path / "b", **given)
+    afina.tune(objective=loss, space={"x": [1, 2, 3]}, out=tmp_path / "b", study="wider", seed=5, **given)
+    assert optuna.get_all_study_names(url) == ["loss", "wider"]
+    assert [row["seed"] for row in rows(tmp_path / "b")] == ["5", "5"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -199,7 +250,14 @@ def test_a_search_whose_every_trial_failed_is_an_error_with_the_last_failure(tmp
         ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
         ({"objective": len, "space": {"x": [1, 2]}, "fidelity": "image"}, "Did you mean images"),
         ({"objective": len, "space": {"x": [1, 2]}, "time": "soon"}, "--time"),
-        ({"objective": len, "space": {"x": [1, 2]}, "also": "size"}, "Options of trainings"),
+        ({"objective": len, "space": {"x": [1, 2]}, "size": "1MB"}, "Leave out --size"),
+        ({"objective": len, "space": {"x": [1, 2]}, "epochs": 3, "input_size": 8}, "out --input-size and --epochs"),
+        ({"objective": len, "space": {"x": [1, 2]}, "precision": "bf16-mixed"}, "Leave out --precision"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "early_stopping": "halving"}, "reports nothing"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "also": ["cost", "cost"]}, "names two of the values"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "storage": "mine.db"}, "Write sqlite:///mine.db"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "study": "second"}, "a run folder has one study"),
+        ({"model": "builtin:mlp", "data": "digits", "maximize": True}, "for functions"),
         ({"model": "builtin:mlp", "data": "digits", "fidelity": "input-size"}, "cannot begin on smaller images"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "sampler": "cmaes"}, "one objective only"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "fidelity": "images"}, "gains nothing"),
@@ -208,7 +266,7 @@ def test_a_search_whose_every_trial_failed_is_an_error_with_the_last_failure(tmp
         ({"model": "builtin:mlp", "data": "digits", "folds": 3, "early_stopping": "median"}, "along their curves"),
         ({"model": "builtin:mlp", "data": "digits", "early_stopping": "wilcoxon"}, "Give --folds"),
         ({"model": "builtin:mlp", "data": "digits", "folds": 1000}, "cannot be divided into 1000 folds"),
-        ({"objective": len, "space": {"x": [1, 2]}, "folds": 3}, "Options of trainings"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "folds": 3}, "Leave out --folds"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 99}, "--trial-gpus is 99"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 2, "workers": 2}, "exclude each other"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 1.5}, "--trial-gpus is 1.5"),

@@ -52,7 +52,10 @@ def tune(
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, where the space does not say.")] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="To be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds`; several."),
+        typer.Option(
+            help="To be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds`; several. "
+            "With --objective: names of what it gives after its value."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Limit on the float file, as in 500KB; beyond it nothing is trained.")
@@ -61,7 +64,10 @@ def tune(
     maximize: Annotated[bool, typer.Option("--maximize", help="The function's value is to be high.")] = False,
     out: Annotated[str | None, typer.Option(help="The run folder; the same command on it goes on.")] = None,
     storage: Annotated[
-        str | None, typer.Option(help="URL of a database, for many machines (postgresql://...).")
+        str | None, typer.Option(help="URL of a database, for many machines (postgresql://..., grpc://HOST:PORT).")
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study in that database; by default that of what is tuned.")
     ] = None,
     optimizer: Optimizer = None,
     precision: Precision = "32",
@@ -93,10 +99,10 @@ def tune(
         tuned = job(
             model, data, objective=objective, space=space, sampler=sampler, trials=trials, time=time,
             early_stopping=early_stopping, fidelity=fidelity, folds=folds, grid_points=grid_points, epochs=epochs,
-            also=also or (), size=size, latency=latency, maximize=maximize, out=out, storage=storage, weights=weights,
-            input_size=input_size, optimizer=optimizer, precision=precision, keep_fp32=tuple(keep_fp32 or ()),
-            runtime=runtime, threads=threads, workers=workers, ray=ray, trial_cpus=trial_cpus, trial_gpus=trial_gpus,
-            seed=seed, progress=progress_of(quiet),
+            also=also or (), size=size, latency=latency, maximize=maximize, out=out, storage=storage, study=study,
+            weights=weights, input_size=input_size, optimizer=optimizer, precision=precision,
+            keep_fp32=tuple(keep_fp32 or ()), runtime=runtime, threads=threads, workers=workers, ray=ray,
+            trial_cpus=trial_cpus, trial_gpus=trial_gpus, seed=seed, progress=progress_of(quiet),
         )  # fmt: skip
         show(tuned, describe_search(tuned), as_json)
 

@@ -1,6 +1,5 @@
 """What a search works on: trainings of a model, or a Python function."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,17 @@ from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
+from afina.jobs.fidelity import EPOCHS
+from afina.jobs.functions import VALUE, check_names, function_of
 from afina.jobs.target import ModelSource, check_source, name_of
 from afina.jobs.trials import Training, check_space, default_space
-from afina.models.userfile import check_options, check_required, load_function
 from afina.progress import Progress
 from afina.runtimes import get_runtime
-from afina.search import Objective, Space, make_space, read_space
+from afina.search import DEFAULT_STOPPING, Objective, Space, make_space, read_space
+from afina.search.studies import SEED
 from afina.training import FitConfig
 
 WORK = "work"
-_VALUE = "value"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Given:
 
     model: ModelSource | None
     data: Any
-    objective: str | Callable[..., float] | None
+    objective: str | Callable[..., Any] | None
     space: Any
     sampler: str
     trials: int | None
@@ -41,6 +41,7 @@ class Given:
     maximize: bool
     out: str | Path | None
     storage: str | None
+    study: str | None
     weights: str | None
     input_size: str | tuple[int, int] | None
     seed: int
@@ -67,7 +68,7 @@ class Subject:
         directions: `minimize` or `maximize`, for each objective.
         metrics: Their names; `units` say how they are written.
         units: As in `Measurement`.
-        steps: The last step that a trial reports.
+        steps: The last step that a trial reports; None where that is not known.
         trains: Whether trials leave networks.
         about: What must be the same for all trials.
     """
@@ -79,7 +80,7 @@ class Subject:
     directions: tuple[str, ...]
     metrics: tuple[str, ...]
     units: tuple[str, ...]
-    steps: int = 1
+    steps: int | None = 1
     trains: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,6 +97,12 @@ def subject_of(given: Given, progress: Progress) -> Subject:
         return _of_function(given)
     if given.model is None or given.data is None:
         raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
+    if given.maximize:
+        raise InputError(
+            "--maximize is for functions.",
+            why="A training knows whether its metric is to be high.",
+            fix="Leave it out.",
+        )
     check_source(given.model, given.weights, given.input_size)
     space = None if given.space is None else _space(given.space)
     if space is not None:
@@ -118,6 +125,7 @@ def _of_training(given: Given, space: Space | None, costs: Costs, images: ImageD
     folder = _folder(given.out, name)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> tuple[float, ...]:
+        trial.set_user_attr(SEED, given.seed)
         return training.run(params, trial, folder / WORK)
 
     return Subject(
@@ -140,33 +148,43 @@ def _of_function(given: Given) -> Subject:
     assert given.objective is not None
     if given.space is None:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
-    if given.also or given.limits or given.folds:
+    _check_options_of(given)
+    check_names(given.also)
+    space = _space(given.space)
+    function = function_of(given.objective, space)
+    if given.early_stopping not in ("none", DEFAULT_STOPPING) and not function.takes_trial:
         raise InputError(
-            "Options of trainings are given with a function.", fix="Leave out --also, --size, --latency and --folds."
+            f"--early-stopping {given.early_stopping} compares what trials report; {function.name} reports nothing.",
+            fix="Give it an argument `trial`, and call trial.report(value, step) and trial.should_prune().",
         )
-    function, name = _function(given.objective)
-    folder, space = _folder(given.out, name), _space(given.space)
-    check_options(name, function, space.parameters)
-    check_required(name, function, space.parameters)
+    names = (VALUE, *given.also)
 
-    def objective(params: dict[str, Any], trial: optuna.Trial) -> float:
-        return function(**params)
+    def objective(params: dict[str, Any], trial: optuna.Trial) -> Any:
+        trial.set_user_attr(SEED, given.seed)
+        return function(params, trial)
 
-    direction = "maximize" if given.maximize else "minimize"
-    return Subject(name, folder, objective, space, (direction,), (_VALUE,), (_VALUE,), about={"function": name})
+    return Subject(
+        function.name, _folder(given.out, function.name), objective, space,
+        directions=("maximize" if given.maximize else "minimize", *("minimize" for _ in given.also)),
+        metrics=names, units=names, steps=None,
+        about={"function": function.name, **({"also": given.also} if given.also else {})},
+    )  # fmt: skip
+
+
+def _check_options_of(given: Given) -> None:
+    """Raise `InputError` for options that only a training has."""
+    options = {
+        "weights": given.weights, "input_size": given.input_size, "epochs": given.epochs, "folds": given.folds,
+        "fidelity": given.fidelity != EPOCHS, **given.limits,
+        **{name: value for name, value in given.common.items() if value != "32"},
+    }  # fmt: skip
+    wrong = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if wrong:
+        raise InputError("Options of trainings are given with a function.", fix=f"Leave out {' and '.join(wrong)}.")
 
 
 def _folder(out: str | Path | None, name: str) -> Path:
     return Path(out) if out is not None else Path("runs") / f"tune-{name}"
-
-
-def _function(objective: str | Callable[..., float]) -> tuple[Callable[..., float], str]:
-    if callable(objective):
-        return objective, re.sub(r"\W+", "", getattr(objective, "__name__", "function"))
-    path, _, name = str(objective).rpartition(":")
-    if not path.endswith(".py"):
-        raise InputError(f"--objective {objective} is not a function.", fix="Write it as path/file.py:function.")
-    return load_function(Path(path), name), f"{Path(path).stem}-{name}"
 
 
 def _space(space: Any) -> Space:

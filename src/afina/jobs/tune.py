@@ -32,7 +32,8 @@ from afina.search import (
     open_study,
     run_study,
 )
-from afina.search.studies import stop_if_all_failed, stop_if_hopeless
+from afina.search.storage import is_url
+from afina.search.studies import STUDY, stop_if_all_failed, stop_if_hopeless
 from afina.training.config import Optimizer, Precision
 from afina.units import parse_size, parse_time
 
@@ -48,7 +49,7 @@ def tune(
     model: ModelSource | None = None,
     data: Any = None,
     *,
-    objective: str | Callable[..., float] | None = None,
+    objective: str | Callable[..., Any] | None = None,
     space: str | Path | Mapping[str, Any] | Space | None = None,
     sampler: str = DEFAULT_SAMPLER,
     trials: int | None = None,
@@ -64,6 +65,7 @@ def tune(
     maximize: bool = False,
     out: str | Path | None = None,
     storage: str | None = None,
+    study: str | None = None,
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,
     optimizer: Optimizer | None = None,
@@ -88,7 +90,8 @@ def tune(
         model: As in `optimize`.
         data: As in `optimize`; its validation images judge the trials.
         objective: Instead of both: a function of the parameters by name that gives a number, or
-            `path/file.py:function`.
+            `path/file.py:function`. Where it has an argument `trial`, it gets that too (Optuna's), for
+            `trial.report(value, step)`, `trial.should_prune()` and `trial.set_constraint(name, value)`.
         space: A YAML file, a mapping, or a `Space`; by default what matters for a training. Its names are those of
             `FitConfig`, `input_size`, and `model.NAME` for the arguments of what builds the model.
         sampler: `tensor-train`, `tpe`, `gp`, `cmaes`, `qmc`, `random` or `grid`.
@@ -103,12 +106,14 @@ def tune(
         grid_points: Values of each continuous parameter in a grid.
         epochs: Of each training, where the space does not vary them.
         also: What is to be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds` (of training).
-            The result then is every trial that no other is better than in all.
+            The result then is every trial that no other is better than in all. With a function: names of what it
+            gives after its value.
         size: Limit on the exported float file, as in `500KB`; networks beyond it are not trained.
         latency: Limit on the time of that file for one image, as in `2ms`.
         maximize: Whether the function's value is to be high; a training knows its metric.
         out: The run folder; `runs/tune-MODEL-DATA` by default.
         storage: URL of a database of Optuna's, for many machines; by default a file in the run folder.
+        study: Name of the study in that database; by default that of what is tuned.
         weights: `pretrained`, `random` or a file of weights.
         input_size: Height and width of the network's input, where the space does not vary it.
         optimizer: `sgd` or `adamw`, where the space does not say; by default the one that suits the network.
@@ -145,33 +150,38 @@ def tune(
     _check_several(others, sampler, fidelity)
     if folds and fidelity != EPOCHS:
         raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
-    stopping = _stopping(early_stopping, others, folds)
+    _check_storage(storage, study)
+    stopping = _stopping(early_stopping, others, folds, objective is not None)
     check_stopping(stopping)
     given = Given(
         model, data, objective, space, sampler, trials, limit, stopping, grid_points, epochs, maximize,
-        out, storage, weights, input_size, seed, example,
+        out, storage, study, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
         others, _limits(size, latency), runtime, threads or available_cores(), fidelity, folds,
         _devices(trial_gpus, workers, ray),
     )  # fmt: skip
+    cluster = None if ray is None else Cluster(ray, workers, trial_cpus, trial_gpus)
+    return _search(given, cluster, workers or 1, begun, progress)
+
+
+def _search(given: Given, cluster: Cluster | None, workers: int, begun: float, progress: Progress) -> Tuned:
+    """The search, on a cluster or in so many processes of this machine; `begun` is when."""
     study, subject = _open(given, 0, progress)
     if len(study.get_trials(deepcopy=False)):
         progress.say(f"The study in {subject.folder} has {len(study.get_trials(deepcopy=False))} trials; it goes on.")
-    combinations = len(subject.space.combinations(grid_points)) if sampler == "grid" else None
+    combinations = len(subject.space.combinations(given.grid_points)) if given.sampler == "grid" else None
     if combinations is not None:
         progress.say(f"The grid has {combinations:,} combinations.")
-    teller = Teller(study, subject, trials or combinations, progress)
+    teller = Teller(study, subject, given.trials or combinations, progress)
     try:
-        if ray is not None:
-            cluster = Cluster(ray, workers, trial_cpus, trial_gpus)
+        if cluster is not None:
             work_on_ray(cluster, given, study, subject, teller.look, progress, _FAILURES)
-        elif workers in (None, 1):
+        elif workers == 1:
             run_study(
-                study, subject.objective, subject.space, trials=trials, seconds=limit, most_failures=_FAILURES,
-                after=lambda trial: teller.look(),
+                study, subject.objective, subject.space, trials=given.trials, seconds=given.limit,
+                most_failures=_FAILURES, after=lambda trial: teller.look(),
             )  # fmt: skip
         else:
-            assert workers is not None
             work_together(workers, _work, vars(given), teller.look, progress)
             stop_if_hopeless(study, _FAILURES)
     finally:
@@ -180,7 +190,20 @@ def tune(
     return results(study, subject, _now() - begun)
 
 
-def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None) -> str:
+def _check_storage(storage: str | None, study: str | None) -> None:
+    if storage is not None and not is_url(storage):
+        raise InputError(
+            f"--storage {storage} is not a URL.",
+            fix=f"Write sqlite:///{storage} for a file, or leave it out: the study is in the run folder (--out).",
+        )
+    if study is not None and storage is None:
+        raise InputError(
+            f"--study {study} names a study of a database, and there is none: a run folder has one study.",
+            fix="Give --storage URL, or another --out instead.",
+        )
+
+
+def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None, function: bool) -> str:
     """The rule of early stopping: folds give no curve, and several objectives no single value to stop by."""
     if also and asked not in (None, "none"):
         raise InputError(
@@ -188,7 +211,8 @@ def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None) -> st
             why="There is no single value that says which training has no hope.",
             fix="Leave it out.",
         )
-    if asked not in (None, "none") and asked in STOPPING and (asked == FOLD_BY_FOLD) != bool(folds):
+    unlike = (asked == FOLD_BY_FOLD) != bool(folds) and not function
+    if asked not in (None, "none") and asked in STOPPING and unlike:
         raise InputError(
             f"--early-stopping {asked} compares trials {'along their curves' if folds else 'fold by fold'}.",
             fix=f"Leave it out, or write {FOLD_BY_FOLD}." if folds else "Give --folds N, or another rule.",
@@ -240,6 +264,7 @@ def _open(given: Given, worker: int, progress: Progress) -> tuple[Study, Subject
         space,
         make_sampler(given.sampler, space, given.seed, given.grid_points),
         subject.directions,
+        given.study or (subject.name if given.storage else STUDY),
         pruner=make_stopping(given.early_stopping, subject.steps, FACTORS[given.fidelity]),
         about=subject.about,
     )

@@ -30,6 +30,7 @@ _ENDED = {
     "stopped": "stopped early",
     "beyond": "beyond a limit",
     "failed": "failed",
+    "running": "still running elsewhere",
 }
 
 
@@ -59,7 +60,8 @@ class Tuned:
             several objectives, the one that is best by the first.
         value: Its value.
         metric: What the value is.
-        trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`.
+        trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`; and
+            those that are still `running` in other processes.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
         network: File of the best trial's network; None for a function.
         curve: Of its network's training; empty for a function.
@@ -125,7 +127,7 @@ def describe_search(tuned: Tuned) -> str:
         lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
         for choice in tuned.front:
             told = ", ".join(f"{name} {format_value(v, UNITS.get(name, name))}" for name, v in choice.values.items())
-            lines.append(f"  trial {choice.trial}: {told} ({choice.network})")
+            lines.append(f"  trial {choice.trial}: {told} ({choice.network or _given(choice.params)})")
     files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
     return "\n".join([*lines, f"Kept in {files}"])
 
@@ -174,7 +176,7 @@ def _choice(trial: FrozenTrial, subject: Subject) -> Choice:
 def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str:
     """A trial in one line."""
     seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
-    shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+    shown = _given(trial.params)
     metric, unit = subject.metrics[0], subject.units[0]
     if trial.state == TrialState.FAIL:
         ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
@@ -185,12 +187,16 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
     elif trial.state == TrialState.PRUNED:
         parts = PARTS in trial.user_attrs
         steps = trial.intermediate_values if parts else trial.user_attrs.get(CURVE, trial.intermediate_values)
-        ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs'}"
+        ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs' if subject.trains else 'steps'}"
     else:
         reached = zip(subject.metrics, trial.values, subject.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)
     so_far = f" (best {metric} {format_value(best.values[0], unit)}, trial {best.number})" if best is not None else ""
     return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
+
+
+def _given(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in params.items())
 
 
 def _short(value: Any) -> str:

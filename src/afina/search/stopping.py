@@ -16,14 +16,16 @@ _WARM_UP = 4
 # How probable it may be that a trial stopped by the test is as good as the best: three folds, all worse, are 1 in 8.
 _DOUBT = 0.13
 
-# What builds each, from the most steps that a trial has and the factor between rungs.
-STOPPING: dict[str, Callable[[int, int], BasePruner]] = {
+# What builds each, from the most steps that a trial has, where that is known, and the factor between rungs.
+STOPPING: dict[str, Callable[[int | None, int], BasePruner]] = {
     "none": lambda steps, factor: optuna.pruners.NopPruner(),
     "median": lambda steps, factor: optuna.pruners.MedianPruner(
-        n_startup_trials=_WARM_UP, n_warmup_steps=max(2, steps // 3)
+        n_startup_trials=_WARM_UP, n_warmup_steps=max(2, (steps or 0) // 3)
     ),
     "halving": lambda steps, factor: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor),
-    "hyperband": lambda steps, factor: optuna.pruners.HyperbandPruner(max_resource=steps, reduction_factor=factor),
+    "hyperband": lambda steps, factor: optuna.pruners.HyperbandPruner(
+        max_resource=steps or "auto", reduction_factor=factor
+    ),
     FOLD_BY_FOLD: lambda steps, factor: optuna.pruners.WilcoxonPruner(p_threshold=_DOUBT),
 }
 
@@ -34,14 +36,14 @@ def check_stopping(name: str) -> None:
         raise InputError(f"There is no rule of early stopping {name!r}.", fix=did_you_mean(name, STOPPING))
 
 
-def make_stopping(name: str, steps: int, factor: int = 4) -> BasePruner:
+def make_stopping(name: str, steps: int | None, factor: int = 4) -> BasePruner:
     """The rule `name`, one of `STOPPING`.
 
     Args:
         name: `none`; `median`: worse than half of the trials at the same step, after the first third;
             `halving` (Li et al. 2020), `hyperband` (Li et al. 2018): the best share goes on at each rung; `wilcoxon`:
             worse than the best trial by the signed-rank test over the folds so far (Wilcoxon 1945).
-        steps: The last step that a trial reports, such as its epochs.
+        steps: The last step that a trial reports, such as its epochs; None where that is not known.
         factor: Between the steps of two rungs, for `halving` and `hyperband`.
 
     Raises:

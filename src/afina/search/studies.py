@@ -27,7 +27,7 @@ ERROR = "afina:error"
 SEED = "afina:seed"
 _SPACE = "afina:space"
 _ABOUT = "afina:about"
-_STUDY = "search"
+STUDY = "search"
 _LOOK = 30.0
 
 
@@ -57,7 +57,7 @@ def open_study(
     space: Space,
     sampler: BaseSampler,
     directions: Sequence[str] = ("minimize",),
-    name: str = _STUDY,
+    name: str = STUDY,
     pruner: optuna.pruners.BasePruner | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Study:

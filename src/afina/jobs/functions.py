@@ -1,0 +1,71 @@
+"""A Python function as what is searched: of its parameters by name and, where it has such an argument, of the trial."""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afina.errors import InputError
+from afina.models.userfile import check_options, check_required, load_function
+from afina.search import Space
+
+VALUE = "value"
+_TRIAL = "trial"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that a search calls.
+
+    Attributes:
+        name: For titles, and to tell whether two runs search the same.
+        call: The function itself.
+        takes_trial: Whether it has an argument `trial`, for reports, early stopping and constraints.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    takes_trial: bool
+
+    def __call__(self, params: dict[str, Any], trial: Any) -> Any:
+        """Its value, or values."""
+        return self.call(**params, **({_TRIAL: trial} if self.takes_trial else {}))
+
+
+def function_of(objective: str | Callable[..., Any], space: Space) -> Function:
+    """The function, or that of `path/file.py:function`, checked against the space.
+
+    Raises:
+        InputError: there is none, it does not take a parameter of the space, or it needs one that is not there.
+    """
+    call, name = _found(objective)
+    takes_trial = _TRIAL not in space.parameters and _has_trial(call)
+    check_options(name, call, space.parameters)
+    check_required(name, call, {*space.parameters, *([_TRIAL] if takes_trial else [])})
+    return Function(name, call, takes_trial)
+
+
+def check_names(also: Sequence[str]) -> None:
+    """Raise `InputError` where what a function gives after its value is named twice."""
+    for name in also:
+        if [VALUE, *also].count(name) > 1:
+            raise InputError(f"--also {name} names two of the values.", fix="Give each a name of its own.")
+
+
+def _found(objective: str | Callable[..., Any]) -> tuple[Callable[..., Any], str]:
+    if callable(objective):
+        return objective, re.sub(r"\W+", "", getattr(objective, "__name__", "function"))
+    path, _, name = str(objective).rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(f"--objective {objective} is not a function.", fix="Write it as path/file.py:function.")
+    return load_function(Path(path), name), f"{Path(path).stem}-{name}"
+
+
+def _has_trial(call: Callable[..., Any]) -> bool:
+    try:
+        found = inspect.signature(call).parameters.get(_TRIAL)
+    except (TypeError, ValueError):
+        return False
+    return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)

@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -593,6 +594,29 @@ class TestAugmentation:
             assert len(hits) == 1
             places.append(tuple(hits[0].tolist()))
         assert len(set(places)) > 30
+
+    @pytest.mark.parametrize("kind", ["shift", "crop"])
+    def test_varies_more_with_more_strength(self, kind: str) -> None:
+        def change(strength: float) -> float:
+            options = replace(AUGMENTATIONS[kind], strength=strength)
+            varied = augment(self.IMAGES, options, torch.Generator().manual_seed(0))
+            assert varied.shape == self.IMAGES.shape
+            return float((varied.float() - self.IMAGES.float()).abs().mean())
+
+        assert change(0.0) < 1e-3
+        assert change(0.5) < change(1.0) < change(2.0)
+        usual = augment(self.IMAGES, AUGMENTATIONS[kind], torch.Generator().manual_seed(0))
+        assert change(1.0) == float((usual.float() - self.IMAGES.float()).abs().mean())
+
+    def test_of_training_has_the_strength_that_is_asked_for(self) -> None:
+        data = open_data("digits", seed=0)
+
+        def change(strength: float) -> float:
+            varied = data.batches("train", data.native, batch_size=64, augment=strength)
+            plain = data.batches("train", data.native, batch_size=64)
+            return sum(float((a - b).abs().mean()) for (a, *_), (b, *_) in zip(varied, plain, strict=True))
+
+        assert 0 == change(0) < change(1) == change(True) < change(2)
 
     def test_mirrors_about_half_of_the_images(self) -> None:
         flat = self.IMAGES[:, :, :7, :7]  # too small to be shifted

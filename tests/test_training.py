@@ -593,6 +593,8 @@ def test_a_teacher_or_data_for_something_else_is_refused(digits: ImageData, few:
         ("ema", 1.0, "less than 1"),
         ("early_stopping", 0, "or None"),
         ("augment", "yes", "true or false"),
+        ("augment", 2.5, "a number from 0 to 2"),
+        ("augment", math.nan, "a number from 0 to 2"),
         ("seed", -1, "0 or more"),
     ],
 )

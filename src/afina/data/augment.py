@@ -8,19 +8,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SHIFT = 8  # an image moves by at most one in this many of its pixels
-_AREA = (0.5, 1.0)
-_ASPECT = (3 / 4, 4 / 3)
+_AREA = 0.5  # the least part of it that a crop has
+_LEAST_AREA = 0.08
+_ASPECT = 4 / 3
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """What may vary: `shift` by whole pixels (reflected at the border), mirror left and right (`flip`), or
     `crop`: a random part of 0.5 to 1 of the area, aspect ratio 3:4 to 4:3, scaled up to the full size
-    (Szegedy et al. 2015, section 6)."""
+    (Szegedy et al. 2015, section 6). `strength` times as much of it: the distance of a shift, the area that a crop may
+    lose and the logarithm of its aspect ratio; a mirrored image is what it is."""
 
     shift: bool = False
     flip: bool = False
     crop: bool = False
+    strength: float = 1.0
 
 
 AUGMENTATIONS = {
@@ -36,15 +39,15 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     """A varied copy of `[N, C, H, W]`: of the same dtype, or float32 after a crop (of the same range)."""
     flips = torch.rand(len(images), generator=generator) < 0.5 if kind.flip else None
     if kind.crop:
-        return _crop(images, flips, generator)
+        return _crop(images, kind.strength, flips, generator)
     if kind.shift or kind.flip:
-        return _move(images, kind.shift, flips, generator)
+        return _move(images, kind.strength if kind.shift else 0.0, flips, generator)
     return images
 
 
-def _move(images: Tensor, shift: bool, flips: Tensor | None, generator: torch.Generator) -> Tensor:
+def _move(images: Tensor, strength: float, flips: Tensor | None, generator: torch.Generator) -> Tensor:
     n, channels, height, width = images.shape
-    rows, columns = (_positions(n, size, shift, generator) for size in (height, width))
+    rows, columns = (_positions(n, size, int(strength * size / _SHIFT), generator) for size in (height, width))
     if flips is not None:
         columns = torch.where(flips[:, None], columns.flip(1), columns)
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, height * width)
@@ -52,22 +55,22 @@ def _move(images: Tensor, shift: bool, flips: Tensor | None, generator: torch.Ge
     return moved.view(n, channels, height, width)
 
 
-def _positions(n: int, size: int, shift: bool, generator: torch.Generator) -> Tensor:
+def _positions(n: int, size: int, most: int, generator: torch.Generator) -> Tensor:
     """For each image and each place along one side, where its pixel comes from: int64 `[n, size]`."""
     places = torch.arange(size).expand(n, size)
-    most = size // _SHIFT if shift else 0
     if most == 0:
         return places
     places = (places + torch.randint(-most, most + 1, (n, 1), generator=generator)).abs()
     return torch.where(places >= size, 2 * (size - 1) - places, places)
 
 
-def _crop(images: Tensor, flips: Tensor | None, generator: torch.Generator) -> Tensor:
+def _crop(images: Tensor, strength: float, flips: Tensor | None, generator: torch.Generator) -> Tensor:
     n = len(images)
     draw = torch.rand(4, n, generator=generator)
-    side = (_AREA[0] + (_AREA[1] - _AREA[0]) * draw[0]).sqrt()
-    low, high = (math.log(ratio) / 2 for ratio in _ASPECT)
-    stretch = (low + (high - low) * draw[1]).exp()
+    least = max(1 - strength * (1 - _AREA), _LEAST_AREA)
+    side = (least + (1 - least) * draw[0]).sqrt()
+    most = strength * math.log(_ASPECT) / 2
+    stretch = (most * (2 * draw[1] - 1)).exp()
     width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
     matrix = torch.zeros(n, 2, 3)
     matrix[:, 0, 2], matrix[:, 1, 2] = (1 - width) * (2 * draw[2] - 1), (1 - height) * (2 * draw[3] - 1)

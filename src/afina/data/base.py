@@ -141,7 +141,7 @@ class ImageData:
         input: InputSpec,
         *,
         batch_size: int,
-        augment: bool = False,
+        augment: float = 0.0,
         shuffle: bool = False,
         seed: int = 0,
         limit: int | None = None,
@@ -153,7 +153,7 @@ class ImageData:
             split: `train` or `validation`.
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
-            augment: Vary the images at random.
+            augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
             shuffle: In an order drawn by `seed` instead of the fixed one. A single image that would be left
                 for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
@@ -176,7 +176,7 @@ class ImageData:
                 fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
             )
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
-        kind = self._augmentation(input) if augment else None
+        kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
         pixels, rows = self._pixels(split, input)
         return Batches(
             self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, join=shuffle

@@ -30,7 +30,8 @@ class FitConfig:
         schedule: `onecycle` (Smith & Topin 2018) or `cosine` (Loshchilov & Hutter 2017) with linear warm-up.
         warmup: Share of the steps on which the learning rate rises; default 0.3 for `onecycle`, 0.1 for `cosine`.
         label_smoothing: Share of each target spread over all classes (classification).
-        augment: Whether training images are varied.
+        augment: How much training images are varied: true or 1 as is usual for them, 2 twice as much, false or 0 not at
+            all.
         ema: Decay of the moving average of the weights that is judged and returned; None for the weights themselves.
         early_stopping: Epochs without improvement after which training stops; None for never.
         precision: `32`, `bf16-mixed` or `16-mixed` (autocast, with loss scaling where fp16 needs it).
@@ -61,7 +62,7 @@ class FitConfig:
     schedule: Schedule = "onecycle"
     warmup: float | None = None
     label_smoothing: float = 0.0
-    augment: bool = True
+    augment: bool | float = True
     ema: float | None = 0.999
     early_stopping: int | None = None
     precision: Precision = "32"
@@ -84,9 +85,10 @@ class FitConfig:
         _check_whole("batch_size", self.batch_size, 2)
         _check_whole("early_stopping", self.early_stopping, 1, optional=True)
         _check_whole("seed", self.seed, 0)
-        for name in ("augment", "channels_last"):
-            if not isinstance(getattr(self, name), bool):
-                raise _wrong(name, getattr(self, name), "true or false")
+        if not isinstance(self.channels_last, bool):
+            raise _wrong("channels_last", self.channels_last, "true or false")
+        if not isinstance(self.augment, bool) and not _is_within(self.augment, 0.0, 2.0):
+            raise _wrong("augment", self.augment, "true or false, or a number from 0 to 2")
         if not isinstance(self.keep_fp32, tuple) or not all(isinstance(name, str) for name in self.keep_fp32):
             raise _wrong("keep_fp32", self.keep_fp32, "a tuple of names of layers")
         _check_number("learning_rate", self.learning_rate, above=0.0, optional=True)
@@ -155,6 +157,10 @@ def _check_number(
         limits = (("at least", least), ("more than", above), ("less than", below), ("at most", most))
         allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         raise _wrong(name, value, f"a number, {allowed}{', or None' if optional else ''}")
+
+
+def _is_within(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and least <= value <= most
 
 
 def _wrong(name: str, value: Any, allowed: str) -> InputError:

@@ -353,6 +353,27 @@ def test_padding_with_minus_infinity_before_a_maximum_is_passed_over(runtime, tm
     assert not [node for node in made.graph.nodes if "quantize" in str(node.target) and "pad" in str(node.args[0])]
 
 
+class _PooledShortcut(nn.Module):
+    """A shortcut with both signs through an average pool that counts its padding, as MaxViT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.shortcut, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.shortcut(F.avg_pool2d(x + self.body(x), 3, 2, 1))
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("runtime", sorted(STORED))
+def test_average_pools_that_count_their_padding_answer_as_simulated(runtime, tmp_path):
+    torch.manual_seed(0)
+    made, _ = _checked(_PooledShortcut(), runtime, tmp_path / "model")
+    assert _agreement(made, runtime, (tmp_path / "model").with_suffix(RUNTIMES[runtime].suffix)) > 0.99
+
+
 def _agreement(network: Network, runtime: str, path: Path) -> float:
     images = digits(1438)[0]
     with network.inference():

@@ -232,8 +232,30 @@ def test_layers_whose_weights_reach_far_are_pointed_out(digits_network):
     with torch.no_grad():
         network.module.get_parameter("inner.weight")[3, 4, 1, 1] = 9.0
     _, record = apply(network, QuantizeConfig(**QUICK), _context())
-    assert record.layers["inner"]["weights_reach"] > 20
+    told = record.layers["inner"]
+    assert told["weights_reach"] > 20
+    # With one range for all weights all have a step some 30 times as long; with ranges of their own, one channel of 32.
+    assert told["weights_lost_db"] == pytest.approx(29, abs=3)
+    assert told["weights_won_db"] == pytest.approx(15, abs=2)
+    assert told["remedy"] == "scale per channel"
     assert "weights_reach" not in record.layers["down"]
+    assert "remedy" not in record.layers["down"]
+    _, plain = apply(network, QuantizeConfig(**QUICK, granularity="tensor"), _context())
+    assert plain.layers["inner"]["weights_won_db"] < told["weights_won_db"] - 6
+
+
+def test_inputs_that_reach_far_are_told_with_what_they_cost_and_the_remedy(digits_network):
+    images = digits(0, 64)[0].clone()
+    images[::8, 0, 0, 0] = 60.0
+    context = Context(calibration=lambda: iter([images]), images=64)
+    _, record = apply(digits_network, QuantizeConfig(**{**QUICK, "calibration": "mse"}, activations="int4"), context)
+    told = record.layers["stem"]
+    assert told["inputs_reach"] > 15
+    assert told["inputs_lost_db"] > 10
+    assert told["inputs_won_db"] > 0
+    (note,) = [note for note in record.notes if "outliers" in note]
+    assert "stem" in note
+    assert told["remedy"] in note
 
 
 # What is left as it was, what is the same again

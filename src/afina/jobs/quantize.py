@@ -21,6 +21,7 @@ from afina.store.files import check_target
 from afina.tasks import get_task
 from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
+from afina.techniques.quantize.calibration import hold_out
 from afina.techniques.quantize.config import FLOAT
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.grids import Scheme
@@ -164,6 +165,7 @@ def _run(subject: Subject, asked: _Asked, start: float) -> tuple[Network, Record
     if isinstance(asked.plan, Plan):
         asked.plan.check_network(source)
     _check_names(source, asked.config)
+    hold_out(source, asked.config, context)
     runtime = asked.exporter.runtime.name
     notes = asked.plan.notes(asked.config, runtime) if isinstance(asked.plan, Plan) else ()
     original = asked.exporter.judge(subject.network, subject.data, subject.progress)

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.techniques.context import Context
-from afina.techniques.quantize.calibration import choose_ranges
+from afina.techniques.quantize.calibration import choose_ranges, hold_out
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.effects import layer_table
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.halves import keep_wide, kept_note
+from afina.techniques.quantize.outliers import told
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
@@ -31,7 +32,9 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
         AfinaError: an activation is not a finite number.
     """
     start = time.monotonic()
-    source, moved = equalize(Source.of(network), config, context)
+    source = Source.of(network)
+    hold_out(source, config, context)
+    source, moved = equalize(source, config, context)
     config, kept = keep_wide(source, config, context)
     prepared, notes = prepare(source, config, context)
     prepared.placement.skipped.update(kept)
@@ -45,6 +48,7 @@ def finish(
     result = prepared.convert()
     before = cost_of(network)
     images = context.first(float(before.macs), _TABLE_IMAGES) if context.calibration is not None else None
+    layers = {} if images is None else layer_table(prepared, images)
     record = Record(
         step=Step("quantize", prepared.config.plain()),
         touched=tuple(prepared.placement.quantized),
@@ -52,8 +56,8 @@ def finish(
         before=asdict(before),
         after=asdict(cost_of(result)),
         seconds=time.monotonic() - start,
-        notes=notes,
-        layers={} if images is None else layer_table(prepared, images),
+        notes=(*notes, *told(layers)),
+        layers=layers,
     )
     return result, record
 

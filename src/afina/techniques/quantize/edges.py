@@ -123,12 +123,13 @@ class WeightEdge(Edge):
         if not self.on:
             return x
         if not self.holding:
-            return self._rounded(x)
+            return self.rounded(x)
         if self._held is None:
-            self._held = self._rounded(x)
+            self._held = self.rounded(x)
         return self._held
 
-    def _rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the codes of a weight stand for."""
         if self.half is not None:
             return x.to(self.half).to(x.dtype)
         return fake_quantize(x.flatten(1), *self.spread(x), self.grid).reshape(x.shape)

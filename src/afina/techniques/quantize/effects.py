@@ -16,21 +16,19 @@ from afina.progress import Progress
 from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge
 from afina.techniques.quantize.grids import Grid
+from afina.techniques.quantize.outliers import outliers_of
 from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.quantizer import HALVES, WEIGHTED, is_layer, layer_name, mover_source
 from afina.techniques.quantize.weights import take_nearest
 
 _TINY = 1e-30
-# Weights this many standard deviations out, or activations this many times their own, are called outliers.
-_FAR = 8.0
 
 
 def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]:
     """For each quantized layer its precision, its output's signal-to-noise ratio (dB), and its outliers.
 
-    `weights_reach` and `inputs_reach` are largest values in root mean squares, where they are far; `inputs_cut_off` is
-    the share of the inputs outside the range that was chosen. The noise is all that there is in the layer's output,
-    also what comes from the layers before it.
+    The noise is all that there is in the layer's output, also what comes from the layers before it. Where a layer has
+    outliers, there is what `outliers_of` tells of them.
     """
     with prepared.held() as network:
         noise = _noise(prepared.source.network, network, images)
@@ -48,25 +46,9 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
             continue
         weight = attribute(prepared.source.network.module, edge.name).detach()
         row: dict[str, Any] = {"precision": str(prepared.config.precision(name)), "snr_db": round(noise[node.name], 1)}
-        reach = float(weight.abs().amax() / weight.square().mean().sqrt().clamp_min(_TINY))
-        if reach > _FAR:
-            row["weights_reach"] = round(reach, 1)
-        row |= _outliers(reads.get(node.name))
+        row |= outliers_of(weight, edge, reads.get(node.name), name in prepared.source.moved)
         table[name] = row
     return table
-
-
-def _outliers(edge: Any) -> dict[str, float]:
-    """How far what a layer reads reaches, in root mean squares, and what share of it the range cuts off."""
-    if not isinstance(edge, ActivationEdge) or not edge.seen.reach:
-        return {}
-    values, counts = edge.seen.values()
-    reach = max(-edge.seen.low, edge.seen.high) / float(((values.square() @ counts) / counts.sum()).sqrt())
-    if reach <= _FAR:
-        return {}
-    low, high = ((code - float(edge.zero)) * float(edge.scale) for code in (edge.grid.low, edge.grid.high))
-    outside = counts[(values < low - edge.scale.item()) | (values > high + edge.scale.item())].sum() / counts.sum()
-    return {"inputs_reach": round(reach, 1), "inputs_cut_off": round(float(outside), 6)}
 
 
 def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, float]:

@@ -27,6 +27,7 @@ from afina.graph.statistics import Effect, freed, watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.prepared import Prepared, Source
+from afina.techniques.quantize.quantizer import layer_name
 from afina.techniques.quantize.weights import round_layers
 
 # Ops that hand a channel's scale on: what they do is homogeneous, and channels stay where they are.
@@ -73,9 +74,9 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
     reach = _reach(source.network, links, images)
     exact = Effect(source.network, images)
     best, least, strength = source, _loss(source, config, images, exact), 0.0
-    plain = least
+    plain, readers = least, frozenset(layer_name(reader) for link in links for reader in link.readers)
     for a in _STRENGTHS:
-        moved = Source(_moved(source.network, links, reach, a))
+        moved = replace(source, network=_moved(source.network, links, reach, a), seen={}, moved=readers)
         loss = _loss(moved, config, images, exact)
         if loss < least * (1 - _WORTH):
             best, least, strength = moved, loss, a

@@ -35,10 +35,14 @@ class Source:
         network: The network in float, captured anew, batch norms folded, no weight shared by two layers; in the layout
             in which it is fast.
         seen: What its activations were seen to hold, by node; filled as they are asked for.
+        moved: Names of the layers into whose weights scale was moved from what they read.
+        apart: How many of the calibration images, the first ones, ranges are not found on: they are chosen by these.
     """
 
     network: Network
     seen: dict[str, Histogram] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
+    apart: int = 0
 
     @classmethod
     def of(cls, network: Network) -> "Source":
@@ -168,9 +172,13 @@ class Prepared:
         return Network(module, self.network.input, self.network.task, self.network.frozen)
 
     def _run(self, context: Context) -> None:
-        images = 0
+        images, apart = 0, self.source.apart
         with torch.no_grad(), context.progress.work("Calibrating", context.images) as bar:
             for batch in context.stream():
+                bar.advance(len(batch))
+                apart, batch = max(0, apart - len(batch)), batch[apart:]
+                if not len(batch):
+                    continue
                 for edge in self.activations.values():
                     edge.images = len(batch)
                 try:
@@ -182,7 +190,6 @@ class Prepared:
                         fix="Check the weights and the data.",
                     ) from error
                 images += len(batch)
-                bar.advance(len(batch))
         if not images:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
 

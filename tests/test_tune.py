@@ -270,6 +270,8 @@ def test_one_database_has_several_studies_each_by_its_name(tmp_path):
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 99}, "--trial-gpus is 99"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 2, "workers": 2}, "exclude each other"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 1.5}, "--trial-gpus is 1.5"),
+        ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 0.5}, "Add --ray local"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "trial_cpus": 2}, "Add --ray local"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),

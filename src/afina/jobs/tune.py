@@ -158,7 +158,7 @@ def tune(
         out, storage, study, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
         others, _limits(size, latency), runtime, threads or available_cores(), fidelity, folds,
-        _devices(trial_gpus, workers, ray),
+        _devices(trial_cpus, trial_gpus, workers, ray),
     )  # fmt: skip
     cluster = None if ray is None else Cluster(ray, workers, trial_cpus, trial_gpus)
     return _search(given, cluster, workers or 1, begun, progress)
@@ -220,8 +220,13 @@ def _stopping(asked: str | None, also: tuple[str, ...], folds: int | None, funct
     return asked or ("none" if also else FOLD_BY_FOLD if folds else DEFAULT_STOPPING)
 
 
-def _devices(gpus: float, workers: int | None, ray: str | None) -> int:
+def _devices(cpus: float, gpus: float, workers: int | None, ray: str | None) -> int:
     """GPUs that share a training."""
+    if ray is None and (cpus != 1 or 0 < gpus < 1):
+        raise InputError(
+            "Parts of a machine for each trial (--trial-cpus, --trial-gpus below 1) are shared out by Ray.",
+            fix="Add --ray local, or leave them out.",
+        )
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"--trial-gpus is {gpus:g}.", fix="Give a whole number, or less than 1 to share one GPU.")
     if ray is None and gpus > 1:

@@ -215,6 +215,9 @@ def test_a_function_that_takes_its_trial_reports_stops_early_and_tells_limits(tm
     )
     assert stopped.trials["stopped"] == 2
     assert any("stopped after 2 steps" in line for line in said.lines)
+    strict = afina.tune(objective=curve, space={"x": [9, 8, 7]}, sampler="grid", out=tmp_path / "strict", progress=said)
+    assert strict.best == {"x": 7}
+    assert any("value 9, beyond the limit on heat" in line for line in said.lines)
 
 
 def test_a_function_may_give_several_values(tmp_path):

@@ -180,8 +180,8 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
     metric, unit = subject.metrics[0], subject.units[0]
     if trial.state == TrialState.FAIL:
         ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
-    elif trial.state == TrialState.PRUNED and (over := broken(trial)):
-        costs = trial.user_attrs.get(COSTS, {})
+    elif trial.state == TrialState.PRUNED and subject.trains and (over := broken(trial)):
+        costs = trial.user_attrs[COSTS]
         what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
         ended = f"not trained: {what} is beyond the limit"
     elif trial.state == TrialState.PRUNED:
@@ -191,6 +191,8 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
     else:
         reached = zip(subject.metrics, trial.values, subject.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)
+    if not subject.trains and (over := broken(trial)):
+        ended += f", beyond the limit on {' and '.join(over)}"
     so_far = f" (best {metric} {format_value(best.values[0], unit)}, trial {best.number})" if best is not None else ""
     return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
 

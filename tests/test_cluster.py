@@ -55,7 +55,7 @@ def test_trainings_report_stop_early_and_leave_the_best_network(cluster, tmp_pat
     # The first ones learn, the last one cannot. One at once, so that it is compared with them.
     space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", ray=cluster, workers=1, out=tmp_path)
-    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0}
+    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0, "running": 0}
     assert len(result.curve) == 4
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)

@@ -95,14 +95,14 @@ def test_a_hopeless_training_is_stopped_and_says_how_far_it_came(tmp_path, monke
     # The first ones learn, the last one cannot.
     space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
-    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0}
+    assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0, "running": 0}
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
 
 
 def test_a_trial_that_cannot_be_built_fails_and_the_search_goes_on(tmp_path):
     space = {"model.kernel_size": [3, 4], "epochs": 1, "model.width": 4}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
-    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 0, "failed": 1}
+    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 0, "failed": 1, "running": 0}
     assert "kernel_size must be odd" in rows(tmp_path)[1]["error"]
 
 
@@ -458,7 +458,7 @@ def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(
     )
     assert result.best is not None
     assert result.best["model.width"] == 4
-    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0}
+    assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0, "running": 0}
     assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)
 
 
@@ -505,7 +505,7 @@ def test_with_folds_a_trial_is_judged_by_each_part_of_the_training_images_and_st
     result = afina.tune(
         "builtin:convnet", "digits", space=space, sampler="grid", folds=4, out=tmp_path, progress=said
     )  # fmt: skip
-    assert result.trials == {"finished": 1, "stopped": 1, "beyond": 0, "failed": 0}
+    assert result.trials == {"finished": 1, "stopped": 1, "beyond": 0, "failed": 0, "running": 0}
     assert any("stopped after 3 folds" in line for line in said.lines)
     study = optuna.load_study(study_name="search", storage=open_storage(tmp_path))
     folds = study.best_trial.intermediate_values

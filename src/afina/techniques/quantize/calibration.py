@@ -1,6 +1,6 @@
 """Which range each activation gets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -13,11 +13,16 @@ from afina.techniques.quantize.edges import ActivationEdge
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.ranges import METHODS, Method
 
-# Multiply-accumulates that comparing the methods may take.
-_WORK = 2e11
-_FEWEST_IMAGES, _MOST_IMAGES = 16, 128
+# Multiply-accumulates that comparing the methods may take for single activations, and for all at once.
+_WORK, _MOST_WORK = 2e11, 2e12
+# Images to choose by. By 16 the choice was worse than one method for all networks; by 64 it was better
+# (`benchmarks/quantization/choosing.py`).
+_FEWEST_IMAGES, _MOST_IMAGES = 64, 128
 # Of the calibration images, this part may be held out.
-_PART = 4
+_PART = 2
+# Methods go on to all of these images that are the best on the first few, and in any case the one that is safe.
+_SCREENED, _GO_ON = 16, 3
+_SAFE: Method = "mse"
 
 
 def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
@@ -26,8 +31,10 @@ def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
     On the images that it was found on, the widest range looks better than it is, since it cuts nothing off there.
     """
     if config.calibration == "auto" and context.calibration is not None:
-        apart = min(_to_compare(float(cost_of(source.network).macs)), context.images // _PART)
-        source.apart = apart if apart >= _FEWEST_IMAGES else 0
+        macs = float(cost_of(source.network).macs)
+        apart = min(_to_compare(macs), context.images // _PART)
+        enough = apart >= _FEWEST_IMAGES and macs <= _most_macs()
+        source.apart = apart if enough else 0
 
 
 def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
@@ -38,22 +45,24 @@ def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
 
     `auto` compares the methods by the network's outputs, on the images that were held out: first one method for all
     activations, then, as far as the work allows, other methods for one activation at a time, kept where the outputs
-    gain.
+    gain. Where images are too few to hold some out, or the network is very large, it is `mse`.
     """
     _check_varied(context)
     edges = list(prepared.activations.values())
     notes = _constants(edges)
     asked = prepared.config.calibration
     if asked != "auto":
-        for edge in edges:
-            edge.choose(asked)  # type: ignore[arg-type]
+        _choose(edges, asked)  # type: ignore[arg-type]
         return [*notes, f"Ranges of activations: {asked}."]
     if edges[0].grid.bits == 16:
-        for edge in edges:
-            edge.choose("minmax")
+        _choose(edges, "minmax")
         return [*notes, "Ranges of activations: minmax, since 16 bits need no clipping."]
+    if not prepared.source.apart:
+        _choose(edges, _SAFE)
+        limits = f"{_PART * _FEWEST_IMAGES} images or more, and networks of {_most_macs() / 1e9:.0f} GMACs or less"
+        return [*notes, f"Ranges of activations: {_SAFE}; methods are compared with {limits}."]
     macs = float(cost_of(prepared.source.network).macs)
-    images = context.first(macs, prepared.source.apart or _to_compare(macs))
+    images = context.first(1.0, prepared.source.apart)
     return [*notes, _compare(prepared, edges, images, runs=int(_WORK / macs / len(images)))]
 
 
@@ -62,27 +71,43 @@ def _to_compare(macs: float) -> int:
     return int(min(max(_WORK / max(macs, 1.0) / (4 * len(METHODS)), _FEWEST_IMAGES), _MOST_IMAGES))
 
 
+def _most_macs() -> float:
+    """Of a network on which methods are compared."""
+    return _MOST_WORK / (len(METHODS) * _SCREENED + _GO_ON * _FEWEST_IMAGES)
+
+
 def _compare(prepared: Prepared, edges: list[ActivationEdge], images: Tensor, runs: int) -> str:
-    effect = Effect(prepared.network, images)
+    screen, effect = Effect(prepared.network, images[:_SCREENED]), Effect(prepared.network, images)
 
     def loss() -> float:
         return effect.of(prepared.network)
 
     for edge in edges:
         edge.on = True
-    errors = {}
-    for method in METHODS:
-        for edge in edges:
-            edge.choose(method)
-        errors[method] = loss()
-    best = min(METHODS, key=lambda method: errors[method])
-    for edge in edges:
-        edge.choose(best)
+    few = _losses(edges, METHODS, lambda: screen.of(prepared.network))
+    likely = [_SAFE, *sorted(METHODS, key=few.__getitem__)[:_GO_ON]]
+    errors = _losses(edges, dict.fromkeys(likely), loss)
+    best = min(errors, key=errors.__getitem__)
+    _choose(edges, best)
     changed = _refine(edges, best, errors[best], loss, runs - len(METHODS) - 1)
     for edge in edges:
         edge.on = False
     told = f"Ranges of activations: {best}, the best of {len(METHODS)} methods by the outputs"
     return f"{told}; another for {changed} of {len(edges)}." if changed else f"{told}."
+
+
+def _losses(edges: list[ActivationEdge], methods: Iterable[Method], loss: Callable[[], float]) -> dict[Method, float]:
+    """What is lost with each method for all activations."""
+    found = {}
+    for method in methods:
+        _choose(edges, method)
+        found[method] = loss()
+    return found
+
+
+def _choose(edges: list[ActivationEdge], method: Method) -> None:
+    for edge in edges:
+        edge.choose(method)
 
 
 def _refine(edges: list[ActivationEdge], best: Method, least: float, loss: Callable[[], float], runs: int) -> int:

@@ -51,6 +51,25 @@ def test_a_process_that_dies_loses_no_finished_trial_and_its_own_is_run_again(cl
     assert sum("died; it is run again" in line for line in said.lines) == 1
 
 
+def same(x):
+    return x
+
+
+def test_what_a_trial_does_wrong_on_the_cluster_fails_that_trial_alone(cluster, tmp_path):
+    (tmp_path / "work.py").write_text(
+        "def work(x, trial):\n    trial.report(value='no number' if x == 1 else x, step=1)\n"
+        "    trial.set_constraint('heat', x - 2)\n    return x if x != 3 else trial.params\n"
+    )
+    result = afina.tune(
+        objective=f"{tmp_path}/work.py:work", space={"x": [0, 1, 2, 3]}, sampler="grid", maximize=True, ray=cluster,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.best == {"x": 2}
+    failed = {row["x"]: row["error"] for row in rows(tmp_path / "run") if row["state"] == "fail"}
+    assert set(failed) == {"1", "3"}
+    assert "On Ray a trial has no params" in failed["3"]
+
+
 def test_trainings_report_stop_early_and_leave_the_best_network(cluster, tmp_path):
     # The first ones learn, the last one cannot. One at once, so that it is compared with them.
     space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
@@ -97,9 +116,9 @@ def test_trials_that_fail_and_fail_end_the_search_with_the_last_traceback(cluste
 
 def test_a_trial_that_the_cluster_has_no_room_for_is_refused(cluster, tmp_path):
     with pytest.raises(InputError, match="3 processors and 3 GPUs"):
-        afina.tune(objective=abs, space={"x": [1, 2]}, ray=cluster, trial_cpus=3, trial_gpus=3, out=tmp_path)
+        afina.tune(objective=same, space={"x": [1, 2]}, ray=cluster, trial_cpus=3, trial_gpus=3, out=tmp_path)
 
 
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
     with pytest.raises(InputError, match=r"There is no Ray cluster at 127\.0\.0\.1:9"):
-        afina.tune(objective=abs, space={"x": [1, 2]}, ray="127.0.0.1:9", out=tmp_path)
+        afina.tune(objective=same, space={"x": [1, 2]}, ray="127.0.0.1:9", out=tmp_path)

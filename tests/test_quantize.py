@@ -236,12 +236,22 @@ def test_layers_whose_weights_reach_far_are_pointed_out(digits_network):
     assert told["weights_reach"] > 20
     # With one range for all weights all have a step some 30 times as long; with ranges of their own, one channel of 32.
     assert told["weights_lost_db"] == pytest.approx(29, abs=3)
-    assert told["weights_won_db"] == pytest.approx(15, abs=2)
-    assert told["remedy"] == "scale per channel"
-    assert "weights_reach" not in record.layers["down"]
-    assert "remedy" not in record.layers["down"]
+    assert told["weights_left_db"] == pytest.approx(14, abs=3)
+    assert told["weights_remedy"] == "scale per channel"
+    assert not {"weights_reach", "weights_remedy"} & set(record.layers["down"])
     _, plain = apply(network, QuantizeConfig(**QUICK, granularity="tensor"), _context())
-    assert plain.layers["inner"]["weights_won_db"] < told["weights_won_db"] - 6
+    assert plain.layers["inner"]["weights_left_db"] > told["weights_left_db"] + 6
+
+
+def test_weights_that_are_zero_but_for_outliers_are_told_with_numbers_that_mean_something(digits_network):
+    network = digits_network.copy()
+    with torch.no_grad():
+        weight = network.module.get_parameter("inner.weight")
+        weight[:] = 0.0
+        weight[3, 4, 1, 1] = 9.0
+    _, record = apply(network, QuantizeConfig(**QUICK), _context())
+    assert record.layers["inner"]["weights_reach"] > 20
+    assert -60 <= record.layers["inner"]["weights_left_db"] <= record.layers["inner"]["weights_lost_db"] <= 60
 
 
 def test_inputs_that_reach_far_are_told_with_what_they_cost_and_the_remedy(digits_network):
@@ -252,10 +262,10 @@ def test_inputs_that_reach_far_are_told_with_what_they_cost_and_the_remedy(digit
     told = record.layers["stem"]
     assert told["inputs_reach"] > 15
     assert told["inputs_lost_db"] > 10
-    assert told["inputs_won_db"] > 0
+    assert told["inputs_left_db"] < told["inputs_lost_db"]
     (note,) = [note for note in record.notes if "outliers" in note]
     assert "stem" in note
-    assert told["remedy"] in note
+    assert told["inputs_remedy"] in note
 
 
 # What is left as it was, what is the same again

@@ -289,11 +289,27 @@ def test_a_process_that_was_taken_for_dead_tells_nothing_and_goes_on(tmp_path):
     assert study.trials[1].params == study.trials[0].params
 
 
+def test_a_trial_that_is_given_up_while_it_is_told_ends_nothing(tmp_path, monkeypatch):
+    study, tell = study_in(tmp_path), optuna.Study.tell
+
+    def late(self, trial, *arguments, **options):
+        if trial.number == 0:
+            give_up(study, study.trials[0])
+        return tell(self, trial, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Study, "tell", late)
+    run_study(study, objective, SPACE, trials=2)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+
+
 def test_storages_that_cannot_be_reached_are_named(tmp_path):
     with pytest.raises(StorageError, match="cannot be reached"):
         study_in("nosuch://user:secret@host/db")
     with pytest.raises(StorageError) as caught:
         study_in("nosuch://user:secret@host/db")
+    assert "secret" not in str(caught.value).splitlines()[0]
+    with pytest.raises(StorageError) as caught:
+        study_in("nosuch://host/db?user=me&password=secret")
     assert "secret" not in str(caught.value).splitlines()[0]
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):

@@ -190,6 +190,20 @@ def loss(x):
     return x
 
 
+def placed(x, trial, /):
+    return x
+
+
+def test_a_search_in_which_no_trial_keeps_its_limit_says_so(tmp_path):
+    def hot(x, trial):
+        trial.set_constraint("heat", x)
+        return x
+
+    result = afina.tune(objective=hot, space={"x": [1, 2]}, sampler="grid", out=tmp_path)
+    assert result.best is None
+    assert "2 beyond a limit.\nNone ended with a value within the limits." in afina.jobs.tune.describe_search(result)
+
+
 def test_a_function_that_takes_its_trial_reports_stops_early_and_tells_limits(tmp_path):
     def curve(x, trial):
         trial.set_constraint("heat", x - 7)
@@ -275,6 +289,9 @@ def test_one_database_has_several_studies_each_by_its_name(tmp_path):
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 1.5}, "--trial-gpus is 1.5"),
         ({"model": "builtin:mlp", "data": "digits", "trial_gpus": 0.5}, "Add --ray local"),
         ({"objective": loss, "space": {"x": [1, 2]}, "trial_cpus": 2}, "Add --ray local"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "trial_gpus": float("inf")}, "--trial-gpus is inf"),
+        ({"objective": loss, "space": {"x": [1, 2]}, "threads": 2}, "Leave them out"),
+        ({"objective": placed, "space": {"x": [1, 2]}}, "by its place only"),
         ({"model": "builtin:mlp", "data": "digits", "also": "weight"}, "no objective 'weight'"),
         ({"model": "builtin:mlp", "data": "digits", "also": "size", "early_stopping": "median"}, "several objectives"),
         ({"model": "builtin:mlp", "data": "digits", "space": {"learning_rat": [1, 2]}}, "Did you mean learning_rate"),

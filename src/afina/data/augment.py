@@ -18,7 +18,7 @@ class Augmentation:
     """What may vary: `shift` by whole pixels (reflected at the border), mirror left and right (`flip`), or
     `crop`: a random part of 0.5 to 1 of the area, aspect ratio 3:4 to 4:3, scaled up to the full size
     (Szegedy et al. 2015, section 6). `strength` times as much of it: the distance of a shift, the area that a crop may
-    lose and the logarithm of its aspect ratio; a mirrored image is what it is."""
+    lose and the logarithm of its aspect ratio; below 1 also how many are mirrored, which is half of them from 1 on."""
 
     shift: bool = False
     flip: bool = False
@@ -37,7 +37,8 @@ AUGMENTATIONS = {
 
 def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
     """A varied copy of `[N, C, H, W]`: of the same dtype, or float32 after a crop (of the same range)."""
-    flips = torch.rand(len(images), generator=generator) < 0.5 if kind.flip else None
+    chance = 0.5 * min(1.0, kind.strength)
+    flips = torch.rand(len(images), generator=generator) < chance if kind.flip else None
     if kind.crop:
         return _crop(images, kind.strength, flips, generator)
     if kind.shift or kind.flip:

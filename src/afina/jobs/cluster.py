@@ -30,6 +30,8 @@ from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
 from afina.search.workers import Heartbeat, give_up, retry_lost
 
+# A question's key, the number of a trial, a method and its arguments.
+_Question = tuple[str, int, str, tuple[Any, ...], dict[str, Any]]
 # What a task may ask of its trial.
 _ASKED = ("report", "should_prune", "set_user_attr", "set_constraint")
 _MOST_DEATHS = 3
@@ -130,18 +132,23 @@ class _Foreman:
         trial = self._study.ask()
         self.heart.begin(trial)
         params = suggest(self._study, trial, self._subject.space)
-        if params is not None:
+        if params is None:
+            self.heart.end(trial)
+        else:
             task = self._task.remote(self._key, [self._sent], self._desk, trial.number, params)
             self._running[task] = trial
 
-    def _answer(self, asked: list[tuple[str, int, str, tuple[Any, ...]]]) -> None:
-        """What tasks ask of their trials."""
+    def _answer(self, asked: list[_Question]) -> None:
+        """What tasks ask of their trials; what goes wrong with it is raised there."""
         trials = {trial.number: trial for trial in self._running.values()}
-        answers = {}
-        for question, number, method, arguments in asked:
+        answers: dict[str, tuple[Any, Exception | None]] = {}
+        for question, number, method, arguments, named in asked:
             trial = trials.get(number)
             assert method in _ASKED
-            answers[question] = None if trial is None else getattr(trial, method)(*arguments)
+            try:
+                answers[question] = None if trial is None else getattr(trial, method)(*arguments, **named), None
+            except Exception as error:
+                answers[question] = None, error
         if answers:
             self._desk.answer.remote(answers)
 
@@ -183,19 +190,19 @@ class _Desk:
     """An actor where tasks leave questions about their trials, and wait for the answers."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[str, int, str, tuple[Any, ...]]] = []
+        self._asked: list[_Question] = []
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._new = asyncio.Event()
 
-    async def ask(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        """The answer of the trial of that number."""
+    async def ask(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The answer of the trial of that number, and the error in its place, if any."""
         question = uuid.uuid4().hex
         self._waiting[question] = asyncio.get_running_loop().create_future()
-        self._asked.append((question, number, method, arguments))
+        self._asked.append((question, number, method, arguments, named))
         self._new.set()
         return await self._waiting[question]
 
-    async def take(self) -> list[tuple[str, int, str, tuple[Any, ...]]]:
+    async def take(self) -> list[_Question]:
         """All new questions, as soon as there is one."""
         await self._new.wait()
         self._new.clear()
@@ -218,10 +225,17 @@ class _Elsewhere:
 
     def __getattr__(self, name: str) -> Any:
         if name not in _ASKED:
-            raise AttributeError(name)
-        import ray
+            raise AttributeError(f"On Ray a trial has no {name}, but {', '.join(_ASKED)} and its number.")
 
-        return lambda *arguments: ray.get(self._desk.ask.remote(self.number, name, arguments))
+        def ask(*arguments: Any, **named: Any) -> Any:
+            import ray
+
+            answer, error = ray.get(self._desk.ask.remote(self.number, name, arguments, named))
+            if error is not None:
+                raise error
+            return answer
+
+        return ask
 
 
 # What this process has opened already, by the key of the search.

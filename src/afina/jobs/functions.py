@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def function_of(objective: str | Callable[..., Any], space: Space) -> Function:
         InputError: there is none, it does not take a parameter of the space, or it needs one that is not there.
     """
     call, name = _found(objective)
+    _check_named(name, call)
     takes_trial = _TRIAL not in space.parameters and _has_trial(call)
     check_options(name, call, space.parameters)
     check_required(name, call, {*space.parameters, *([_TRIAL] if takes_trial else [])})
@@ -63,9 +64,24 @@ def _found(objective: str | Callable[..., Any]) -> tuple[Callable[..., Any], str
     return load_function(Path(path), name), f"{Path(path).stem}-{name}"
 
 
+def _check_named(name: str, call: Callable[..., Any]) -> None:
+    for parameter in _parameters(call).values():
+        if parameter.kind == parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise InputError(
+                f"{name} takes {parameter.name!r} by its place only.",
+                why="Parameters are given by their names.",
+                fix="Take the `/` out of its arguments.",
+            )
+
+
 def _has_trial(call: Callable[..., Any]) -> bool:
-    try:
-        found = inspect.signature(call).parameters.get(_TRIAL)
-    except (TypeError, ValueError):
-        return False
+    found = _parameters(call).get(_TRIAL)
     return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
+
+
+def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Its arguments; none where they cannot be told."""
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return {}

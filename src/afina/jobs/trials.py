@@ -374,7 +374,7 @@ def default_space(training: Training) -> Space:
         "weight_decay": {"type": "float", "low": decay[0], "high": decay[1], "log": True},
         "batch_size": {"type": "int", "low": max(4, training.batch // 4), "high": 2 * training.batch, "log": True},
         "schedule": ["onecycle", "cosine"],
-        "augment": {"type": "float", "low": 0.0, "high": 2.0},
+        "augment": {"type": "float", "low": 0.0, "high": 2.0, "step": 0.5},
     }
     if training.network.task.name == "classification":
         space["label_smoothing"] = {"type": "float", "low": 0.0, "high": 0.2}

@@ -1,5 +1,6 @@
 """`afina tune`: hyperparameters of a training, or of any Python function, found by search."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,14 +33,14 @@ from afina.search import (
     open_study,
     run_study,
 )
-from afina.search.storage import is_url
+from afina.search.storage import is_url, without_password
 from afina.search.studies import STUDY, stop_if_all_failed, stop_if_hopeless
 from afina.training.config import Optimizer, Precision
 from afina.units import parse_size, parse_time
 
 __all__ = ["Tuned", "describe_search", "tune"]
 
-_TRIALS = 50
+_TRIALS, _RUNTIME = 50, "onnxruntime"
 _FAILURES = 5
 # Between the seeds of the samplers of two processes.
 _APART = 1_000_003
@@ -71,7 +72,7 @@ def tune(
     optimizer: Optimizer | None = None,
     precision: Precision = "32",
     keep_fp32: tuple[str, ...] = (),
-    runtime: str = "onnxruntime",
+    runtime: str = _RUNTIME,
     threads: int | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -151,6 +152,8 @@ def tune(
     if folds and fidelity != EPOCHS:
         raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
     _check_storage(storage, study)
+    if objective is not None and (threads is not None or runtime != _RUNTIME):
+        raise InputError("--runtime and --threads are of trainings, and a function is given.", fix="Leave them out.")
     stopping = _stopping(early_stopping, others, folds, objective is not None)
     check_stopping(stopping)
     given = Given(
@@ -167,8 +170,11 @@ def tune(
 def _search(given: Given, cluster: Cluster | None, workers: int, begun: float, progress: Progress) -> Tuned:
     """The search, on a cluster or in so many processes of this machine; `begun` is when."""
     study, subject = _open(given, 0, progress)
-    if len(study.get_trials(deepcopy=False)):
-        progress.say(f"The study in {subject.folder} has {len(study.get_trials(deepcopy=False))} trials; it goes on.")
+    if begun_with := len(study.get_trials(deepcopy=False)):
+        place = (
+            f"{study.study_name!r} in {without_password(given.storage)}" if given.storage else f"in {subject.folder}"
+        )
+        progress.say(f"The study {place} has {begun_with} {'trial' if begun_with == 1 else 'trials'}; it goes on.")
     combinations = len(subject.space.combinations(given.grid_points)) if given.sampler == "grid" else None
     if combinations is not None:
         progress.say(f"The grid has {combinations:,} combinations.")
@@ -227,7 +233,7 @@ def _devices(cpus: float, gpus: float, workers: int | None, ray: str | None) -> 
             "Parts of a machine for each trial (--trial-cpus, --trial-gpus below 1) are shared out by Ray.",
             fix="Add --ray local, or leave them out.",
         )
-    if gpus > 1 and gpus != int(gpus):
+    if not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
         raise InputError(f"--trial-gpus is {gpus:g}.", fix="Give a whole number, or less than 1 to share one GPU.")
     if ray is None and gpus > 1:
         if workers not in (None, 1):

@@ -118,7 +118,7 @@ def describe_search(tuned: Tuned) -> str:
     ended = ", ".join(f"{count} {_ENDED[state]}" for state, count in tuned.trials.items() if count)
     lines = [f"{sum(tuned.trials.values())} trials: {ended or 'none was begun'}."]
     if tuned.best is None or tuned.value is None:
-        return "\n".join([*lines, "None ended with a value."])
+        return "\n".join([*lines, f"None ended with a value{' within the limits' if tuned.trials['beyond'] else ''}."])
     lines.append(f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric)}, with")
     for name, value in tuned.best.items():
         share = f"  (importance {tuned.importances[name]:.0%})" if name in tuned.importances else ""
@@ -126,7 +126,8 @@ def describe_search(tuned: Tuned) -> str:
     if len(tuned.front) > 1:
         lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
         for choice in tuned.front:
-            told = ", ".join(f"{name} {format_value(v, UNITS.get(name, name))}" for name, v in choice.values.items())
+            units = UNITS if choice.network else {}
+            told = ", ".join(f"{name} {format_value(v, units.get(name, name))}" for name, v in choice.values.items())
             lines.append(f"  trial {choice.trial}: {told} ({choice.network or _given(choice.params)})")
     files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
     return "\n".join([*lines, f"Kept in {files}"])

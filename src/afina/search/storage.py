@@ -158,4 +158,4 @@ def _mend(path: Path) -> None:
 def without_password(where: str | Path) -> str:
     """A folder or URL as it may be shown."""
     scheme, between, rest = str(where).rpartition("://")
-    return f"{scheme}{between}{rest.rpartition('@')[2] if between else rest}"
+    return f"{scheme}{between}{rest.rpartition('@')[2].partition('?')[0] if between else rest}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -229,14 +230,17 @@ def attempt(objective: Objective, params: dict[str, Any], trial: Any, wanted: in
 
 def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial:
     """Store how a trial ended."""
-    known = study._storage.get_trial(trial._trial_id)
-    if known.state.is_finished():
-        # This process was silent for so long that another took it for dead, and queued the trial again.
-        return known
-    if outcome.state == TrialState.FAIL:
-        trial.set_user_attr(ERROR, {"message": outcome.message, "traceback": outcome.traceback})
     complete = outcome.state == TrialState.COMPLETE
-    return study.tell(trial, list(outcome.values) if complete else None, state=outcome.state)
+    try:
+        if outcome.state == TrialState.FAIL:
+            trial.set_user_attr(ERROR, {"message": outcome.message, "traceback": outcome.traceback})
+        return study.tell(trial, list(outcome.values) if complete else None, state=outcome.state)
+    except (ValueError, UpdateFinishedTrialError):
+        # This process was silent for so long that another took it for dead, and queued the trial again.
+        known = study._storage.get_trial(trial._trial_id)
+        if not known.state.is_finished():
+            raise
+        return known
 
 
 def _problem(values: Any, wanted: int) -> str:

@@ -64,9 +64,10 @@ def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
         also: Names of the objectives after the first.
     """
     names = list(space.parameters)
+    own = [] if "seed" in names else ["seed"]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "state", "value", *also, "seconds", "seed", *names, "error"])
+    writer.writerow(["trial", "state", "value", *also, "seconds", *own, *names, "error"])
     for t in study.get_trials(deepcopy=False):
         known = space.complete(t.params) if t.state.is_finished() and _is_whole(t, space) else t.params
         seconds = f"{t.duration.total_seconds():.2f}" if t.duration is not None else ""
@@ -74,7 +75,9 @@ def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
         values = [known.get(name, "") for name in names]
         state = "lost" if LOST in t.user_attrs else t.state.name.lower()
         reached = t.values if t.values is not None else [""] * len(study.directions)
-        writer.writerow([t.number, state, *reached, seconds, t.user_attrs.get(SEED, ""), *values, error])
+        writer.writerow(
+            [t.number, state, *reached, seconds, *(t.user_attrs.get(SEED, "") for _ in own), *values, error]
+        )
     return stream.getvalue()
 
 
@@ -139,11 +142,11 @@ def counts(study: Study) -> dict[str, int]:
     """How many trials ended in which way, or run in some process; those that were lost with theirs are not counted."""
     trials = [t for t in study.get_trials(deepcopy=False) if LOST not in t.user_attrs]
     states = [t.state for t in trials]
-    beyond = sum(t.state == TrialState.PRUNED and bool(broken(t)) for t in trials)
+    over = [t.state for t in trials if t.state in (TrialState.PRUNED, TrialState.COMPLETE) and broken(t)]
     return {
-        "finished": states.count(TrialState.COMPLETE),
-        "stopped": states.count(TrialState.PRUNED) - beyond,
-        "beyond": beyond,
+        "finished": states.count(TrialState.COMPLETE) - over.count(TrialState.COMPLETE),
+        "stopped": states.count(TrialState.PRUNED) - over.count(TrialState.PRUNED),
+        "beyond": len(over),
         "failed": states.count(TrialState.FAIL),
         "running": states.count(TrialState.RUNNING),
     }

@@ -99,7 +99,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
         begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         return time.time() - begun < _UNSIGNED
     if worker["host"] != socket.gethostname():
-        return time.time() - float(trial.user_attrs.get(_BEAT, worker["begun"])) < _SILENT
+        return time.time() - float(trial.user_attrs.get(_BEAT, worker.get("begun", 0.0))) < _SILENT
     since = _since(int(worker["pid"]))
     return since is not None and abs(since - float(worker["since"])) < 2.0
 

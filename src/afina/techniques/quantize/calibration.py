@@ -1,6 +1,6 @@
 """Which range each activation gets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -19,9 +19,8 @@ _WORK, _MOST_WORK = 2e11, 2e12
 # (`benchmarks/quantization/choosing.py`).
 _FEWEST_IMAGES, _MOST_IMAGES = 64, 128
 # Of the calibration images, this part may be held out.
-_PART = 2
-# Methods go on to all of these images that are the best on the first few, and in any case the one that is safe.
-_SCREENED, _GO_ON = 16, 3
+_PART = 4
+# Without such images.
 _SAFE: Method = "mse"
 
 
@@ -30,7 +29,8 @@ def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
 
     On the images that it was found on, the widest range looks better than it is, since it cuts nothing off there.
     """
-    if config.calibration == "auto" and context.calibration is not None:
+    asked = {config.default.activations, *(precision.activations for _, precision in config.layers)}
+    if config.calibration == "auto" and context.calibration is not None and not asked <= {"none", "int16"}:
         macs = float(cost_of(source.network).macs)
         apart = min(_to_compare(macs), context.images // _PART)
         enough = apart >= _FEWEST_IMAGES and macs <= _most_macs()
@@ -73,36 +73,28 @@ def _to_compare(macs: float) -> int:
 
 def _most_macs() -> float:
     """Of a network on which methods are compared."""
-    return _MOST_WORK / (len(METHODS) * _SCREENED + _GO_ON * _FEWEST_IMAGES)
+    return _MOST_WORK / (len(METHODS) * _FEWEST_IMAGES)
 
 
 def _compare(prepared: Prepared, edges: list[ActivationEdge], images: Tensor, runs: int) -> str:
-    screen, effect = Effect(prepared.network, images[:_SCREENED]), Effect(prepared.network, images)
+    effect = Effect(prepared.network, images)
 
     def loss() -> float:
         return effect.of(prepared.network)
 
     for edge in edges:
         edge.on = True
-    few = _losses(edges, METHODS, lambda: screen.of(prepared.network))
-    likely = [_SAFE, *sorted(METHODS, key=few.__getitem__)[:_GO_ON]]
-    errors = _losses(edges, dict.fromkeys(likely), loss)
-    best = min(errors, key=errors.__getitem__)
+    errors = {}
+    for method in METHODS:
+        _choose(edges, method)
+        errors[method] = loss()
+    best = min(METHODS, key=lambda method: errors[method])
     _choose(edges, best)
     changed = _refine(edges, best, errors[best], loss, runs - len(METHODS) - 1)
     for edge in edges:
         edge.on = False
     told = f"Ranges of activations: {best}, the best of {len(METHODS)} methods by the outputs"
     return f"{told}; another for {changed} of {len(edges)}." if changed else f"{told}."
-
-
-def _losses(edges: list[ActivationEdge], methods: Iterable[Method], loss: Callable[[], float]) -> dict[Method, float]:
-    """What is lost with each method for all activations."""
-    found = {}
-    for method in methods:
-        _choose(edges, method)
-        found[method] = loss()
-    return found
 
 
 def _choose(edges: list[ActivationEdge], method: Method) -> None:

@@ -190,7 +190,11 @@ class Prepared:
                         fix="Check the weights and the data.",
                     ) from error
                 images += len(batch)
-        if not images:
+        if not images and self.source.apart:
+            # Fewer images came than the context told of: all are needed.
+            self.source.apart = 0
+            self._run(context)
+        elif not images:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
 
 

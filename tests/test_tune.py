@@ -377,7 +377,7 @@ def test_a_worker_that_is_killed_is_replaced_and_no_finished_trial_is_lost(tmp_p
 
 # Two workers, each of which prints its process and then takes its time.
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from afina.jobs.workers import work_together
 from afina.progress import Progress
 
@@ -386,6 +386,8 @@ def work(given, number):
     time.sleep(60)
 
 if __name__ == "__main__":
+    # What runs in the background of a shell is born deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         work_together(2, work, {}, lambda: None, Progress())
     except KeyboardInterrupt:

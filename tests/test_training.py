@@ -592,9 +592,9 @@ def test_a_teacher_or_data_for_something_else_is_refused(digits: ImageData, few:
         ("distillation", 1.5, "at most 1"),
         ("ema", 1.0, "less than 1"),
         ("early_stopping", 0, "or None"),
-        ("augment", "yes", "true or false"),
-        ("augment", 2.5, "a number from 0 to 2"),
-        ("augment", math.nan, "a number from 0 to 2"),
+        ("augment", "yes", "at least 0 and at most 2"),
+        ("augment", 2.5, "at least 0 and at most 2"),
+        ("augment", math.nan, "at least 0 and at most 2"),
         ("seed", -1, "0 or more"),
     ],
 )

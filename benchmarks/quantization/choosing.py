@@ -5,11 +5,12 @@
 Rows in `results/choosing.jsonl`, named NETWORK/SEED. Every method gives ranges to all activations; the noise of the
 network's outputs is compared on the first 16 and 64 calibration images (`seen`), on as many that were held out
 (`held out`), and on validation images. A row says by what factor the method that looks best on each set is noisier, on
-the validation images, than the one that is best there.
+the validation images, than the one that is best there; the mean of that is printed (`--only none`: of what is there).
 """
 
 from collections.abc import Callable
 from functools import partial
+from statistics import geometric_mean
 
 import torch
 from rows import Row, Rows, arguments
@@ -25,6 +26,7 @@ from afina.techniques.quantize.ranges import METHODS
 
 NETWORKS = ("resnet20", "resnet56", "resnet18", "mobilenet_v2")
 _SEEDS = (0, 1, 2)
+_SETS = ("seen 16", "seen 64", "held out 16", "held out 64")
 _HELD_OUT, _FIT = 64, 192
 _JUDGED = {True: 1024, False: 160}
 
@@ -37,6 +39,14 @@ def main() -> None:
         for seed in _SEEDS:
             if rows.wanted(f"{name}/{seed}"):
                 rows.measure(f"{name}/{seed}", partial(measure, open_subject(name, options.shared), seed))
+    print({kind: round(_mean(rows, kind), 3) for kind in (*_SETS, "mse")})
+
+
+def _mean(rows: Rows, kind: str) -> float:
+    """The geometric mean of the ratios of one set of images, or of one method for all networks."""
+    judged = [row["noise"]["judged"] for row in rows.found.values()]
+    fixed = [noise[kind] / min(noise.values()) for noise in judged] if kind in METHODS else []
+    return geometric_mean(fixed or [row["ratio"][kind] for row in rows.found.values()])
 
 
 def measure(subject: Subject, seed: int) -> Row:
@@ -47,7 +57,7 @@ def measure(subject: Subject, seed: int) -> Row:
     config = QuantizeConfig(fused=runtime.fuses, sums=runtime.sums, calibration="mse", rounding="nearest")
     prepared = Prepared(Source.of(subject.network), config)
     prepared.watch(Context(calibration=lambda: iter(fit.split(32)), images=len(fit)))
-    sets = {"seen 16": fit[:16], "seen 64": fit[:64], "held out 16": rest[:16], "held out 64": rest}
+    sets = dict(zip(_SETS, (fit[:16], fit[:64], rest[:16], rest), strict=True))
     found = _noises(prepared, {**sets, "judged": _validation(subject)})
     best = min(found["judged"].values())
     return {

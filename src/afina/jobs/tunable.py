@@ -13,6 +13,7 @@ from afina.jobs.costs import COSTS, Costs
 from afina.jobs.exporting import Exporter
 from afina.jobs.fidelity import EPOCHS
 from afina.jobs.functions import VALUE, check_names, function_of
+from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource, check_source, name_of
 from afina.jobs.trials import Training, check_space, default_space
 from afina.progress import Progress
@@ -22,6 +23,7 @@ from afina.search.studies import SEED
 from afina.training import FitConfig
 
 WORK = "work"
+DEFAULT_RUNTIME = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Given:
     also: tuple[str, ...]
     limits: Mapping[str, float]
     runtime: str
-    threads: int
+    threads: int | None
     fidelity: str
     folds: int | None
     devices: int
@@ -80,7 +82,7 @@ class Subject:
     directions: tuple[str, ...]
     metrics: tuple[str, ...]
     units: tuple[str, ...]
-    steps: int | None = 1
+    steps: int | None = None
     trains: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -107,7 +109,7 @@ def subject_of(given: Given, progress: Progress) -> Subject:
     space = None if given.space is None else _space(given.space)
     if space is not None:
         check_space(space)
-    costs = Costs(Exporter(get_runtime(given.runtime), given.threads), given.also, given.limits)
+    costs = Costs(Exporter(get_runtime(given.runtime), given.threads or available_cores()), given.also, given.limits)
     FitConfig(**{name: value for name, value in given.common.items() if value is not None})
     images = open_data(given.data, seed=given.seed, progress=progress)
     return _of_training(given, space, costs, images, progress)
@@ -166,7 +168,7 @@ def _of_function(given: Given) -> Subject:
     return Subject(
         function.name, _folder(given.out, function.name), objective, space,
         directions=("maximize" if given.maximize else "minimize", *("minimize" for _ in given.also)),
-        metrics=names, units=names, steps=None,
+        metrics=names, units=names,
         about={"function": function.name, **({"also": given.also} if given.also else {})},
     )  # fmt: skip
 
@@ -175,7 +177,8 @@ def _check_options_of(given: Given) -> None:
     """Raise `InputError` for options that only a training has."""
     options = {
         "weights": given.weights, "input_size": given.input_size, "epochs": given.epochs, "folds": given.folds,
-        "fidelity": given.fidelity != EPOCHS, **given.limits,
+        "fidelity": given.fidelity != EPOCHS, "runtime": given.runtime != DEFAULT_RUNTIME, "threads": given.threads,
+        **given.limits,
         **{name: value for name, value in given.common.items() if value != "32"},
     }  # fmt: skip
     wrong = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]

@@ -13,9 +13,8 @@ from optuna.study import Study
 from afina.errors import InputError
 from afina.jobs.cluster import Cluster, work_on_ray
 from afina.jobs.fidelity import EPOCHS, FACTORS, rungs_of
-from afina.jobs.machine import available_cores
 from afina.jobs.target import ModelSource
-from afina.jobs.tunable import Given, Subject, subject_of
+from afina.jobs.tunable import DEFAULT_RUNTIME, Given, Subject, subject_of
 from afina.jobs.tuned import Teller, Tuned, describe_search, results, write_search
 from afina.jobs.workers import HOPELESS, work_together
 from afina.progress import Progress
@@ -40,7 +39,7 @@ from afina.units import parse_size, parse_time
 
 __all__ = ["Tuned", "describe_search", "tune"]
 
-_TRIALS, _RUNTIME = 50, "onnxruntime"
+_TRIALS = 50
 _FAILURES = 5
 # Between the seeds of the samplers of two processes.
 _APART = 1_000_003
@@ -72,7 +71,7 @@ def tune(
     optimizer: Optimizer | None = None,
     precision: Precision = "32",
     keep_fp32: tuple[str, ...] = (),
-    runtime: str = _RUNTIME,
+    runtime: str = DEFAULT_RUNTIME,
     threads: int | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -152,15 +151,13 @@ def tune(
     if folds and fidelity != EPOCHS:
         raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
     _check_storage(storage, study)
-    if objective is not None and (threads is not None or runtime != _RUNTIME):
-        raise InputError("--runtime and --threads are of trainings, and a function is given.", fix="Leave them out.")
     stopping = _stopping(early_stopping, others, folds, objective is not None)
     check_stopping(stopping)
     given = Given(
         model, data, objective, space, sampler, trials, limit, stopping, grid_points, epochs, maximize,
         out, storage, study, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
-        others, _limits(size, latency), runtime, threads or available_cores(), fidelity, folds,
+        others, _limits(size, latency), runtime, threads, fidelity, folds,
         _devices(trial_cpus, trial_gpus, workers, ray),
     )  # fmt: skip
     cluster = None if ray is None else Cluster(ray, workers, trial_cpus, trial_gpus)

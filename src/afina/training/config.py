@@ -87,8 +87,8 @@ class FitConfig:
         _check_whole("seed", self.seed, 0)
         if not isinstance(self.channels_last, bool):
             raise _wrong("channels_last", self.channels_last, "true or false")
-        if not isinstance(self.augment, bool) and not _is_within(self.augment, 0.0, 2.0):
-            raise _wrong("augment", self.augment, "true or false, or a number from 0 to 2")
+        if not isinstance(self.augment, bool):
+            _check_number("augment", self.augment, least=0.0, most=2.0)
         if not isinstance(self.keep_fp32, tuple) or not all(isinstance(name, str) for name in self.keep_fp32):
             raise _wrong("keep_fp32", self.keep_fp32, "a tuple of names of layers")
         _check_number("learning_rate", self.learning_rate, above=0.0, optional=True)
@@ -157,10 +157,6 @@ def _check_number(
         limits = (("at least", least), ("more than", above), ("less than", below), ("at most", most))
         allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         raise _wrong(name, value, f"a number, {allowed}{', or None' if optional else ''}")
-
-
-def _is_within(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and least <= value <= most
 
 
 def _wrong(name: str, value: Any, allowed: str) -> InputError:

@@ -14,7 +14,7 @@ from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.ranges import METHODS, Method
 
 # Multiply-accumulates that comparing the methods may take for single activations, and for all at once: on a ResNet-50
-# the latter took a quarter of the whole calibration.
+# the latter took a third of the whole calibration.
 _WORK, _MOST_WORK = 2e11, 1e12
 # Images to choose by. By 16 the choice was worse than one method for all networks; by 64 it was better
 # (`benchmarks/quantization/choosing.py`).

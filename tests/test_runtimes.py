@@ -9,6 +9,8 @@ import onnxruntime
 import pytest
 import torch
 from conftest import DIGITS, GREY
+from torch import nn
+from torch.nn import functional as F
 
 from afina.data import open_data
 from afina.errors import AfinaError, InputError, ParityError
@@ -235,3 +237,50 @@ def test_attention_whose_heads_were_pruned_to_odd_sizes_is_exported(windows, tmp
     runtime = get_runtime("onnxruntime")
     path = runtime.export(pruned, tmp_path / "model.onnx")
     assert check_parity(pruned, path, None, threads=1) < 1e-4
+
+
+class _Plain(nn.Module):
+    """Ops that the short way to ONNX rewrites: they write into their inputs, or are general forms of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.more, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu_()
+        x = F.hardswish(self.more(x), inplace=True).add_(x)
+        return self.head(F.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1), 0.3, self.training, inplace=True))
+
+
+class _Written(_Plain):
+    """Writes into what is read again, and into a part of another tensor."""
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        doubled = x.mul_(2.0)
+        x = x + doubled
+        x[:, :4].relu_()
+        return self.head(F.adaptive_avg_pool2d(self.more(x), 1).flatten(1))
+
+
+@pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_Written, False)])
+def test_onnx_files_are_right_with_and_without_the_general_decomposition(kind, short, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    module = kind()
+    nn.init.uniform_(module.norm.running_mean)
+    network = capture(module.eval(), GREY, DIGITS)
+    taken, general = [], torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda self, table=None: taken.append(self) or general(self, table),
+    )
+    runtime = get_runtime("onnxruntime")
+    path = runtime.export(network, tmp_path / "model.onnx")
+    assert (not taken) == short
+    assert check_parity(network, path, None, threads=1) < 1e-4
+    inputs = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        (answers,) = runtime.load(path, threads=1)(inputs.numpy())
+        assert np.allclose(answers, module(inputs.clone()).numpy(), atol=1e-4)

@@ -21,6 +21,7 @@ from afina.runtimes.onnx_codes import (
     store_narrow,
 )
 from afina.runtimes.onnx_edit import constant, new_constant, replace
+from afina.runtimes.onnx_plain import spare_decomposition
 from afina.runtimes.onnx_prepare import for_onnx
 
 if TYPE_CHECKING:
@@ -66,18 +67,13 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
 
 
 def _translate(network: "Network") -> "ir.Model":
-    import torch
-
+    whole = for_onnx(network)
     try:
         with _quietly():
-            program = torch.onnx.export(
-                for_onnx(network).exported(),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-            )
+            try:
+                program = _exported(spare_decomposition(whole.exported()))
+            except Exception:  # an op that only the general decomposition knows how to break up
+                program = _exported(whole.exported())
     except Exception as error:
         raise Unsupported(
             "The network could not be exported to ONNX.",
@@ -86,7 +82,14 @@ def _translate(network: "Network") -> "ir.Model":
         ) from error
     if program is None:
         raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
-    return program.model
+    return program.model  # type: ignore[no-any-return]
+
+
+def _exported(program: Any) -> Any:
+    import torch
+
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET, **names)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,112 @@
+"""Spares torch.onnx most of its work: its general decomposition took three quarters of an export.
+
+torch.onnx traces a program anew, op by op on symbolic shapes, to break up what ONNX has no form for. A captured network
+in inference form has few such ops, and they are rewritten here in the graph as it is; where something else is left, the
+general way is taken. The model is the same in both.
+"""
+
+import operator
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+_aten = torch.ops.aten
+
+
+def spare_decomposition(program: ExportedProgram) -> ExportedProgram:
+    """The program, which does not trace itself anew for torch.onnx where no op asks for that."""
+    whole = program.run_decompositions
+
+    def decomposed(table: Any = None) -> ExportedProgram:
+        for step in (_make_functional, _rewrite):
+            for node in list(program.graph.nodes):
+                step(node)
+        program.graph_module.recompile()
+        return program if table is not None and _is_plain(program, table) else whole(table)
+
+    program.run_decompositions = decomposed
+    return program
+
+
+def _is_plain(program: ExportedProgram, table: Container[Any]) -> bool:
+    """Whether no op writes into its input, and none is to be broken up."""
+    ops = (node.target for node in program.graph.nodes if isinstance(node.target, OpOverload))
+    return not any(op in table or op in _REWRITES or op._schema.is_mutable for op in ops)
+
+
+def _make_functional(node: Node) -> None:
+    """Let an op that writes into what it alone reads give its result instead: `relu_` becomes `relu`."""
+    source = node.args[0] if node.args else None
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable and isinstance(source, Node):
+        twin = _functional(node.target)
+        if twin is not None and list(source.users) == [node] and _owns(source):
+            node.target = twin
+
+
+def _functional(op: OpOverload) -> OpOverload | None:
+    packet, _, overload = op._schema.name.removeprefix("aten::"), "", op._overloadname
+    twin = getattr(getattr(_aten, packet.removesuffix("_"), None), overload, None) if packet.endswith("_") else None
+    if twin is None or _options(twin) != _options(op):
+        return None
+    return twin  # type: ignore[no-any-return]
+
+
+def _options(op: OpOverload) -> list[str]:
+    return [argument.name for argument in op._schema.arguments[1:]]
+
+
+def _owns(node: Node) -> bool:
+    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's."""
+    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
+    return len(returns) == 1 and returns[0].alias_info is None
+
+
+def _rewrite(node: Node) -> None:
+    rewrite = _REWRITES.get(node.target)
+    if rewrite is not None:
+        rewrite(node)
+
+
+def _pool(node: Node) -> None:
+    """The mean over all pixels; other sizes are left."""
+    if list(node.args[1]) == [1, 1]:  # type: ignore[arg-type]
+        node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
+
+
+def _normalize(node: Node) -> None:
+    """Batch norm by its running statistics, as the op that has no other way."""
+    x, weight, bias, mean, variance, training, momentum, eps, _ = node.args
+    if training or mean is None or variance is None:
+        return
+    with node.graph.inserting_before(node):
+        norm = node.graph.call_function(
+            _aten._native_batch_norm_legit_no_training.default, (x, weight, bias, mean, variance, momentum, eps)
+        )
+    result = node.meta["val"]
+    norm.meta["val"] = (result, result.new_empty(0), result.new_empty(0))
+    node.target, node.args = operator.getitem, (norm, 0)
+
+
+def _pass_on(node: Node) -> None:
+    """Dropout, which does nothing in inference."""
+    if not node.args[2] and not any(user.op == "output" for user in node.users):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        node.graph.erase_node(node)
+
+
+def _convert(node: Node) -> None:
+    """To another type."""
+    node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+
+
+_REWRITES: dict[Any, Callable[[Node], None]] = {
+    _aten.adaptive_avg_pool2d.default: _pool,
+    _aten.batch_norm.default: _normalize,
+    _aten.dropout.default: _pass_on,
+    _aten.dropout_.default: _pass_on,
+    _aten.to.dtype: _convert,
+}

@@ -243,6 +243,16 @@ def test_layers_whose_weights_reach_far_are_pointed_out(digits_network):
     assert plain.layers["inner"]["weights_left_db"] > told["weights_left_db"] + 6
 
 
+def test_after_training_outliers_are_those_of_the_trained_weights(digits_network):
+    source = Source.of(digits_network)
+    prepared, _ = prepare(source, QuantizeConfig(**QUICK), _context())
+    with torch.no_grad():
+        prepared.network.module.get_parameter("inner.weight")[3, 4, 1, 1] = 9.0
+    prepared.adopt(prepared.network)
+    _, record = finish(digits_network, prepared, _context(), (), 0.0)
+    assert record.layers["inner"]["weights_reach"] > 20
+
+
 def test_weights_that_are_zero_but_for_outliers_are_told_with_numbers_that_mean_something(digits_network):
     network = digits_network.copy()
     with torch.no_grad():

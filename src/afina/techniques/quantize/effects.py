@@ -44,7 +44,7 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
         edge = prepared.weights.get(f"{name}.weight") or prepared.weights.get(str(name))
         if name is None or edge is None or node.name not in noise:
             continue
-        weight = attribute(prepared.source.network.module, edge.name).detach()
+        weight = attribute(prepared.unrounded.module, edge.name).detach()
         row: dict[str, Any] = {"precision": str(prepared.config.precision(name)), "snr_db": round(noise[node.name], 1)}
         row |= outliers_of(weight, edge, reads.get(node.name), name in prepared.source.moved)
         table[name] = row

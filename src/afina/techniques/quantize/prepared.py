@@ -79,6 +79,7 @@ class Prepared:
         network: The graph with the edges in it; computes in float until they are on.
         activations: Edges by node; a scale that several share is there once.
         weights: Edges by the name of the weight.
+        unrounded: Has the weights as they were before any rounding: the source, or what was trained.
 
     Raises:
         NothingToDo: there is nothing that the configuration would change.
@@ -97,6 +98,7 @@ class Prepared:
                 why="; ".join(f"{name}: {why}" for name, why in list(self.placement.skipped.items())[:4]),
             )
         self.adopt(Network(prepared, source.network.input, source.network.task, source.network.frozen))
+        self.unrounded = source.network
 
     def adopt(self, network: Network) -> None:
         """Go on with a network that has the same edges: this one's own, or a trained copy of it."""
@@ -104,7 +106,7 @@ class Prepared:
             if isinstance(module, (ActivationEdge, WeightEdge)):
                 # Training may take a small scale through zero; what it stands for is its size.
                 module.scale.data = module.scale.data.abs().clamp_min(SMALLEST_SCALE)
-        self.network = network
+        self.network = self.unrounded = network
         edges = [m for m in network.module.modules() if isinstance(m, (ActivationEdge, WeightEdge))]
         self.activations = {m.name: m for m in edges if isinstance(m, ActivationEdge)}
         self.weights = {m.name: m for m in edges if isinstance(m, WeightEdge)}

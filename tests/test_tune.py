@@ -263,6 +263,7 @@ def test_one_database_has_several_studies_each_by_its_name(tmp_path):
         ({"objective": "mine.txt", "space": {"x": [1, 2]}}, "is not a function"),
         ({"objective": "absent.py:f", "space": {"x": [1, 2]}}, "There is no file absent.py"),
         ({"objective": len, "space": {"x": [1, 2]}, "trials": 0}, "--trials is 0"),
+        ({"objective": len, "space": {"x": [1, 2]}, "grid_points": 3}, "--grid-points is for --sampler grid"),
         ({"objective": len, "space": {"x": [1, 2]}, "sampler": "tpee"}, "Did you mean tpe"),
         ({"objective": len, "space": {"x": [1, 2]}, "early_stopping": "medien"}, "Did you mean median"),
         ({"objective": len, "space": {"x": [1, 2]}, "fidelity": "image"}, "Did you mean images"),

@@ -48,7 +48,9 @@ def tune(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Judge trials by so many parts of the training images (cross-validation).")
     ] = None,
-    grid_points: Annotated[int, typer.Option(min=1, help="Values of each continuous parameter in a grid.")] = 5,
+    grid_points: Annotated[
+        int | None, typer.Option(min=1, help="With --sampler grid: values of each continuous parameter; 5 by default.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, where the space does not say.")] = None,
     also: Annotated[
         list[str] | None,

@@ -22,6 +22,7 @@ from afina.search import (
     DEFAULT_SAMPLER,
     DEFAULT_STOPPING,
     FOLD_BY_FOLD,
+    GRID_POINTS,
     STOPPING,
     SearchError,
     Space,
@@ -57,7 +58,7 @@ def tune(
     early_stopping: str | None = None,
     fidelity: str = EPOCHS,
     folds: int | None = None,
-    grid_points: int = 5,
+    grid_points: int | None = None,
     epochs: int | None = None,
     also: str | tuple[str, ...] | list[str] = (),
     size: str | float | None = None,
@@ -103,7 +104,7 @@ def tune(
             third, then all) or `input-size` (half of it first, then 0.7, then all), each from the weights before.
         folds: Judge each trial by cross-validation: trained once for each of so many parts of the training images,
             on the others. The network of a trial that is kept is trained on all of them.
-        grid_points: Values of each continuous parameter in a grid.
+        grid_points: Values of each continuous parameter in a grid; 5 by default.
         epochs: Of each training, where the space does not vary them.
         also: What is to be low beside the quality: `size`, `latency`, `parameters`, `macs`, `seconds` (of training).
             The result then is every trial that no other is better than in all. With a function: names of what it
@@ -148,13 +149,15 @@ def tune(
         trials = _TRIALS
     others = (also,) if isinstance(also, str) else tuple(also)
     _check_several(others, sampler, fidelity)
+    if grid_points is not None and sampler != "grid":
+        raise InputError(f"--grid-points is for --sampler grid, not {sampler}.", fix="Leave it out.")
     if folds and fidelity != EPOCHS:
         raise InputError(f"--fidelity {fidelity} and --folds exclude each other.", fix="Leave one of them out.")
     _check_storage(storage, study)
     stopping = _stopping(early_stopping, others, folds, objective is not None)
     check_stopping(stopping)
     given = Given(
-        model, data, objective, space, sampler, trials, limit, stopping, grid_points, epochs, maximize,
+        model, data, objective, space, sampler, trials, limit, stopping, grid_points or GRID_POINTS, epochs, maximize,
         out, storage, study, weights, input_size, seed, example,
         {"optimizer": optimizer, "precision": precision, "keep_fp32": tuple(keep_fp32)},
         others, _limits(size, latency), runtime, threads, fidelity, folds,

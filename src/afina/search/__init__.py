@@ -1,6 +1,6 @@
 """Hyperparameter search: spaces, samplers and studies. Nothing here needs torch."""
 
-from afina.search.samplers import DEFAULT_SAMPLER, SAMPLERS, GridSampler, check_sampler, make_sampler
+from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, GridSampler, check_sampler, make_sampler
 from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
 from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, check_stopping, make_stopping
 from afina.search.storage import open_storage
@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_SAMPLER",
     "DEFAULT_STOPPING",
     "FOLD_BY_FOLD",
+    "GRID_POINTS",
     "SAMPLERS",
     "STOPPING",
     "Categorical",

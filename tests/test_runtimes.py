@@ -261,6 +261,7 @@ class _Written(_Plain):
         doubled = x.mul_(2.0)
         x = x + doubled
         x[:, :4].relu_()
+        x = x + F.dropout(x, 0.3, self.training).tanh_()
         return self.head(F.adaptive_avg_pool2d(self.more(x), 1).flatten(1))
 
 

@@ -4,9 +4,10 @@
     python benchmarks/quantization/latency.py SHARED --only 'mobilenet*/openvino'
 
 Rows in `results/latency.jsonl`, named NETWORK/RUNTIME: the median of each file, and the time of the chosen plan as a
-share of the fastest of the others. Peers' files and the float file are timed on OpenVINO with its defaults (bfloat16
-where the processor can), and the float file also in float32. Files are kept in `runs/quantization`, those of peers from
-`agreement.py` where they are there; `--fresh` makes Afina's again. Then `table.py` writes the page.
+share of the fastest of the others. `int16` are activations in 16 bits, where the runtime has them. Peers' files and
+the float file are timed on OpenVINO with its defaults (bfloat16 where the processor can), and the float file also in
+float32. Files are kept in `runs/quantization`, those of peers from `agreement.py` where they are there; `--fresh` makes
+Afina's again. Then `table.py` writes the page.
 """
 
 from functools import partial
@@ -24,6 +25,7 @@ from afina.runtimes import get_runtime
 AUTO = "afina auto"
 OURS: dict[str, dict[str, Any]] = {
     "afina int8": {"weights": "int8", "activations": "int8"},
+    "afina int8, int16": {"weights": "int8", "activations": "int16"},
     AUTO: {"plan": "auto"},
 }
 
@@ -89,7 +91,10 @@ def peer(subject: Subject, method: str) -> Path:
 def own(subject: Subject, runtime: str, fresh: bool) -> dict[str, Path]:
     """Afina's files, made where they are not there."""
     found = {}
+    runs = get_runtime(runtime).activation_bits
     for name, asked in OURS.items():
+        if int(asked.get("activations", "int8").removeprefix("int")) not in runs:
+            continue
         label = f"latency-{name}"
         path = file_of(subject, f"{label}-{runtime}", runtime)
         found[name] = ours(asked, runtime, label, subject, 0)[0] if fresh or not path.is_file() else path

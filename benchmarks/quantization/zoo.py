@@ -67,7 +67,7 @@ def measure(model: str, planned: bool) -> Row:
     """What each runtime makes of one model."""
     network = load(model)
     images = torch.randn(_IMAGES, *network.input.shape, generator=torch.Generator().manual_seed(0))
-    context = Context(calibration=lambda: iter(images.split(_BATCH)), images=_IMAGES)
+    context = Context(calibration=lambda: iter(images.split(min(_BATCH, network.input.batch))), images=_IMAGES)
     return {name: _on(name, network, context, planned) for name in _RUNTIMES}
 
 

@@ -16,13 +16,22 @@ from torch.fx import Node
 
 _aten = torch.ops.aten
 
+# Composite ops that always give new memory.
+_NEW = {
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.linear.default,
+    _aten.matmul.default,
+    _aten.layer_norm.default,
+}
+
 
 def spare_decomposition(program: ExportedProgram) -> ExportedProgram:
     """The program, which does not trace itself anew for torch.onnx where no op asks for that."""
     whole = program.run_decompositions
 
     def decomposed(table: Any = None) -> ExportedProgram:
-        for step in (_make_functional, _rewrite):
+        for step in (_rewrite, _make_functional):
             for node in list(program.graph.nodes):
                 step(node)
         program.graph_module.recompile()
@@ -60,9 +69,14 @@ def _options(op: OpOverload) -> list[str]:
 
 
 def _owns(node: Node) -> bool:
-    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's."""
-    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
-    return len(returns) == 1 and returns[0].alias_info is None
+    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's.
+
+    Composite ops may give what they read without saying so in their schema.
+    """
+    op = node.args[0].target if node.target is operator.getitem else node.target  # type: ignore[union-attr]
+    if not isinstance(op, OpOverload) or any(result.alias_info is not None for result in op._schema.returns):
+        return False
+    return op in _NEW or not op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _rewrite(node: Node) -> None:

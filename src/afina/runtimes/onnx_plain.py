@@ -52,16 +52,21 @@ def _make_functional(node: Node) -> None:
     source = node.args[0] if node.args else None
     if isinstance(node.target, OpOverload) and node.target._schema.is_mutable and isinstance(source, Node):
         twin = _functional(node.target)
-        if twin is not None and list(source.users) == [node] and _owns(source):
+        if twin is not None and list(source.users) == [node] and _owns(source) and _is_one_type(node):
             node.target = twin
 
 
 def _functional(op: OpOverload) -> OpOverload | None:
-    packet, _, overload = op._schema.name.removeprefix("aten::"), "", op._overloadname
-    twin = getattr(getattr(_aten, packet.removesuffix("_"), None), overload, None) if packet.endswith("_") else None
-    if twin is None or _options(twin) != _options(op):
-        return None
-    return twin  # type: ignore[no-any-return]
+    """The op that gives a new tensor, where there is one with the same options."""
+    name = op._schema.name.removeprefix("aten::")
+    twin = getattr(getattr(_aten, name.removesuffix("_"), None), op._overloadname, None) if name.endswith("_") else None
+    return twin if twin is not None and _options(twin) == _options(op) else None
+
+
+def _is_one_type(node: Node) -> bool:
+    """Whether nothing that an op reads would change the type of what it gives."""
+    own = node.meta["val"].dtype
+    return all(getattr(read.meta["val"], "dtype", own) == own for read in node.all_input_nodes)
 
 
 def _options(op: OpOverload) -> list[str]:

@@ -111,6 +111,19 @@ def test_a_plan_takes_integers_only_where_they_are_clearly_faster(digits_network
     assert any("Taken: integers" in note for note in record.notes)
 
 
+def test_a_plan_times_placements_that_come_to_the_same_once(digits_network, monkeypatch):
+    timed = []
+
+    def latencies(self, networks):
+        timed.append([network.module.code for network in networks.values()])
+        return {name: Measurement(1e-3, "s", "measured") for name in networks}
+
+    monkeypatch.setattr(Exporter, "latencies", latencies)
+    afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert len(timed[0]) > 1
+    assert all(len(set(codes)) == len(codes) for codes in timed)
+
+
 def test_a_plan_takes_out_the_kind_of_layer_that_slows_the_file(digits_network, timed):
     def reads_integers(network, name):
         (node,) = [n for n in network.graph.nodes if name in str(n.target)]

@@ -135,10 +135,14 @@ class _Placement:
         return best
 
     def _made(self, name: str, config: QuantizeConfig) -> bool:
+        """Make what is to be timed; False where it cannot be made, or is the same as another."""
         try:
-            self._files[name] = _quick(self._source, config, self._context)
+            network = _quick(self._source, config, self._context)
         except (Unsupported, ParityError):
             return False
+        if any(network.module.code == other.module.code for other in self._files.values()):
+            return False
+        self._files[name] = network
         return True
 
     def _times(self) -> dict[str, float]:

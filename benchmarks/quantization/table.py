@@ -96,7 +96,7 @@ def latency(rows: dict[str, Row]) -> list[str]:
         lines += [f"### {runtime}", "", *_header(["network", *files, "plan"])]
         for network, row in own.items():
             times = row.get("latency", {})
-            cells = [f"{times[file]:.2f}" if file in times else "fails" for file in files]
+            cells = [f"{times[file]:.2f}" if file in times else "" if times else "fails" for file in files]
             lines.append(f"| {' | '.join([network, *cells, str(row.get('ratio', ''))])} |")
         lines.append("")
     return lines

@@ -9,7 +9,7 @@ from conftest import GREY, digits
 from test_cli import call
 
 import afina
-from afina.errors import InputError
+from afina.errors import AfinaError, InputError
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of, layer_rows
 from afina.jobs.exporting import Answers, Exporter
@@ -122,6 +122,18 @@ def test_a_plan_times_placements_that_come_to_the_same_once(digits_network, monk
     afina.quantize(digits_network, "digits", plan="auto", runtime="openvino", **QUICK)
     assert len(timed[0]) > 1
     assert all(len(set(codes)) == len(codes) for codes in timed)
+
+
+def test_a_plan_leaves_out_placements_that_the_runtime_cannot_run(digits_network, timed):
+    def rule(network):
+        if _is_integer(network):
+            raise AfinaError("The process that measures ended with exit code 1.")
+        return 1e-3
+
+    timed(rule)
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert not _is_integer(network)
+    assert any("Taken: float" in note for note in record.notes)
 
 
 def test_a_plan_takes_out_the_kind_of_layer_that_slows_the_file(digits_network, timed):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from afina.budget.allocate import Option, choose
-from afina.errors import InputError, NothingToDo, ParityError, Unsupported
+from afina.errors import AfinaError, InputError, NothingToDo, ParityError, StorageError, Unsupported
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
@@ -148,15 +148,18 @@ class _Placement:
     def _times(self) -> dict[str, float]:
         try:
             return self._measured()
-        except (Unsupported, ParityError):
-            self._files = {name: network for name, network in self._files.items() if self._exports(name, network)}
+        except StorageError:
+            raise
+        except AfinaError:
+            self._files = {name: network for name, network in self._files.items() if self._runs(name, network)}
             return self._measured()
 
-    def _exports(self, name: str, network: Network) -> bool:
+    def _runs(self, name: str, network: Network) -> bool:
+        """Whether a placement has a file that its runtime can load and run."""
         try:
-            self._exporter.size(network)
-        except (Unsupported, ParityError):
-            if name == "float":
+            self._exporter.time(network)
+        except AfinaError as error:
+            if name == "float" or isinstance(error, StorageError):
                 raise
             return False
         return True

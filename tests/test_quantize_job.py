@@ -15,6 +15,7 @@ from afina.graph.cost import cost_of, layer_rows
 from afina.jobs.exporting import Answers, Exporter
 from afina.runtimes import RUNTIMES, judge_quality
 from afina.tasks import get_task
+from afina.techniques.quantize import Source, rounding, weights
 from afina.training import predict
 from afina.types import Measurement, TaskSpec
 
@@ -122,6 +123,18 @@ def test_a_plan_times_placements_that_come_to_the_same_once(digits_network, monk
     afina.quantize(digits_network, "digits", plan="auto", runtime="openvino", **QUICK)
     assert len(timed[0]) > 1
     assert all(len(set(codes)) == len(codes) for codes in timed)
+
+
+def test_a_plan_looks_for_the_scales_of_each_weight_once(digits_network, no_files, monkeypatch):
+    looked = []
+
+    def best_scales(flat, *rest):
+        looked.append(flat)
+        return rounding.best_scales(flat, *rest)
+
+    monkeypatch.setattr(weights, "best_scales", best_scales)
+    afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert 0 < len(looked) <= len(Source.of(digits_network).layers)
 
 
 def test_a_plan_leaves_out_placements_that_the_runtime_cannot_run(digits_network, timed):

@@ -76,7 +76,7 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
     best, least, strength = source, _loss(source, config, images, exact), 0.0
     plain, readers = least, frozenset(layer_name(reader) for link in links for reader in link.readers)
     for a in _STRENGTHS:
-        moved = replace(source, network=_moved(source.network, links, reach, a), seen={}, moved=readers)
+        moved = replace(source, network=_moved(source.network, links, reach, a), seen={}, scales={}, moved=readers)
         loss = _loss(moved, config, images, exact)
         if loss < least * (1 - _WORTH):
             best, least, strength = moved, loss, a

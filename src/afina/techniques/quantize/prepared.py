@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
@@ -18,7 +19,7 @@ from afina.runtimes import is_quantized
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half
-from afina.techniques.quantize.grids import SMALLEST_SCALE
+from afina.techniques.quantize.grids import SMALLEST_SCALE, Granularity, Grid
 from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, keep_norms_apart, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram, Method
 from afina.training.layout import fitting_layout, place
@@ -35,12 +36,15 @@ class Source:
         network: The network in float, captured anew, batch norms folded, no weight shared by two layers; in the layout
             in which it is fast.
         seen: What its activations were seen to hold, by node; filled as they are asked for.
+        scales: Scales and zero points of its weights that were looked for, by name, grid and granularity, and whether
+            they are powers of two.
         moved: Names of the layers into whose weights scale was moved from what they read.
         apart: How many of the calibration images, the first ones, ranges are not found on: they are chosen by these.
     """
 
     network: Network
     seen: dict[str, Histogram] = field(default_factory=dict)
+    scales: dict[tuple[str, Grid, Granularity, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
     apart: int = 0
 

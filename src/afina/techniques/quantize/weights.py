@@ -97,12 +97,23 @@ class _OwnErrors(Interpreter):
 
 
 def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
-    """Give an edge the scales of least squared error of its weights, with which it then rounds to nearest."""
+    """Give an edge the scales of least squared error of its weights, with which it then rounds to nearest.
+
+    Those of the source's weights are looked for once, whatever else is tried with them.
+    """
     weight: Tensor = attribute(prepared.network.module, edge.name).detach()
+    own = torch.equal(weight, attribute(prepared.source.network.module, edge.name))
+    known = prepared.source.scales if own else {}
+    key = (edge.name, edge.grid, edge.granularity, prepared.config.power_of_two)
+    if key not in known:
+        known[key] = _nearest(weight, edge, prepared.config.power_of_two)
+    edge.set(*known[key])
+
+
+def _nearest(weight: Tensor, edge: WeightEdge, power_of_two: bool) -> tuple[Tensor, Tensor]:
     flat = weight.flatten(1)[None]
-    ones = torch.ones(1, flat.shape[2])
     try:
-        edge.set(*_flat(*best_scales(flat, ones, edge.grid, edge.granularity, prepared.config.power_of_two)))
+        return _flat(*best_scales(flat, flat.new_ones(1, flat.shape[2]), edge.grid, edge.granularity, power_of_two))
     except FloatingPointError as error:
         raise AfinaError(
             f"The weights of {edge.name.removesuffix('.weight')} hold a value that is not a finite number.",

@@ -299,38 +299,45 @@ def test_what_is_not_in_integers_is_computed_in_bfloat16_where_norms_are(transfo
 
 
 class _Positions(nn.Module):
-    """A position encoding that a layer computes from constants, as XCiT's."""
+    """A position encoding that a layer computes from constants, for one image as XCiT's, or for each as EdgeNeXt's."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: bool) -> None:
         super().__init__()
+        self.each = each
         self.stem, self.encode, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        across = torch.arange(x.shape[3])[:, None] / 2.0 ** torch.arange(8)
-        waves = torch.cat([across.sin(), across.cos()], 1).t()[None, :, None].expand(1, 16, x.shape[2], x.shape[3])
-        return self.head(F.relu(self.stem(x) + self.encode(waves).repeat(x.shape[0], 1, 1, 1)).mean((2, 3)))
+        across = torch.ones(x.shape[0] if self.each else 1, x.shape[2], x.shape[3]).cumsum(2)
+        waves = (across[..., None] / 2.0 ** torch.arange(16)).sin().permute(0, 3, 1, 2)
+        encoded = self.encode(waves).flatten(2)
+        return self.head(F.relu(self.stem(x).flatten(2) + encoded).mean(2))
 
 
-def _checked(module: nn.Module, runtime: str, path: Path) -> tuple[Network, Record]:
+def _checked(module: nn.Module, runtime: str, path: Path, activations: str = "int8") -> tuple[Network, Record]:
     """The module in integers, and its record; the file of the runtime answers as the simulation."""
     if not RUNTIMES[runtime].available():
         pytest.skip(f"{runtime} is not installed")
     network = capture(module, GREY, TaskSpec("classification", tuple("abcd")))
     chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
-    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums)
+    config = QuantizeConfig(
+        activations=activations, weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums
+    )
     made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     check_parity(made, chosen.export(made, path.with_suffix(chosen.suffix)), None, threads=1)
     return made, record
 
 
+@pytest.mark.parametrize("activations", ["int8", "none"])
+@pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("runtime", sorted(STORED))
-def test_activations_that_are_the_same_for_every_image_stay_in_float(runtime, tmp_path):
-    """A layer of constants, in integers, is one that OpenVINO does not load."""
+def test_convolutions_that_give_the_same_for_every_image_stay_in_float(runtime, each, activations, tmp_path):
+    """OpenVINO does not load those of constants in integers, nor those of constants for each image with codes."""
     torch.manual_seed(0)
-    made, record = _checked(_Positions(), runtime, tmp_path / "model")
-    assert set(record.touched) == {"stem", "encode", "head"}  # by their weights
+    made, record = _checked(_Positions(each), runtime, tmp_path / "model", activations)
+    assert set(record.touched) == {"stem", "head"}  # by their weights
+    assert "every image" in record.skipped["encode"]
     read = {node.args[0] for node in made.graph.nodes if "quantize_per_tensor" in str(node.target)}
-    assert read
+    assert bool(read) == (activations == "int8")
     assert not read & fixed_nodes(made.graph)
 
 

@@ -36,17 +36,18 @@ def fold_weights(network: Network) -> list[str]:
     return names
 
 
-def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True) -> set[Node]:
+def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True, sized: bool = False) -> set[Node]:
     """The nodes that give the same for every image.
 
     Those are the ones that nothing feeds (stored tensors, `arange`, `zeros`), as far as they are `given`, and what is
-    computed from them alone; not what is drawn by chance, and no tensor that another node writes into.
+    computed from them alone; not what is drawn by chance, and no tensor that another node writes into. With `sized`,
+    also what is the same for as many images: it may read sizes.
     """
     fixed, written = set[Node](), _written(graph)
     for node in graph.nodes:
         if node in written or node.op not in ("get_attr", "call_function") or node.is_impure():
             continue
-        sources = node.all_input_nodes
+        sources = [] if sized and node.target is torch.ops.aten.sym_size.int else node.all_input_nodes
         if fixed.issuperset(sources) if sources else given(node):
             fixed.add(node)
     return fixed

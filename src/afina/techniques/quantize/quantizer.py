@@ -105,8 +105,12 @@ class Placement(Quantizer):
         if self.config.centred:
             read = [node.args[0] for node in model.graph.nodes if node.target is aten.linear.default]
             self.centred = {self._folded_into(mover_source(source)) for source in read}
+        blind = fixed_nodes(model.graph, sized=True)
         for node in model.graph.nodes:
-            if node.target in WEIGHTED:
+            if node.target in CONVOLUTIONS and node.args[0] in blind:
+                # OpenVINO loads none whose weights are codes (linear layers it does).
+                self.skipped[layer_name(node)] = "it gives the same for every image, and a runtime computes that once"
+            elif node.target in WEIGHTED:
                 self._annotate_weighted(node)
             elif node.target in TRANSPOSED:
                 self.skipped[layer_name(node)] = "a transposed convolution has no integer kernel in the runtimes"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -285,3 +286,20 @@ def test_onnx_files_are_right_with_and_without_the_general_decomposition(kind, s
     with torch.no_grad():
         (answers,) = runtime.load(path, threads=1)(inputs.numpy())
         assert np.allclose(answers, module(inputs.clone()).numpy(), atol=1e-4)
+
+
+def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path, monkeypatch):
+    """On 32 of 1,024 pixels at once it took 22 GB."""
+    large = replace(GREY, height=512, width=512)
+    network = capture(nn.Sequential(nn.Conv2d(1, 10, 3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()), large, DIGITS)
+    path = RUNTIMES["onnxruntime"].export(network, tmp_path / "large.onnx")
+    seen = []
+
+    def run(session, path, images):
+        seen.append(len(images))
+        return session(images)[0]
+
+    monkeypatch.setattr(judge, "_run", run)
+    assert check_parity(network, path, None, threads=1) < 1e-4
+    assert sum(seen) == 32
+    assert max(seen) == large.batch < 32

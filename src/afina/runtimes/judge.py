@@ -206,7 +206,8 @@ def _noise(expected: np.ndarray, found: np.ndarray) -> float:
 
 def _parity_images(network: "Network", data: "ImageData | None") -> Iterator[np.ndarray]:
     if data is None:
-        yield network.example(_PARITY_BATCH).cpu().numpy()
+        for part in network.example(_PARITY_BATCH).cpu().split(network.input.batch):
+            yield part.numpy()
         return
     count = min(_PARITY_IMAGES, data.count("validation"))
     for images, _ in data.batches("validation", network.input, batch_size=network.input.batch, limit=count):

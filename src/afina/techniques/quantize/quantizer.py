@@ -108,7 +108,7 @@ class Placement(Quantizer):
         blind = fixed_nodes(model.graph, sized=True)
         for node in model.graph.nodes:
             if node.target in CONVOLUTIONS and node.args[0] in blind:
-                # OpenVINO loads none whose weights are codes (linear layers it does).
+                # OpenVINO loads none that computes positions for each image from codes; of linear layers it does.
                 self.skipped[layer_name(node)] = "it gives the same for every image, and a runtime computes that once"
             elif node.target in WEIGHTED:
                 self._annotate_weighted(node)

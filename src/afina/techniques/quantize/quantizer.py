@@ -109,7 +109,7 @@ class Placement(Quantizer):
         for node in model.graph.nodes:
             if node.target in CONVOLUTIONS and node.args[0] in blind:
                 # OpenVINO loads none that computes positions for each image from codes; of linear layers it does.
-                self.skipped[layer_name(node)] = "it gives the same for every image, and a runtime computes that once"
+                self.skipped[layer_name(node)] = "it reads the same for every image, which stays in float"
             elif node.target in WEIGHTED:
                 self._annotate_weighted(node)
             elif node.target in TRANSPOSED:

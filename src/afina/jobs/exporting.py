@@ -1,9 +1,10 @@
 """Networks as exported files: what they weigh, how long they take, how good their answers are."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,16 @@ class Exporter:
 
     def latencies(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
         """Latency of each by its name, measured in turns."""
+        with self.shelf() as shelf:
+            for name, network in networks.items():
+                shelf.add(name, network)
+            return shelf.latencies(networks)
+
+    @contextmanager
+    def shelf(self) -> Iterator["Shelf"]:
+        """Files that are timed more than once, for the length of a `with` block."""
         with tempfile.TemporaryDirectory() as folder:
-            paths: dict[str, Path] = {}
-            for number, (name, network) in enumerate(networks.items()):
-                shape = network.input.shape
-                paths[name] = self.runtime.export(network, Path(folder) / f"{number}{self.runtime.suffix}")
-            return measure_latency(paths, shape, threads=self.threads, batch=self.batch)
+            yield Shelf(self, Path(folder))
 
     def judge(
         self, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None
@@ -106,3 +111,38 @@ class Exporter:
         against = outputs if reference is None and not data.labelled else reference
         quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
         return Answers(quality, outputs, self.bytes(path))
+
+
+class Shelf:
+    """Files of networks that take their input alike, each exported once, however often it is timed.
+
+    Args:
+        exporter: Exports and times.
+        folder: Where the files are.
+    """
+
+    def __init__(self, exporter: Exporter, folder: Path) -> None:
+        self._exporter, self._folder, self._numbers = exporter, folder, count()
+        self._files: dict[str, Path] = {}
+        self._shape = (0, 0, 0)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that it holds."""
+        return list(self._files)
+
+    def add(self, name: str, network: Network) -> None:
+        """Export a network, which is not needed any more then."""
+        path = self._folder / f"{next(self._numbers)}{self._exporter.runtime.suffix}"
+        self._files[name], self._shape = self._exporter.runtime.export(network, path), network.input.shape
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove the files of all others."""
+        for name in self._files.keys() - set(names):
+            for part in self._exporter.runtime.files(self._files.pop(name)):
+                part.unlink()
+
+    def latencies(self, names: Iterable[str]) -> dict[str, Measurement]:
+        """Latency of each, measured in turns."""
+        files = {name: self._files[name] for name in names}
+        return measure_latency(files, self._shape, threads=self._exporter.threads, batch=self._exporter.batch)

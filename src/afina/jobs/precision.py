@@ -19,7 +19,7 @@ from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
 from afina.jobs.compression import Subject
-from afina.jobs.exporting import Answers, Exporter
+from afina.jobs.exporting import Answers, Exporter, Shelf
 from afina.tasks import get_task
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
@@ -44,7 +44,8 @@ def plan_precisions(
     Raises:
         InputError: a limit cannot be kept; it says what can.
     """
-    placed, notes = _Placement(source, config, exporter, context).fastest()
+    with exporter.shelf() as shelf:
+        placed, notes = _Placement(source, config, exporter, context, shelf).fastest()
     if limits.size is not None:
         placed = fit_size(source, placed, limits.size, exporter, context)
         notes += (f"Bits shared out for a file of at most {format_size(limits.size)}: {_told(placed)}.",)
@@ -62,10 +63,12 @@ def plan_precisions(
 class _Placement:
     """Looks for the placement of integers that the runtime runs fastest."""
 
-    def __init__(self, source: Source, config: QuantizeConfig, exporter: Exporter, context: Context) -> None:
+    def __init__(
+        self, source: Source, config: QuantizeConfig, exporter: Exporter, context: Context, shelf: Shelf
+    ) -> None:
         self._source, self._config, self._exporter, self._context = source, config, exporter, context
-        self._kinds = _kinds(source)
-        self._files: dict[str, Network] = {}
+        self._kinds, self._shelf = _kinds(source), shelf
+        self._seen: set[str] = set()
 
     def fastest(self) -> tuple[QuantizeConfig, tuple[str, ...]]:
         """The configuration, and notes on what was timed."""
@@ -121,10 +124,10 @@ class _Placement:
     def _improved(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> str:
         """The name of the configuration after one change after the other, as long as that makes the file faster."""
         for _ in range(_TRIES):
-            self._files = {best: self._files[best]}
+            self._shelf.keep([best])
             moved = {f"{best}, {name}": config for name, config in self._moves(tried[best]).items()}
             tried |= {name: config for name, config in moved.items() if self._made(name, config)}
-            if len(self._files) == 1:
+            if self._shelf.names == [best]:
                 break
             times = self._times()
             first = min(times, key=lambda name: times[name])
@@ -135,37 +138,41 @@ class _Placement:
         return best
 
     def _made(self, name: str, config: QuantizeConfig) -> bool:
-        """Make what is to be timed; False where it cannot be made, or is the same as another."""
+        """Make the file that is to be timed; False where it cannot be made, or is the same as one before."""
         try:
             network = _quick(self._source, config, self._context)
+            code = network.module.code
+            if code in self._seen:
+                return False
+            self._shelf.add(name, network)
         except (Unsupported, ParityError):
+            if name == "float":
+                raise
             return False
-        if any(network.module.code == other.module.code for other in self._files.values()):
-            return False
-        self._files[name] = network
+        self._seen.add(code)
         return True
 
     def _times(self) -> dict[str, float]:
         try:
-            return self._measured()
+            return self._measured(self._shelf.names)
         except StorageError:
             raise
         except AfinaError:
-            self._files = {name: network for name, network in self._files.items() if self._runs(name, network)}
-            return self._measured()
+            self._shelf.keep([name for name in self._shelf.names if self._runs(name)])
+            return self._measured(self._shelf.names)
 
-    def _runs(self, name: str, network: Network) -> bool:
-        """Whether a placement has a file that its runtime can load and run."""
+    def _runs(self, name: str) -> bool:
+        """Whether the runtime can load and run a placement's file."""
         try:
-            self._exporter.time(network)
+            self._measured([name])
         except AfinaError as error:
             if name == "float" or isinstance(error, StorageError):
                 raise
             return False
         return True
 
-    def _measured(self) -> dict[str, float]:
-        return {name: measured.value for name, measured in self._exporter.latencies(self._files).items()}
+    def _measured(self, names: list[str]) -> dict[str, float]:
+        return {name: measured.value for name, measured in self._shelf.latencies(names).items()}
 
 
 def _kinds(source: Source) -> dict[str, list[str]]:

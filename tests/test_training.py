@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import math
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -382,10 +385,38 @@ def test_a_network_that_needs_the_ordinary_layout_is_trained_in_it(few: ImageDat
             return self.head(self.conv(x).view(-1, 4 * 36))
 
     network = capture(Viewing(), few.native, few.task)
-    assert fitting_layout(network, True) == torch.contiguous_format
-    assert fitting_layout(convnet(few), True) == torch.channels_last
+    cpu = torch.device("cpu")
+    assert fitting_layout(network, cpu, True) == torch.contiguous_format
+    assert fitting_layout(convnet(few), cpu, True) == torch.channels_last
     result, _ = fit(network, few, QUICK)
     assert result.module.get_parameter("conv.weight").is_contiguous()
+
+
+_NARROW = """
+from torch import nn
+from afina.data import open_data
+from afina.graph.network import capture
+from afina.training import FitConfig, fit
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 1, stride=2), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.down(self.stem(x)).mean((2, 3)))
+
+data = open_data("digits", seed=0)
+fit(capture(Narrow(), data.native, data.task), data, FitConfig(epochs=1, batch_size=64))
+print("trained")
+"""
+
+
+def test_a_narrow_network_is_trained_on_a_processor_of_few_instructions() -> None:
+    """In channels last, the process died of its shortcut's gradient where there is AVX2 and no AVX-512."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", _NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "trained", done.stderr
 
 
 # Several devices

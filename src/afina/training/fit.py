@@ -103,7 +103,7 @@ def _train(
     if is_emulated(config.precision, fabric.device):
         progress.say(f"This processor has no instructions for {config.precision}: precision 32 is faster on it.")
 
-    layout = fitting_layout(network, config.channels_last)
+    layout = fitting_layout(network, fabric.device, config.channels_last)
     student = place(network.copy(), fabric.device, layout)
     master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
     task = get_task(network.task)

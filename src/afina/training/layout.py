@@ -1,17 +1,22 @@
 """Memory layout: channels last (NHWC), in which convolutions run faster, where the network can take it."""
 
 import torch
+from torch.fx import Node
 
+from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
 
+# Channels that oneDNN's kernels take at once, at most.
+_BLOCK = 16
 
-def fitting_layout(network: Network, channels_last: bool) -> torch.memory_format:
-    """Channels last if that is asked for and the network runs in it, else the ordinary layout.
+
+def fitting_layout(network: Network, device: torch.device, channels_last: bool) -> torch.memory_format:
+    """Channels last if that is asked for and the network can be trained in it on `device`, else the ordinary layout.
 
     A `view` that was written for the ordinary layout (`x.view(n, -1)` after a convolution) fails in the other, and a
     convolution over three dimensions has none.
     """
-    if not channels_last:
+    if not channels_last or (device.type == "cpu" and any(_overruns(node) for node in network.graph.nodes)):
         return torch.contiguous_format
     twin = network.copy()
     try:
@@ -28,3 +33,16 @@ def place(network: Network, device: torch.device, layout: torch.memory_format) -
     network.module.to(device=device)
     network.module.to(memory_format=layout)
     return network
+
+
+def _overruns(node: Node) -> bool:
+    """Whether the gradient of a convolution's weights may be written past its memory in channels last.
+
+    oneDNN 3.12 (its issue 6035) does that for strided 1x1 convolutions of fewer channels than it takes at once: the
+    process dies, or not. It was seen to on processors with AVX2 and without AVX-512.
+    """
+    if node.op != "call_function" or op_name(node) != "conv2d":
+        return False
+    a = arguments(node)
+    channels, *kernel = a["weight"].meta["val"].shape[1:]
+    return bool(max(kernel) == 1 and max(a["stride"]) > 1 and channels < _BLOCK)

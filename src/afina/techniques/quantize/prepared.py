@@ -63,7 +63,7 @@ class Source:
         fresh = Network(unlifted(twin.exported()), network.input, network.task, network.frozen)
         fold_weights(fresh)
         fold_norms(fresh)
-        place(fresh, fresh.device, fitting_layout(fresh, channels_last=True))
+        place(fresh, fresh.device, fitting_layout(fresh, fresh.device, channels_last=True))
         return cls(fresh)
 
     @property

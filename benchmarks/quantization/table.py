@@ -34,6 +34,10 @@ _CALIBRATION = """## Time and memory of quantizing ResNet-50 for OpenVINO
 Calibration, rounding, export; `judged`: and the files of both networks judged, as `afina quantize` does. Memory: all
 that is resident at the peak, and before the start.
 """
+_EXPORTS = """## Time of an export to ONNX
+
+Seconds, in turns: Afina's export, and torch.onnx's by itself of the same network.
+"""
 _ZOO = """## All-int8 of many models
 
 Random weights, calibrated on noise, at the size that each is made for: quantized, exported, run, and compared with the
@@ -48,6 +52,7 @@ def main() -> None:
         ("agreement", _AGREEMENT, agreement),
         ("latency", _LATENCY, latency),
         ("calibration", _CALIBRATION, calibration),
+        ("exports", _EXPORTS, exports),
         ("zoo", _ZOO, zoo),
     )
     lines = [_HEAD]
@@ -113,6 +118,18 @@ def calibration(rows: dict[str, Row]) -> list[str]:
             else [f"{row['took']:.0f}", f"{row['peak'] / 1e9:.2f}", f"{row['start'] / 1e9:.2f}"]
         )
         lines.append(f"| {' | '.join([method, images, threads, *cells])} |")
+    return [*lines, ""]
+
+
+def exports(rows: dict[str, Row]) -> list[str]:
+    """One table."""
+    lines = _header(["model", "form", "afina, s", "torch.onnx, s", "afina, MB", "torch.onnx, MB"])
+    for name, row in rows.items():
+        cells = ["fails", *[""] * 3]
+        if "failed" not in row:
+            ways = ("afina", "torch")
+            cells = [f"{row['took'][way]:.1f}" for way in ways] + [f"{row['bytes'][way] / 1e6:.1f}" for way in ways]
+        lines.append(f"| {' | '.join([*name.split('/'), *cells])} |")
     return [*lines, ""]
 
 

@@ -1,6 +1,8 @@
 """Quantization of a network: precisions as asked, noise as promised, every kind of layer, clear errors."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import small_networks
@@ -652,3 +654,11 @@ def test_scales_are_trained_only_where_asked(digits_network):
     assert not any(scale.requires_grad for scale in scales)
     prepared.learn(True)
     assert all(scale.requires_grad for scale in scales)
+
+
+def test_networks_on_their_way_to_integers_are_let_go(digits_network):
+    prepared = Prepared(Source.of(digits_network), QuantizeConfig())
+    held = [weakref.ref(network.module) for network in (prepared.network, prepared.unrounded, prepared.convert())]
+    del prepared
+    gc.collect()
+    assert [ref() for ref in held] == [None] * 3

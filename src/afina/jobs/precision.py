@@ -18,6 +18,7 @@ from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.propagate import attribute
+from afina.graph.statistics import freed
 from afina.jobs.compression import Subject
 from afina.jobs.exporting import Answers, Exporter, Shelf
 from afina.tasks import get_task
@@ -139,6 +140,7 @@ class _Placement:
 
     def _made(self, name: str, config: QuantizeConfig) -> bool:
         """Make the file that is to be timed; False where it cannot be made, or is the same as one before."""
+        freed(self._source.network)
         try:
             network = _quick(self._source, config, self._context)
             code = network.module.code

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.ao.quantization.fx.utils
+import torchao.utils
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -25,6 +27,10 @@ from afina.techniques.quantize.ranges import Histogram, Method
 from afina.training.layout import fitting_layout, place
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
+_KEEPERS = (
+    (torch.ao.quantization.fx.utils, "assert_and_get_unique_device"),
+    (torchao.utils, "_assert_and_get_unique_device"),
+)
 _UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 
 
@@ -96,6 +102,7 @@ class Prepared:
         keep_norms_apart(module)
         with _quiet(), torch.no_grad():
             prepared = prepare_pt2e(module, self.placement)
+        _let_go()
         if not self.placement.quantized:
             raise NothingToDo(
                 "Quantization found no convolution or linear layer that it could change.",
@@ -261,6 +268,14 @@ def _give_own(module: GraphModule, node: Node, index: int, name: str) -> None:
         own = module.graph.get_attr(name)
     own.meta = copy.copy(shared.meta)
     node.update_arg(index, own)
+
+
+def _let_go() -> None:
+    """Let torch and torchao forget modules: each that they ask for its device they keep, with its weights, for good."""
+    for owner, name in _KEEPERS:
+        forget = getattr(getattr(owner, name, None), "cache_clear", None)
+        if forget is not None:
+            forget()
 
 
 @contextmanager

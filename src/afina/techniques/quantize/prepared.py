@@ -27,11 +27,12 @@ from afina.techniques.quantize.ranges import Histogram, Method
 from afina.training.layout import fitting_layout, place
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
+_UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
+# Functions that keep all modules that they were ever given: a module, and its name there.
 _KEEPERS = (
     (torch.ao.quantization.fx.utils, "assert_and_get_unique_device"),
     (torchao.utils, "_assert_and_get_unique_device"),
 )
-_UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 
 
 @dataclass

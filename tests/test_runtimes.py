@@ -267,20 +267,19 @@ class _Written(_Plain):
 
 
 @pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_Written, False)])
-def test_onnx_files_are_right_with_and_without_the_general_decomposition(kind, short, tmp_path, monkeypatch):
+def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, short, tmp_path, monkeypatch):
     torch.manual_seed(0)
     module = kind()
     nn.init.uniform_(module.norm.running_mean)
     network = capture(module.eval(), GREY, DIGITS)
-    taken, general = [], torch.export.ExportedProgram.run_decompositions
-    monkeypatch.setattr(
-        torch.export.ExportedProgram,
-        "run_decompositions",
-        lambda self, table=None: taken.append(self) or general(self, table),
-    )
+    traced = []
+    for owner, name in ((torch.export, "export"), (torch.export.ExportedProgram, "run_decompositions")):
+        general = getattr(owner, name)
+        noted = lambda *args, name=name, general=general, **options: traced.append(name) or general(*args, **options)  # noqa: E731
+        monkeypatch.setattr(owner, name, noted)
     runtime = get_runtime("onnxruntime")
     path = runtime.export(network, tmp_path / "model.onnx")
-    assert (not taken) == short
+    assert traced == ([] if short else ["export", "run_decompositions"])
     assert check_parity(network, path, None, threads=1) < 1e-4
     inputs = torch.randn(4, *SHAPE)
     with torch.no_grad():

@@ -26,11 +26,19 @@ def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
     return _run(module, mode, example)
 
 
+def current_values(module: GraphModule) -> dict[Node, Any]:
+    """What each node gives now, as tensors without data, for the batch size that the graph has (a symbol).
+
+    Raises:
+        Unsupported: a node cannot be run on shapes alone.
+    """
+    example = next(node for node in module.graph.nodes if node.op == "placeholder").meta["val"]
+    return _run(module, example.fake_mode, example)
+
+
 def refresh_meta(module: GraphModule) -> None:
-    """Write the shapes that each node has now into its `meta["val"]`, with the batch size that the graph has."""
-    placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
-    example = placeholder.meta["val"]
-    for node, value in _run(module, example.fake_mode, example).items():
+    """Write the shapes that each node has now into its `meta["val"]`."""
+    for node, value in current_values(module).items():
         if node.op != "output" and "val" in node.meta:
             node.meta["val"] = value
 

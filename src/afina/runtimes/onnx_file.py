@@ -21,7 +21,7 @@ from afina.runtimes.onnx_codes import (
     store_narrow,
 )
 from afina.runtimes.onnx_edit import constant, new_constant, replace
-from afina.runtimes.onnx_plain import spare_decomposition
+from afina.runtimes.onnx_plain import plain_program
 from afina.runtimes.onnx_prepare import for_onnx
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def _translate(network: "Network") -> "ir.Model":
     try:
         with _quietly():
             try:
-                program = _exported(spare_decomposition(whole.exported()))
-            except Exception:  # an op that only the general decomposition knows how to break up
+                program = _exported(plain_program(whole))
+            except Exception:  # an op that only the general way knows how to break up
                 program = _exported(whole.exported())
     except Exception as error:
         raise Unsupported(

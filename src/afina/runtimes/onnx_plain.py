@@ -1,18 +1,24 @@
-"""Spares torch.onnx most of its work: its general decomposition took three quarters of an export.
+"""A network as the program that torch.onnx translates, without the two tracings that take most of an export.
 
-torch.onnx traces a program anew, op by op on symbolic shapes, to break up what ONNX has no form for. A captured network
-in inference form has few such ops, and they are rewritten here in the graph as it is; where something else is left, the
-general way is taken. The model is the same in both.
+torch.onnx has a network traced to a program, and traces that anew, op by op on symbolic shapes, to break up what ONNX
+has no form for. A captured network in inference form has few such ops, and they are rewritten here in the graph as it
+is; where something else is left, the general way is taken. The model is the same in both.
 """
 
 import operator
 from collections.abc import Callable, Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
+
+from afina.errors import Unsupported
+from afina.graph.lifted import lifted
+
+if TYPE_CHECKING:
+    from afina.graph import Network
 
 _aten = torch.ops.aten
 
@@ -26,25 +32,30 @@ _NEW = {
 }
 
 
-def spare_decomposition(program: ExportedProgram) -> ExportedProgram:
-    """The program, which does not trace itself anew for torch.onnx where no op asks for that."""
-    whole = program.run_decompositions
+def plain_program(network: "Network") -> ExportedProgram:
+    """The network as a program that is not traced, neither here nor by torch.onnx.
 
-    def decomposed(table: Any = None) -> ExportedProgram:
-        for step in (_rewrite, _make_functional):
-            for node in list(program.graph.nodes):
-                step(node)
-        program.graph_module.recompile()
-        return program if table is not None and _is_plain(program, table) else whole(table)
+    Raises:
+        Unsupported: the shapes in it cannot be followed; or, while torch.onnx reads the program, an op has to be broken
+            up.
+        SpecViolationError: an op writes into its input, and there is no other form of it.
+    """
+    program = lifted(network, _simplify)
+
+    def decomposed(table: Container[Any]) -> ExportedProgram:
+        left = [node.target for node in program.graph.nodes if node.target in _REWRITES or node.target in table]
+        if left:
+            raise Unsupported(f"{left[0]} has to be broken up.")
+        return program
 
     program.run_decompositions = decomposed
     return program
 
 
-def _is_plain(program: ExportedProgram, table: Container[Any]) -> bool:
-    """Whether no op writes into its input, and none is to be broken up."""
-    ops = (node.target for node in program.graph.nodes if isinstance(node.target, OpOverload))
-    return not any(op in table or op in _REWRITES or op._schema.is_mutable for op in ops)
+def _simplify(graph: Graph) -> None:
+    for step in (_rewrite, _make_functional):
+        for node in list(graph.nodes):
+            step(node)
 
 
 def _make_functional(node: Node) -> None:

@@ -1,0 +1,90 @@
+"""A captured network as an `ExportedProgram`, without tracing it anew: that takes longer than all else in an export."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_structure
+
+from afina.graph.propagate import attribute, current_values
+
+if TYPE_CHECKING:
+    from afina.graph.network import Network
+
+
+def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProgram:
+    """The network in inference form: the same ops, its weights as inputs, the shapes of all of them followed anew.
+
+    Args:
+        network: Left as it is.
+        rewrite: Changes the program's graph, before torch looks whether it is in order: no op may write into its input.
+
+    Raises:
+        Unsupported: the shapes cannot be followed.
+        SpecViolationError: torch says that the graph is none of a program.
+    """
+    with network.inference():
+        graph, inputs, outputs = _lift(network.module)
+        rewrite(graph)
+        tensors = {spec.target: attribute(network.module, spec.target) for spec in inputs if spec.target is not None}
+        arguments: tuple[Any, ...] = ((network.example(),), {})
+    constants = {spec.target for spec in inputs if spec.kind is InputKind.CONSTANT_TENSOR}
+    return ExportedProgram(
+        torch.nn.Module(),
+        graph,
+        ExportGraphSignature(inputs, outputs),
+        {name: value for name, value in tensors.items() if name not in constants},
+        {},
+        [ModuleCallEntry("", ModuleCallSignature([], [], tree_structure(arguments), tree_structure(outputs)))],
+        arguments,
+        {name: value for name, value in tensors.items() if name in constants},
+    )
+
+
+def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]]:
+    """The graph with an input in the place of each stored tensor, and what its inputs and outputs are."""
+    values = current_values(module)
+    graph, known, outputs = Graph(), dict[Node, Node](), list[OutputSpec]()
+    inputs = _lift_stored(module, graph, known)
+    for node in module.graph.nodes:
+        if node.op == "output":
+            results = [known[source] for source in node.all_input_nodes]
+            graph.output(tuple(results))
+            outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None) for result in results]
+        elif node.op != "get_attr":
+            known[node] = graph.node_copy(node, known.__getitem__)
+            if node.op == "placeholder":
+                inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(known[node].name), None))
+    for node, own in known.items():
+        own.meta = {**node.meta, "val": values[node]}
+    return graph, inputs, outputs
+
+
+def _lift_stored(module: GraphModule, graph: Graph, known: dict[Node, Node]) -> list[InputSpec]:
+    """An input for each tensor that the graph reads; `known` has it for all nodes that read it."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    stored, inputs = dict[str, Node](), list[InputSpec]()
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        name = str(node.target)
+        if name not in stored:
+            stored[name] = graph.placeholder(name.replace(".", "_"))
+            kind = InputKind.BUFFER if name in buffers else InputKind.CONSTANT_TENSOR
+            kind = InputKind.PARAMETER if name in parameters else kind
+            kept = True if kind is InputKind.BUFFER else None
+            inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, kept))
+        known[node] = stored[name]
+    return inputs

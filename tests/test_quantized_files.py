@@ -203,7 +203,7 @@ def test_openvino_runs_activations_of_few_bits(digits_network, tmp_path):
 def test_predictions_of_the_file_are_those_of_the_simulation(digits_network, tmp_path):
     pytest.importorskip("openvino")
     chosen, images = RUNTIMES["openvino"], digits(0, 64)[0]
-    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses)
+    config = QuantizeConfig(**chosen.placement())
     network, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=64))
     path = chosen.export(network, tmp_path / f"model{chosen.suffix}")
     assert _agreement(network, "openvino", path) >= 0.995
@@ -219,7 +219,7 @@ def _for_openvino(network: Network, path: Path, **options: Any) -> tuple[Network
     """The network in integers, checked against its file, and the text of the file."""
     pytest.importorskip("openvino")
     chosen = RUNTIMES["openvino"]
-    config = QuantizeConfig(weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums, **QUICK, **options)
+    config = QuantizeConfig(**chosen.placement(), **QUICK, **options)
     images = network.example(64)
     made, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     chosen.export(made, path)
@@ -313,15 +313,15 @@ class _Positions(nn.Module):
         return self.head(F.relu(self.stem(x).flatten(2) + encoded).mean(2))
 
 
-def _checked(module: nn.Module, runtime: str, path: Path, activations: str = "int8") -> tuple[Network, Record]:
+def _checked(
+    module: nn.Module, runtime: str, path: Path, activations: str = "int8", **options: Any
+) -> tuple[Network, Record]:
     """The module in integers, and its record; the file of the runtime answers as the simulation."""
     if not RUNTIMES[runtime].available():
         pytest.skip(f"{runtime} is not installed")
     network = capture(module, GREY, TaskSpec("classification", tuple("abcd")))
     chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
-    config = QuantizeConfig(
-        activations=activations, weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums
-    )
+    config = QuantizeConfig(activations=activations, **chosen.placement(), **options)
     made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     check_parity(made, chosen.export(made, path.with_suffix(chosen.suffix)), None, threads=1)
     return made, record
@@ -379,6 +379,36 @@ def test_average_pools_that_count_their_padding_answer_as_simulated(runtime, tmp
     torch.manual_seed(0)
     made, _ = _checked(_PooledShortcut(), runtime, tmp_path / "model")
     assert _agreement(made, runtime, (tmp_path / "model").with_suffix(RUNTIMES[runtime].suffix)) > 0.99
+
+
+class _Joined(nn.Module):
+    """Channels of very different reach side by side, as in DenseNet and SelecSLS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.mix, self.head = nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+        self.more.weight.data /= 30
+        self.mix.weight.data[:, 8:] *= 30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = F.max_pool2d(torch.cat([x, F.relu(self.more(x))], 1), 2)
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("runtime", sorted(STORED))
+def test_layers_in_float_that_read_joined_channels_keep_their_weights(runtime, tmp_path):
+    """OpenVINO runs them in integers, and rounded weights anew that it had multiplied by the channels' scales."""
+    torch.manual_seed(0)
+    in_float = (("mix", Precision("int8", "none")),)
+    made, _ = _checked(_Joined(), runtime, tmp_path / "model", layers=in_float)
+    with made.inference():
+        simulated = made(digits(1438)[0]).numpy()
+    (found,) = RUNTIMES[runtime].load((tmp_path / "model").with_suffix(RUNTIMES[runtime].suffix), threads=1)(
+        digits(1438)[0].numpy()
+    )
+    assert np.std(found - simulated) < 0.001 * np.std(simulated)
 
 
 def _agreement(network: Network, runtime: str, path: Path) -> float:

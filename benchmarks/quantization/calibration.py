@@ -78,7 +78,7 @@ def _made(subject: Subject, images: int, path: Path) -> None:
     """The file, as `afina quantize` makes it."""
     runtime = get_runtime("openvino")
     context = context_of(subject.data, subject.network, images, 0, PlainProgress(every=60))
-    config = QuantizeConfig(**_BITS, weight_bits=runtime.weight_bits(), fused=runtime.fuses, sums=runtime.sums)
+    config = QuantizeConfig(**_BITS, **runtime.placement())
     network, _ = apply(subject.network, config, context)
     runtime.export(network, path)
 

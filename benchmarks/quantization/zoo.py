@@ -73,9 +73,7 @@ def measure(model: str, planned: bool) -> Row:
 
 def _on(name: str, network: Network, context: Context, planned: bool) -> str:
     runtime = get_runtime(name)
-    config = QuantizeConfig(
-        weight_bits=runtime.weight_bits(), fused=runtime.fuses, sums=runtime.sums, calibration="mse", rounding="nearest"
-    )
+    config = QuantizeConfig(**runtime.placement(), calibration="mse", rounding="nearest")
     try:
         if planned:
             exporter = Exporter(runtime, available_cores())

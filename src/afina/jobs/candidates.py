@@ -208,7 +208,7 @@ class Search:
 
     def _integers(self) -> quantize.QuantizeConfig:
         runtime = self.job.runtime
-        return quantize.QuantizeConfig(weight_bits=runtime.weight_bits(), fused=runtime.fuses, sums=runtime.sums)
+        return quantize.QuantizeConfig(**runtime.placement())
 
     def _quantized(self, draft: Draft, name: str, config: quantize.QuantizeConfig, step: Step) -> Draft:
         network, record = quantize.apply(draft.network, config, self.job.context(draft.network))

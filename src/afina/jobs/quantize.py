@@ -134,7 +134,7 @@ def quantize(
     config = QuantizeConfig(
         weights=weights, activations=activations, granularity=granularity, scheme=scheme, calibration=calibration,
         rounding=rounding, equalize=equalize, power_of_two=power_of_two, full_range=full_range,
-        weight_bits=chosen.weight_bits(), fused=chosen.fuses, sums=chosen.sums,
+        **chosen.placement(),
         layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
     _check(plan, size, latency, max_drop, data)

@@ -7,7 +7,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Runtime(ABC):
         package: The library's distribution, which is also what it is imported as.
         fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
         sums: How it adds quantized activations; see `QuantizeConfig.sums`.
+        rescales: Whether it rounds weights anew that read joined channels; see `QuantizeConfig.rescales`.
         centred: Whether linear layers may be faster on symmetric activations; see `QuantizeConfig.centred`.
         stored_bits: For each number of bits that weights may have, how many the file takes for one.
         activation_bits: Bits of activations that it can compute with, or undo and compute in float.
@@ -52,6 +53,7 @@ class Runtime(ABC):
     package: ClassVar[str]
     fuses: ClassVar[Literal["clips", "all"]] = "clips"
     sums: ClassVar[Literal["apart", "joined", "float"]] = "apart"
+    rescales: ClassVar[bool] = False
     centred: ClassVar[bool] = False
     stored_bits: ClassVar[Mapping[int, int]] = {8: 8}
     activation_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -70,6 +72,10 @@ class Runtime(ABC):
     def weight_bits(self) -> int:
         """Bits that int8 weights may use so that this runtime's kernels do not saturate on this machine: 7 or 8."""
         return int8_weight_bits()
+
+    def placement(self) -> dict[str, Any]:
+        """What a `QuantizeConfig` has to know of this runtime, by the names that it has there."""
+        return {"weight_bits": self.weight_bits(), "fused": self.fuses, "sums": self.sums, "rescales": self.rescales}
 
     def computes_bf16(self) -> bool:
         """Whether this runtime computes in bfloat16 on this machine where a file asks for it."""

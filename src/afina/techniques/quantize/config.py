@@ -65,6 +65,8 @@ class QuantizeConfig:
         sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
             kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;
             `float`.
+        rescales: Whether the runtime multiplies the scales of channels that are joined into the weights that read them,
+            and rounds those again. Such channels get one scale for all.
     """
 
     weights: str = "int8"
@@ -80,6 +82,7 @@ class QuantizeConfig:
     layers: tuple[tuple[str, Precision], ...] = field(default=())
     sums: Literal["apart", "joined", "float"] = "apart"
     fused: Literal["clips", "all"] = "clips"
+    rescales: bool = False
     centred: bool = False
     norms: Literal["fp32", "bf16"] = "fp32"
 

@@ -11,7 +11,7 @@ Where a runtime multiplies matrices faster without an offset (`QuantizeConfig.ce
 symmetric.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,8 @@ class Placement(Quantizer):
         for node in model.graph.nodes:
             if node.target in _AVERAGING:
                 self._annotate_average(node)
+            elif self.config.rescales and node.target is aten.cat.default:
+                self._annotate_joined(node)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -173,6 +175,14 @@ class Placement(Quantizer):
         source = mover_source(node.args[0])
         if source in self.precisions and node not in self.precisions and not _reaches_output(node):
             self._annotate_output(node, self.precisions[source])
+
+    def _annotate_joined(self, node: Node) -> None:
+        """One scale for joined channels that layers read which compute in float from weights in integers."""
+        known = [self.precisions.get(mover_source(source)) for source in _sources(node)]
+        precisions = [precision for precision in known if precision is not None]
+        read = any(reader.target in WEIGHTED and layer_name(reader) in self.quantized for reader in _readers(node))
+        if read and len(precisions) == len(known):
+            self._annotate_output(node, max(precisions, key=bits_of))
 
     def _folded_into(self, node: Node) -> Node:
         """The activation function that follows `node` alone and is computed with it, or `node` itself."""
@@ -249,6 +259,15 @@ def mover_source(node: Any) -> Any:
     while isinstance(node, Node) and _moves(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """What reads a node, directly or behind operators that move or clip values."""
+    for user in node.users:
+        if _moves(user) or user.target in _CLIPPING:
+            yield from _readers(user)
+        else:
+            yield user
 
 
 def _moves(node: Node) -> bool:

@@ -174,3 +174,21 @@ def test_scales_of_least_error_lose_no_more_than_the_whole_range(bits, text, see
     scale = limit / max(grid.high, 1)
     whole = (quantize(w, scale, torch.zeros(1), grid) * scale - w).square().sum()
     assert best <= whole * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 7])
+@pytest.mark.parametrize("tails", [2.5, 30.0])
+def test_scales_have_the_least_error_of_all_that_clip_up_to_seven_tenths(bits, tails):
+    """The search stops early where nothing is gained any more."""
+    torch.manual_seed(0)
+    weights = torch.distributions.StudentT(tails).sample((1, 24, 300))
+    grid, channel = Grid(bits, signed=True, scheme="absmax"), Granularity("channel")
+
+    def errors(scale):
+        return ((weights / scale).round().clamp(grid.low, grid.high) * scale - weights).square().sum(2, keepdim=True)
+
+    full = weights.abs().amax(2, keepdim=True) / grid.high
+    least = torch.stack([errors(full * share) for share in torch.linspace(0.3, 1.0, 36)]).amin(0)
+    found, zero = best_scales(weights, torch.ones(1, 300), grid, channel)
+    assert not zero.any()
+    assert torch.allclose(errors(found), least, rtol=1e-4)

@@ -177,7 +177,7 @@ class Placement(Quantizer):
             self._annotate_output(node, self.precisions[source])
 
     def _annotate_joined(self, node: Node) -> None:
-        """One scale for joined channels that layers read which compute in float from weights in integers."""
+        """One scale for joined channels where a layer with weights in integers reads them, even one left in float."""
         known = [self.precisions.get(mover_source(source)) for source in _sources(node)]
         precisions = [precision for precision in known if precision is not None]
         read = any(reader.target in WEIGHTED and layer_name(reader) in self.quantized for reader in _readers(node))

@@ -403,17 +403,19 @@ def test_layers_in_float_that_read_joined_channels_keep_their_weights(runtime, t
     torch.manual_seed(0)
     in_float = (("mix", Precision("int8", "none")),)
     made, _ = _checked(_Joined(), runtime, tmp_path / "model", layers=in_float)
-    with made.inference():
-        simulated = made(digits(1438)[0]).numpy()
-    (found,) = RUNTIMES[runtime].load((tmp_path / "model").with_suffix(RUNTIMES[runtime].suffix), threads=1)(
-        digits(1438)[0].numpy()
-    )
+    simulated, found = _answers(made, runtime, (tmp_path / "model").with_suffix(RUNTIMES[runtime].suffix))
     assert np.std(found - simulated) < 0.001 * np.std(simulated)
 
 
 def _agreement(network: Network, runtime: str, path: Path) -> float:
+    simulated, found = _answers(network, runtime, path)
+    return float((simulated.argmax(1) == found.argmax(1)).mean())
+
+
+def _answers(network: Network, runtime: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a network and its file give for the same images."""
     images = digits(1438)[0]
     with network.inference():
         simulated = network(images).numpy()
     (found,) = RUNTIMES[runtime].load(path, threads=1)(images.numpy())
-    return float((simulated.argmax(1) == found.argmax(1)).mean())
+    return simulated, found

@@ -273,10 +273,12 @@ def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, sh
     nn.init.uniform_(module.norm.running_mean)
     network = capture(module.eval(), GREY, DIGITS)
     traced = []
+
+    def noted(name, general):
+        return lambda *args, **options: traced.append(name) or general(*args, **options)
+
     for owner, name in ((torch.export, "export"), (torch.export.ExportedProgram, "run_decompositions")):
-        general = getattr(owner, name)
-        noted = lambda *args, name=name, general=general, **options: traced.append(name) or general(*args, **options)  # noqa: E731
-        monkeypatch.setattr(owner, name, noted)
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
     runtime = get_runtime("onnxruntime")
     path = runtime.export(network, tmp_path / "model.onnx")
     assert traced == ([] if short else ["export", "run_decompositions"])

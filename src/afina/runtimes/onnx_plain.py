@@ -40,7 +40,7 @@ def plain_program(network: "Network") -> ExportedProgram:
             up.
         SpecViolationError: an op writes into its input, and there is no other form of it.
     """
-    program = lifted(network, _simplify)
+    program = lifted(network, _in_plain_ops)
 
     def decomposed(table: Container[Any]) -> ExportedProgram:
         left = [node.target for node in program.graph.nodes if node.target in _REWRITES or node.target in table]
@@ -52,7 +52,7 @@ def plain_program(network: "Network") -> ExportedProgram:
     return program
 
 
-def _simplify(graph: Graph) -> None:
+def _in_plain_ops(graph: Graph) -> None:
     for step in (_rewrite, _make_functional):
         for node in list(graph.nodes):
             step(node)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afina.techniques.quantize import Granularity, Grid, quantize
-from afina.techniques.quantize.rounding import best_scales, round_weights
+from afina.techniques.quantize.rounding import round_weights
+from afina.techniques.quantize.scales import best_scales
 
 CHANNEL = Granularity("channel")
 
@@ -134,6 +135,16 @@ def test_groups_are_rounded_as_layers_of_their_own():
     for group in range(3):
         alone = round_weights(w[group : group + 1], h[group : group + 1], Grid(4), CHANNEL)
         assert torch.allclose(alone.values[0], together.values[group])
+
+
+@pytest.mark.parametrize("text", ["channel", "block:4"])
+def test_many_outputs_are_rounded_as_each_would_be_alone(text):
+    w, h = _layer(outputs=700, inputs=9)
+    together = round_weights(w, h, Grid(4), Granularity.parse(text))
+    for output in (0, 255, 256, 699):
+        alone = round_weights(w[:, output : output + 1], h, Grid(4), Granularity.parse(text))
+        for name in ("values", "scale", "zero", "error"):
+            assert torch.allclose(getattr(alone, name)[:, 0], getattr(together, name)[:, output])
 
 
 @pytest.mark.parametrize("bits", [2, 8])

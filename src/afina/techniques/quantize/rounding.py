@@ -6,22 +6,25 @@ follow (optimal brain surgeon; GPTQ, Frantar et al. 2023, arXiv 2210.17323, equa
 coordinate descent over all codes, which can only lower the cost; then the scale of each row is solved for anew.
 
 A constant that can be added to the outputs is taken out beforehand: its best value makes `H` the covariance of `x`.
+
+Outputs, and the scales that are tried for each, do not depend on each other: they lie side by side as rows, and what
+is done for one input is done for all of them, in one piece of memory (`[stack, inputs, rows]`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from afina.techniques.quantize.grids import Granularity, Grid, quantize
+from afina.techniques.quantize.grids import Granularity, Grid
+from afina.techniques.quantize.scales import best_scales
 
 _DAMPING, _TINY = 1e-4, 1e-12
-_PANEL = 128
-# Shares of the full range that are tried, until so many in a row gain nothing: with 8 bits and more, clipping never
-# pays. (The scales were those of all 36 shares wherever that was compared: normal and heavy tails, 3 to 7 bits.)
-_SHRINK, _MANY_BITS, _PATIENCE = torch.linspace(1.0, 0.3, 36).tolist(), 8, 4
-# Weights looked at together: so many as a processor's cache holds.
-_CHUNK = 2**18
+# Inputs whose changes are passed on to all later ones together, and rows that are worked on together: the changes of
+# a panel stay in the processor's cache.
+_PANEL, _ROWS = 128, 1024
 # Scales that are tried around the one that suits the weights alone, where codes are few.
 _FACTORS = (1.0, 0.92, 0.84, 1.08)
 _SWEEPS, _ROUNDS = 4, 3
@@ -63,198 +66,194 @@ def round_weights(
         zeros: Weights that stay zero, `[stack, outputs, inputs]`: those of a sparse network; None for none.
     """
     dtype = torch.float64 if weights.shape[2] <= 1024 else torch.float32
-    w = weights.to(dtype)
-    h, inverse = _damped(moment.to(dtype))
-    layer = _Layer(w, h, inverse, grid, granularity, zeros)
-    energy = _cost(w, h).clamp_min(torch.finfo(dtype).tiny)
-    scale, zero = scales or best_scales(w, h.diagonal(dim1=1, dim2=2), grid, granularity, power_of_two)
-    scale, zero = scale.to(dtype), zero.to(dtype)
+    w, reads = weights.to(dtype), _Moment.of(moment.to(dtype))
+    found = scales or best_scales(w, reads.h.diagonal(dim1=1, dim2=2), grid, granularity, power_of_two)
+    scale, zero = (part.to(dtype) for part in found)
     free = grid.bits <= _FEW_BITS and not power_of_two and scales is None
-    best: Rounded | None = None
-    for factor in _FACTORS if free else (1.0,):
-        tried = scale * factor
-        values = _descend(layer, _better_start(layer, tried, zero), tried, zero)
-        if free and granularity.kind == "channel":
-            values, tried = _rescaled(layer, values, tried, zero)
-        found = Rounded(values, tried, zero, layer.cost(values) / energy)
-        best = found if best is None else _better(best, found, granularity)
-    assert best is not None
-    return best
+    factors = _FACTORS if free else (1.0,)
+    together = w.shape[1] if granularity.kind == "tensor" else _ROWS // len(factors)
+    parts = []
+    for start in range(0, w.shape[1], together):
+        rows = slice(start, start + together)
+        mask = None if zeros is None else _inputs_first(zeros[:, rows], len(factors))
+        mine, codes = (_inputs_first(part[:, rows], len(factors)) for part in (w, zero))
+        layer = _Layer(mine, codes, mask, reads, grid, granularity)
+        tried = torch.cat([_inputs_first(scale[:, rows] * factor) for factor in factors], 2)
+        parts.append(_best(layer, _solve(layer, tried, free), len(factors)))
+    return Rounded(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+
+
+def _inputs_first(values: Tensor, times: int = 1) -> Tensor:
+    """`[stack, outputs, n]` as `[stack, n, times * outputs]`."""
+    return values.transpose(1, 2).repeat(1, 1, times)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The second moment of what a layer reads, damped, and the upper Cholesky factor of its inverse."""
+
+    h: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, h: Tensor) -> "_Moment":
+        """`h` with a little added to its diagonal, so that inputs that never vary, or were seen too rarely, do no harm.
+
+        More is added where the factor does not exist yet.
+        """
+        diagonal = h.diagonal(dim1=1, dim2=2)
+        mean = diagonal.mean(1, keepdim=True).clamp_min(_TINY)
+        share = _DAMPING
+        while True:
+            damped: Tensor = h + torch.diag_embed((share * mean).expand_as(diagonal))
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not bool(failed.any()):
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                if not bool(failed.any()):
+                    return cls(damped, upper)
+            share *= 10
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """What is rounded: weights, second moment (damped, and the factor of its inverse), grid, and what stays zero."""
+    """What is rounded: weights, zero points and where a weight stays zero, `[stack, inputs or blocks, rows]` each."""
 
     w: Tensor
-    h: Tensor
-    inverse: Tensor
+    zero: Tensor
+    zeros: Tensor | None
+    moment: _Moment
     grid: Grid
     granularity: Granularity
-    zeros: Tensor | None
 
-    def cost(self, values: Tensor) -> Tensor:
-        """What the outputs lose with these values for weights, `[stack, outputs]`."""
-        return _cost(values - self.w, self.h)
+    @cached_property
+    def product(self) -> Tensor:
+        """`H W`, `[stack, inputs, rows]`."""
+        return self.moment.h @ self.w
 
-    def rounded(self, column: Tensor, scale: Tensor, zero: Tensor, j: int) -> Tensor:
-        """Weights of column `j`, `[stack, outputs]`, on the grid."""
-        block = j // self.granularity.block if self.granularity.kind == "block" else 0
-        s, z = scale[:, :, block], zero[:, :, block]
-        values = (quantize(column, s, z, self.grid) - z) * s
-        return values if self.zeros is None else values.masked_fill(self.zeros[:, :, j], 0.0)
+    def trial(self, values: Tensor, scale: Tensor) -> "_Trial":
+        """These values, which lie on the grids of these scales."""
+        return _Trial(values, self.moment.h @ (values - self.w), scale)
+
+    def cost(self, trial: "_Trial") -> Tensor:
+        """What the outputs lose with these values for weights, `[stack, rows]`."""
+        return (trial.slopes * (trial.values - self.w)).sum(1)
 
 
-def best_scales(
-    w: Tensor, importance: Tensor, grid: Grid, granularity: Granularity, power_of_two: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Scales and zero points `[stack, outputs, blocks]` of least weighted squared error of the weights.
+class _Trial(NamedTuple):
+    """Values, `H (V - W)` (half the slope of the cost), and scales, each `[stack, inputs or blocks, rows]`."""
 
-    Args:
-        w: `[stack, outputs, inputs]`.
-        importance: Weight of each input's error, `[stack, inputs]`.
-        grid, granularity, power_of_two: As in the configuration.
+    values: Tensor
+    slopes: Tensor
+    scale: Tensor
+
+    def or_where(self, rows: Tensor, other: "_Trial") -> "_Trial":
+        """The same, but the other's rows where `rows`, `[stack, rows]`."""
+        return _Trial(*(torch.where(rows[:, None], b, a) for a, b in zip(self, other, strict=True)))
+
+
+class _Codes:
+    """The values that the weights of a layer can take with these scales, `[stack, blocks, rows]`."""
+
+    def __init__(self, layer: _Layer, scale: Tensor) -> None:
+        self._scales = scale.unbind(1)
+        self._lowest = (layer.grid.low - layer.zero).unbind(1)
+        self._highest = (layer.grid.high - layer.zero).unbind(1)
+        self._block = layer.granularity.block if layer.granularity.kind == "block" else layer.w.shape[1]
+        self._zeros = layer.zeros
+
+    def take_nearest(self, column: Tensor, j: int) -> None:
+        """Give each of the weights of input `j`, `[stack, rows]`, the value nearest to it."""
+        block = j // self._block
+        scale = self._scales[block]
+        column.div_(scale).round_().clamp_(self._lowest[block], self._highest[block]).mul_(scale)
+        if self._zeros is not None:
+            column.masked_fill_(self._zeros[:, j], 0.0)
+
+
+def _solve(layer: _Layer, scale: Tensor, free: bool) -> _Trial:
+    """Values for each row's scale; where scales are `free`, also better ones."""
+    codes = _Codes(layer, scale)
+    nearest = layer.w.clone()
+    for j, column in enumerate(nearest.unbind(1)):
+        codes.take_nearest(column, j)
+    ordered, plain = layer.trial(_in_order(layer, codes), scale), layer.trial(nearest, scale)
+    found = _descend(layer, ordered.or_where(layer.cost(plain) < layer.cost(ordered), plain))
+    return _rescaled(layer, found) if free and layer.granularity.kind == "channel" else found
+
+
+def _best(layer: _Layer, trial: _Trial, times: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the rows that are the same output with other scales, the best, as the parts of `Rounded`.
+
+    Where all rows share a scale, that of the least error in all.
     """
-    outputs = w.shape[1]
-    if granularity.kind == "tensor" or w.numel() <= _CHUNK:
-        return _best_scales(w, importance, grid, granularity, power_of_two)
-    rows = max(1, _CHUNK * outputs // w.numel())
-    parts = [_best_scales(p, importance, grid, granularity, power_of_two) for p in w.split(rows, dim=1)]
-    return torch.cat([scale for scale, _ in parts], 1), torch.cat([zero for _, zero in parts], 1)
+    energy = (layer.product * layer.w).sum(1).clamp_min(torch.finfo(layer.w.dtype).tiny)
+    error = (layer.cost(trial) / energy).unflatten(1, (times, -1))
+    best = error.argmin(1, keepdim=True)
+    if layer.granularity.kind == "tensor":
+        best = error.sum((0, 2)).argmin().expand_as(best)
+
+    def of(rows: Tensor) -> Tensor:
+        split: Tensor = rows.unflatten(2, (times, -1))
+        return split.gather(2, best[:, None].expand(-1, rows.shape[1], -1, -1))[:, :, 0].transpose(1, 2)
+
+    return of(trial.values), of(trial.scale), of(layer.zero), error.gather(1, best)[:, 0]
 
 
-def _best_scales(
-    w: Tensor, importance: Tensor, grid: Grid, granularity: Granularity, power_of_two: bool
-) -> tuple[Tensor, Tensor]:
-    blocks = _in_blocks(w, granularity)
-    low, high = blocks.amin(3), blocks.amax(3)
-    shares = _in_blocks(importance[:, None].expand(-1, w.shape[1], -1), granularity)
-    least = torch.full_like(low, float("inf"))
-    scale, zero, idle = torch.ones_like(low), torch.zeros_like(low), 0
-    for shrink in (1.0,) if grid.bits >= _MANY_BITS else _SHRINK:
-        s, z = (t.to(w.dtype) for t in _ends(low * shrink, high * shrink, grid, granularity, power_of_two))
-        values = (quantize(blocks, s[..., None], z[..., None], grid) - z[..., None]) * s[..., None]
-        error = ((values - blocks).square() * shares).sum(3)
-        if granularity.kind == "tensor":
-            error = error.sum((0, 1), keepdim=True).expand_as(error)
-        better = error < least
-        idle = 0 if bool(better.any()) else idle + 1
-        if idle == _PATIENCE:
-            break
-        least, scale = torch.where(better, error, least), torch.where(better, s, scale)
-        zero = torch.where(better, z, zero)
-    return scale, zero
-
-
-def _ends(low: Tensor, high: Tensor, grid: Grid, granularity: Granularity, power: bool) -> tuple[Tensor, Tensor]:
-    if granularity.kind == "tensor":
-        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
-    return grid.scales(low, high, power)
-
-
-def _in_blocks(w: Tensor, granularity: Granularity) -> Tensor:
-    """`[stack, outputs, inputs]` as `[stack, outputs, blocks, block]`; what fills the last block is zero."""
-    if granularity.kind != "block":
-        return w[:, :, None]
-    missing = -w.shape[2] % granularity.block
-    padded: Tensor = torch.nn.functional.pad(w, (0, missing))
-    return padded.reshape(*w.shape[:2], -1, granularity.block)
-
-
-def _damped(h: Tensor) -> tuple[Tensor, Tensor]:
-    """`h` with a little added to its diagonal, and the upper Cholesky factor of its inverse.
-
-    So inputs that never vary, or were seen too rarely, do no harm. More is added where the factor does not exist yet.
-    """
-    diagonal = h.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True).clamp_min(_TINY)
-    share = _DAMPING
-    while True:
-        damped: Tensor = h + torch.diag_embed((share * mean).expand_as(diagonal))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not bool(failed.any()):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not bool(failed.any()):
-                return damped, upper
-        share *= 10
-
-
-def _better_start(layer: _Layer, scale: Tensor, zero: Tensor) -> Tensor:
-    """Row by row, what columns in order give or what rounding to nearest does, whichever costs less."""
-    ordered = _in_order(layer, scale, zero)
-    nearest = torch.stack([layer.rounded(layer.w[:, :, j], scale, zero, j) for j in range(layer.w.shape[2])], 2)
-    return torch.where((layer.cost(ordered) <= layer.cost(nearest))[..., None], ordered, nearest)
-
-
-def _in_order(layer: _Layer, scale: Tensor, zero: Tensor) -> Tensor:
-    """Column by column, the error of each spread over the columns that follow it, in panels."""
-    left, values, inputs, inverse = layer.w.clone(), torch.empty_like(layer.w), layer.w.shape[2], layer.inverse
+def _in_order(layer: _Layer, codes: _Codes) -> Tensor:
+    """Input by input, the error of each spread over those that follow it, in panels."""
+    left, inputs, inverse = layer.w.clone(), layer.w.shape[1], layer.moment.inverse
+    values, diagonal = torch.empty_like(left), inverse.diagonal(dim1=1, dim2=2)[:, :, None].unbind(1)
     for start in range(0, inputs, _PANEL):
         end = min(start + _PANEL, inputs)
-        errors = torch.empty_like(left[:, :, start:end])
-        for j in range(start, end):
-            values[:, :, j] = layer.rounded(left[:, :, j], scale, zero, j)
-            error = (left[:, :, j] - values[:, :, j]) / inverse[:, j, j, None]
-            left[:, :, j:end] -= error[:, :, None] * inverse[:, None, j, j:end]
-            errors[:, :, j - start] = error
-        left[:, :, end:] -= errors @ inverse[:, start:end, end:]
+        errors = torch.empty_like(left[:, start:end])
+        columns = zip(left[:, start:end].unbind(1), values[:, start:end].unbind(1), errors.unbind(1), strict=True)
+        for j, (weight, value, error) in enumerate(columns, start):
+            wanted = _plus(weight, inverse[:, start:j, j], errors, -1)
+            codes.take_nearest(value.copy_(wanted), j)
+            torch.sub(wanted, value, out=error).div_(diagonal[j])
+        left[:, end:].baddbmm_(inverse[:, start:end, end:].transpose(1, 2), errors, alpha=-1)
     return values
 
 
-def _descend(layer: _Layer, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def _descend(layer: _Layer, trial: _Trial) -> _Trial:
     """Sweeps in which each code takes its best value given all others, until none changes."""
-    values, inputs, h = values.clone(), layer.w.shape[2], layer.h
-    gradient = (values - layer.w) @ h
-    diagonal = h.diagonal(dim1=1, dim2=2)
+    codes, values, slopes = _Codes(layer, trial.scale), trial.values.clone(), trial.slopes.clone()
+    inputs, h = layer.w.shape[1], layer.moment.h
+    diagonal = h.diagonal(dim1=1, dim2=2)[:, :, None].unbind(1)
     for _ in range(_SWEEPS):
         changed = False
         for start in range(0, inputs, _PANEL):
             end = min(start + _PANEL, inputs)
-            panel, before = gradient[:, :, start:end].clone(), values[:, :, start:end].clone()
-            for j in range(start, end):
-                wanted = values[:, :, j] - panel[:, :, j - start] / diagonal[:, j, None]
-                step = layer.rounded(wanted, scale, zero, j) - values[:, :, j]
-                values[:, :, j] += step
-                panel += step[:, :, None] * h[:, None, j, start:end]
-            moved = values[:, :, start:end] - before
-            if bool(moved.any()):
+            steps = torch.empty_like(values[:, start:end])
+            columns = zip(values[:, start:end].unbind(1), slopes[:, start:end].unbind(1), steps.unbind(1), strict=True)
+            for j, (value, slope, step) in enumerate(columns, start):
+                wanted = torch.addcdiv(value, _plus(slope, h[:, start:j, j], steps, 1), diagonal[j], value=-1)
+                codes.take_nearest(wanted, j)
+                torch.sub(wanted, value, out=step)
+                value.copy_(wanted)
+            if bool(steps.any()):
                 changed = True
-                gradient += moved @ h[:, start:end]
+                slopes.baddbmm_(h[:, :, start:end], steps)
         if not changed:
             break
-    return values
+    return _Trial(values, slopes, trial.scale)
 
 
-def _rescaled(layer: _Layer, values: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+def _plus(column: Tensor, shares: Tensor, changes: Tensor, sign: int) -> Tensor:
+    """What one input's `[stack, rows]` become by the changes of the first others, of which there are as many shares."""
+    return torch.baddbmm(column[:, None], shares[:, None], changes[:, : shares.shape[1]], alpha=sign)[:, 0]
+
+
+def _rescaled(layer: _Layer, best: _Trial) -> _Trial:
     """Scales solved for given the codes, `s = q H w / q H q`, and codes again given the scales, in turns."""
     for _ in range(_ROUNDS):
-        steps = values / scale
-        product = steps @ layer.h
-        new = ((product * layer.w).sum(2) / (product * steps).sum(2).clamp_min(1e-30))[..., None]
-        good = (new > 0.2 * scale) & (new < 5 * scale) & new.isfinite()
-        new = torch.where(good, new, scale)
-        moved = _descend(layer, steps * new, new, zero)
-        better = (layer.cost(moved) < layer.cost(values))[..., None]
-        values, scale = torch.where(better, moved, values), torch.where(better, new, scale)
+        steps, product = best.values / best.scale, (best.slopes + layer.product) / best.scale
+        new = ((product * layer.w).sum(1) / (product * steps).sum(1).clamp_min(1e-30))[:, None]
+        good = (new > 0.2 * best.scale) & (new < 5 * best.scale) & new.isfinite()
+        new = torch.where(good, new, best.scale)
+        found = _descend(layer, _Trial(steps * new, product * new - layer.product, new))
+        better = layer.cost(found) < layer.cost(best)
+        best = best.or_where(better, found)
         if not bool(better.any()):
             break
-    return values, scale
-
-
-def _better(first: Rounded, second: Rounded, granularity: Granularity) -> Rounded:
-    """Row by row the one of less error; where all rows share a scale, the one of less error in all."""
-    less = second.error < first.error
-    if granularity.kind == "tensor":
-        less = (second.error.sum() < first.error.sum()).expand_as(less)
-    rows = less[..., None]
-    return Rounded(
-        torch.where(rows, second.values, first.values),
-        torch.where(rows, second.scale, first.scale),
-        torch.where(rows, second.zero, first.zero),
-        torch.where(less, second.error, first.error),
-    )
-
-
-def _cost(difference: Tensor, h: Tensor) -> Tensor:
-    """`[stack, outputs]`."""
-    return ((difference @ h) * difference).sum(2)
+    return best

@@ -17,7 +17,8 @@ from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
 from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.quantizer import is_layer
-from afina.techniques.quantize.rounding import best_scales, round_weights
+from afina.techniques.quantize.rounding import round_weights
+from afina.techniques.quantize.scales import best_scales
 
 # From this precision on, rounding to nearest with corrected biases loses no more (33.5 dB each on a ResNet-20).
 _ENOUGH_BITS = 8

@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
 from afina.graph.propagate import attribute, is_stored
+from afina.graph.writing import is_view, written
 
 _LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
 _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
@@ -56,22 +57,12 @@ def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True,
 def _written(graph: Graph) -> set[Node]:
     """The nodes whose tensors others write into, through views too."""
     found = set[Node]()
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        for place, argument in enumerate(schema.arguments if schema is not None else ()):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            target = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            while isinstance(target, Node):
-                found.add(target)
-                target = target.args[0] if _is_view(target) else None
+    for target in (target for node in graph.nodes for target in written(node)):
+        found.add(target)
+        while is_view(target) and isinstance(target.args[0], Node):
+            target = target.args[0]
+            found.add(target)
     return found
-
-
-def _is_view(node: Node) -> bool:
-    """Whether a node gives the memory of its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and node.args and schema.returns and schema.returns[0].alias_info is not None)
 
 
 def _is_float(network: Network, node: Node) -> bool:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from afina.errors import InputError, Unsupported, first_lines
 from afina.graph.inline import inline_regions
+from afina.graph.writing import remove_writes
 from afina.types import InputSpec, TaskSpec
 
 # Position of the argument that says "training" in the ops that behave differently there.
@@ -187,7 +188,7 @@ def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
     example = torch.randn(_EXAMPLE_BATCH, *input.shape, generator=torch.Generator().manual_seed(0))
     _check_output(twin, example, task)
     try:
-        graph = inline_regions(unlifted(_export(twin, example)))
+        graph = remove_writes(inline_regions(unlifted(_export(twin, example))))
     except Exception as error:
         fixes_batch = "batch as dynamic but your code specialized it" in str(error)
         raise Unsupported(

@@ -16,20 +16,12 @@ from torch.fx import Graph, Node
 
 from afina.errors import Unsupported
 from afina.graph.lifted import lifted
+from afina.graph.writing import owns
 
 if TYPE_CHECKING:
     from afina.graph import Network
 
 _aten = torch.ops.aten
-
-# Composite ops that always give new memory.
-_NEW = {
-    _aten.conv1d.default,
-    _aten.conv2d.default,
-    _aten.linear.default,
-    _aten.matmul.default,
-    _aten.layer_norm.default,
-}
 
 
 def plain_program(network: "Network") -> ExportedProgram:
@@ -63,7 +55,7 @@ def _make_functional(node: Node) -> None:
     source = node.args[0] if node.args else None
     if isinstance(node.target, OpOverload) and node.target._schema.is_mutable and isinstance(source, Node):
         twin = _functional(node.target)
-        if twin is not None and list(source.users) == [node] and _owns(source) and _is_one_type(node):
+        if twin is not None and list(source.users) == [node] and owns(source) and _is_one_type(node):
             node.target = twin
 
 
@@ -82,17 +74,6 @@ def _is_one_type(node: Node) -> bool:
 
 def _options(op: OpOverload) -> list[str]:
     return [argument.name for argument in op._schema.arguments[1:]]
-
-
-def _owns(node: Node) -> bool:
-    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's.
-
-    Composite ops may give what they read without saying so in their schema.
-    """
-    op = node.args[0].target if node.target is operator.getitem else node.target  # type: ignore[union-attr]
-    if not isinstance(op, OpOverload) or any(result.alias_info is not None for result in op._schema.returns):
-        return False
-    return op in _NEW or not op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _rewrite(node: Node) -> None:

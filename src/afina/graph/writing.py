@@ -1,0 +1,156 @@
+"""Ops that write into a tensor: who sees it, and which of them a captured graph can do without.
+
+Models fill masks piece by piece, and give a product new values in place. An export has to trace the whole network for
+each such op, and whoever reads the graph has to follow who sees which value.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
+
+from afina.graph.propagate import attribute
+
+_aten = torch.ops.aten
+_LITERALS = frozenset((_aten.lift_fresh_copy.default, _aten.lift_fresh.default))
+# Ops that give a tensor of one value, and the place of its sizes; what comes before them only gives the type.
+_FILLED: dict[Any, int] = {
+    _aten.new_zeros.default: 1,
+    _aten.new_ones.default: 1,
+    _aten.new_full.default: 1,
+    _aten.zeros.default: 0,
+    _aten.ones.default: 0,
+    _aten.full.default: 0,
+}
+# Composite ops that always give new memory.
+_NEW = frozenset(
+    getattr(_aten, name).default for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "layer_norm")
+)
+
+
+def written(node: Node) -> list[Node]:
+    """The arguments that an op writes into."""
+    schema = getattr(node.target, "_schema", None)
+    found = []
+    for place, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            target = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+            found += [target] if isinstance(target, Node) else []
+    return found
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node gives the memory of its first argument, as far as its schema says."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and node.args and schema.returns and schema.returns[0].alias_info is not None)
+
+
+def owns(node: Node) -> bool:
+    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's.
+
+    Composite ops may give what they read without saying so in their schema.
+    """
+    op = node.args[0].target if node.target is operator.getitem else node.target  # type: ignore[union-attr]
+    if not isinstance(op, OpOverload) or any(result.alias_info is not None for result in op._schema.returns):
+        return False
+    return op in _NEW or not op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def remove_writes(module: GraphModule) -> GraphModule:
+    """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`."""
+    for node in list(module.graph.nodes):
+        if node.target in _FILLED:
+            _store_filled(module, node)
+        elif node.target is _aten.copy_.default:
+            _pass_on_copied(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _store_filled(module: GraphModule, filled: Node) -> None:
+    """Let a tensor that only constants are written into, all before it is read, be stored as it is then."""
+    sizes = (*filled.args[_FILLED[filled.target] :], filled.kwargs)
+    memory = _memory(filled)
+    nodes = list(filled.graph.nodes)
+    writers = [node for node in nodes if not memory.isdisjoint(written(node))]
+    if not writers or _inputs(sizes) or not all(_is_constant(writer, memory) for writer in writers):
+        return
+    before = nodes[: nodes.index(writers[-1]) + 1]
+    if any(not memory.isdisjoint(node.all_input_nodes) for node in before if node not in memory):
+        return
+    name = f"{filled.name}_filled"
+    module.register_buffer(name, _run(module, filled, [node for node in before if node in memory]))
+    with filled.graph.inserting_before(filled):
+        stored = filled.graph.get_attr(name)
+    stored.meta = dict(filled.meta)
+    filled.replace_all_uses_with(stored)
+    for writer in reversed(writers):
+        writer.replace_all_uses_with(writer.args[0])
+        writer.graph.erase_node(writer)
+
+
+def _inputs(arguments: Any) -> list[Node]:
+    found: list[Node] = []
+    map_arg(arguments, found.append)
+    return found
+
+
+def _memory(node: Node) -> set[Node]:
+    """The nodes that give the memory of a node, or part of it."""
+    found, left = {node}, [node]
+    while left:
+        source = left.pop()
+        views = [user for user in source.users if is_view(user) and user.args[0] is source and user not in found]
+        found.update(views)
+        left += views
+    return found
+
+
+def _is_constant(writer: Node, memory: set[Node]) -> bool:
+    """Whether an op gives the memory that it writes into, and what it reads beside it are literals."""
+    others = (source for source in writer.all_input_nodes if source not in memory)
+    return writer in memory and all(source.target in _LITERALS for source in others)
+
+
+def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
+    """What a tensor holds after these nodes."""
+    runner = Interpreter(module)
+    for source in filled.all_input_nodes:  # gives the type alone
+        runner.env[source] = torch.empty(0, dtype=filled.meta["val"].dtype)
+    with torch.no_grad():
+        for node in nodes:
+            for literal in set(node.all_input_nodes) - runner.env.keys():
+                runner.env[literal] = attribute(module, str(literal.args[0].target))  # type: ignore[union-attr]
+            runner.env[node] = runner.run_node(node)
+    return runner.env[filled]  # type: ignore[no-any-return]
+
+
+def _pass_on_copied(copied: Node) -> None:
+    """Let those who read a tensor after all of it was overwritten read what it was overwritten with."""
+    target, source = copied.args[:2]
+    if not isinstance(target, Node) or not isinstance(source, Node) or not owns(target):
+        return
+    if _kind(target) != _kind(source):
+        return
+    nodes = list(copied.graph.nodes)
+    after = nodes[nodes.index(copied) + 1 :]
+    new, root = _memory(copied), source
+    while is_view(root) and isinstance(root.args[0], Node):
+        root = root.args[0]
+    old, lent = _memory(target) - new, new | _memory(root)
+    if any(not old.isdisjoint(node.all_input_nodes) or not lent.isdisjoint(written(node)) for node in after):
+        return
+    copied.replace_all_uses_with(source)
+    copied.graph.erase_node(copied)
+
+
+def _kind(node: Node) -> tuple[str, torch.dtype]:
+    value = node.meta["val"]
+    return str(tuple(value.shape)), value.dtype

@@ -1,0 +1,130 @@
+"""Networks that write into tensors compute what their module does; where it can be, nothing is written any more."""
+
+import pytest
+import torch
+from torch import nn
+
+from afina.graph import Network, capture
+from afina.graph.writing import written
+from afina.types import InputSpec, TaskSpec
+
+
+class _Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+        self.register_buffer("table", torch.linspace(-1, 1, 64).reshape(8, 8))
+
+    def forward(self, x):
+        return self.head(self.change(x.mean(1)).flatten(1))
+
+
+class MaskInPieces(_Head):
+    """As windows that are shifted have it."""
+
+    def change(self, x):
+        mask = x.new_zeros(8, 8)
+        for count, rows in enumerate((slice(0, 3), slice(3, -2), slice(-2, None))):
+            mask[rows, 1:5] = count
+        mask = mask.view(2, 4, 8).permute(1, 0, 2).reshape(8, 8)
+        return x + mask.masked_fill(mask != 0, -3.0)
+
+
+class OnesTimesTwo(_Head):
+    def change(self, x):
+        ones = torch.ones(8, 8)
+        ones[2:4] += 1
+        ones.mul_(2.0)
+        return x * ones
+
+
+class CopiedOver(_Head):
+    """As attention with relative positions has it."""
+
+    def change(self, x):
+        scores = x @ x.transpose(1, 2)
+        scores[:, :, :] = scores + self.table
+        return scores.softmax(2)
+
+
+class ReadBetween(_Head):
+    def change(self, x):
+        mask = x.new_zeros(8, 8)
+        mask[1:3] = 2.0
+        x = x + mask
+        mask[4:] = 1.0
+        return x * mask
+
+
+class ReadThroughAView(_Head):
+    def change(self, x):
+        mask = x.new_full((8, 8), 0.5)
+        row = mask[4] * 3
+        mask[4] = 7.0
+        return x + mask + row
+
+
+class FilledByTheImage(_Head):
+    def change(self, x):
+        mask = torch.zeros(8, 8)
+        mask[2] = x.mean((0, 1))
+        return x + mask
+
+
+class CopiedOverAPart(_Head):
+    def change(self, x):
+        scores = x @ x.transpose(1, 2)
+        scores[:, 2:] = scores[:, 2:] * 3
+        return scores
+
+
+class OldValuesThroughAView(_Head):
+    """What is read after it was overwritten is the new value, also through a view of before."""
+
+    def change(self, x):
+        scores = x @ x.transpose(1, 2)
+        first = scores[:, :4]
+        scores[:, :, :] = scores * 2
+        return scores + torch.cat((first, first), 1)
+
+
+class SourceChangesLater(_Head):
+    def change(self, x):
+        scores, doubled = x @ x.transpose(1, 2), x * 2
+        scores[:, :, :] = doubled
+        doubled += 5
+        return scores + doubled
+
+
+class CopiedIntoTheImage(_Head):
+    def forward(self, x):
+        own = x[:, 0]
+        own[:, :, :] = x[:, 1] * 2
+        return self.head((x.mean(1) + own).flatten(1))
+
+
+FREE = (MaskInPieces, OnesTimesTwo, CopiedOver)
+KEPT = (
+    ReadBetween,
+    ReadThroughAView,
+    FilledByTheImage,
+    CopiedOverAPart,
+    OldValuesThroughAView,
+    SourceChangesLater,
+    CopiedIntoTheImage,
+)
+
+
+@pytest.mark.parametrize("kind", [*FREE, *KEPT], ids=lambda kind: kind.__name__)
+def test_networks_that_write_compute_what_their_module_does(kind, tmp_path):
+    module = kind().eval()
+    network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("a", "b", "c")))
+    loaded = Network.load(network.save(tmp_path / "network.pt2"))
+    for count in (1, 5):
+        images = torch.randn(count, 3, 8, 8)
+        with torch.no_grad():
+            wanted = module(images.clone())
+            assert torch.equal(network(images.clone()), wanted)
+            assert torch.equal(loaded(images.clone()), wanted)
+    writes = [node for node in network.graph.nodes if written(node)]
+    assert bool(writes) == (kind in KEPT)

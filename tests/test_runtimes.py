@@ -251,6 +251,7 @@ class _Plain(nn.Module):
     def forward(self, x):
         x = self.norm(self.stem(x)).relu_()
         x = F.hardswish(self.more(x), inplace=True).add_(x)
+        x = 1 - x.div_(x.abs().mean(1, keepdim=True) + 1)
         return self.head(F.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1), 0.3, self.training, inplace=True))
 
 

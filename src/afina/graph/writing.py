@@ -62,6 +62,13 @@ def owns(node: Node) -> bool:
     return op in _NEW or not op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
+def is_read_by_result(writer: Node) -> bool:
+    """Whether those that read, after an op, what it wrote into its first argument read it by the op's result."""
+    target: Any = writer.args[0]
+    old = _memory(target) - _memory(writer)
+    return all(old.isdisjoint(node.all_input_nodes) for node in _after(writer))
+
+
 def remove_writes(module: GraphModule) -> GraphModule:
     """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`."""
     for node in list(module.graph.nodes):
@@ -113,6 +120,11 @@ def _memory(node: Node) -> set[Node]:
     return found
 
 
+def _after(node: Node) -> list[Node]:
+    nodes = list(node.graph.nodes)
+    return nodes[nodes.index(node) + 1 :]
+
+
 def _is_constant(writer: Node, memory: set[Node]) -> bool:
     """Whether an op gives the memory that it writes into, and what it reads beside it are literals."""
     others = (source for source in writer.all_input_nodes if source not in memory)
@@ -139,13 +151,11 @@ def _pass_on_copied(copied: Node) -> None:
         return
     if _kind(target) != _kind(source):
         return
-    nodes = list(copied.graph.nodes)
-    after = nodes[nodes.index(copied) + 1 :]
-    new, root = _memory(copied), source
+    root = source
     while is_view(root) and isinstance(root.args[0], Node):
         root = root.args[0]
-    old, lent = _memory(target) - new, new | _memory(root)
-    if any(not old.isdisjoint(node.all_input_nodes) or not lent.isdisjoint(written(node)) for node in after):
+    lent = _memory(copied) | _memory(root)
+    if not is_read_by_result(copied) or any(not lent.isdisjoint(written(node)) for node in _after(copied)):
         return
     copied.replace_all_uses_with(source)
     copied.graph.erase_node(copied)

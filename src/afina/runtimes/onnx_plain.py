@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from afina.errors import Unsupported
 from afina.graph.lifted import lifted
-from afina.graph.writing import owns
+from afina.graph.writing import is_read_by_result, owns
 
 if TYPE_CHECKING:
     from afina.graph import Network
@@ -51,11 +51,11 @@ def _in_plain_ops(graph: Graph) -> None:
 
 
 def _make_functional(node: Node) -> None:
-    """Let an op that writes into what it alone reads give its result instead: `relu_` becomes `relu`."""
+    """Let an op give its result instead of writing it, where nobody reads it otherwise: `relu_` becomes `relu`."""
     source = node.args[0] if node.args else None
     if isinstance(node.target, OpOverload) and node.target._schema.is_mutable and isinstance(source, Node):
         twin = _functional(node.target)
-        if twin is not None and list(source.users) == [node] and owns(source) and _is_one_type(node):
+        if twin is not None and owns(source) and is_read_by_result(node) and _is_one_type(node):
             node.target = twin
 
 
@@ -114,10 +114,21 @@ def _convert(node: Node) -> None:
     node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
+def _subtract(node: Node) -> None:
+    """A tensor from a number: `number - x`."""
+    if len(node.args) == 2 and not node.kwargs:
+        x, number = node.args
+        with node.graph.inserting_before(node):
+            negative = node.graph.call_function(_aten.neg.default, (x,))
+        negative.meta["val"] = x.meta["val"]  # type: ignore[union-attr]
+        node.target, node.args = _aten.add.Scalar, (negative, number)
+
+
 _REWRITES: dict[Any, Callable[[Node], None]] = {
     _aten.adaptive_avg_pool2d.default: _pool,
     _aten.batch_norm.default: _normalize,
     _aten.dropout.default: _pass_on,
     _aten.dropout_.default: _pass_on,
+    _aten.rsub.Scalar: _subtract,
     _aten.to.dtype: _convert,
 }

@@ -64,6 +64,35 @@ class ReadThroughAView(_Head):
         return x + mask + row
 
 
+class CopiedBetween(_Head):
+    """`reshape` copies what lies transposed: the copy keeps the values of before."""
+
+    def change(self, x):
+        mask = x.new_zeros(8, 8)
+        mask[1] = 1.0
+        copy = mask.t().reshape(8, 8)
+        mask[2] = 5.0
+        return x + copy * mask
+
+
+class WrittenUnseen(_Head):
+    """Dropout gives what it reads where it does nothing, and does not say so."""
+
+    def change(self, x):
+        mask = x.new_zeros(8, 8)
+        mask[1] = 1.0
+        nn.functional.dropout(mask, 0.5, False).add_(3.0)
+        return x + mask
+
+
+class CopiedOverUnseen(_Head):
+    def change(self, x):
+        scores = x @ x.transpose(1, 2)
+        same = nn.functional.dropout(scores, 0.5, False)
+        scores[:, :, :] = scores * 2
+        return scores + same
+
+
 class FilledByTheImage(_Head):
     def change(self, x):
         mask = torch.zeros(8, 8)
@@ -107,6 +136,9 @@ FREE = (MaskInPieces, OnesTimesTwo, CopiedOver)
 KEPT = (
     ReadBetween,
     ReadThroughAView,
+    CopiedBetween,
+    WrittenUnseen,
+    CopiedOverUnseen,
     FilledByTheImage,
     CopiedOverAPart,
     OldValuesThroughAView,
@@ -128,3 +160,14 @@ def test_networks_that_write_compute_what_their_module_does(kind, tmp_path):
             assert torch.equal(loaded(images.clone()), wanted)
     writes = [node for node in network.graph.nodes if written(node)]
     assert bool(writes) == (kind in KEPT)
+
+
+def test_what_is_drawn_by_chance_is_drawn_each_time():
+    class Noise(_Head):
+        def change(self, x):
+            return x + x.new_zeros(8, 8).normal_()
+
+    network = capture(Noise().eval(), InputSpec(8, 8), TaskSpec("classification", ("a", "b", "c")))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert not torch.equal(network(images), network(images))

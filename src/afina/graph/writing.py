@@ -5,6 +5,7 @@ each such op, and whoever reads the graph has to follow who sees which value.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,9 +65,10 @@ def owns(node: Node) -> bool:
 
 def is_read_by_result(writer: Node) -> bool:
     """Whether those that read, after an op, what it wrote into its first argument read it by the op's result."""
-    target: Any = writer.args[0]
-    old = _memory(target) - _memory(writer)
-    return all(old.isdisjoint(node.all_input_nodes) for node in _after(writer))
+    nodes = list(writer.graph.nodes)
+    place = nodes.index(writer)
+    old = _relatives(writer.args[0]).intersection(nodes[:place])  # type: ignore[arg-type]
+    return all(old.isdisjoint(node.all_input_nodes) for node in nodes[place + 1 :])
 
 
 def remove_writes(module: GraphModule) -> GraphModule:
@@ -83,17 +85,21 @@ def remove_writes(module: GraphModule) -> GraphModule:
 
 def _store_filled(module: GraphModule, filled: Node) -> None:
     """Let a tensor that only constants are written into, all before it is read, be stored as it is then."""
-    sizes = (*filled.args[_FILLED[filled.target] :], filled.kwargs)
-    memory = _memory(filled)
     nodes = list(filled.graph.nodes)
-    writers = [node for node in nodes if not memory.isdisjoint(written(node))]
-    if not writers or _inputs(sizes) or not all(_is_constant(writer, memory) for writer in writers):
+    views, relatives = _views(filled), _relatives(filled)
+    writers = [node for node in nodes if not relatives.isdisjoint(written(node))]
+    if not writers or not _is_constant(filled, views) or not all(_is_constant(writer, views) for writer in writers):
         return
     before = nodes[: nodes.index(writers[-1]) + 1]
-    if any(not memory.isdisjoint(node.all_input_nodes) for node in before if node not in memory):
-        return
+    whole = {filled}
+    whole.update(node for node in writers if node.args[0] in whole)
+    for node in before:
+        # A view of before may be a copy, as that of `reshape`: then it keeps the values of before.
+        outside = node.users.keys() - set(before) if node in views - whole else ()
+        if outside or (node not in views and not views.isdisjoint(node.all_input_nodes)):
+            return
     name = f"{filled.name}_filled"
-    module.register_buffer(name, _run(module, filled, [node for node in before if node in memory]))
+    module.register_buffer(name, _run(module, filled, [node for node in before if node in views]))
     with filled.graph.inserting_before(filled):
         stored = filled.graph.get_attr(name)
     stored.meta = dict(filled.meta)
@@ -103,32 +109,40 @@ def _store_filled(module: GraphModule, filled: Node) -> None:
         writer.graph.erase_node(writer)
 
 
+def _views(node: Node) -> set[Node]:
+    """The nodes that give the memory of a node, or part of it, as far as their schemas say."""
+    return _reached(node, lambda source, user: is_view(user) and user.args[0] is source)
+
+
+def _relatives(node: Node) -> set[Node]:
+    """The nodes that may give memory of a node."""
+    return _reached(node, lambda _, user: not owns(user))
+
+
+def _reached(node: Node, leads: Callable[[Node, Node], bool]) -> set[Node]:
+    found, left = {node}, [node]
+    while left:
+        source = left.pop()
+        new = [user for user in source.users if user not in found and leads(source, user)]
+        found.update(new)
+        left += new
+    return found
+
+
+def _is_constant(node: Node, views: set[Node]) -> bool:
+    """Whether an op gives the same each time: what it reads beside these views are literals, and nothing is drawn."""
+    if node.target in _FILLED:
+        others = _inputs((node.args[_FILLED[node.target] :], node.kwargs))
+    else:
+        others = [source for source in node.all_input_nodes if source not in views]
+    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node in views and not drawn and all(source.target in _LITERALS for source in others)
+
+
 def _inputs(arguments: Any) -> list[Node]:
     found: list[Node] = []
     map_arg(arguments, found.append)
     return found
-
-
-def _memory(node: Node) -> set[Node]:
-    """The nodes that give the memory of a node, or part of it."""
-    found, left = {node}, [node]
-    while left:
-        source = left.pop()
-        views = [user for user in source.users if is_view(user) and user.args[0] is source and user not in found]
-        found.update(views)
-        left += views
-    return found
-
-
-def _after(node: Node) -> list[Node]:
-    nodes = list(node.graph.nodes)
-    return nodes[nodes.index(node) + 1 :]
-
-
-def _is_constant(writer: Node, memory: set[Node]) -> bool:
-    """Whether an op gives the memory that it writes into, and what it reads beside it are literals."""
-    others = (source for source in writer.all_input_nodes if source not in memory)
-    return writer in memory and all(source.target in _LITERALS for source in others)
 
 
 def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
@@ -152,10 +166,11 @@ def _pass_on_copied(copied: Node) -> None:
     if _kind(target) != _kind(source):
         return
     root = source
-    while is_view(root) and isinstance(root.args[0], Node):
+    while not owns(root) and root.args and isinstance(root.args[0], Node):
         root = root.args[0]
-    lent = _memory(copied) | _memory(root)
-    if not is_read_by_result(copied) or any(not lent.isdisjoint(written(node)) for node in _after(copied)):
+    lent, nodes = _relatives(copied) | _relatives(root), list(copied.graph.nodes)
+    after = nodes[nodes.index(copied) + 1 :]
+    if not is_read_by_result(copied) or any(not lent.isdisjoint(written(node)) for node in after):
         return
     copied.replace_all_uses_with(source)
     copied.graph.erase_node(copied)

@@ -65,31 +65,37 @@ def owns(node: Node) -> bool:
 
 def is_read_by_result(writer: Node) -> bool:
     """Whether those that read, after an op, what it wrote into its first argument read it by the op's result."""
-    nodes = list(writer.graph.nodes)
-    place = nodes.index(writer)
-    old = _relatives(writer.args[0]).intersection(nodes[:place])  # type: ignore[arg-type]
-    return all(old.isdisjoint(node.all_input_nodes) for node in nodes[place + 1 :])
+    after = _after(writer)
+    old = _relatives(writer.args[0]).difference(after, (writer,))  # type: ignore[arg-type]
+    return all(old.isdisjoint(node.all_input_nodes) for node in after)
+
+
+def _after(node: Node) -> list[Node]:
+    nodes = list(node.graph.nodes)
+    return nodes[nodes.index(node) + 1 :]
 
 
 def remove_writes(module: GraphModule) -> GraphModule:
     """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`."""
+    changed = False
     for node in list(module.graph.nodes):
         if node.target in _FILLED:
-            _store_filled(module, node)
+            changed |= _store_filled(module, node)
         elif node.target is _aten.copy_.default:
-            _pass_on_copied(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
+            changed |= _pass_on_copied(node)
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
     return module
 
 
-def _store_filled(module: GraphModule, filled: Node) -> None:
-    """Let a tensor that only constants are written into, all before it is read, be stored as it is then."""
+def _store_filled(module: GraphModule, filled: Node) -> bool:
+    """Let a tensor that only constants are written into, all before it is read, be stored as it is then; if it can."""
     nodes = list(filled.graph.nodes)
     views, relatives = _views(filled), _relatives(filled)
     writers = [node for node in nodes if not relatives.isdisjoint(written(node))]
     if not writers or not _is_constant(filled, views) or not all(_is_constant(writer, views) for writer in writers):
-        return
+        return False
     before = nodes[: nodes.index(writers[-1]) + 1]
     whole = {filled}
     whole.update(node for node in writers if node.args[0] in whole)
@@ -97,7 +103,7 @@ def _store_filled(module: GraphModule, filled: Node) -> None:
         # A view of before may be a copy, as that of `reshape`: then it keeps the values of before.
         outside = node.users.keys() - set(before) if node in views - whole else ()
         if outside or (node not in views and not views.isdisjoint(node.all_input_nodes)):
-            return
+            return False
     name = f"{filled.name}_filled"
     module.register_buffer(name, _run(module, filled, [node for node in before if node in views]))
     with filled.graph.inserting_before(filled):
@@ -107,6 +113,7 @@ def _store_filled(module: GraphModule, filled: Node) -> None:
     for writer in reversed(writers):
         writer.replace_all_uses_with(writer.args[0])
         writer.graph.erase_node(writer)
+    return True
 
 
 def _views(node: Node) -> set[Node]:
@@ -158,22 +165,21 @@ def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
     return runner.env[filled]  # type: ignore[no-any-return]
 
 
-def _pass_on_copied(copied: Node) -> None:
-    """Let those who read a tensor after all of it was overwritten read what it was overwritten with."""
+def _pass_on_copied(copied: Node) -> bool:
+    """Let those who read a tensor after all of it was overwritten read what it was overwritten with, if they can."""
     target, source = copied.args[:2]
     if not isinstance(target, Node) or not isinstance(source, Node) or not owns(target):
-        return
-    if _kind(target) != _kind(source):
-        return
+        return False
     root = source
     while not owns(root) and root.args and isinstance(root.args[0], Node):
         root = root.args[0]
-    lent, nodes = _relatives(copied) | _relatives(root), list(copied.graph.nodes)
-    after = nodes[nodes.index(copied) + 1 :]
-    if not is_read_by_result(copied) or any(not lent.isdisjoint(written(node)) for node in after):
-        return
+    lent = _relatives(copied) | _relatives(root)
+    later = any(not lent.isdisjoint(written(node)) for node in _after(copied))
+    if _kind(target) != _kind(source) or not is_read_by_result(copied) or later:
+        return False
     copied.replace_all_uses_with(source)
     copied.graph.erase_node(copied)
+    return True
 
 
 def _kind(node: Node) -> tuple[str, torch.dtype]:

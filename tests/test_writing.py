@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from afina.graph import Network, capture
-from afina.graph.writing import written
+from afina.graph.writing import remove_writes, written
 from afina.types import InputSpec, TaskSpec
 
 
@@ -132,6 +132,19 @@ class CopiedIntoTheImage(_Head):
         return self.head((x.mean(1) + own).flatten(1))
 
 
+class WeightInPieces(_Head):
+    """As attention without a bias for its keys has it: the weight goes on learning, so a capture keeps the write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(1, 2, 8))
+
+    def change(self, x):
+        bias = self.bias.clone()
+        bias[2:5].zero_()
+        return x + bias
+
+
 FREE = (MaskInPieces, OnesTimesTwo, CopiedOver)
 KEPT = (
     ReadBetween,
@@ -144,6 +157,7 @@ KEPT = (
     OldValuesThroughAView,
     SourceChangesLater,
     CopiedIntoTheImage,
+    WeightInPieces,
 )
 
 
@@ -160,6 +174,18 @@ def test_networks_that_write_compute_what_their_module_does(kind, tmp_path):
             assert torch.equal(loaded(images.clone()), wanted)
     writes = [node for node in network.graph.nodes if written(node)]
     assert bool(writes) == (kind in KEPT)
+
+
+@pytest.mark.parametrize("kind", [*FREE, *KEPT], ids=lambda kind: kind.__name__)
+def test_with_frozen_weights_only_those_are_stored_that_nothing_else_changes(kind):
+    module = kind().eval()
+    network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("a", "b", "c")))
+    remove_writes(network.module, frozen=True)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(network(images.clone()), module(images.clone()))
+    writes = [node for node in network.graph.nodes if written(node)]
+    assert bool(writes) == (kind in KEPT and kind is not WeightInPieces)
 
 
 def test_what_is_drawn_by_chance_is_drawn_each_time():

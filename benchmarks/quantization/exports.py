@@ -29,7 +29,7 @@ from afina.techniques.quantize import QuantizeConfig, apply
 
 MODELS = (
     *("torchvision:resnet18", "torchvision:mobilenet_v3_small", "torchvision:efficientnet_b0", "torchvision:swin_t"),
-    *("torchvision:densenet121", "timm:coat_tiny", "timm:efficientvit_m0"),
+    *("torchvision:swin_v2_t", "torchvision:densenet121", "timm:coat_tiny", "timm:efficientvit_m0", "timm:mvitv2_tiny"),
 )
 FORMS = ("float", "int8")
 _TURNS = 3

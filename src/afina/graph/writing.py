@@ -5,7 +5,7 @@ each such op, and whoever reads the graph has to follow who sees which value.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, is_stored
 
 _aten = torch.ops.aten
 _LITERALS = frozenset((_aten.lift_fresh_copy.default, _aten.lift_fresh.default))
@@ -75,11 +75,16 @@ def _after(node: Node) -> list[Node]:
     return nodes[nodes.index(node) + 1 :]
 
 
-def remove_writes(module: GraphModule) -> GraphModule:
-    """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`."""
+def remove_writes(module: GraphModule, *, frozen: bool = False) -> GraphModule:
+    """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`.
+
+    Args:
+        module: The graph, changed in place.
+        frozen: The weights stay as they are, so that a copy of one is such a tensor too.
+    """
     changed = False
     for node in list(module.graph.nodes):
-        if node.target in _FILLED:
+        if _begins_constant(node, frozen):
             changed |= _store_filled(module, node)
         elif node.target is _aten.copy_.default:
             changed |= _pass_on_copied(node)
@@ -94,7 +99,7 @@ def _store_filled(module: GraphModule, filled: Node) -> bool:
     nodes = list(filled.graph.nodes)
     views, relatives = _views(filled), _relatives(filled)
     writers = [node for node in nodes if not relatives.isdisjoint(written(node))]
-    if not writers or not _is_constant(filled, views) or not all(_is_constant(writer, views) for writer in writers):
+    if not writers or not all(_is_constant(writer, views) for writer in writers):
         return False
     before = nodes[: nodes.index(writers[-1]) + 1]
     whole = {filled}
@@ -136,14 +141,21 @@ def _reached(node: Node, leads: Callable[[Node, Node], bool]) -> set[Node]:
     return found
 
 
-def _is_constant(node: Node, views: set[Node]) -> bool:
-    """Whether an op gives the same each time: what it reads beside these views are literals, and nothing is drawn."""
+def _begins_constant(node: Node, frozen: bool) -> bool:
+    """Whether an op gives a new tensor that holds the same each time."""
     if node.target in _FILLED:
-        others = _inputs((node.args[_FILLED[node.target] :], node.kwargs))
-    else:
-        others = [source for source in node.all_input_nodes if source not in views]
-    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return node in views and not drawn and all(source.target in _LITERALS for source in others)
+        return _are_literals(_inputs((node.args[_FILLED[node.target] :], node.kwargs)))
+    return frozen and node.target is _aten.clone.default and is_stored(node.args[0])
+
+
+def _is_constant(writer: Node, views: set[Node]) -> bool:
+    """Whether an op writes the same each time: what it reads beside these views are literals, and nothing is drawn."""
+    drawn = torch.Tag.nondeterministic_seeded in getattr(writer.target, "tags", ())
+    return writer in views and not drawn and _are_literals(set(writer.all_input_nodes) - views)
+
+
+def _are_literals(nodes: Iterable[Node]) -> bool:
+    return all(node.target in _LITERALS for node in nodes)
 
 
 def _inputs(arguments: Any) -> list[Node]:
@@ -155,8 +167,9 @@ def _inputs(arguments: Any) -> list[Node]:
 def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
     """What a tensor holds after these nodes."""
     runner = Interpreter(module)
-    for source in filled.all_input_nodes:  # gives the type alone
-        runner.env[source] = torch.empty(0, dtype=filled.meta["val"].dtype)
+    for source in filled.all_input_nodes:  # gives the type alone, or is copied
+        empty = torch.empty(0, dtype=filled.meta["val"].dtype)
+        runner.env[source] = attribute(module, str(source.target)) if is_stored(source) else empty
     with torch.no_grad():
         for node in nodes:
             for literal in set(node.all_input_nodes) - runner.env.keys():

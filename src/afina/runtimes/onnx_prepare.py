@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from afina.graph.propagate import is_stored
+from afina.graph.writing import remove_writes
+
 if TYPE_CHECKING:
     from afina.graph import Network
 
@@ -15,7 +18,17 @@ _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, head
 
 def for_onnx(network: "Network") -> "Network":
     """The network as it is exported; it answers the same, and the one given is left as it was."""
-    return _with_plain_attention(_with_clamps(network))
+    return _with_plain_attention(_with_clamps(_with_stored_copies(network)))
+
+
+def _with_stored_copies(network: "Network") -> "Network":
+    """The network, with copies of weights that are written into stored as they are then."""
+    copies = torch.ops.aten.clone.default
+    if not any(node.target is copies and is_stored(node.args[0]) for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    remove_writes(twin.module, frozen=True)
+    return twin
 
 
 def _with_clamps(network: "Network") -> "Network":

@@ -252,6 +252,9 @@ class _Plain(nn.Module):
         x = self.norm(self.stem(x)).relu_()
         x = F.hardswish(self.more(x), inplace=True).add_(x)
         x = 1 - x.div_(x.abs().mean(1, keepdim=True) + 1)
+        x = F.adaptive_avg_pool2d(x, (3, 2)) * 2
+        x = x + F.adaptive_avg_pool2d(x, (3, 2)).relu_()
+        x = F.adaptive_avg_pool2d(x, (2, 1)) - F.adaptive_avg_pool2d(x, (5, 3))[:, :, 2:4, :1]
         return self.head(F.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1), 0.3, self.training, inplace=True))
 
 

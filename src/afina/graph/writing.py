@@ -29,7 +29,8 @@ _FILLED: dict[Any, int] = {
 }
 # Composite ops that always give new memory.
 _NEW = frozenset(
-    getattr(_aten, name).default for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "layer_norm")
+    getattr(_aten, name).default
+    for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "layer_norm", "adaptive_avg_pool2d")
 )
 
 

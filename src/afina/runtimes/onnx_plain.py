@@ -45,7 +45,8 @@ def plain_program(network: "Network") -> ExportedProgram:
 
 
 def _in_plain_ops(graph: Graph) -> None:
-    for step in (_rewrite, _make_functional):
+    # Once before: what is skipped may be all that keeps a write from its source. Once after: dropout hides sources.
+    for step in (_make_functional, _rewrite, _make_functional):
         for node in list(graph.nodes):
             step(node)
 
@@ -83,9 +84,16 @@ def _rewrite(node: Node) -> None:
 
 
 def _pool(node: Node) -> None:
-    """The mean over all pixels; other sizes are left."""
-    if list(node.args[1]) == [1, 1]:  # type: ignore[arg-type]
-        node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
+    """Means over areas that are of one size; others are left."""
+    source: Any = node.args[0]
+    before, after = source.meta["val"].shape[-2:], list(node.args[1])  # type: ignore[arg-type]
+    if after == [1, 1]:
+        node.target, node.args = _aten.mean.dim, (source, [-1, -2], True)
+    elif after == list(before):
+        _skip(node)
+    elif not any(old % new for old, new in zip(before, after, strict=True)):
+        sides = [old // new for old, new in zip(before, after, strict=True)]
+        node.target, node.args = _aten.avg_pool2d.default, (source, sides, sides)
 
 
 def _normalize(node: Node) -> None:
@@ -104,7 +112,13 @@ def _normalize(node: Node) -> None:
 
 def _pass_on(node: Node) -> None:
     """Dropout, which does nothing in inference."""
-    if not node.args[2] and not any(user.op == "output" for user in node.users):
+    if not node.args[2]:
+        _skip(node)
+
+
+def _skip(node: Node) -> None:
+    """Let those who read an op that does nothing read what it reads; an output stays its own."""
+    if not any(user.op == "output" for user in node.users):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         node.graph.erase_node(node)
 

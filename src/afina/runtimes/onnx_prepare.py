@@ -12,13 +12,14 @@ from afina.graph.writing import remove_writes
 if TYPE_CHECKING:
     from afina.graph import Network
 
+_MATMUL = torch.ops.aten.matmul.default
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, heads, tokens, features
 
 
 def for_onnx(network: "Network") -> "Network":
     """The network as it is exported; it answers the same, and the one given is left as it was."""
-    return _with_plain_attention(_with_clamps(_with_stored_copies(network)))
+    return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_copies(network))))
 
 
 def _with_stored_copies(network: "Network") -> "Network":
@@ -29,6 +30,45 @@ def _with_stored_copies(network: "Network") -> "Network":
     twin = network.copy()
     remove_writes(twin.module, frozen=True)
     return twin
+
+
+def _with_plain_pooling(network: "Network") -> "Network":
+    """The network, with means over areas of more than one size as products with a matrix for each dimension.
+
+    torch.onnx gathers the pixels of each area, in dozens of ops.
+    """
+    if not any(_is_uneven(node) for node in network.graph.nodes):
+        return network
+    twin = network.copy()
+    for node in [node for node in twin.graph.nodes if _is_uneven(node)]:
+        x: Any = node.args[0]
+        value, sizes = x.meta["val"], node.args[1]
+        rows, columns = (_means(*pair).to(value.dtype) for pair in zip(value.shape[-2:], sizes, strict=True))
+        for part, matrix in (("rows", rows), ("columns", columns.t().contiguous())):
+            twin.module.register_buffer(f"{node.name}_{part}", matrix.to(network.device))
+        with twin.graph.inserting_before(node):
+            left, right = (twin.graph.get_attr(f"{node.name}_{part}") for part in ("rows", "columns"))
+            narrow = twin.graph.call_function(_MATMUL, (x, right))
+            small = twin.graph.call_function(_MATMUL, (left, narrow))
+        node.replace_all_uses_with(small)
+        twin.graph.erase_node(node)
+    twin.module.recompile()
+    return twin
+
+
+def _is_uneven(node: Node) -> bool:
+    if node.target is not torch.ops.aten.adaptive_avg_pool2d.default:
+        return False
+    return any(old % new for old, new in zip(node.args[0].meta["val"].shape[-2:], node.args[1], strict=True))  # type: ignore[union-attr, arg-type]
+
+
+def _means(size: int, areas: int) -> torch.Tensor:
+    """The matrix [areas, size] that takes means over areas that cover a dimension evenly, as adaptive pooling does."""
+    matrix = torch.zeros(areas, size)
+    for area in range(areas):
+        start, end = area * size // areas, -(-(area + 1) * size // areas)
+        matrix[area, start:end] = 1 / (end - start)
+    return matrix
 
 
 def _with_clamps(network: "Network") -> "Network":
@@ -94,10 +134,10 @@ def _is_written_out(node: Node) -> bool:
     scale = a.get("scale") or 1 / math.sqrt(int(a["query"].meta["val"].shape[-1]))
     with node.graph.inserting_before(node):
         query = call(aten.mul.Tensor, (a["query"], scale))
-        scores = call(aten.matmul.default, (query, call(aten.transpose.int, (a["key"], -2, -1))))
+        scores = call(_MATMUL, (query, call(aten.transpose.int, (a["key"], -2, -1))))
         if mask is not None:
             scores = call(aten.add.Tensor, (scores, mask))
-        mixed = call(aten.matmul.default, (call(aten.softmax.int, (scores, -1)), a["value"]))
+        mixed = call(_MATMUL, (call(aten.softmax.int, (scores, -1)), a["value"]))
     node.replace_all_uses_with(mixed)
     node.graph.erase_node(node)
     return True

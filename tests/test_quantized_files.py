@@ -419,3 +419,26 @@ def _answers(network: Network, runtime: str, path: Path) -> tuple[np.ndarray, np
         simulated = network(images).numpy()
     (found,) = RUNTIMES[runtime].load(path, threads=1)(images.numpy())
     return simulated, found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_quantized_images_are_pooled_to_any_size_and_weights_may_be_written_into(runtime, tmp_path):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3, padding=1), nn.Linear(32, 10)
+            self.bias = nn.Parameter(torch.linspace(-1, 1, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bias = self.bias.clone()
+            bias[8:16].zero_()
+            x = F.adaptive_avg_pool2d(F.relu(self.stem(x)), (4, 3))  # of 6 x 6
+            x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), (2, 3))
+            return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1) + bias)
+
+    torch.manual_seed(0)
+    images = digits(0, 64)[0]
+    network = capture(Pooled().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
+    quantized, _ = apply(network, QuantizeConfig(**QUICK), Context(calibration=lambda: iter([images]), images=64))
+    path = RUNTIMES[runtime].export(quantized, tmp_path / f"model{RUNTIMES[runtime].suffix}")
+    check_parity(quantized, path, None, threads=1)

@@ -169,8 +169,10 @@ def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
     """What a tensor holds after these nodes."""
     runner = Interpreter(module)
     for source in filled.all_input_nodes:  # gives the type alone, or is copied
-        empty = torch.empty(0, dtype=filled.meta["val"].dtype)
-        runner.env[source] = attribute(module, str(source.target)) if is_stored(source) else empty
+        if is_stored(source):
+            runner.env[source] = attribute(module, str(source.target))
+        else:
+            runner.env[source] = torch.empty(0, dtype=filled.meta["val"].dtype)
     with torch.no_grad():
         for node in nodes:
             for literal in set(node.all_input_nodes) - runner.env.keys():
@@ -183,6 +185,8 @@ def _pass_on_copied(copied: Node) -> bool:
     """Let those who read a tensor after all of it was overwritten read what it was overwritten with, if they can."""
     target, source = copied.args[:2]
     if not isinstance(target, Node) or not isinstance(source, Node) or not owns(target):
+        return False
+    if not ("val" in target.meta and "val" in source.meta):  # what quantizes has none
         return False
     root = source
     while not owns(root) and root.args and isinstance(root.args[0], Node):

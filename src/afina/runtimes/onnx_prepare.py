@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from afina.graph.propagate import is_stored
+from afina.graph.propagate import current_values, is_stored
 from afina.graph.writing import remove_writes
 
 if TYPE_CHECKING:
@@ -37,15 +37,18 @@ def _with_plain_pooling(network: "Network") -> "Network":
 
     torch.onnx gathers the pixels of each area, in dozens of ops.
     """
-    if not any(_is_uneven(node) for node in network.graph.nodes):
+    if not any(_is_pooled(node) for node in network.graph.nodes):
         return network
     twin = network.copy()
-    for node in [node for node in twin.graph.nodes if _is_uneven(node)]:
+    values = current_values(twin.module)
+    for node in [node for node in twin.graph.nodes if _is_pooled(node)]:
         x: Any = node.args[0]
-        value, sizes = x.meta["val"], node.args[1]
-        rows, columns = (_means(*pair).to(value.dtype) for pair in zip(value.shape[-2:], sizes, strict=True))
+        pairs = list(zip(values[x].shape[-2:], node.args[1], strict=True))
+        if not any(size % areas for size, areas in pairs):
+            continue
+        rows, columns = (_means(*pair).to(network.device, values[x].dtype) for pair in pairs)
         for part, matrix in (("rows", rows), ("columns", columns.t().contiguous())):
-            twin.module.register_buffer(f"{node.name}_{part}", matrix.to(network.device))
+            twin.module.register_buffer(f"{node.name}_{part}", matrix)
         with twin.graph.inserting_before(node):
             left, right = (twin.graph.get_attr(f"{node.name}_{part}") for part in ("rows", "columns"))
             narrow = twin.graph.call_function(_MATMUL, (x, right))
@@ -56,10 +59,9 @@ def _with_plain_pooling(network: "Network") -> "Network":
     return twin
 
 
-def _is_uneven(node: Node) -> bool:
-    if node.target is not torch.ops.aten.adaptive_avg_pool2d.default:
-        return False
-    return any(old % new for old, new in zip(node.args[0].meta["val"].shape[-2:], node.args[1], strict=True))  # type: ignore[union-attr, arg-type]
+def _is_pooled(node: Node) -> bool:
+    """Whether a node takes means over areas, not over all pixels."""
+    return node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) != [1, 1]  # type: ignore[arg-type]
 
 
 def _means(size: int, areas: int) -> torch.Tensor:

@@ -442,3 +442,30 @@ def test_quantized_images_are_pooled_to_any_size_and_weights_may_be_written_into
     quantized, _ = apply(network, QuantizeConfig(**QUICK), Context(calibration=lambda: iter([images]), images=64))
     path = RUNTIMES[runtime].export(quantized, tmp_path / f"model{RUNTIMES[runtime].suffix}")
     check_parity(quantized, path, None, threads=1)
+
+
+class Strided(nn.Module):
+    """Attention whose queries skip pixels that its keys read, as in HaloNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+        self.queries, self.keys = nn.Conv2d(32, 32, 1, stride=2), nn.Conv2d(32, 32, 1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.second(F.relu(self.first(x))))
+        queries, keys = self.queries(x).reshape(-1, 32, 16), self.keys(x).reshape(-1, 32, 64)
+        return self.head((queries.transpose(1, 2) @ keys).mean(1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("activations", ["none", "int8"])
+def test_strided_convolutions_beside_others_that_read_all_pixels_run(runtime, activations, tmp_path):
+    torch.manual_seed(0)
+    images = digits(0, 64)[0]
+    network = capture(Strided().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
+    config = QuantizeConfig(activations=activations, **QUICK)
+    quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
+    path = RUNTIMES[runtime].export(quantized, tmp_path / f"model{RUNTIMES[runtime].suffix}")
+    check_parity(quantized, path, None, threads=1)

@@ -9,6 +9,20 @@ from typing import Any
 import numpy as np
 
 _FEWEST = 256  # constants of fewer elements are not worth the nodes that undo them
+_CURVES = (
+    "Clamp",
+    "Elu",
+    "Gelu",
+    "HSigmoid",
+    "HSwish",
+    "Mish",
+    "PRelu",
+    "Relu",
+    "Sigmoid",
+    "SoftPlus",
+    "Swish",
+    "Tanh",
+)
 
 
 def drop_zero_offsets(model: Any) -> None:
@@ -118,6 +132,49 @@ def _evaluate(node: Any, ones: Any) -> Any:
 
     compiled = openvino.Core().compile_model(openvino.Model([node], [ones]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(compiled([np.ones(ones.get_output_shape(0), np.float32)])[0])
+
+
+def slice_before_strides(model: Any) -> None:
+    """Let strided 1x1 convolutions over integer codes skip pixels before them, where others read all of those pixels.
+
+    The plugin moves such a stride in front of the 1x1 convolution before, which it must not where another reads that
+    too: with weights that are still codes it forgets the stride instead. (OpenVINO 2026.4, HaloNet's queries.)
+    """
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if not _is_small(node) or node.input_value(1).get_node().get_type_name() == "Constant":
+            continue
+        strides, source = list(node.get_attributes()["strides"]), node.input_value(0)
+        if max(strides) == 1 or len(source.get_target_inputs()) == 1 or not _is_small(_behind(source.get_node())):
+            continue
+        axes = np.arange(2, 2 + len(strides))
+        start, end = np.zeros(len(strides), np.int64), np.full(len(strides), np.iinfo(np.int64).max)
+        taken = opset13.slice(source, start, end, np.array(strides), axes)
+        node.input(0).replace_source_output(taken.output(0))
+        node.set_attribute("strides", [1] * len(strides))
+    model.validate_nodes_and_infer_types()
+
+
+def _is_small(node: Any) -> bool:
+    """Whether it is a convolution of single pixels."""
+    if node.get_type_name() != "Convolution":
+        return False
+    kernel = node.input_value(1).get_partial_shape()
+    return all(size.is_static and size.get_length() == 1 for size in list(kernel)[2:]) and not any(
+        [*node.get_attributes()["pads_begin"], *node.get_attributes()["pads_end"]]
+    )
+
+
+def _behind(node: Any) -> Any:
+    """What gives the pixels that an operator changes one by one: an activation function, or the sum with a bias."""
+    while node.get_type_name() in _CURVES or _is_biased(node):
+        node = node.input_value(0).get_node()
+    return node
+
+
+def _is_biased(node: Any) -> bool:
+    return bool(node.get_type_name() == "Add" and node.input_value(1).get_node().get_type_name() == "Constant")
 
 
 def store_narrow(model: Any) -> None:

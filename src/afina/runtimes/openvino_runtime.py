@@ -58,7 +58,13 @@ class OpenVINORuntime(Runtime):
         import openvino
 
         from afina.runtimes.onnx_file import onnx_bytes
-        from afina.runtimes.openvino_codes import drop_zero_offsets, flatten_linears, store_narrow, weigh_borders
+        from afina.runtimes.openvino_codes import (
+            drop_zero_offsets,
+            flatten_linears,
+            slice_before_strides,
+            store_narrow,
+            weigh_borders,
+        )
 
         source = path.with_suffix(".onnx")
         source.write_bytes(onnx_bytes(network, narrow=False))
@@ -71,6 +77,7 @@ class OpenVINORuntime(Runtime):
         drop_zero_offsets(model)
         flatten_linears(model)
         weigh_borders(model)
+        slice_before_strides(model)
         store_narrow(model)
         openvino.save_model(model, str(path), compress_to_fp16=False)
         _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if _holds_bf16(network) else {})})

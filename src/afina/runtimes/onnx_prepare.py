@@ -37,16 +37,16 @@ def _with_plain_pooling(network: "Network") -> "Network":
 
     torch.onnx gathers the pixels of each area, in dozens of ops.
     """
-    if not any(_is_pooled(node) for node in network.graph.nodes):
+    pooled = [node for node in network.graph.nodes if _is_pooled(node)]
+    values = current_values(network.module) if pooled else {}
+    sizes = {node.name: list(zip(values[node.args[0]].shape[-2:], node.args[1], strict=True)) for node in pooled}
+    uneven = {name: pairs for name, pairs in sizes.items() if any(size % areas for size, areas in pairs)}
+    if not uneven:
         return network
     twin = network.copy()
-    values = current_values(twin.module)
-    for node in [node for node in twin.graph.nodes if _is_pooled(node)]:
+    for node in [node for node in twin.graph.nodes if node.name in uneven]:
         x: Any = node.args[0]
-        pairs = list(zip(values[x].shape[-2:], node.args[1], strict=True))
-        if not any(size % areas for size, areas in pairs):
-            continue
-        rows, columns = (_means(*pair).to(network.device, values[x].dtype) for pair in pairs)
+        rows, columns = (_means(*pair).to(network.device) for pair in uneven[node.name])
         for part, matrix in (("rows", rows), ("columns", columns.t().contiguous())):
             twin.module.register_buffer(f"{node.name}_{part}", matrix)
         with twin.graph.inserting_before(node):

@@ -146,6 +146,20 @@ def test_rounding_that_a_network_itself_lets_grow_is_no_fault_of_its_file(runtim
             check_parity(another, path, None, threads=1)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_network_that_amplifies_rounding_is_named_as_the_cause(name, small_network, tmp_path):
+    if not RUNTIMES[name].available():
+        pytest.skip(f"{name} is not installed")
+    torch.manual_seed(0)
+    network = capture(_Chaotic(32), GREY, DIGITS)
+    path = get_runtime(name).export(network, tmp_path / f"model{get_runtime(name).suffix}")
+    with pytest.raises(ParityError, match=r"(?s)So does the network, .*makes rounding so large"):
+        check_parity(network, path, None, threads=1)
+    with pytest.raises(ParityError) as sound:
+        check_parity(small_network, path, None, threads=1)
+    assert "So does the network" not in str(sound.value)
+
+
 def test_another_networks_file_fails_parity(runtime, small_network, tmp_path):
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     other = small_network.copy()

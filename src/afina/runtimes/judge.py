@@ -13,6 +13,9 @@ How large a difference is allowed between a file and its network:
   also compared with itself where each value differs in the seventh digit before it is rounded, and the file may differ
   by half as much again, but by no more than 0.7.
 - bfloat16, where the runtime computes in it: the same noise, since every activation is rounded to 8 bits.
+
+A float network can amplify rounding just as much (attention with logits of hundreds does). Its file is refused, since
+nothing tells it from a wrong one, and the message says what the network itself makes of such a change.
 """
 
 import math
@@ -149,20 +152,20 @@ def check_parity(network: "Network", path: Path, data: "ImageData | None", *, th
         )
     difference = parity(expected, found)
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
-        measured, allowed, unit = _noise(expected, found), _noise_allowed(network), "of the outputs' energy"
+        apart, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
     else:
-        measured, allowed = difference, FLOAT_TOLERANCE
-        unit = "of the largest output"
-    if measured > allowed and is_quantized(network):
-        own = _noise(expected, _nudged(network, _parity_images(network, data)))
-        allowed = max(allowed, min(_OWN_NOISE * own, _MOST_NOISE))
+        apart, allowed, unit = parity, FLOAT_TOLERANCE, "of the largest output"
+    measured, own = apart(expected, found), 0.0
+    if measured > allowed:
+        own = apart(expected, _nudged(network, _parity_images(network, data)))
+        if is_quantized(network):
+            allowed = max(allowed, min(_OWN_NOISE * own, _MOST_NOISE))
     if measured > allowed:
         raise ParityError(
             f"{Path(path).name} does not answer as the network it was made from.",
-            why=f"Over {len(found)} images they differ by {measured:.2g} {unit}; up to {allowed:.2g} is allowed.",
-            fix="On a processor whose int8 products saturate, quantize weights to 7 bits."
-            if is_quantized(network)
-            else "Try the other runtime, or full precision.",
+            why=f"Over {len(found)} images they differ by {measured:.2g} {unit}; up to {allowed:.2g} is allowed."
+            + (f" So does the network, by {own:.2g}, where its numbers change in the seventh digit." * (own > allowed)),
+            fix=_remedy(network, amplifies=own > allowed),
         )
     return difference
 
@@ -228,7 +231,7 @@ def _both(
 
 
 def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
-    """What a quantized network gives where each value differs in the seventh digit before it is rounded."""
+    """What the network gives where its images, and each value before it is rounded, differ in the seventh digit."""
     import torch
     from torch.fx import Interpreter, Node
 
@@ -236,20 +239,30 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
     draw = torch.Generator().manual_seed(0)
 
+    def nudge(values: torch.Tensor) -> torch.Tensor:
+        return values * (1 + _SEVENTH_DIGIT * torch.randn(values.shape, generator=draw).to(values.device))
+
     class Nudge(Interpreter):
         def run_node(self, n: Node) -> Any:
             if str(n.target) == _ROUNDED:
                 (source, *_) = n.args
                 assert isinstance(source, Node)
-                values = self.env[source]
-                nudge = torch.randn(values.shape, generator=draw).to(values.device)
-                self.env[source] = values * (1 + _SEVENTH_DIGIT * nudge)
-            return super().run_node(n)
+                self.env[source] = nudge(self.env[source])
+            value = super().run_node(n)
+            return nudge(value) if n.op == "placeholder" else value
 
     with network.inference():
         runner = Nudge(network.module)
         parts = [runner.run(torch.from_numpy(images).to(network.device)) for images in batches]
     return np.concatenate([outputs_of(part).cpu().numpy() for part in parts])
+
+
+def _remedy(network: "Network", *, amplifies: bool) -> str:
+    if amplifies:
+        return "Check the network's weights: it makes rounding so large that no two programs answer alike."
+    if is_quantized(network):
+        return "On a processor whose int8 products saturate, quantize weights to 7 bits."
+    return "Try the other runtime, or full precision."
 
 
 def _run(session: Session, path: Path, images: np.ndarray) -> np.ndarray:

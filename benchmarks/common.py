@@ -1,6 +1,7 @@
 """What the benchmarks share: where results go, and what is kept beside every number."""
 
 import argparse
+import atexit
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -49,9 +50,17 @@ class Rows:
         self._path, self._only, self._skip, self._again = path, only, skip, again
         lines = path.read_text().splitlines() if path.is_file() else []
         self.found: dict[str, Row] = {row["name"]: row for row in map(json.loads, lines)}
+        self._offered: list[str] = []
+        if only != "*":
+            atexit.register(self._tell_of_no_match)
+
+    def _tell_of_no_match(self) -> None:
+        if self._offered and not any(fnmatch(name, self._only) for name in self._offered):
+            print(f"No row is named {self._only!r}; the first of {len(self._offered)} is {self._offered[0]!r}.")
 
     def wanted(self, name: str) -> bool:
         """Whether it was asked for, and is not there."""
+        self._offered.append(name)
         there = name in self.found and not (self._again and fnmatch(name, self._again))
         return fnmatch(name, self._only) and not fnmatch(name, self._skip) and not there
 

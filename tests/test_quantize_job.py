@@ -10,7 +10,7 @@ from conftest import GREY, digits
 from test_cli import call
 
 import afina
-from afina.errors import AfinaError, InputError
+from afina.errors import AfinaError, InputError, ParityError
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of, layer_rows
 from afina.jobs.exporting import Answers, Exporter, Shelf
@@ -63,8 +63,12 @@ def timed(monkeypatch, no_files):
     return lambda rule: monkeypatch.setattr(Exporter, "shelf", _by(rule))
 
 
-def _by(rule):
+def _by(rule, wrong=lambda network: False):
     class Networks(Shelf):
+        def check(self, name, network, images):
+            if wrong(network):
+                raise ParityError(name)
+
         def add(self, name, network):
             self._files[name] = network
 
@@ -173,6 +177,29 @@ def test_a_plan_takes_out_the_kind_of_layer_that_slows_the_file(digits_network, 
     assert _is_integer(network)
     assert not reads_integers(network, "aten.linear")
     assert any("integers, linear layers in float" in note for note in record.notes)
+
+
+def test_a_plan_takes_no_file_that_answers_wrongly_however_fast_it_is(digits_network, monkeypatch, no_files):
+    halved = lambda network: any(t.dtype == torch.bfloat16 for t in network.module.state_dict().values())  # noqa: E731
+    monkeypatch.setattr(type(RUNTIMES["onnxruntime"]), "computes_bf16", lambda self: True)
+    seconds = lambda network: 0.3e-3 if halved(network) else 0.5e-3 if _is_integer(network) else 1e-3  # noqa: E731
+    monkeypatch.setattr(Exporter, "shelf", _by(seconds, wrong=halved))
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert _is_integer(network)
+    assert any("bf16 left out, since its file does not answer as its network" in note for note in record.notes)
+    monkeypatch.setattr(Exporter, "shelf", _by(seconds, wrong=lambda network: halved(network) or _is_integer(network)))
+    network, record = afina.quantize(digits_network, "digits", plan="auto", **QUICK)
+    assert not _is_integer(network)
+    assert any("Taken: float" in note for note in record.notes)
+
+
+def test_a_file_is_checked_on_the_images_that_are_given(digits_network, small_network):
+    images = digits_network.example(8)
+    with Exporter(RUNTIMES["onnxruntime"], 1).shelf() as shelf:
+        shelf.add("digits", digits_network)
+        shelf.check("digits", digits_network, images)
+        with pytest.raises(ParityError, match=r"(?s)Over 8 images"):
+            shelf.check("digits", small_network, images)
 
 
 def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, monkeypatch, tmp_path):

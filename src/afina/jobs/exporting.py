@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from afina.data import ImageData
 from afina.graph.network import Network
@@ -135,6 +136,10 @@ class Shelf:
         """Export a network, which is not needed any more then."""
         path = self._folder / f"{next(self._numbers)}{self._exporter.runtime.suffix}"
         self._files[name], self._shape = self._exporter.runtime.export(network, path), network.input.shape
+
+    def check(self, name: str, network: Network, images: Tensor) -> None:
+        """Raises `ParityError` where a file does not answer as the network it was made from."""
+        check_parity(network, self._files[name], images, threads=self._exporter.threads)
 
     def keep(self, names: Collection[str]) -> None:
         """Remove the files of all others."""

@@ -35,6 +35,7 @@ from afina.units import format_size, format_time, format_value
 # A placement must be faster by this share to be preferred: timings are not finer.
 _NOTICEABLE = 0.02
 _TRIES = 3
+_CHECKED = 32  # images on which a file must answer as its network
 
 
 def plan_precisions(
@@ -77,10 +78,8 @@ class _Placement:
         progress.say(f"Timing placements of integers on {self._exporter.runtime.name}.")
         tried = {name: config for name, config in self._first().items() if self._made(name, config)}
         times = self._times()
-        best = min(times, key=lambda name: times[name])
-        if best == "float" or times["float"] < times[best] * (1 + _NOTICEABLE):
-            best = "float"
         told = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
+        best = self._faster(tried, times, "float", told)
         if best != "float":
             best = self._improved(tried, best, told)
         return tried[best], (f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}.",)
@@ -131,12 +130,31 @@ class _Placement:
             if self._shelf.names == [best]:
                 break
             times = self._times()
-            first = min(times, key=lambda name: times[name])
-            if times[first] > times[best] * (1 - _NOTICEABLE):
+            first = self._faster(tried, times, best, told)
+            if first == best:
                 break
             told.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
             best = first
         return best
+
+    def _faster(self, tried: dict[str, QuantizeConfig], times: dict[str, float], than: str, told: list[str]) -> str:
+        """The fastest of those whose files answer as their networks, if that can be told from `than`; else that."""
+        for name in sorted(times, key=lambda name: times[name]):
+            if times[name] > times[than] * (1 - _NOTICEABLE):
+                break
+            if self._answers(name, tried[name]):
+                return name
+            told.append(f"{name} left out, since its file does not answer as its network")
+        return than
+
+    def _answers(self, name: str, config: QuantizeConfig) -> bool:
+        freed(self._source.network)
+        images = self._context.first(float(cost_of(self._source.network).macs), _CHECKED)
+        try:
+            self._shelf.check(name, _quick(self._source, config, self._context), images)
+        except ParityError:
+            return False
+        return True
 
     def _made(self, name: str, config: QuantizeConfig) -> bool:
         """Make the file that is to be timed; False where it cannot be made, or is the same as one before."""

@@ -32,6 +32,8 @@ from afina.runtimes.table import runtime_of
 from afina.types import InputSpec, Measurement
 
 if TYPE_CHECKING:
+    import torch
+
     from afina.data import ImageData
     from afina.graph import Network
     from afina.tasks import Task
@@ -124,13 +126,14 @@ def judge_quality(
     return Measurement(float(np.mean(scores)), metric.name, "measured", spread=error, n=count, where=where)
 
 
-def check_parity(network: "Network", path: Path, data: "ImageData | None", *, threads: int) -> float:
+def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor | None", *, threads: int) -> float:
     """Run the file beside the network it was made from; the relative difference between their outputs (`parity`).
 
     Args:
         network: Float or quantized: what was exported.
         path: The file.
-        data: Where images come from (64 of the validation split); noise where it is None.
+        data: Where images come from (64 of the validation split), or the images (`[N, C, H, W]`); noise where it is
+            None.
         threads: Threads that the runtime may use.
 
     Raises:
@@ -207,9 +210,12 @@ def _noise(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wide) ** 2))) / max(energy, _TINY)
 
 
-def _parity_images(network: "Network", data: "ImageData | None") -> Iterator[np.ndarray]:
-    if data is None:
-        for part in network.example(_PARITY_BATCH).cpu().split(network.input.batch):
+def _parity_images(network: "Network", data: "ImageData | torch.Tensor | None") -> Iterator[np.ndarray]:
+    import torch
+
+    if data is None or isinstance(data, torch.Tensor):
+        images = network.example(_PARITY_BATCH) if data is None else data
+        for part in images.cpu().split(network.input.batch):
             yield part.numpy()
         return
     count = min(_PARITY_IMAGES, data.count("validation"))

@@ -469,3 +469,35 @@ def test_strided_convolutions_beside_others_that_read_all_pixels_run(runtime, ac
     quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     path = RUNTIMES[runtime].export(quantized, tmp_path / f"model{RUNTIMES[runtime].suffix}")
     check_parity(quantized, path, None, threads=1)
+
+
+class Residual(nn.Module):
+    """A block whose shortcut is a convolution too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.outer, self.shortcut = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+        self.last, self.head = nn.Conv2d(32, 32, 3, padding=1), nn.Linear(32 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.shortcut(x) + self.outer(F.relu(self.inner(x))))
+        return self.head(F.relu(self.last(x)).flatten(1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("sums", ["apart", "joined", "float"])
+def test_a_sum_is_rounded_where_the_runtime_rounds_it(runtime, sums, tmp_path):
+    torch.manual_seed(0)
+    images = digits(0, 256)[0]
+    network = capture(Residual().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
+    chosen = RUNTIMES[runtime]
+    if sums == "joined" and chosen.sums != "joined":
+        pytest.skip("it adds in a kernel of its own")
+    config = QuantizeConfig(**{**chosen.placement(), **QUICK, "sums": sums})
+    quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=256))
+    session = chosen.load(chosen.export(quantized, tmp_path / f"model{chosen.suffix}"), threads=1)
+    found, simulated, plain = (run(images) for run in (lambda x: session(x.numpy())[0], quantized, network))
+    noise = (simulated - plain).detach().norm()
+    assert (torch.from_numpy(found) - simulated.detach()).norm() < 0.2 * noise

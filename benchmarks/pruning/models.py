@@ -19,7 +19,7 @@ from afina.types import InputSpec, TaskSpec
 _MOST = 40_000_000
 _CLASSES = 1000
 _SHAKES = (0.2, 0.1, 0.05)  # of the standard deviation
-_MOST_AMPLIFIED = 1e-3
+_MOST_AMPLIFIED = 5e-5
 
 
 def choose(path: Path) -> dict[str, int]:

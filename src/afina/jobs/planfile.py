@@ -12,7 +12,7 @@ from afina.techniques.quantize import Precision, QuantizeConfig, Source
 
 _FORMAT = "afina/plan/1"
 # What a plan says beside the precision of each layer: how it is placed, and what its weights' codes depend on.
-_PLACEMENT = ("sums", "fused", "rescales", "centred", "norms")
+_PLACEMENT = ("sums", "joins", "fused", "rescales", "centred", "norms")
 _CODES = ("granularity", "scheme", "full_range", "power_of_two")
 
 

@@ -41,6 +41,7 @@ class Runtime(ABC):
         package: The library's distribution, which is also what it is imported as.
         fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
         sums: How it adds quantized activations; see `QuantizeConfig.sums`.
+        joins: Whether it adds in a convolution whatever it is given; see `QuantizeConfig.joins`.
         rescales: Whether it rounds weights anew that read joined channels; see `QuantizeConfig.rescales`.
         centred: Whether linear layers may be faster on symmetric activations; see `QuantizeConfig.centred`.
         stored_bits: For each number of bits that weights may have, how many the file takes for one.
@@ -53,6 +54,7 @@ class Runtime(ABC):
     package: ClassVar[str]
     fuses: ClassVar[Literal["clips", "all"]] = "clips"
     sums: ClassVar[Literal["apart", "joined", "float"]] = "apart"
+    joins: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
     centred: ClassVar[bool] = False
     stored_bits: ClassVar[Mapping[int, int]] = {8: 8}
@@ -75,7 +77,8 @@ class Runtime(ABC):
 
     def placement(self) -> dict[str, Any]:
         """What a `QuantizeConfig` has to know of this runtime, by the names that it has there."""
-        return {"weight_bits": self.weight_bits(), "fused": self.fuses, "sums": self.sums, "rescales": self.rescales}
+        own = {"fused": self.fuses, "sums": self.sums, "joins": self.joins, "rescales": self.rescales}
+        return {"weight_bits": self.weight_bits(), **own}
 
     def computes_bf16(self) -> bool:
         """Whether this runtime computes in bfloat16 on this machine where a file asks for it."""

@@ -36,6 +36,7 @@ class OpenVINORuntime(Runtime):
     package = "openvino"
     fuses = "all"
     sums = "joined"
+    joins = True
     rescales = True
     centred = True
     stored_bits = {8: 8, 6: 6, 4: 4, 3: 3, 2: 2}  # noqa: RUF012 (a constant)

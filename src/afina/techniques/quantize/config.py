@@ -65,6 +65,8 @@ class QuantizeConfig:
         sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
             kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;
             `float`.
+        joins: Whether the runtime computes every addition in a convolution before and never rounds what that one gives,
+            whatever `sums` says: in the first operand that is one, where `sums` is not `joined`.
         rescales: Whether the runtime multiplies the scales of channels that are joined into the weights that read them,
             and rounds those again. Such channels get one scale for all.
     """
@@ -82,6 +84,7 @@ class QuantizeConfig:
     layers: tuple[tuple[str, Precision], ...] = field(default=())
     sums: Literal["apart", "joined", "float"] = "apart"
     fused: Literal["clips", "all"] = "clips"
+    joins: bool = False
     rescales: bool = False
     centred: bool = False
     norms: Literal["fp32", "bf16"] = "fp32"

@@ -150,7 +150,7 @@ class Placement(Quantizer):
     def _annotate_output(self, node: Node, precision: str) -> None:
         """Quantize what `node` gives; for an operator that only moves values, what its source gives."""
         node = mover_source(node)
-        if node in self.fixed or not _is_float(node) or (self.config.sums == "joined" and _is_joined(node)):
+        if node in self.fixed or not _is_float(node) or self._is_joined(node):
             return
         node = self._folded_into(node)
         known = self.precisions.get(node)
@@ -192,6 +192,18 @@ class Placement(Quantizer):
             return users[0]
         return node
 
+    def _is_joined(self, node: Node) -> bool:
+        """Whether `node` is the convolution in which the runtime computes the addition that alone reads its output."""
+        last = self.config.sums == "joined"
+        if not (last or self.config.joins) or node.target not in CONVOLUTIONS or len(node.users) != 1:
+            return False
+        (user,) = node.users
+        if user.target not in _ADDING:
+            return False
+        possible = [source for source in _sources(user) if source.target in CONVOLUTIONS and len(source.users) == 1]
+        # The last in the order of the graph, or the first operand.
+        return node is (max(possible) if last else possible[0])
+
     def _is_combined(self, node: Node) -> bool:
         """Whether `node` adds, multiplies or joins activations of which at least one comes from a quantized layer."""
         if node.target not in _COMBINING or not _is_float(node):
@@ -224,16 +236,6 @@ class Placement(Quantizer):
 def is_layer(node: Node) -> bool:
     """Whether a node multiplies by a weight that can be quantized."""
     return node.target in WEIGHTED
-
-
-def _is_joined(node: Node) -> bool:
-    """Whether `node` is a convolution whose output only an addition reads, and the last such of that addition."""
-    if node.target not in CONVOLUTIONS or len(node.users) != 1:
-        return False
-    (user,) = node.users
-    if user.target not in _ADDING:
-        return False
-    return not any(other > node for other in _sources(user) if other.target in CONVOLUTIONS and len(other.users) == 1)
 
 
 def layer_name(node: Node) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.data import open_data
-from afina.errors import AfinaError, InputError, ParityError
+from afina.errors import AfinaError, InputError, ParityError, Unsupported
 from afina.graph import capture
 from afina.graph.axes import analyse
 from afina.graph.surgery import remove
@@ -224,6 +224,32 @@ def test_an_unknown_or_missing_runtime_is_named(monkeypatch):
     monkeypatch.setattr(type(RUNTIMES["openvino"]), "available", lambda self: False)
     with pytest.raises(InputError, match=r"afina\[openvino\]"):
         get_runtime("openvino")
+
+
+def test_an_export_is_not_reported_to_anyone(small_network, tmp_path, monkeypatch):
+    telemetry = pytest.importorskip("openvino_telemetry.main").Telemetry
+    told = []
+    for name in ("send_event", "send_error", "start_session"):
+        monkeypatch.setattr(telemetry, name, lambda *args, **options: told.append(args))
+    check_parity(small_network, get_runtime("openvino").export(small_network, tmp_path / "model.xml"), None, threads=1)
+    assert not told
+
+
+def test_an_operator_that_openvino_does_not_know_is_named(tmp_path):
+    pytest.importorskip("openvino")
+
+    class Determinant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 10, 1)
+
+        def forward(self, x):
+            return torch.linalg.det(self.stem(x))
+
+    network = capture(Determinant(), GREY, DIGITS)
+    with pytest.raises(Unsupported, match=r"No conversion rule found for operations: Det"):
+        get_runtime("openvino").export(network, tmp_path / "model.xml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_timing_imports_no_torch():

@@ -1,6 +1,7 @@
 """OpenVINO on the processor: `.xml` files (the graph), each with a `.bin` beside it (the weights)."""
 
 from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -67,13 +68,7 @@ class OpenVINORuntime(Runtime):
             weigh_borders,
         )
 
-        source = path.with_suffix(".onnx")
-        source.write_bytes(onnx_bytes(network, narrow=False))
-        try:
-            # Not Core.read_model: only this one folds what it reads (quantizations to FakeQuantize, constants).
-            model = openvino.convert_model(source)
-        except RuntimeError as error:
-            raise Unsupported("The network could not be converted for OpenVINO.", why=first_lines(error)) from error
+        model = _converted(onnx_bytes(network, narrow=False))
         _share_constants(model)
         drop_zero_offsets(model)
         flatten_linears(model)
@@ -134,6 +129,35 @@ class _OpenVINOSession:
             self._compiled[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
         self._compiled.move_to_end(shape)
         return self._compiled[shape]
+
+
+def _converted(data: bytes) -> Any:
+    """A serialized ONNX model as OpenVINO's own, with quantizations as FakeQuantize and weights as integers.
+
+    The steps of `openvino.convert_model` for such a file, and the same model. That one also reports each conversion to
+    its maker over the network, from a forked process, and takes two to three times as long.
+    """
+    from openvino._offline_transformations import apply_moc_transformations, compress_quantize_weights_transformation
+    from openvino.frontend import FrontEndManager
+
+    try:
+        frontend = FrontEndManager().load_by_framework("onnx")
+        model = frontend.convert(frontend.load(BytesIO(data)))
+        apply_moc_transformations(model, cf=False, smart_reshape=True)
+        compress_quantize_weights_transformation(model)
+    except Exception as error:  # its failures have no class in common
+        raise Unsupported(
+            "The network could not be converted for OpenVINO.",
+            why=f"It says: {_reasons(error)}",
+            fix="Use another runtime, or rewrite that part of the network with other operators.",
+        ) from error
+    return model
+
+
+def _reasons(error: Exception) -> str:
+    """What the converter says of each operator, without where in its source that was found."""
+    said = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
+    return " ".join(said)[:500] or first_lines(error)
 
 
 def _holds_bf16(network: "Network") -> bool:

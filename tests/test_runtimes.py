@@ -1,5 +1,6 @@
 """What every runtime promises: parity, any batch, whole files, honest figures from a fresh process."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -226,13 +227,42 @@ def test_an_unknown_or_missing_runtime_is_named(monkeypatch):
         get_runtime("openvino")
 
 
-def test_an_export_is_not_reported_to_anyone(small_network, tmp_path, monkeypatch):
+def test_a_conversion_is_not_reported_to_anyone(small_network, tmp_path, monkeypatch):
     telemetry = pytest.importorskip("openvino_telemetry.main").Telemetry
     told = []
     for name in ("send_event", "send_error", "start_session"):
         monkeypatch.setattr(telemetry, name, lambda *args, **options: told.append(args))
-    check_parity(small_network, get_runtime("openvino").export(small_network, tmp_path / "model.xml"), None, threads=1)
+    get_runtime("openvino").export(small_network, tmp_path / "model.xml")
     assert not told
+
+
+_WATCHED = """
+import sys, threading
+import numpy as np
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.startswith(("socket.", "os.fork")) else None)
+from afina.runtimes import runtime_of
+runtime = runtime_of(sys.argv[1])
+runtime.start()
+runtime.load(sys.argv[1], threads=1)(np.zeros((1, 1, 8, 8), np.float32))
+for thread in threading.enumerate():
+    if thread is not threading.main_thread():
+        thread.join(10)
+sys.exit(", ".join(seen) or 0)
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_running_a_file_needs_no_network_and_no_other_process(name, small_network, tmp_path):
+    pytest.importorskip(name)
+    runtime = get_runtime(name)
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where libraries report nothing
+    home = {"HOME": str(tmp_path / "home")}
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-c", _WATCHED, path]
+    done = subprocess.run(command, env=environment | home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_operator_that_openvino_does_not_know_is_named(tmp_path):

@@ -1,7 +1,5 @@
 """What several tests share: small networks on real images."""
 
-import functools
-
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -21,16 +19,6 @@ def short_timings():
     """What is promised here does not depend on how exactly files are timed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(measure_latency.__kwdefaults__, "seconds", 1.0)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_registry_of_operators():
-    """The exporter to ONNX reads all its operators for every file; for the hundreds of files here, once is enough."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

@@ -282,6 +282,15 @@ def test_an_operator_that_openvino_does_not_know_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_leaves_torch_onnx_as_it_was(small_network, tmp_path):
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    fills = registration.ONNXRegistry.__dict__["from_torchlib"]
+    for name in ("first", "second"):
+        get_runtime("onnxruntime").export(small_network, tmp_path / f"{name}.onnx")
+    assert registration.ONNXRegistry.__dict__["from_torchlib"] is fills
+    assert registration.ONNXRegistry.from_torchlib() is not registration.ONNXRegistry.from_torchlib()
+
+
 def test_timing_imports_no_torch():
     code = "import afina.runtimes.worker, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,10 +4,6 @@ A plain export carries Python stack traces, the user's module paths and every in
 ResNet-20 they are a third of the file. What is left here is the graph, its weights, and two texts of metadata.
 """
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +19,7 @@ from afina.runtimes.onnx_codes import (
 from afina.runtimes.onnx_edit import constant, new_constant, replace
 from afina.runtimes.onnx_plain import plain_program
 from afina.runtimes.onnx_prepare import for_onnx
+from afina.runtimes.torch_onnx import torch_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,7 +77,7 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
 def _translate(network: "Network") -> "ir.Model":
     whole = for_onnx(network)
     try:
-        with _quietly():
+        with torch_onnx():
             try:
                 program = _exported(plain_program(whole))
             except Exception:  # an op that only the general way knows how to break up
@@ -128,23 +125,6 @@ def _simplify(model: "ir.Model") -> None:
         common.NameFixPass(),
     ):
         step(model)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence what torch.onnx says about its own insides (deprecations there, operators it does not know)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for module in (r"torch\..*", r"onnxscript\..*", r"onnx_ir\..*", r"copyreg", r"ast"):
-                warnings.filterwarnings("ignore", module=module)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _raise_opset(model: "ir.Model", opset: int) -> None:

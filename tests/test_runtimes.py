@@ -349,7 +349,25 @@ class _Written(_Plain):
         return self.head(F.adaptive_avg_pool2d(self.more(x), 1).flatten(1))
 
 
-@pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_Written, False)])
+class _OfWeights(_Plain):
+    """Makes of its weights alone what ONNX has no op for."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.groups = nn.Parameter(torch.randn(1, 8, 3, 4)), nn.GroupNorm(2, 8)
+
+    def forward(self, x):
+        mean, spread = self.more.weight.mean((1, 2, 3)), self.more.weight.std((1, 2, 3))
+        standard = F.batch_norm(self.more.weight.reshape(1, 8, -1), None, None, training=True).reshape_as(
+            self.more.weight
+        )
+        rows, columns = torch.meshgrid(spread[:6].cumsum(0), mean[:6], indexing="ij")
+        x = self.norm(self.stem(x)) + F.interpolate(self.embedding, (6, 6), mode="bicubic", antialias=True)
+        x = self.groups(x + rows * columns).relu_()
+        return self.head(F.conv2d(x, standard, padding=1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_OfWeights, True), (_Written, False)])
 def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, short, tmp_path, monkeypatch):
     torch.manual_seed(0)
     module = kind()

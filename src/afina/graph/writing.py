@@ -30,7 +30,7 @@ _FILLED: dict[Any, int] = {
 # Composite ops that always give new memory.
 _NEW = frozenset(
     getattr(_aten, name).default
-    for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "layer_norm", "adaptive_avg_pool2d")
+    for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "layer_norm", "group_norm", "adaptive_avg_pool2d")
 )
 
 

@@ -1,35 +1,93 @@
 """A captured graph as torch.onnx can translate it: what ONNX lacks is written with the ops that it has."""
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx import Node
+from torch._ops import OpOverload
+from torch.fx import Graph, Interpreter, Node
 
 from afina.graph.propagate import current_values, is_stored
-from afina.graph.writing import remove_writes
+from afina.graph.writing import remove_writes, written
 
 if TYPE_CHECKING:
     from afina.graph import Network
 
-_MATMUL = torch.ops.aten.matmul.default
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_aten = torch.ops.aten
+_MATMUL = _aten.matmul.default
+_ATTENTION = _aten.scaled_dot_product_attention.default
+# Ops that torch.onnx has to break up, and that models apply to weights alone.
+_LACKING = frozenset(
+    (
+        *(_aten._upsample_bicubic2d_aa.vec, _aten.meshgrid.indexing, _aten.batch_norm.default),
+        *(_aten.reshape_as.default, _aten.to.device),
+    )
+)
 _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, heads, tokens, features
 
 
 def for_onnx(network: "Network") -> "Network":
     """The network as it is exported; it answers the same, and the one given is left as it was."""
-    return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_copies(network))))
+    return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_results(_with_stored_copies(network)))))
 
 
 def _with_stored_copies(network: "Network") -> "Network":
     """The network, with copies of weights that are written into stored as they are then."""
-    copies = torch.ops.aten.clone.default
+    copies = _aten.clone.default
     if not any(node.target is copies and is_stored(node.args[0]) for node in network.graph.nodes):
         return network
     twin = network.copy()
     remove_writes(twin.module, frozen=True)
     return twin
+
+
+def _with_stored_results(network: "Network") -> "Network":
+    """The network, with what ops that ONNX lacks make of its weights alone stored as it is then.
+
+    Position embeddings are resampled, coordinates spread over a grid, weights standardized by a batch norm.
+    """
+    fixed = _fixed(network.graph)
+    changed = {target for node in network.graph.nodes for target in written(node)}
+    if not _lacking(fixed) or not changed.isdisjoint(fixed):
+        return network
+    twin = network.copy()
+    with twin.inference():
+        runner, fixed = Interpreter(twin.module), _fixed(twin.graph)
+        for node in fixed:
+            runner.env[node] = runner.run_node(node)
+    for node in _lacking(fixed):
+        if isinstance(runner.env[node], torch.Tensor):  # of a list each part is stored
+            name = f"{node.name}_stored"
+            twin.module.register_buffer(name, runner.env[node].detach().contiguous())
+            with twin.graph.inserting_before(node):
+                stored = twin.graph.get_attr(name)
+            stored.meta = dict(node.meta)
+            node.replace_all_uses_with(stored)
+    twin.graph.eliminate_dead_code()
+    twin.module.recompile()
+    return twin
+
+
+def _fixed(graph: Graph) -> list[Node]:
+    """What gives the same for all images: weights, and ops on them that draw, write and decode nothing."""
+    found = dict[Node, None]()
+    for node in graph.nodes:
+        pure = isinstance(node.target, OpOverload) and not (
+            node.target._schema.is_mutable
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+            or node.target.namespace == "quantized_decomposed"
+        )
+        computed = (pure or node.target is operator.getitem) and all(source in found for source in node.all_input_nodes)
+        if is_stored(node) or (node.op == "call_function" and computed):
+            found[node] = None
+    return list(found)
+
+
+def _lacking(fixed: list[Node]) -> list[Node]:
+    """The ops among `fixed` that torch.onnx would have to break up, and the parts of what they give."""
+    found = {node for node in fixed if node.target in _LACKING}
+    return [node for node in fixed if node in found or (node.target is operator.getitem and node.args[0] in found)]
 
 
 def _with_plain_pooling(network: "Network") -> "Network":
@@ -61,7 +119,7 @@ def _with_plain_pooling(network: "Network") -> "Network":
 
 def _is_pooled(node: Node) -> bool:
     """Whether a node takes means over areas, not over all pixels."""
-    return node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) != [1, 1]  # type: ignore[arg-type]
+    return node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) != [1, 1]  # type: ignore[arg-type]
 
 
 def _means(size: int, areas: int) -> torch.Tensor:
@@ -95,7 +153,7 @@ def _with_clamps(network: "Network") -> "Network":
         source, scale, zero, low, high = node.args[:5]
         with twin.graph.inserting_before(node):
             bounds = ((low - zero) * scale, (high - zero) * scale)
-            clamp = twin.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+            clamp = twin.graph.call_function(_aten.clamp.default, (source, *bounds))
         clamp.meta = dict(source.meta)
         node.update_arg(0, clamp)
     twin.module.recompile()
@@ -117,7 +175,7 @@ def _with_plain_attention(network: "Network") -> "Network":
             continue
         whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
         with twin.graph.inserting_after(node):
-            copy = twin.graph.call_function(torch.ops.aten.clone.default, (node,), whole)
+            copy = twin.graph.call_function(_aten.clone.default, (node,), whole)
         copy.meta = dict(node.meta)
         node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
     twin.module.recompile()
@@ -126,7 +184,7 @@ def _with_plain_attention(network: "Network") -> "Network":
 
 def _is_written_out(node: Node) -> bool:
     """Whether `node` could be replaced: it has no dropout, no mask of booleans, is not causal, and shares no heads."""
-    aten, call = torch.ops.aten, node.graph.call_function
+    call = node.graph.call_function
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
     a: dict[str, Any] = {**given, **node.kwargs}
     mask = a.get("attn_mask")
@@ -135,11 +193,11 @@ def _is_written_out(node: Node) -> bool:
         return False
     scale = a.get("scale") or 1 / math.sqrt(int(a["query"].meta["val"].shape[-1]))
     with node.graph.inserting_before(node):
-        query = call(aten.mul.Tensor, (a["query"], scale))
-        scores = call(_MATMUL, (query, call(aten.transpose.int, (a["key"], -2, -1))))
+        query = call(_aten.mul.Tensor, (a["query"], scale))
+        scores = call(_MATMUL, (query, call(_aten.transpose.int, (a["key"], -2, -1))))
         if mask is not None:
-            scores = call(aten.add.Tensor, (scores, mask))
-        mixed = call(_MATMUL, (call(aten.softmax.int, (scores, -1)), a["value"]))
+            scores = call(_aten.add.Tensor, (scores, mask))
+        mixed = call(_MATMUL, (call(_aten.softmax.int, (scores, -1)), a["value"]))
     node.replace_all_uses_with(mixed)
     node.graph.erase_node(node)
     return True

@@ -30,7 +30,7 @@ def fold_weights(network: Network) -> list[str]:
     layers = [node for node in network.graph.nodes if node.op == "call_function" and op_name(node) in _LAYERS]
     given = (arguments(node)[key] for node in layers for key in ("weight", "bias"))
     computed = dict.fromkeys(source for source in given if source in fixed and source.op != "get_attr")
-    stored = [_store(network, node) for node in computed]
+    stored = [store(network, node) for node in computed]
     network.graph.eliminate_dead_code()
     names = [_take_name(network, node, origin) for node, origin in stored]
     network.module.recompile()
@@ -73,7 +73,13 @@ def _is_float(network: Network, node: Node) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
-def _store(network: Network, computed: Node) -> tuple[Node, str]:
+def is_code(network: Network, node: Node) -> bool:
+    """Whether a node reads a tensor that is stored in few bits on purpose: codes and halves."""
+    value = attribute(network.module, str(node.target)) if node.op == "get_attr" else None
+    return isinstance(value, Tensor) and value.dtype.itemsize < 4 and value.dtype != torch.bool
+
+
+def store(network: Network, computed: Node) -> tuple[Node, str]:
     """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
     known = dict[Node, Any]()
 
@@ -95,7 +101,7 @@ def _store(network: Network, computed: Node) -> tuple[Node, str]:
     computed.replace_all_uses_with(stored)
     origins = [node for node in known if node.op == "get_attr"]
     alike = (node for node in origins if known[node].shape == found.shape)
-    return stored, str(next(alike, origins[0]).target)
+    return stored, str(next(alike, (*origins, stored)[0]).target)
 
 
 def _take_name(network: Network, stored: Node, origin: str) -> str:
@@ -193,7 +199,7 @@ def put_parameter(network: Network, name: str, value: Tensor) -> None:
     parent: Any = network.module.get_submodule(owner)
     if leaf in parent._buffers or leaf in parent._parameters:
         delattr(parent, leaf)
-    parent.register_parameter(leaf, nn.Parameter(value))
+    parent.register_parameter(leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
 
 
 def uses_of(network: Network, node: Node) -> int:

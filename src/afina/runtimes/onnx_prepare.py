@@ -5,11 +5,11 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._ops import OpOverload
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Node
 
+from afina.graph.folding import fixed_nodes, is_code, store
 from afina.graph.propagate import current_values, is_stored
-from afina.graph.writing import remove_writes, written
+from afina.graph.writing import remove_writes
 
 if TYPE_CHECKING:
     from afina.graph import Network
@@ -47,47 +47,28 @@ def _with_stored_results(network: "Network") -> "Network":
 
     Position embeddings are resampled, coordinates spread over a grid, weights standardized by a batch norm.
     """
-    fixed = _fixed(network.graph)
-    changed = {target for node in network.graph.nodes for target in written(node)}
-    if not _lacking(fixed) or not changed.isdisjoint(fixed):
+    if not _lacking(network):
         return network
     twin = network.copy()
     with twin.inference():
-        runner, fixed = Interpreter(twin.module), _fixed(twin.graph)
-        for node in fixed:
-            runner.env[node] = runner.run_node(node)
-    for node in _lacking(fixed):
-        if isinstance(runner.env[node], torch.Tensor):  # of a list each part is stored
-            name = f"{node.name}_stored"
-            twin.module.register_buffer(name, runner.env[node].detach().contiguous())
-            with twin.graph.inserting_before(node):
-                stored = twin.graph.get_attr(name)
-            stored.meta = dict(node.meta)
-            node.replace_all_uses_with(stored)
+        for node in _lacking(twin):
+            store(twin, node)
     twin.graph.eliminate_dead_code()
     twin.module.recompile()
     return twin
 
 
-def _fixed(graph: Graph) -> list[Node]:
-    """What gives the same for all images: weights, and ops on them that draw, write and decode nothing."""
-    found = dict[Node, None]()
-    for node in graph.nodes:
-        pure = isinstance(node.target, OpOverload) and not (
-            node.target._schema.is_mutable
-            or torch.Tag.nondeterministic_seeded in node.target.tags
-            or node.target.namespace == "quantized_decomposed"
-        )
-        computed = (pure or node.target is operator.getitem) and all(source in found for source in node.all_input_nodes)
-        if is_stored(node) or (node.op == "call_function" and computed):
-            found[node] = None
-    return list(found)
+def _lacking(network: "Network") -> list[Node]:
+    """The tensors that ops give which torch.onnx would have to break up, of weights alone that are no codes."""
+    nodes = [node for node in network.graph.nodes if node.target in _LACKING or _is_part(node)]
+    fixed = fixed_nodes(network.graph, lambda node: not is_code(network, node)) if nodes else set()
+    return [node for node in nodes if node in fixed and isinstance(node.meta["val"], torch.Tensor)]
 
 
-def _lacking(fixed: list[Node]) -> list[Node]:
-    """The ops among `fixed` that torch.onnx would have to break up, and the parts of what they give."""
-    found = {node for node in fixed if node.target in _LACKING}
-    return [node for node in fixed if node in found or (node.target is operator.getitem and node.args[0] in found)]
+def _is_part(node: Node) -> bool:
+    """Whether a node takes one of the tensors that such an op gives."""
+    source: Any = node.args[0] if node.args else None
+    return node.target is operator.getitem and source.target in _LACKING
 
 
 def _with_plain_pooling(network: "Network") -> "Network":

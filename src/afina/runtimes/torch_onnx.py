@@ -16,7 +16,7 @@ def torch_onnx() -> Iterator[None]:
     """For the length of a `with` block torch.onnx says nothing of deprecations in itself or of ops it does not know.
 
     And it keeps the table of its operators: to fill that anew for each of the dozens of files that a job exports takes
-    a second, which for a small network is a third of its export.
+    a second, which is most of what the export of a small network takes.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -14,7 +14,7 @@ from afina.cli import app
 from afina.jobs import optimize as optimize_module
 from afina.jobs import ways as ways_module
 from afina.models.builtin import convnet
-from afina.store import read_result
+from afina.store.result import read_result
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

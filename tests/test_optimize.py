@@ -25,7 +25,7 @@ from afina.jobs import stages as stages_module
 from afina.jobs import ways as ways_module
 from afina.progress import Progress
 from afina.runtimes import get_runtime
-from afina.store import read_result
+from afina.store.result import read_result
 from afina.types import Result, Step
 
 BUILDER = """

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from afina.errors import InputError, StorageError
-from afina.store import Run, from_plain, read_config, read_result, result_schema, to_plain
 from afina.store import files as store_files
+from afina.store.result import from_plain, read_result, result_schema, to_plain
+from afina.store.run import Run, read_config
 from afina.types import (
     Budget,
     Candidate,
@@ -195,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch:
 WORKER = """
 import sys, time
 from pathlib import Path
-from afina.store import Run
+from afina.store.run import Run
 with Run.open(sys.argv[1], {"a": 1}, argv="worker") as run:
     print("open", flush=True)
     if sys.argv[2] == "wait":
@@ -388,5 +389,5 @@ def test_a_result_has_every_field_that_the_schema_requires() -> None:
 
 
 def test_the_run_folder_needs_no_torch() -> None:
-    code = "import sys, afina.store; assert 'torch' not in sys.modules"
+    code = "import sys, afina.store.run; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,7 +8,7 @@ import torch
 
 from afina.graph import Network
 from afina.runtimes import check_parity, get_runtime
-from afina.store import to_plain
+from afina.store.result import to_plain
 from afina.techniques import factorize, prune, quantize, sparsify
 from afina.techniques.context import Context
 

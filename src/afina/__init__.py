@@ -3,7 +3,7 @@
 Each command of the command line is the function of the same name here.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from afina.jobs.tune import tune
     from afina.types import InputSpec, TaskSpec
 
-__version__ = metadata.version("afina")
+    __version__: str
 
 __all__ = [
     "InputSpec",
@@ -65,9 +65,12 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import afina` and `afina --help` stay fast."""
-    if name not in _HOME:
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("afina")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'afina' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

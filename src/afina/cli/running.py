@@ -85,6 +85,6 @@ def show(value: Any, text: str, as_json: bool) -> None:
     if not as_json:
         typer.echo(text)
         return
-    from afina.store import to_plain
+    from afina.store.result import to_plain
 
     typer.echo(json.dumps(to_plain(value), indent=2))

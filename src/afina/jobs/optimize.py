@@ -26,7 +26,7 @@ from afina.models import Loaded
 from afina.progress import Progress
 from afina.reporting import write_metadata
 from afina.runtimes import get_runtime
-from afina.store import Run
+from afina.store.run import Run
 from afina.tasks import get_task
 from afina.training import FitConfig, fit, layer_dtypes
 from afina.training.config import Optimizer, Precision

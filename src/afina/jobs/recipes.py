@@ -30,7 +30,8 @@ from afina.jobs.sparsify import sparsify
 from afina.jobs.target import ModelSource, check_source, name_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
-from afina.store import Run, from_plain, to_plain
+from afina.store.result import from_plain, to_plain
+from afina.store.run import Run
 from afina.types import Measurement, Record, Step
 from afina.units import format_value
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from afina.errors import InputError
 from afina.reporting import write_card, write_csv, write_html
-from afina.store import read_result
+from afina.store.result import read_result
 from afina.types import Result
 
 

@@ -12,7 +12,8 @@ from afina.graph.network import Network
 from afina.jobs.compression import context_of
 from afina.progress import Progress
 from afina.runtimes import Runtime
-from afina.store import Run, from_plain, to_plain
+from afina.store.result import from_plain, to_plain
+from afina.store.run import Run
 from afina.techniques.context import Context
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from typing import Any
 
 from afina.reporting.facts import MEASURES
 from afina.reporting.words import input_words, metric_words
-from afina.store import to_plain
 from afina.store.files import write
+from afina.store.result import to_plain
 from afina.types import Candidate, Result
 
 _FIELDS = ("value", "unit", "spread", "n", "how")

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from afina.errors import StorageError
-from afina.store import storing
+from afina.store.files import storing
 
 JOURNAL = "study.journal"
 _GRPC = "grpc"

@@ -2,11 +2,5 @@
 
 `run` has the folder with its lock and its stages, `files` writes files whole or not at all, `result` turns
 our records into JSON and back. `python -m afina.store` prints the JSON schema of `result.json`, which is
-published in `docs/`.
+published in `docs/`. Importing this package imports none of them: what measures needs `files` alone, at once.
 """
-
-from afina.store.files import storing
-from afina.store.result import from_plain, read_result, result_schema, to_plain
-from afina.store.run import Run, read_config
-
-__all__ = ["Run", "from_plain", "read_config", "read_result", "result_schema", "storing", "to_plain"]

@@ -2,6 +2,6 @@
 
 import json
 
-from afina.store import result_schema
+from afina.store.result import result_schema
 
 print(json.dumps(result_schema(), indent=2))

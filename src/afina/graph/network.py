@@ -8,7 +8,7 @@ dropout) are switched by rewriting their training flag, so one graph serves both
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class Network:
         return self.module.graph
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Its parameters and buffers."""
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    @property
     def device(self) -> torch.device:
         return next((t.device for t in self.module.parameters()), torch.device("cpu"))
 
@@ -86,9 +91,15 @@ class Network:
         """Switch to inference; returns itself."""
         return self.train(False)
 
-    def copy(self) -> "Network":
-        """An independent copy: weights, graph and mode."""
-        twin = Network(copy.deepcopy(self.module), self.input, self.task, self.frozen)
+    def copy(self, shared: Iterable[Tensor] = ()) -> "Network":
+        """An independent copy: weights, graph and mode.
+
+        Args:
+            shared: Tensors of this network that the copy has too, which saves their memory: whoever writes one of the
+                copy's must `own` it first.
+        """
+        module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
+        twin = Network(module, self.input, self.task, self.frozen)
         twin.training = self.training
         return twin
 

@@ -51,6 +51,17 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
     return value
 
 
+def own(module: torch.nn.Module, target: str) -> Tensor:
+    """A tensor that can be written, of the same value in the place of the one that a `get_attr` node names."""
+    owner, _, name = target.rpartition(".")
+    part = module.get_submodule(owner)
+    value = getattr(part, name)
+    mine: Tensor = value.detach().clone()
+    is_parameter = isinstance(value, torch.nn.Parameter)
+    setattr(part, name, torch.nn.Parameter(mine, requires_grad=value.requires_grad) if is_parameter else mine)
+    return mine
+
+
 def is_stored(value: Any) -> TypeGuard[Node]:
     """Whether an argument of a node is a parameter, buffer or constant, and not computed while the network runs."""
     return isinstance(value, Node) and value.op == "get_attr"

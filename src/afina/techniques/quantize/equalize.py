@@ -10,7 +10,6 @@ no longer decide the range of all. (Nagel et al. 2019, arXiv 1906.04721, equatio
 al. 2023, arXiv 2211.10438, equation 4, for norms before linear layers.)
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,7 @@ from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.folding import uses_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.propagate import attribute, own
 from afina.graph.statistics import Effect, freed, watch
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
@@ -151,11 +150,11 @@ def _reach(network: Network, links: Iterable[Link], images: Tensor) -> dict[str,
 
 
 def _moved(network: Network, links: Iterable[Link], reach: dict[str, Tensor], strength: float) -> Network:
-    """A copy of the network with the scales of all links moved."""
-    twin = Network(copy.deepcopy(network.module), network.input, network.task, network.frozen)
+    """A copy of the network with the scales of all links moved; it shares the weights that stay as they are."""
+    twin = network.copy(network.tensors)
     with torch.no_grad():
         for link in links:
-            weights = [_weight(twin, reader) for reader in link.readers]
+            weights = [_own_weight(twin, reader) for reader in link.readers]
             columns = [_by_input(w, reader) for w, reader in zip(weights, link.readers, strict=True)]
             largest = torch.stack([c.abs().flatten(1).amax(1) for c in columns]).amax(0).clamp_min(_TINY)
             scale = reach[link.last.name].clamp_min(_TINY) ** strength / largest ** (1 - strength)
@@ -167,14 +166,13 @@ def _moved(network: Network, links: Iterable[Link], reach: dict[str, Tensor], st
             for key in ("weight", "bias"):
                 held = arguments(link.producer)[key]
                 if held is not None:
-                    value = attribute(twin.module, str(held.target))
+                    value = own(twin.module, str(held.target))
                     value /= scale.reshape(-1, *[1] * (value.ndim - 1))
     return twin
 
 
-def _weight(network: Network, reader: Node) -> Tensor:
-    value: Tensor = attribute(network.module, str(arguments(reader)["weight"].target))
-    return value.detach()
+def _own_weight(network: Network, reader: Node) -> Tensor:
+    return own(network.module, str(arguments(reader)["weight"].target))
 
 
 def _by_input(weight: Tensor, reader: Node) -> Tensor:

@@ -87,7 +87,8 @@ class Prepared:
         config: Precisions.
 
     Attributes:
-        network: The graph with the edges in it; computes in float until they are on.
+        network: The graph with the edges in it; computes in float until they are on. Its weights are the source's
+            until something `own`s them to write them.
         activations: Edges by node; a scale that several share is there once.
         weights: Edges by the name of the weight.
         unrounded: Has the weights as they were before any rounding: the source, or what was trained.
@@ -99,7 +100,7 @@ class Prepared:
     def __init__(self, source: Source, config: QuantizeConfig) -> None:
         self.source, self.config = source, config
         self.placement = Placement(config)
-        module = copy.deepcopy(source.network.module)
+        module = source.network.copy(source.network.tensors).module
         keep_norms_apart(module)
         with _quiet(), torch.no_grad():
             prepared = prepare_pt2e(module, self.placement)
@@ -170,7 +171,8 @@ class Prepared:
     def convert(self) -> Network:
         """The network in integers: quantize and dequantize nodes around float operators, weights as codes."""
         self.simulate()
-        module = copy.deepcopy(self.network.module)
+        rounded = [attribute(self.network.module, name) for name in self.weights]
+        module = self.network.copy(rounded).module
         edges = {name: m for name, m in module.named_modules() if isinstance(m, (ActivationEdge, WeightEdge))}
         for node in list(module.graph.nodes):
             if node.op == "call_module" and str(node.target) in edges:

@@ -11,7 +11,7 @@ from afina.errors import AfinaError
 from afina.graph.axes.builder import op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, is_stored
+from afina.graph.propagate import attribute, is_stored, own
 from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
@@ -72,7 +72,7 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
         for part in parts:
             errors.run(part.to(network.device))
         for name, error in errors.found.items():
-            bias: Tensor = attribute(network.module, biases[name])
+            bias = own(network.module, biases[name])
             bias -= (error / len(parts)).to(bias)
     return len(errors.found)
 
@@ -192,9 +192,10 @@ def _solve(prepared: Prepared, reader: Reader, moments: Moments, alone: bool) ->
         power = prepared.config.power_of_two
         found = round_weights(target, moment, edge.grid, edge.granularity, power, zeros=zeros)
         edge.set(*_flat(found.scale, found.zero))
-    with torch.no_grad():
-        weight.copy_(reader.from_matrices(found.values, weight))
-        if constant:
+    own(module, reader.weight).copy_(reader.from_matrices(found.values, weight))
+    if constant:
+        own(module, str(reader.bias))
+        with torch.no_grad():
             add_constant(prepared.network, reader, (shift - (found.values * mean[:, None]).sum(2)).flatten())
 
 

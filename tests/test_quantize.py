@@ -15,11 +15,13 @@ from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import layer_rows
+from afina.graph.propagate import attribute
 from afina.graph.statistics import watch
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
 from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import CALIBRATIONS
+from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.weights import round_layers
 from afina.training import FitConfig, fit
@@ -289,6 +291,19 @@ def test_the_input_network_is_left_as_it_was(digits_network):
     apply(digits_network, QuantizeConfig(), _context(digits(0, 32)[0]))
     assert nodes == [node.name for node in digits_network.graph.nodes]
     assert all(torch.equal(before[name], value) for name, value in digits_network.module.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [{}, {"weights": "int4"}, {"equalize": "none"}], ids=str)
+def test_what_all_precisions_start_from_is_shared_and_never_written(digits_network, config):
+    source = Source.of(digits_network)
+    before = [tensor.clone() for tensor in source.network.tensors]
+    prepared = Prepared(source, QuantizeConfig(**config))
+    for name in prepared.weights:
+        assert attribute(prepared.network.module, name) is attribute(source.network.module, name)
+    context = _context(digits(0, 32)[0])
+    moved, _ = equalize(source, QuantizeConfig(**config), context)
+    finish(digits_network, prepare(moved, QuantizeConfig(**config), context)[0], context, (), 0.0)
+    assert all(torch.equal(was, now) for was, now in zip(before, source.network.tensors, strict=True))
 
 
 PRECISIONS = {

@@ -28,7 +28,7 @@ _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, head
 
 
 def for_onnx(network: "Network") -> "Network":
-    """The network as it is exported; it answers the same, and the one given is left as it was."""
+    """The network as it is exported, over the same weights; it answers the same, and the one given is left as it was."""
     return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_results(_with_stored_copies(network)))))
 
 
@@ -37,7 +37,7 @@ def _with_stored_copies(network: "Network") -> "Network":
     copies = _aten.clone.default
     if not any(node.target is copies and is_stored(node.args[0]) for node in network.graph.nodes):
         return network
-    twin = network.copy()
+    twin = network.copy(network.tensors)
     remove_writes(twin.module, frozen=True)
     return twin
 
@@ -49,7 +49,7 @@ def _with_stored_results(network: "Network") -> "Network":
     """
     if not _lacking(network):
         return network
-    twin = network.copy()
+    twin = network.copy(network.tensors)
     with twin.inference():
         for node in _lacking(twin):
             store(twin, node)
@@ -82,7 +82,7 @@ def _with_plain_pooling(network: "Network") -> "Network":
     uneven = {name: pairs for name, pairs in sizes.items() if any(size % areas for size, areas in pairs)}
     if not uneven:
         return network
-    twin = network.copy()
+    twin = network.copy(network.tensors)
     for node in [node for node in twin.graph.nodes if node.name in uneven]:
         x: Any = node.args[0]
         rows, columns = (_means(*pair).to(network.device) for pair in uneven[node.name])
@@ -129,7 +129,7 @@ def _with_clamps(network: "Network") -> "Network":
 
     if not any(is_narrow(node) for node in network.graph.nodes):
         return network
-    twin = network.copy()
+    twin = network.copy(network.tensors)
     for node in [node for node in twin.graph.nodes if is_narrow(node)]:
         source, scale, zero, low, high = node.args[:5]
         with twin.graph.inserting_before(node):
@@ -150,7 +150,7 @@ def _with_plain_attention(network: "Network") -> "Network":
     """
     if not any(node.target is _ATTENTION for node in network.graph.nodes):
         return network
-    twin = network.copy()
+    twin = network.copy(network.tensors)
     for node in [node for node in twin.graph.nodes if node.target is _ATTENTION]:
         if node.args[0].meta["val"].ndim != _MATRICES and _is_written_out(node):
             continue

@@ -1,11 +1,11 @@
-"""Wall time and peak memory of quantizing ResNet-50 at 224 pixels: Afina beside NNCF's default.
+"""Wall time and peak memory of quantizing ResNet-50 and ViT-B/16 at 224 pixels: Afina beside NNCF's default.
 
     python benchmarks/quantization/calibration.py SHARED              # on a quiet machine
-    python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'nncf*'
+    python benchmarks/quantization/calibration.py SHARED --threads 1 --only 'resnet50/nncf*'
 
-Rows in `results/calibration.jsonl`, named METHOD/IMAGES/THREADS. Each is made in a process of its own that may use so
-many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded. NNCF
-starts from an ONNX file that is there already, and once more (`from torch`) from the module, as Afina does.
+Rows in `results/calibration.jsonl`, named NETWORK/METHOD/IMAGES/THREADS. Each is made in a process of its own that may
+use so many cores: calibration, rounding and the file for OpenVINO, from the float network and images that are decoded.
+NNCF starts from an ONNX file that is there already, and once more (`from torch`) from the module, as Afina does.
 `afina judged` is all that `afina quantize` does: the files of the float and of the quantized network are also compared
 with the networks, and judged on all validation images. Memory is all that the process has resident at its peak,
 libraries and images included; `start` is what it has before.
@@ -32,13 +32,14 @@ from afina.progress import PlainProgress
 from afina.runtimes import get_runtime
 from afina.techniques.quantize import QuantizeConfig, apply
 
-NETWORK = "resnet50"
 CASES = (
-    ("nncf performance fast", IMAGES),
-    ("nncf performance fast from torch", IMAGES),
-    ("afina", IMAGES),
-    ("afina", 1000),
-    ("afina judged", IMAGES),
+    ("resnet50", "nncf performance fast", IMAGES),
+    ("resnet50", "nncf performance fast from torch", IMAGES),
+    ("resnet50", "afina", IMAGES),
+    ("resnet50", "afina", 1000),
+    ("resnet50", "afina judged", IMAGES),
+    ("vit_b_16", "nncf performance fast", IMAGES),
+    ("vit_b_16", "afina", IMAGES),
 )
 _BITS = {"weights": "int8", "activations": "int8"}
 
@@ -49,18 +50,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     rows = Rows("calibration", options.only, options.skip, options.again)
-    for method, images in CASES:
-        name = f"{method}/{images}/{options.threads}"
+    for network, method, images in CASES:
+        name = f"{network}/{method}/{images}/{options.threads}"
         if rows.wanted(name):
-            open_subject(NETWORK, options.shared).file()  # made once, and not counted
-            rows.measure(name, partial(_apart, case, method, images, options.shared, options.threads))
+            open_subject(network, options.shared).file()  # made once, and not counted
+            rows.measure(name, partial(_apart, case, network, method, images, options.shared, options.threads))
 
 
-def case(method: str, images: int, shared: Path, threads: int) -> Row:
+def case(network: str, method: str, images: int, shared: Path, threads: int) -> Row:
     """Seconds, and bytes resident at the start and at the peak, in this process."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
-    subject = open_subject(NETWORK, shared)
+    subject = open_subject(network, shared)
     for _ in subject.calibration(images=images):  # images are decoded once, for everyone
         pass
     begun, start = _status("VmRSS"), time.monotonic()

@@ -44,7 +44,7 @@ CIFAR = {"resnet20": "resnet20_cifar10jpeg.safetensors", "resnet56": "resnet56_c
 LARGE = (
     "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_tiny", "swin_tiny",
 )  # fmt: skip
-TRANSFORMERS = ("vit_tiny", "swin_tiny")
+TRANSFORMERS = ("vit_tiny", "vit_b_16", "swin_tiny")
 _TIMM = {"vit_tiny": "vit_tiny_patch16_224"}
 _TORCHVISION = {"swin_tiny": "swin_t"}
 _CLASSES = 1000

@@ -29,7 +29,7 @@ _LATENCY = """## Time of one image at 224 pixels
 Milliseconds, in turns in one run for each line. `default` and peers' files on OpenVINO: its defaults (bfloat16 where
 the processor can). Last column: Afina's chosen plan as a share of the fastest of the others.
 """
-_CALIBRATION = """## Time and memory of quantizing ResNet-50 for OpenVINO
+_CALIBRATION = """## Time and memory of quantizing for OpenVINO
 
 Calibration, rounding, export; `judged`: and the files of both networks judged, as `afina quantize` does. Memory: all
 that is resident at the peak, and before the start.
@@ -109,15 +109,14 @@ def latency(rows: dict[str, Row]) -> list[str]:
 
 def calibration(rows: dict[str, Row]) -> list[str]:
     """One table."""
-    lines = _header(["method", "images", "threads", "seconds", "peak, GB", "before, GB"])
+    lines = _header(["network", "method", "images", "threads", "seconds", "peak, GB", "before, GB"])
     for name, row in rows.items():
-        method, images, threads = name.split("/")
         cells = (
             ["fails", "", ""]
             if "failed" in row
             else [f"{row['took']:.0f}", f"{row['peak'] / 1e9:.2f}", f"{row['start'] / 1e9:.2f}"]
         )
-        lines.append(f"| {' | '.join([method, images, threads, *cells])} |")
+        lines.append(f"| {' | '.join([*name.split('/'), *cells])} |")
     return [*lines, ""]
 
 

@@ -52,7 +52,7 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
 
 
 def own(module: torch.nn.Module, target: str) -> Tensor:
-    """A tensor that can be written, of the same value in the place of the one that a `get_attr` node names."""
+    """Put a copy in the place of the tensor that a `get_attr` node names, which others may share, and return it."""
     owner, _, name = target.rpartition(".")
     part = module.get_submodule(owner)
     value = getattr(part, name)

@@ -28,7 +28,7 @@ _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, head
 
 
 def for_onnx(network: "Network") -> "Network":
-    """The network as it is exported, over the same weights; it answers the same, and the one given is left as it was."""
+    """The network as it is exported, over the same weights; it answers the same, and that given stays as it was."""
     return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_results(_with_stored_copies(network)))))
 
 

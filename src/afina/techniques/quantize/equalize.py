@@ -154,7 +154,7 @@ def _moved(network: Network, links: Iterable[Link], reach: dict[str, Tensor], st
     twin = network.copy(network.tensors)
     with torch.no_grad():
         for link in links:
-            weights = [_own_weight(twin, reader) for reader in link.readers]
+            weights = [own(twin.module, str(arguments(reader)["weight"].target)) for reader in link.readers]
             columns = [_by_input(w, reader) for w, reader in zip(weights, link.readers, strict=True)]
             largest = torch.stack([c.abs().flatten(1).amax(1) for c in columns]).amax(0).clamp_min(_TINY)
             scale = reach[link.last.name].clamp_min(_TINY) ** strength / largest ** (1 - strength)
@@ -169,10 +169,6 @@ def _moved(network: Network, links: Iterable[Link], reach: dict[str, Tensor], st
                     value = own(twin.module, str(held.target))
                     value /= scale.reshape(-1, *[1] * (value.ndim - 1))
     return twin
-
-
-def _own_weight(network: Network, reader: Node) -> Tensor:
-    return own(network.module, str(arguments(reader)["weight"].target))
 
 
 def _by_input(weight: Tensor, reader: Node) -> Tensor:

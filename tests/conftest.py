@@ -18,7 +18,7 @@ GREY = InputSpec(8, 8, mean=(0.3,), std=(0.3,), order="L")
 def short_timings():
     """What is promised here does not depend on how exactly files are timed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(measure_latency.__kwdefaults__, "seconds", 1.0)
+        patch.setitem(measure_latency.__kwdefaults__, "seconds", 0.5)
         yield
 
 

@@ -11,8 +11,8 @@ import afina
 from afina.errors import InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect, find_readers
+from afina.graph.stored import attribute
 from afina.graph.surgery import remove
 from afina.techniques.context import Context
 from afina.techniques.factorize import FactorizeConfig, apply, layers_of, shaped

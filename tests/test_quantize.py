@@ -15,8 +15,8 @@ from afina.data import open_data
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import layer_rows
-from afina.graph.propagate import attribute
 from afina.graph.statistics import watch
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
 from afina.techniques.quantize.apply import finish, prepare

@@ -13,7 +13,7 @@ import afina
 from afina.data import open_data
 from afina.errors import InputError
 from afina.graph import Network, capture
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 from afina.jobs.recipes import KINDS, check_order, read_recipe, recipe_text
 from afina.runtimes import check_parity, get_runtime
 from afina.training import FitConfig, fit

@@ -9,8 +9,8 @@ import afina
 from afina.data import open_data
 from afina.errors import InputError, NothingToDo
 from afina.graph import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify import SparsifyConfig, apply
 from afina.training import FitConfig, fit

@@ -9,8 +9,8 @@ from torch import nn
 from afina.errors import AfinaError, InputError
 from afina.graph import capture
 from afina.graph.axes import Analysis
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect, compare, find_readers, gather, readers, refit
+from afina.graph.stored import attribute
 from afina.techniques.prune.elimination import States, eliminate
 from afina.types import InputSpec
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from afina.errors import InputError
 from afina.graph.axes import Analysis, analyse
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 from afina.graph.surgery import masks, remove
 
 

@@ -17,7 +17,7 @@ from afina.graph import Network
 from afina.graph.axes import Analysis, Axis
 from afina.graph.cost import cost_of
 from afina.graph.masking import masked_answer
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 from afina.graph.surgery import masks, remove
 from afina.runtimes import check_parity, get_runtime
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, is_stored
+from afina.graph.stored import attribute, is_stored, put_parameter, uses_of
 from afina.graph.writing import is_view, written
 
 _LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
@@ -94,7 +94,7 @@ def store(network: Network, computed: Node) -> tuple[Node, str]:
     with torch.no_grad():
         found: Tensor = value(computed).detach().clone()
     name = f"{computed.name}_stored"
-    put_parameter(network, name, found)
+    put_parameter(network.module, name, found)
     with network.graph.inserting_before(computed):
         stored = network.graph.get_attr(name)
     stored.meta = dict(computed.meta)
@@ -109,7 +109,7 @@ def _take_name(network: Network, stored: Node, origin: str) -> str:
     name, before = _PARAMETRIZED.sub(r".\1", origin), str(stored.target)
     if any(node.op == "get_attr" and node.target == name for node in network.graph.nodes):
         return before
-    put_parameter(network, name, attribute(network.module, before).detach())
+    put_parameter(network.module, name, attribute(network.module, before).detach())
     delattr(network.module, before)
     stored.target = name
     return name
@@ -125,7 +125,7 @@ def fold_norms(network: Network) -> list[str]:
     """
     done = []
     for norm in list(network.graph.nodes):
-        layer = _layer_before(network, norm)
+        layer = _layer_before(norm)
         if layer is not None:
             _fold(network, layer, norm)
             done.append(str(arguments(layer)["weight"].target))
@@ -134,7 +134,7 @@ def fold_norms(network: Network) -> list[str]:
     return done
 
 
-def _layer_before(network: Network, norm: Node) -> Node | None:
+def _layer_before(norm: Node) -> Node | None:
     """The layer that a batch norm can be folded into: stored weights that nothing else uses, and no other reader."""
     if norm.op != "call_function" or op_name(norm) != "batch_norm":
         return None
@@ -148,7 +148,7 @@ def _layer_before(network: Network, norm: Node) -> Node | None:
         return None
     own = arguments(layer)
     held = [own[key] for key in ("weight", "bias") if own[key] is not None]
-    if not all(is_stored(node) and uses_of(network, node) == 1 for node in held):
+    if not all(is_stored(node) and uses_of(node) == 1 for node in held):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
         return None  # the norm's channels are then not the layer's outputs
@@ -170,9 +170,9 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
     name, given = str(own["weight"].target), own["bias"]
     weight = attribute(network.module, name).detach()
     bias = attribute(network.module, str(given.target)).detach() if given is not None else torch.zeros_like(factor)
-    put_parameter(network, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
+    put_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
     bias_name = str(given.target) if given is not None else bias_name_of(name)
-    put_parameter(network, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
+    put_parameter(network.module, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
     if given is None:
         give_bias(network, layer, bias_name)
     norm.replace_all_uses_with(layer)
@@ -191,19 +191,3 @@ def give_bias(network: Network, layer: Node, name: str) -> None:
     value = attribute(network.module, name)
     node.meta["val"] = torch.empty_like(value, device="meta")
     layer.args = (*layer.args[:2], node, *layer.args[3:])
-
-
-def put_parameter(network: Network, name: str, value: Tensor) -> None:
-    """A parameter under a (dotted) name of the graph module, in the place of what has that name."""
-    owner, _, leaf = name.rpartition(".")
-    parent: Any = network.module.get_submodule(owner)
-    if leaf in parent._buffers or leaf in parent._parameters:
-        delattr(parent, leaf)
-    parent.register_parameter(leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
-
-
-def uses_of(network: Network, node: Node) -> int:
-    """How often what a node reads is read, also by other nodes of the same name."""
-    return sum(
-        len(other.users) for other in network.graph.nodes if other.op == "get_attr" and other.target == node.target
-    )

@@ -17,7 +17,8 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_structure
 
-from afina.graph.propagate import attribute, current_values
+from afina.graph.propagate import current_values
+from afina.graph.stored import attribute
 
 if TYPE_CHECKING:
     from afina.graph.network import Network

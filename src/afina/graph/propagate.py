@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from afina.errors import Unsupported
+from afina.graph.stored import attribute
 
 
 def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
@@ -41,30 +42,6 @@ def refresh_meta(module: GraphModule) -> None:
     for node, value in current_values(module).items():
         if node.op != "output" and "val" in node.meta:
             node.meta["val"] = value
-
-
-def attribute(module: torch.nn.Module, target: str) -> Any:
-    """The parameter, buffer or constant that a `get_attr` node names."""
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def own(module: torch.nn.Module, target: str) -> Tensor:
-    """Put a copy in the place of the tensor that a `get_attr` node names, which others may share, and return it."""
-    owner, _, name = target.rpartition(".")
-    part = module.get_submodule(owner)
-    value = getattr(part, name)
-    mine: Tensor = value.detach().clone()
-    is_parameter = isinstance(value, torch.nn.Parameter)
-    setattr(part, name, torch.nn.Parameter(mine, requires_grad=value.requires_grad) if is_parameter else mine)
-    return mine
-
-
-def is_stored(value: Any) -> TypeGuard[Node]:
-    """Whether an argument of a node is a parameter, buffer or constant, and not computed while the network runs."""
-    return isinstance(value, Node) and value.op == "get_attr"
 
 
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:

@@ -9,7 +9,7 @@ import torch
 from afina.graph.axes import Axis
 from afina.graph.cost import macs_by_weight
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 
 Counts = Mapping[str, int]
 

@@ -11,7 +11,8 @@ from afina.graph.axes import Analysis, Axis
 from afina.graph.axes.builder import Kept, Mask
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, refresh_meta
+from afina.graph.propagate import refresh_meta
+from afina.graph.stored import attribute
 
 Masks = dict[str, list[Mask | None]]
 Owners = dict[int, list[tuple[nn.Module, str]]]

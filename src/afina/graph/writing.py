@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
-from afina.graph.propagate import attribute, is_stored
+from afina.graph.stored import attribute, is_stored
 
 _aten = torch.ops.aten
 _LITERALS = frozenset((_aten.lift_fresh_copy.default, _aten.lift_fresh.default))

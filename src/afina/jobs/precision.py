@@ -17,8 +17,8 @@ from afina.errors import AfinaError, InputError, NothingToDo, ParityError, Stora
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import freed
+from afina.graph.stored import attribute
 from afina.jobs.compression import Subject
 from afina.jobs.exporting import Answers, Exporter, Shelf
 from afina.tasks import get_task

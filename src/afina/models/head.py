@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from afina.errors import InputError
+from afina.graph.folding import bias_name_of, give_bias
 from afina.graph.network import Network, unlifted
+from afina.graph.stored import put_parameter
 from afina.types import TaskSpec
 
 _LINEAR, _CONV = torch.ops.aten.linear.default, torch.ops.aten.conv2d.default
@@ -62,16 +64,15 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
     old = twin.module.get_parameter(head.weight)
     weight = torch.empty(task.outputs, *old.shape[1:])
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    _set(twin, head.weight, weight)
+    put_parameter(twin.module, head.weight, weight.to(network.device))
+    bias = bias.to(network.device, torch.float32)
     if head.bias is None:
-        name = f"{head.layer}.bias"
-        _set(twin, name, bias)
-        with twin.graph.inserting_before(head.node):
-            added = twin.graph.get_attr(name)
-        head.node.args = (*head.node.args[:2], added, *head.node.args[3:])
+        name = bias_name_of(head.weight)
+        put_parameter(twin.module, name, bias)
+        give_bias(twin, head.node, name)
         twin.module.recompile()
     else:
-        _set(twin, head.bias, bias)
+        put_parameter(twin.module, head.bias, bias)
     # Exported again, because the shapes noted in the graph are those of the old head.
     twin.task = task
     try:
@@ -97,7 +98,7 @@ def with_order(network: Network, task: TaskSpec) -> Network:
         raise _no_head(network, task)
     for name in (head.weight, head.bias):
         if name is not None:
-            _set(twin, name, twin.module.get_parameter(name).detach()[order])
+            put_parameter(twin.module, name, twin.module.get_parameter(name).detach()[order])
     twin.task = task
     images = network.example()
     with network.inference(), twin.inference():
@@ -126,11 +127,6 @@ def _own_parameter(argument: object) -> str | None:
     if isinstance(argument, Node) and argument.op == "get_attr" and len(argument.users) == 1:
         return str(argument.target)
     return None
-
-
-def _set(network: Network, name: str, value: Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(network.module.get_submodule(parent), leaf, nn.Parameter(value.to(network.device, torch.float32)))
 
 
 def _no_head(network: Network, task: TaskSpec) -> InputError:

@@ -8,7 +8,8 @@ import torch
 from torch.fx import Node
 
 from afina.graph.folding import fixed_nodes, is_code, store
-from afina.graph.propagate import current_values, is_stored
+from afina.graph.propagate import current_values
+from afina.graph.stored import is_stored
 from afina.graph.writing import remove_writes
 
 if TYPE_CHECKING:

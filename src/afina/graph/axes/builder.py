@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from afina.graph.axes.labels import FIXED, Expr, Labels
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 
 Dims = tuple[Expr, ...]
 # One tensor's dimensions, or one entry for each tensor of an op that gives several.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics.readers import Reader
+from afina.graph.stored import attribute
 
 _TINY = 1e-9
 _WORTH_BYTES = 8_000_000

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, is_stored
+from afina.graph.stored import attribute, is_stored
 
 # A wider linear layer (VGG's first has 25,088 inputs) is taken in blocks: a matrix of all pairs would not fit.
 WIDEST, _BLOCK = 8192, 1024

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics.moments import Moments, compare
 from afina.graph.statistics.readers import Reader, find_readers
+from afina.graph.stored import attribute
 from afina.progress import Progress
 
 # Multiply-accumulates that all passes over the images may take together; passes end at the last layer that they solve.

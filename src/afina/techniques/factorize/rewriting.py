@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from afina.graph.axes.builder import arguments, op_name
-from afina.graph.folding import put_parameter
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Reader
+from afina.graph.stored import attribute, put_parameter
 from afina.techniques.factorize.forms import FORMS
 
 
@@ -31,9 +30,8 @@ def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[S
     stages = _stages(reader, form, factors)
     names = [f"{chain_name(reader)}.{number}.weight" for number in range(len(stages))]
     nodes = [node for node in network.graph.nodes if node.name in reader.nodes]
-    _make_owners(network, reader, len(stages))
     for name, (weight, _, _) in zip(names, stages, strict=True):
-        put_parameter(network, name, weight.to(like).contiguous())
+        put_parameter(network.module, name, weight.to(like).contiguous())
     for node in nodes:
         _replace(network, node, names, stages)
     network.graph.eliminate_dead_code()
@@ -98,16 +96,6 @@ def _geometry(a: dict[str, Any], spatial: str, rank: int, groups: int) -> tuple[
 
     padding = a["padding"] if isinstance(a["padding"], str) else each(a["padding"], 0)
     return each(a["stride"], 1), padding, each(a["dilation"], 1), groups
-
-
-def _make_owners(network: Network, reader: Reader, count: int) -> None:
-    """Modules for the names of the chain's weights."""
-    for number in range(count):
-        parent: Any = network.module
-        for part in [*chain_name(reader).split("."), str(number)]:
-            if not hasattr(parent, part):
-                parent.add_module(part, nn.Module())
-            parent = getattr(parent, part)
 
 
 def _forget(network: Network, name: str) -> None:

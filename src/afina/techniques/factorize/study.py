@@ -9,8 +9,9 @@ from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.axes.builder import arguments
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, fake_values
+from afina.graph.propagate import fake_values
 from afina.graph.statistics import Effect, Moments, add_constant, find_readers, gather, tried
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.factorize.config import Chosen, FactorizeConfig
 from afina.techniques.factorize.forms import FORMS

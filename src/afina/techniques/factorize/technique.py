@@ -10,7 +10,7 @@ from torch import Tensor
 from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, refresh_meta
+from afina.graph.propagate import refresh_meta
 from afina.graph.statistics import (
     Moments,
     Reader,
@@ -22,6 +22,7 @@ from afina.graph.statistics import (
     passes,
     solve,
 )
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.factorize.config import Chosen, FactorizeConfig
 from afina.techniques.factorize.fitting import WORK

@@ -20,8 +20,8 @@ from torch import Tensor
 from afina.errors import AfinaError
 from afina.graph.axes import Axis
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Moments, Reader
+from afina.graph.stored import attribute
 
 _DAMPING = {torch.float64: 1e-4, torch.float32: 1e-3}
 # An axis is emptied in about so many rounds: wide axes lose several units at a time.

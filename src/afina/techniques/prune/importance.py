@@ -12,7 +12,7 @@ from afina.errors import InputError, NothingToDo
 from afina.graph.axes import Axis, Member
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute
 
 Scores = NDArray[np.float64]
 _LAYERS = frozenset(["linear", *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3))])

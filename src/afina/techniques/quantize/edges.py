@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
-from afina.graph.propagate import attribute
+from afina.graph.stored import attribute, put
 from afina.techniques.quantize.grids import Granularity, Grid, fake_quantize, quantize
 from afina.techniques.quantize.ranges import Histogram, Method, range_of
 
@@ -195,17 +195,5 @@ def store_half(module: GraphModule, node: Node, name: str, value: Tensor, half: 
 
 def _hold(module: GraphModule, node: Node, name: str, value: Tensor) -> Node:
     """A constant under a name of the user's model, in the place of what has that name, and the node that reads it."""
-    owner, _, leaf = name.rpartition(".")
-    parent = _submodule(module, owner)
-    if hasattr(parent, leaf):
-        delattr(parent, leaf)
-    parent.register_buffer(leaf, value.detach().clone().contiguous())
+    put(module, name, value.detach().clone().contiguous())
     return node.graph.get_attr(name)
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module:
-    for part in path.split(".") if path else ():
-        if not hasattr(module, part):
-            module.add_module(part, nn.Module())
-        module = getattr(module, part)
-    return module

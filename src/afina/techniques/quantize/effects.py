@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect, watch
+from afina.graph.stored import attribute
 from afina.progress import Progress
 from afina.techniques.quantize.config import Precision, bits_of
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge

@@ -19,10 +19,9 @@ from torch.fx import Node
 
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
-from afina.graph.folding import uses_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, own
 from afina.graph.statistics import Effect, freed, watch
+from afina.graph.stored import attribute, own, uses_of
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.prepared import Prepared, Source
@@ -91,7 +90,7 @@ def find_links(network: Network) -> list[Link]:
     """All producers whose output channels can be scaled."""
     links = []
     for node in network.graph.nodes:
-        if node.op != "call_function" or op_name(node) not in _PRODUCERS or not _own_weights(network, node):
+        if node.op != "call_function" or op_name(node) not in _PRODUCERS or not _own_weights(node):
             continue
         last = node
         while len(last.users) == 1 and op_name(next(iter(last.users))) in _HOMOGENEOUS:
@@ -102,18 +101,18 @@ def find_links(network: Network) -> list[Link]:
     return links
 
 
-def _own_weights(network: Network, node: Node) -> bool:
+def _own_weights(node: Node) -> bool:
     """Whether a node has a weight, and it and the bias are stored and used nowhere else."""
     a = arguments(node)
     if a["weight"] is None:
         return False
     held = [a[key] for key in ("weight", "bias") if a[key] is not None]
-    return all(isinstance(h, Node) and h.op == "get_attr" and uses_of(network, h) == 1 for h in held)
+    return all(isinstance(h, Node) and h.op == "get_attr" and uses_of(h) == 1 for h in held)
 
 
 def _reads(network: Network, producer: Node, reader: Node, last: Node) -> bool:
     """Whether a reader takes the producer's channels as the inputs of its own weight."""
-    if reader.op != "call_function" or op_name(reader) not in _READERS or not _own_weights(network, reader):
+    if reader.op != "call_function" or op_name(reader) not in _READERS or not _own_weights(reader):
         return False
     a = arguments(reader)
     if a["input"] is not last:

@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from afina.errors import AfinaError, NothingToDo
 from afina.graph.cost import cost_of
-from afina.graph.propagate import attribute
 from afina.graph.statistics import watch
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import FLOAT, QuantizeConfig
 from afina.techniques.quantize.effects import damages

@@ -11,8 +11,8 @@ from afina.errors import AfinaError
 from afina.graph.axes.builder import op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute, is_stored, own
 from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
+from afina.graph.stored import attribute, is_stored, own
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
 from afina.techniques.quantize.prepared import Prepared

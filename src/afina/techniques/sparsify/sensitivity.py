@@ -2,8 +2,8 @@
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import Effect, gather, tried
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
 from afina.techniques.sparsify.technique import readers_of, set_zeros

@@ -11,7 +11,6 @@ from torch import Tensor
 from afina.errors import InputError, NothingToDo, did_you_mean
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.propagate import attribute
 from afina.graph.statistics import (
     Moments,
     Reader,
@@ -22,6 +21,7 @@ from afina.graph.statistics import (
     passes,
     solve,
 )
+from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
 from afina.techniques.sparsify.elimination import by_magnitude, eliminate

@@ -1,0 +1,62 @@
+"""What a network stores, by the (dotted) names under which nodes read it: parameters, buffers and constants."""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+
+def attribute(module: nn.Module, target: str) -> Any:
+    """The parameter, buffer or constant that a `get_attr` node names."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def is_stored(value: Any) -> TypeGuard[Node]:
+    """Whether an argument of a node is a parameter, buffer or constant, and not computed while the network runs."""
+    return isinstance(value, Node) and value.op == "get_attr"
+
+
+def uses_of(node: Node) -> int:
+    """How often what a node reads is read, also by other nodes that name it."""
+    same = (other for other in node.graph.nodes if other.op == "get_attr" and other.target == node.target)
+    return sum(len(other.users) for other in same)
+
+
+def put(module: nn.Module, name: str, value: Tensor) -> None:
+    """Store a tensor in the place of what has that name; a parameter as such, any other as a buffer."""
+    owner, _, leaf = name.rpartition(".")
+    parent = _part(module, owner)
+    held: Mapping[str, Tensor | None] = parent._parameters if isinstance(value, nn.Parameter) else parent._buffers
+    if hasattr(parent, leaf) and leaf not in held:
+        delattr(parent, leaf)
+    if isinstance(value, nn.Parameter):
+        parent.register_parameter(leaf, value)
+    else:
+        parent.register_buffer(leaf, value)
+
+
+def put_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Store a tensor as a parameter, which is trained where it can be."""
+    put(module, name, nn.Parameter(value, requires_grad=value.is_floating_point()))
+
+
+def own(module: nn.Module, name: str) -> Tensor:
+    """Put a copy in the place of a stored tensor that others may share, and return it, to be written."""
+    value: Tensor = attribute(module, name)
+    mine = value.detach().clone()
+    is_parameter = isinstance(value, nn.Parameter)
+    put(module, name, nn.Parameter(mine, requires_grad=value.requires_grad) if is_parameter else mine)
+    return mine
+
+
+def _part(module: nn.Module, path: str) -> nn.Module:
+    """The module of that path, which is made where there is none."""
+    for name in path.split(".") if path else ():
+        if not hasattr(module, name):
+            module.add_module(name, nn.Module())
+        module = getattr(module, name)
+    return module

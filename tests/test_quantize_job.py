@@ -371,7 +371,7 @@ def test_the_guard_does_not_give_back_more_than_the_limit_on_size_allows(digits_
 
 
 def test_a_drop_that_only_the_float_network_keeps_says_so(digits_network, no_files, monkeypatch):
-    monkeypatch.setattr("afina.jobs.precision.Guard._good", lambda self, found: False)
+    monkeypatch.setattr("afina.jobs.guard.Guard._good", lambda self, found: False)
     with pytest.raises(InputError, match=r"(?s)drop of at most 0.00% cannot be kept.*Every layer would have to stay"):
         afina.quantize(digits_network, "digits", max_drop="0%", **QUICK)
 
@@ -540,7 +540,7 @@ def test_a_plan_that_cannot_be_written_is_refused_before_any_work(name, tmp_path
 
 
 def test_layers_that_were_asked_to_stay_in_float_stay_so_in_every_placement():
-    from afina.jobs.precision import _in_float
+    from afina.jobs.placing import _in_float
     from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 
     config = _in_float(QuantizeConfig(weights="int4", layers=(("stem", FLOAT),)), ["stem", "head"])

@@ -11,9 +11,10 @@ from dataclasses import replace
 from afina.budget import decide, drop_of, excess
 from afina.errors import AfinaError
 from afina.graph.network import Network
+from afina.jobs.bits import fit_size
 from afina.jobs.exporting import Exporter
 from afina.jobs.judge import ORIGINAL, Draft, add_latency, judge, rejected
-from afina.jobs.precision import fit_size, plan_precisions
+from afina.jobs.precision import plan_precisions
 from afina.jobs.stages import Job
 from afina.jobs.ways import FEW_BITS, FLOAT, INT8, Way, Ways, limited
 from afina.techniques import quantize

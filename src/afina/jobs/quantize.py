@@ -8,11 +8,13 @@ from typing import Any, Literal
 from afina.budget import make_budget, read_limits
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
+from afina.jobs.bits import fit_size
 from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
 from afina.jobs.exporting import Exporter
+from afina.jobs.guard import Guard
 from afina.jobs.machine import available_cores
 from afina.jobs.planfile import Plan, read_plan, write_plan
-from afina.jobs.precision import Guard, fit_size, plan_precisions
+from afina.jobs.precision import plan_precisions
 from afina.jobs.quantized import cautions, check_kept, with_answers, with_times
 from afina.jobs.target import ModelSource
 from afina.progress import Progress

@@ -1,7 +1,7 @@
 """The technique: a float network in, the same in integers out, and a record of what that cost."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
@@ -39,6 +39,14 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
     prepared, notes = prepare(source, config, context)
     prepared.placement.skipped.update(kept)
     return finish(network, prepared, context, (*moved, *kept_note(kept), *notes), start)
+
+
+def draft(source: Source, config: QuantizeConfig, context: Context) -> Network:
+    """A network of the form and speed that `apply` gives, its ranges and weights chosen without care."""
+    prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest", equalize="none"))
+    prepared.calibrate(context, "minmax")
+    round_layers(prepared, Context())
+    return prepared.convert()
 
 
 def finish(

@@ -1,7 +1,8 @@
 """What can be asked of quantization."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from afina.errors import InputError, did_you_mean
 from afina.techniques.quantize.grids import BITS, Granularity, Grid, Scheme
@@ -117,6 +118,10 @@ class QuantizeConfig:
     def precision(self, layer: str) -> Precision:
         """Of the layer of that name."""
         return dict(self.layers).get(layer, self.default)
+
+    def with_layers(self, layers: Mapping[str, Precision]) -> Self:
+        """The same with those precisions of single layers, in the place of what was asked for them."""
+        return replace(self, layers=tuple({**dict(self.layers), **layers}.items()))
 
     def weight_grid(self, precision: Precision) -> Grid:
         """The integers of a layer's weights."""

@@ -58,7 +58,7 @@ def keep_wide(source: Source, config: QuantizeConfig, context: Context) -> tuple
     ):
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(kept.items())[:4])
         raise NothingToDo(f"No layer can be stored in {config.weights}.", why=why, fix="Use bf16, int8 or fp32.")
-    return replace(config, layers=tuple({**dict(config.layers), **dict.fromkeys(kept, FLOAT)}.items())), kept
+    return config.with_layers(dict.fromkeys(kept, FLOAT)), kept
 
 
 def kept_note(kept: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,0 +1,122 @@
+"""Precision given back to the layers to blame, until the file's quality is within its limit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from afina.errors import InputError, NothingToDo
+from afina.graph.cost import cost_of
+from afina.graph.network import Network
+from afina.jobs.compression import Subject
+from afina.jobs.exporting import Answers, Exporter
+from afina.tasks import get_task
+from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
+from afina.techniques.quantize.effects import damages
+from afina.techniques.quantize.prepared import Prepared, Source
+from afina.types import Record
+from afina.units import format_value
+
+_FEW = tuple(f"int{bits}" for bits in range(2, 8))
+
+
+@dataclass
+class Guard:
+    """Keeps the file's loss of quality within a limit, by giving precision back to the layers to blame.
+
+    Attributes:
+        source, subject, exporter: The network, its data, its runtime.
+        original: The answers of the float network's file.
+        max_drop: The limit, in the metric's points.
+        build: Makes the network and its record from a configuration.
+        config: What was built first; afterwards, what was kept.
+    """
+
+    source: Source
+    subject: Subject
+    exporter: Exporter
+    original: Answers
+    max_drop: float
+    build: Callable[[QuantizeConfig], tuple[Network, Record]]
+    config: QuantizeConfig
+
+    def keep(self, network: Network, record: Record, found: Answers) -> tuple[Network, Record, Answers]:
+        """The same where the limit is kept; else the network with the fewest layers given back that keeps it.
+
+        The number of layers, in the order of the damage that each does alone, is found by bisection on exported files.
+
+        Raises:
+            InputError: the limit is kept only with all layers in float.
+        """
+        if self._good(found):
+            return network, record, found
+        steps = self._steps(self.config)
+        drop = self._drop(found)
+        tries = len(steps).bit_length()
+        self.subject.progress.say(
+            f"The file loses {self._told(drop)}: looking for the layers to blame, in at most {tries} tries, each built "
+            "anew."
+        )
+        low, high = 1, len(steps)
+        kept: tuple[Network, Record, Answers] | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = self._tried(self.config.with_layers(dict(steps[:middle])))
+            if tried is None or self._good(tried[2]):
+                kept, high, count = tried, middle - 1, middle
+            else:
+                low = middle + 1
+        if kept is None:
+            raise InputError(
+                f"A drop of at most {self._told(self.max_drop)} cannot be kept by quantization.",
+                why="Every layer would have to stay in float.",
+                fix="Give a larger --max-drop, or train with --qat.",
+            )
+        self.config = self.config.with_layers(dict(steps[:count]))
+        names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
+        note = f"The file lost {self._told(drop)}; precision was given back to {len(names)} layers: {', '.join(names)}."
+        return kept[0], replace(kept[1], notes=(*kept[1].notes, note)), kept[2]
+
+    def _tried(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
+        """What is built of a configuration, and what its file answers; None where nothing is left in integers."""
+        try:
+            made, record = self.build(config)
+        except NothingToDo:
+            return None
+        return made, record, self._answers(made)
+
+    def _told(self, points: float) -> str:
+        return format_value(points, self.original.quality.unit)
+
+    def _good(self, found: Answers) -> bool:
+        return self._drop(found) <= self.max_drop
+
+    def _drop(self, found: Answers) -> float:
+        better = 1 if self._higher() else -1
+        return better * (self.original.quality.value - found.quality.value)
+
+    def _higher(self) -> bool:
+        task = get_task(self.subject.network.task)
+        assert self.subject.data is not None
+        return (task.metric if self.subject.data.labelled else task.agreement).higher_is_better
+
+    def _answers(self, network: Network) -> Answers:
+        assert self.subject.data is not None
+        return self.exporter.judge(network, self.subject.data, self.subject.progress, self.original.outputs)
+
+    def _steps(self, config: QuantizeConfig) -> list[tuple[str, Precision]]:
+        """Layers with the precision that they get back: first all below int8, then all that compute in integers."""
+        prepared = Prepared(self.source, replace(config, rounding="nearest"))
+        context = self.subject.context(self.source.network)
+        prepared.calibrate(context, "mse")
+        images = context.first(float(cost_of(self.source.network).macs))
+        found = damages(prepared, lambda layer: [config.precision(layer)], images, self.subject.progress)
+        order = [damage for damage in sorted(found, key=lambda d: -d.loss) if damage.precision != FLOAT]
+        few = [
+            (d.layer, Precision("int8", _at_least_8(d.precision.activations)))
+            for d in order
+            if d.precision.weights in _FEW or d.precision.activations in _FEW
+        ]
+        return [*few, *((d.layer, FLOAT) for d in order)]
+
+
+def _at_least_8(activations: str) -> str:
+    return "int8" if activations in _FEW else activations

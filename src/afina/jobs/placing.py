@@ -1,0 +1,202 @@
+"""Where integers are placed in a network, by time measured on the runtime."""
+
+from collections.abc import Set
+from dataclasses import replace
+
+from torch.fx import Node
+
+from afina.errors import AfinaError, ParityError, StorageError, Unsupported
+from afina.graph.axes.builder import arguments, op_name
+from afina.graph.cost import cost_of
+from afina.graph.statistics import freed
+from afina.jobs.exporting import Exporter, Shelf
+from afina.techniques.context import Context
+from afina.techniques.quantize import Precision, QuantizeConfig, draft
+from afina.techniques.quantize.prepared import Source
+from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, layer_name
+from afina.units import format_time
+
+# A placement must be faster by this share to be preferred: timings are not finer.
+_NOTICEABLE = 0.02
+_TRIES = 3
+_CHECKED = 32  # images on which a file must answer as its network
+
+
+def fastest_placement(
+    source: Source, config: QuantizeConfig, exporter: Exporter, context: Context
+) -> tuple[QuantizeConfig, tuple[str, ...]]:
+    """The configuration whose file is the fastest that was found, and notes on what was timed.
+
+    A few placements are exported and timed in turns, the float network among them; then kinds of layers that are no
+    faster in integers are taken out one after the other, and what the runtime may compute faster beside them is tried
+    likewise. Layers that compute in float still store their weights as was asked for: of int8, which the runtime undoes
+    when it loads, a quarter of the bytes at the speed of float.
+    """
+    with exporter.shelf() as shelf:
+        return _Placement(source, config, exporter, context, shelf).fastest()
+
+
+class _Placement:
+    """Looks for the placement of integers that the runtime runs fastest."""
+
+    def __init__(
+        self, source: Source, config: QuantizeConfig, exporter: Exporter, context: Context, shelf: Shelf
+    ) -> None:
+        self._source, self._config, self._exporter, self._context = source, config, exporter, context
+        self._kinds, self._shelf = _kinds(source), shelf
+        self._seen: set[str] = set()
+
+    def fastest(self) -> tuple[QuantizeConfig, tuple[str, ...]]:
+        """The configuration, and notes on what was timed."""
+        progress = self._context.progress
+        progress.say(f"Timing placements of integers on {self._exporter.runtime.name}.")
+        tried = {name: config for name, config in self._first().items() if self._made(name, config)}
+        times = self._times()
+        told = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
+        best = self._faster(tried, times, "float", told)
+        if best != "float":
+            best = self._improved(tried, best, told)
+        return tried[best], (f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}.",)
+
+    def _first(self) -> dict[str, QuantizeConfig]:
+        """What is tried in any case: float, and integers everywhere in the ways that the runtimes differ in."""
+        quick = self._config
+        return {
+            "float": self._everywhere(_stored(quick.default)),
+            "integers": quick,
+            "integers, sums in float": replace(quick, sums="float"),
+            **({"integers, sums apart": replace(quick, sums="apart")} if quick.sums == "joined" else {}),
+            **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
+            **self._runtimes_own(),
+        }
+
+    def _everywhere(self, precision: Precision) -> QuantizeConfig:
+        """That precision in all layers for which none was asked by name."""
+        layers = {**dict.fromkeys(self._source.layers, precision), **dict(self._config.layers)}
+        return replace(self._config, layers=tuple(layers.items()))
+
+    def _runtimes_own(self) -> dict[str, QuantizeConfig]:
+        """Float types that the runtime computes in beside 32 bits."""
+        if not self._exporter.runtime.computes_bf16():
+            return {}
+        beside = {"integers, norms in bf16": replace(self._config, norms="bf16")} if self._has(NORMS) else {}
+        return {"bf16": self._everywhere(Precision("bf16", "none")), **beside}
+
+    def _has(self, targets: Set[object]) -> bool:
+        return any(node.target in targets for node in self._source.network.graph.nodes)
+
+    def _moves(self, config: QuantizeConfig) -> dict[str, QuantizeConfig]:
+        """What one change makes of a configuration: a kind of layer in float, or something that the runtime has."""
+        kinds = self._kinds if len(self._kinds) > 1 else {}
+        moves = {f"{kind} in float": _in_float(config, layers) for kind, layers in kinds.items()}
+        if self._exporter.runtime.centred and "linear layers" in self._kinds:
+            moves["symmetric before linear layers"] = replace(config, centred=True)
+        if self._exporter.runtime.computes_bf16() and self._has(NORMS):
+            moves["norms in bf16"] = replace(config, norms="bf16")
+        return {name: moved for name, moved in moves.items() if moved != config}
+
+    def _improved(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> str:
+        """The name of the configuration after one change after the other, as long as that makes the file faster."""
+        for _ in range(_TRIES):
+            self._shelf.keep([best])
+            moved = {f"{best}, {name}": config for name, config in self._moves(tried[best]).items()}
+            tried |= {name: config for name, config in moved.items() if self._made(name, config)}
+            if self._shelf.names == [best]:
+                break
+            times = self._times()
+            first = self._faster(tried, times, best, told)
+            if first == best:
+                break
+            told.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
+            best = first
+        return best
+
+    def _faster(self, tried: dict[str, QuantizeConfig], times: dict[str, float], than: str, told: list[str]) -> str:
+        """The fastest of those whose files answer as their networks, if that can be told from `than`; else that."""
+        for name in sorted(times, key=lambda name: times[name]):
+            if times[name] > times[than] * (1 - _NOTICEABLE):
+                break
+            if self._answers(name, tried[name]):
+                return name
+            told.append(f"{name} left out, since its file does not answer as its network")
+        return than
+
+    def _answers(self, name: str, config: QuantizeConfig) -> bool:
+        freed(self._source.network)
+        images = self._context.first(float(cost_of(self._source.network).macs), _CHECKED)
+        try:
+            self._shelf.check(name, draft(self._source, config, self._context), images)
+        except ParityError:
+            return False
+        return True
+
+    def _made(self, name: str, config: QuantizeConfig) -> bool:
+        """Make the file that is to be timed; False where it cannot be made, or is the same as one before."""
+        freed(self._source.network)
+        try:
+            network = draft(self._source, config, self._context)
+            code = network.module.code
+            if code in self._seen:
+                return False
+            self._shelf.add(name, network)
+        except (Unsupported, ParityError):
+            if name == "float":
+                raise
+            return False
+        self._seen.add(code)
+        return True
+
+    def _times(self) -> dict[str, float]:
+        try:
+            return self._measured(self._shelf.names)
+        except StorageError:
+            raise
+        except AfinaError:
+            self._shelf.keep([name for name in self._shelf.names if self._runs(name)])
+            return self._measured(self._shelf.names)
+
+    def _runs(self, name: str) -> bool:
+        """Whether the runtime can load and run a placement's file."""
+        try:
+            self._measured([name])
+        except AfinaError as error:
+            if name == "float" or isinstance(error, StorageError):
+                raise
+            return False
+        return True
+
+    def _measured(self, names: list[str]) -> dict[str, float]:
+        return {name: measured.value for name, measured in self._shelf.latencies(names).items()}
+
+
+def _kinds(source: Source) -> dict[str, list[str]]:
+    """Layers by what decides how kernels treat them."""
+    found: dict[str, list[str]] = {}
+    for number, node in enumerate(n for n in source.network.graph.nodes if n.target in WEIGHTED):
+        found.setdefault(_kind(node, number == 0), []).append(layer_name(node))
+    return found
+
+
+def _kind(node: Node, first: bool) -> str:
+    if op_name(node) == "linear":
+        return "linear layers"
+    if first:
+        return "the first layer"
+    a = arguments(node)
+    weight, out = a["weight"].meta["val"], node.meta["val"]
+    if int(a["groups"]) > 1:
+        return "depthwise convolutions" if weight.shape[1] == 1 else "grouped convolutions"
+    if all(size == 1 for size in out.shape[2:]):
+        return "gates"
+    return "1x1 convolutions" if all(size == 1 for size in weight.shape[2:]) else "convolutions"
+
+
+def _in_float(config: QuantizeConfig, layers: list[str]) -> QuantizeConfig:
+    """The same with some layers computed in float; those that were asked to stay in float stay so."""
+    moved = {name: _stored(config.precision(name)) for name in layers}
+    return config.with_layers(moved)
+
+
+def _stored(precision: Precision) -> Precision:
+    """Weights as they were asked for, computed in float."""
+    return replace(precision, activations="none")

@@ -96,10 +96,15 @@ def about(libraries: Iterable[str]) -> Row:
 
 
 def made(rows: Iterable[Row]) -> str:
-    """Where, with what and when rows were made, in one line."""
-    newest = max(rows, key=lambda row: row["date"])
-    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
-    return f"{newest['machine']}; {versions}; {newest['date']}."
+    """Where, with what and when rows were made, in one line: all machines, all versions, first and last day."""
+    found: dict[str, set[str]] = {"machine": set(), "date": set()}
+    for row in rows:
+        for name, value in {**row["versions"], "machine": row["machine"], "date": row["date"]}.items():
+            found.setdefault(name, set()).add(value)
+    told = {name: " and ".join(sorted(values)) for name, values in found.items()}
+    days = dict.fromkeys((min(found["date"]), max(found["date"])))
+    versions = ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("machine", "date"))
+    return f"{told['machine']}; {versions}; {' to '.join(days)}."
 
 
 def keep(name: str, values: dict[str, Any]) -> Path:

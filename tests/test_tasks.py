@@ -49,8 +49,8 @@ class TestEveryTask:
         assert loss_of_bad.ndim == 0
         assert loss_of_bad > task.loss(good, targets)
         quality = [task.scores(o.numpy(), targets.numpy()).mean() for o in (good, bad)]
-        assert task.drop(*quality) > 0
-        assert task.drop(*reversed(quality)) < 0
+        assert task.metric.lost(*quality) > 0
+        assert task.metric.lost(*reversed(quality)) < 0
 
     def test_descending_the_loss_improves_the_metric(self, name: str) -> None:
         task, targets = _task(name), _targets(name)
@@ -59,10 +59,11 @@ class TestEveryTask:
         for _ in range(50):
             (gradient,) = torch.autograd.grad(task.loss(outputs, targets, label_smoothing=0.1), outputs)
             outputs = (outputs - 20 * gradient).detach().requires_grad_()
-        assert task.drop(before, task.scores(outputs.detach().numpy(), targets.numpy()).mean()) < 0
+        assert task.metric.lost(before, task.scores(outputs.detach().numpy(), targets.numpy()).mean()) < 0
 
     def test_a_network_agrees_fully_with_itself_and_less_with_another(self, name: str) -> None:
         task, mine, other = _task(name), _noise(0).numpy(), _noise(1).numpy()
+        assert task.agreement.higher_is_better == task.metric.higher_is_better
         best = 1.0 if task.agreement.higher_is_better else 0.0
         assert task.agreements(mine, mine).shape == (N,)
         assert task.agreements(mine, mine).mean() == best

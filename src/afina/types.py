@@ -222,6 +222,10 @@ class MetricInfo:
     name: str
     higher_is_better: bool
 
+    def lost(self, before: float, after: float) -> float:
+        """Quality lost from `before` to `after`, in the metric's points; negative is a gain."""
+        return before - after if self.higher_is_better else after - before
+
 
 @dataclass(frozen=True)
 class Candidate:

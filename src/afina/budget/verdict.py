@@ -85,8 +85,7 @@ def _limits(budget: Budget) -> dict[str, float]:
 
 def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
     """How much of the metric `candidate` has lost against `original`; negative where it is better."""
-    lost = original.measurements["quality"].value - candidate.measurements["quality"].value
-    return lost if metric.higher_is_better else -lost
+    return metric.lost(original.measurements["quality"].value, candidate.measurements["quality"].value)
 
 
 def _preference(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> tuple[float, float]:

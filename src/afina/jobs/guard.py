@@ -90,13 +90,9 @@ class Guard:
         return self._drop(found) <= self.max_drop
 
     def _drop(self, found: Answers) -> float:
-        better = 1 if self._higher() else -1
-        return better * (self.original.quality.value - found.quality.value)
-
-    def _higher(self) -> bool:
-        task = get_task(self.subject.network.task)
-        assert self.subject.data is not None
-        return (task.metric if self.subject.data.labelled else task.agreement).higher_is_better
+        # Agreement, where there are no labels, has the direction of the task's metric.
+        metric = get_task(self.subject.network.task).metric
+        return metric.lost(self.original.quality.value, found.quality.value)
 
     def _answers(self, network: Network) -> Answers:
         assert self.subject.data is not None

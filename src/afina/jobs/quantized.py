@@ -83,7 +83,7 @@ def cautions(record: Record, subject: Subject, *, guarded: bool) -> tuple[str, .
     """
     told = []
     was, quality = record.before["quality"], record.after["quality"]
-    lost = get_task(subject.network.task).drop(was, quality)
+    lost = get_task(subject.network.task).metric.lost(was, quality)
     if not guarded and 0 < _COLLAPSE * abs(was) < lost:
         told.append(
             "Warning: more than a tenth of the quality is lost. Give --max-drop, which gives precision back to the "

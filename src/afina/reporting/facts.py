@@ -122,7 +122,7 @@ def drop_of(result: Result, candidate: Candidate) -> float | None:
     after = candidate.measurements.get("quality")
     if before is None or after is None:
         return None
-    return before.value - after.value if result.metric.higher_is_better else after.value - before.value
+    return result.metric.lost(before.value, after.value)
 
 
 def quality_bound(result: Result) -> float | None:

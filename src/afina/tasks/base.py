@@ -46,7 +46,3 @@ class Task(ABC):
     @abstractmethod
     def initial_bias(self, targets: Tensor) -> Tensor:
         """Bias `[outputs]` with which a new head starts, from the training targets."""
-
-    def drop(self, original: float, value: float) -> float:
-        """Quality lost from `original` to `value`, in the metric's points; negative is a gain."""
-        return original - value if self.metric.higher_is_better else value - original

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
@@ -52,7 +53,7 @@ def main() -> None:
             name = f"{plan}/{model}"
             if plan == "auto" and options.only == "*":
                 continue
-            rows.measure(name, lambda name=name: _apart(name, options.shared, options.limit))  # type: ignore[misc]
+            rows.measure(name, partial(_apart, name, options.shared, options.limit))
 
 
 def _apart(name: str, shared: Path, limit: float) -> Row:

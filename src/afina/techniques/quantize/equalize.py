@@ -21,7 +21,7 @@ from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics import Effect, freed, watch
-from afina.graph.stored import attribute, own, uses_of
+from afina.graph.stored import attribute, is_stored, own, uses_of
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.prepared import Prepared, Source
@@ -107,7 +107,7 @@ def _own_weights(node: Node) -> bool:
     if a["weight"] is None:
         return False
     held = [a[key] for key in ("weight", "bias") if a[key] is not None]
-    return all(isinstance(h, Node) and h.op == "get_attr" and uses_of(h) == 1 for h in held)
+    return all(is_stored(h) and uses_of(h) == 1 for h in held)
 
 
 def _reads(network: Network, producer: Node, reader: Node, last: Node) -> bool:

@@ -7,6 +7,7 @@ where it is not, the one that has lost least is trained first.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from afina.budget import decide, drop_of, excess
 from afina.errors import AfinaError
@@ -68,13 +69,13 @@ class Search:
     def _tried(self, ways: list[Way]) -> bool:
         """Judge all ways untrained, then train the most promising; gives whether that is the end of the search."""
         for way in ways:
-            self._try(way.name, self._files(way, way.name, lambda way=way: self._refitted(way)))  # type: ignore[misc]
+            self._try(way.name, self._files(way, way.name, partial(self._refitted, way)))
             if self._enough():
                 return True
         worth = [way for way in sorted(ways, key=self._lost) if self._lost(way) < math.inf]
         for way in worth if self.thorough or limited(self.budget) else worth[:1]:
             name = f"{way.name}-tuned"
-            self._try(name, self._files(way, name, lambda way=way: self._trained(way)))  # type: ignore[misc]
+            self._try(name, self._files(way, name, partial(self._trained, way)))
             if self._enough():
                 return True
         return self._too_far(ways)

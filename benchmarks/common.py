@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from afina.jobs.machine import available_cores, describe_machine, processor
+from afina.devices.machine import available_cores, describe_machine, processor
 from afina.types import Result
 
 RESULTS = Path(__file__).with_name("results")

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from common import keep
 
+from afina.devices import measure_latency
 from afina.errors import AfinaError
 from afina.graph import Network
 from afina.graph.cost import cost_of
 from afina.models import load_model
 from afina.progress import Progress
-from afina.runtimes import check_parity, get_runtime, measure_latency
+from afina.runtimes import check_parity, get_runtime
 from afina.techniques import prune, quantize
 from afina.techniques.context import Context
 

@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from afina.devices import measure_latency
 from afina.graph import Network, capture
-from afina.runtimes import measure_latency
 from afina.types import InputSpec, TaskSpec
 
 DIGITS = TaskSpec("classification", tuple("0123456789"))

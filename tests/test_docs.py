@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from afina.cli import app
 from afina.jobs import optimize as optimize_module
-from afina.jobs import ways as ways_module
+from afina.jobs.candidates import proposals as ways_module
 from afina.models.builtin import convnet
 from afina.store.result import read_result
 

@@ -20,9 +20,9 @@ import afina
 from afina.data import open_data
 from afina.errors import InputError, StorageError, TrainingError
 from afina.graph import Network
-from afina.jobs import candidates as candidates_module
-from afina.jobs import stages as stages_module
-from afina.jobs import ways as ways_module
+from afina.jobs.candidates import proposals as ways_module
+from afina.jobs.candidates import search as candidates_module
+from afina.jobs.candidates import stages as stages_module
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store.result import read_result

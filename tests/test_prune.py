@@ -21,7 +21,7 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.statistics import Effect, put
 from afina.graph.surgery import remove
-from afina.jobs.planning import Planner, Target
+from afina.jobs.planning.axes import Planner, Target
 from afina.models import load_model
 from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
 from afina.runtimes import get_runtime

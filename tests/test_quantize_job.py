@@ -13,7 +13,7 @@ import afina
 from afina.errors import AfinaError, InputError, ParityError
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of, layer_rows
-from afina.jobs.exporting import Answers, Exporter, Shelf
+from afina.jobs.common.exporter import Answers, Exporter, Shelf
 from afina.runtimes import RUNTIMES, judge_quality
 from afina.tasks import get_task
 from afina.techniques.quantize import Source, rounding, weights
@@ -205,8 +205,8 @@ def test_a_file_is_checked_on_the_images_that_are_given(digits_network, small_ne
 def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, monkeypatch, tmp_path):
     from small_networks import network_of, vision_transformer
 
-    from afina.jobs.planfile import read_plan, write_plan
-    from afina.jobs.precision import plan_precisions
+    from afina.jobs.planning.plan_file import read_plan, write_plan
+    from afina.jobs.planning.precisions import plan_precisions
     from afina.techniques.context import Context
     from afina.techniques.quantize import QuantizeConfig, Source
     from afina.types import Budget
@@ -371,7 +371,7 @@ def test_the_guard_does_not_give_back_more_than_the_limit_on_size_allows(digits_
 
 
 def test_a_drop_that_only_the_float_network_keeps_says_so(digits_network, no_files, monkeypatch):
-    monkeypatch.setattr("afina.jobs.guard.Guard._good", lambda self, found: False)
+    monkeypatch.setattr("afina.jobs.planning.quality_guard.Guard._good", lambda self, found: False)
     with pytest.raises(InputError, match=r"(?s)drop of at most 0.00% cannot be kept.*Every layer would have to stay"):
         afina.quantize(digits_network, "digits", max_drop="0%", **QUICK)
 
@@ -540,7 +540,7 @@ def test_a_plan_that_cannot_be_written_is_refused_before_any_work(name, tmp_path
 
 
 def test_layers_that_were_asked_to_stay_in_float_stay_so_in_every_placement():
-    from afina.jobs.placing import _in_float
+    from afina.jobs.planning.placement import _in_float
     from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 
     config = _in_float(QuantizeConfig(weights="int4", layers=(("stem", FLOAT),)), ["stem", "head"])

@@ -14,7 +14,7 @@ from afina.data import open_data
 from afina.errors import InputError
 from afina.graph import Network, capture
 from afina.graph.stored import attribute
-from afina.jobs.recipes import KINDS, check_order, read_recipe, recipe_text
+from afina.jobs.run import KINDS, check_order, read_recipe, recipe_text
 from afina.runtimes import check_parity, get_runtime
 from afina.training import FitConfig, fit
 from afina.types import Step
@@ -155,7 +155,7 @@ def test_a_recipe_goes_on_from_the_last_step_that_is_the_same(digits_network, tm
 
 
 def test_the_original_teaches_every_training(digits_network, tmp_path, monkeypatch):
-    import afina.jobs.compression as compression
+    import afina.jobs.common.subject as compression
 
     teachers = []
     real = compression.fit

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.data import open_data
+from afina.devices import measure_latency, measure_memory
 from afina.errors import AfinaError, InputError, ParityError, Unsupported
 from afina.graph import capture
 from afina.graph.axes import analyse
@@ -26,8 +27,6 @@ from afina.runtimes import (
     judge,
     judge_quality,
     latency,
-    measure_latency,
-    measure_memory,
     outputs_of_file,
     read_metadata,
     runtime_of,
@@ -292,7 +291,7 @@ def test_an_export_leaves_torch_onnx_as_it_was(small_network, tmp_path):
 
 
 def test_timing_imports_no_torch_and_nothing_that_reads_run_folders():
-    code = "import afina.runtimes.worker, sys; sys.exit(bool({'torch', 'pydantic', 'yaml'} & set(sys.modules)))"
+    code = "import afina.devices.worker, sys; sys.exit(bool({'torch', 'pydantic', 'yaml'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

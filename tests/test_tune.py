@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 import afina
 from afina.cli import app
 from afina.data import open_data
+from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs import trials as trials_module
-from afina.jobs.machine import available_cores
+from afina.jobs.tuning import training_trials as trials_module
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
@@ -380,7 +380,7 @@ def test_a_worker_that_is_killed_is_replaced_and_no_finished_trial_is_lost(tmp_p
 # Two workers, each of which prints its process and then takes its time.
 SLOW = """
 import os, signal, sys, time
-from afina.jobs.workers import work_together
+from afina.jobs.tuning.local_workers import work_together
 from afina.progress import Progress
 
 def work(given, number):

@@ -21,10 +21,10 @@ from peers import IMAGES, WAYS, Plain
 from rows import NAMES, SHARES, Row, Rows, Subject, arguments, open_images, open_subject
 
 from afina.graph.cost import cost_of
-from afina.jobs.compression import context_of
-from afina.jobs.exporting import Exporter
-from afina.jobs.planning import target_of
-from afina.jobs.ranks import RankPlanner
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.common.subject import context_of
+from afina.jobs.planning.axes import target_of
+from afina.jobs.planning.ranks import RankPlanner
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime
 from afina.techniques.context import Context

@@ -25,12 +25,13 @@ from accuracy_table import write_table
 from peers import IMPORTANCES, TorchPruning, sparsifiers
 from subjects import NAMES, STREAMS, Subject, open_images, open_subject
 
+from afina.devices import measure_latency
+from afina.devices.machine import available_cores, processor
 from afina.graph.cost import cost_of
 from afina.graph.network import Network, capture
-from afina.jobs.machine import available_cores, processor
 from afina.jobs.prune import prune
 from afina.progress import PlainProgress
-from afina.runtimes import get_runtime, measure_latency
+from afina.runtimes import get_runtime
 from afina.training import FitConfig, evaluate, fit
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from common import keep
 from afina.data import open_data
 from afina.graph import capture
 from afina.graph.cost import cost_of
-from afina.jobs.compression import context_of
-from afina.jobs.planning import Planner, computed
+from afina.jobs.common.subject import context_of
+from afina.jobs.planning.axes import Planner, computed
 from afina.progress import PlainProgress
 from afina.techniques.prune import PruneConfig, Study
 from afina.types import InputSpec, TaskSpec

@@ -27,7 +27,7 @@ from peers import nncf_static
 from rows import Row, Rows, arguments
 from subjects import IMAGES, Subject, open_subject
 
-from afina.jobs.compression import context_of
+from afina.jobs.common.subject import context_of
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime
 from afina.techniques.quantize import QuantizeConfig, apply

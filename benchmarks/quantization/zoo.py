@@ -20,12 +20,12 @@ import torch
 from models import choose, load
 from rows import Row, Rows, arguments
 
+from afina.devices.machine import available_cores
 from afina.errors import AfinaError
 from afina.graph import Network
 from afina.graph.cost import cost_of
-from afina.jobs.exporting import Exporter
-from afina.jobs.machine import available_cores
-from afina.jobs.precision import plan_precisions
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.planning.precisions import plan_precisions
 from afina.runtimes import check_parity, get_runtime
 from afina.techniques.context import Context
 from afina.techniques.quantize import QuantizeConfig, Source, apply

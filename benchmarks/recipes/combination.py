@@ -20,11 +20,12 @@ from training import SCHEDULE, trained
 
 import afina
 from afina.data import ImageData, open_data
+from afina.devices import measure_latency
+from afina.devices.machine import available_cores
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.machine import available_cores
 from afina.progress import PlainProgress
-from afina.runtimes import get_runtime, measure_latency
+from afina.runtimes import get_runtime
 
 RUNS = Path(__file__).parents[2] / "runs" / "recipes"
 IMAGES = 512

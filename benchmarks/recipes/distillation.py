@@ -20,7 +20,7 @@ from subjects import Subject, open_subject
 
 import afina
 from afina.graph.network import Network
-from afina.jobs.compression import RATES, suited_batch
+from afina.jobs.common.subject import RATES, suited_batch
 from afina.progress import PlainProgress
 from afina.training import FitConfig, evaluate, fit
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from afina.jobs.profile import profile
     from afina.jobs.prune import prune
     from afina.jobs.quantize import quantize
-    from afina.jobs.recipes import run
     from afina.jobs.report import report
+    from afina.jobs.run import run
     from afina.jobs.sensitivity import sensitivity
     from afina.jobs.sparsify import sparsify
     from afina.jobs.tune import tune
@@ -58,7 +58,7 @@ _HOME = {
     "Network": "afina.graph.network",
     "TaskSpec": "afina.types",
     "capture": "afina.graph.network",
-    "run": "afina.jobs.recipes",
+    "run": "afina.jobs.run",
     **{job: f"afina.jobs.{job}" for job in _JOBS},
 }
 

@@ -284,8 +284,8 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Apply a recipe to MODEL: its steps in order, and the file that comes out of them judged."""
-    from afina.jobs.recipes import describe
-    from afina.jobs.recipes import run as job
+    from afina.jobs.run import describe
+    from afina.jobs.run import run as job
 
     def finish() -> None:
         result = job(

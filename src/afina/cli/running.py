@@ -18,7 +18,7 @@ def network_job(job: Any, model: str, what: str, out: Path | None, as_json: bool
     """Run a job that gives a network and a record, save the one and print the other."""
 
     def run() -> None:
-        from afina.jobs.compression import Saved, describe, target_file
+        from afina.jobs.common.subject import Saved, describe, target_file
 
         path = target_file(out, model, what)
         network, record = job()

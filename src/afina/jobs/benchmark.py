@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 
 from afina.data import ImageData, open_data
+from afina.devices import measure_latency, measure_memory
+from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
-from afina.jobs.machine import available_cores
-from afina.jobs.target import parse_input_size
+from afina.jobs.common.model_source import parse_input_size
 from afina.progress import Progress
-from afina.runtimes import (
-    judge_quality,
-    measure_latency,
-    measure_memory,
-    outputs_of_file,
-    read_metadata,
-    runtime_of,
-)
+from afina.runtimes import judge_quality, outputs_of_file, read_metadata, runtime_of
 from afina.tasks import get_task
 from afina.types import InputSpec, Measurement
 from afina.units import format_value

@@ -8,7 +8,8 @@ from afina.data import open_data
 from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.compression import (
+from afina.jobs.common.model_source import ModelSource, check_source, name_of
+from afina.jobs.common.subject import (
     RATES,
     UNOPENED,
     OptionsChecked,
@@ -17,7 +18,6 @@ from afina.jobs.compression import (
     suited_batch,
     suited_optimizer,
 )
-from afina.jobs.target import ModelSource, check_source, name_of
 from afina.models import load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from afina.jobs.machine import available_cores, describe_machine
+from afina.devices.machine import available_cores, describe_machine
 from afina.runtimes import RUNTIMES
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

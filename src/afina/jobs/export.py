@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from afina.devices.machine import available_cores
 from afina.errors import InputError, did_you_mean
-from afina.jobs.machine import available_cores
-from afina.jobs.target import ModelSource, load_plain, name_of
+from afina.jobs.common.model_source import ModelSource, load_plain, name_of
 from afina.progress import Progress
 from afina.runtimes import Runtime, activation_bits, check_parity, get_runtime
 from afina.store.files import check_target

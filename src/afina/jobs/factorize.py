@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.compression import Subject, check_training, open_subject, tuned
-from afina.jobs.exporting import Exporter
-from afina.jobs.machine import available_cores
-from afina.jobs.planning import goal_of, target_of
-from afina.jobs.ranks import RankPlanner
-from afina.jobs.target import ModelSource
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.common.model_source import ModelSource
+from afina.jobs.common.subject import Subject, check_training, open_subject, tuned
+from afina.jobs.planning.axes import goal_of, target_of
+from afina.jobs.planning.ranks import RankPlanner
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.techniques.factorize import FactorizeConfig, apply, chains_with_losses, layers_of

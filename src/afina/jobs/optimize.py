@@ -10,18 +10,18 @@ from typing import Any
 
 from afina.budget import decide, make_budget, read_limits
 from afina.data import ImageData, open_data
+from afina.devices.machine import available_cores, describe_machine
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
-from afina.jobs.candidates import Search
-from afina.jobs.compression import RATES, load_for, suited_batch, suited_optimizer
-from afina.jobs.judge import ORIGINAL
-from afina.jobs.machine import available_cores, describe_machine
-from afina.jobs.recipes import RECIPE_FILE, recipe_text
+from afina.jobs.candidates.judging import ORIGINAL
+from afina.jobs.candidates.search import Search
+from afina.jobs.candidates.stages import Job
+from afina.jobs.common.model_source import ModelSource, check_source, name_of, parse_input_size
+from afina.jobs.common.subject import RATES, load_for, suited_batch, suited_optimizer
 from afina.jobs.report import write_all
-from afina.jobs.stages import Job
-from afina.jobs.target import ModelSource, check_source, name_of, parse_input_size
-from afina.jobs.trials import read_settings
+from afina.jobs.run import RECIPE_FILE, recipe_text
 from afina.jobs.tune import tune as search
+from afina.jobs.tuning.training_trials import read_settings
 from afina.models import Loaded
 from afina.progress import Progress
 from afina.reporting import write_metadata

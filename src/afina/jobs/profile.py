@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from afina.devices import measure_latency, measure_memory
+from afina.devices.machine import available_cores, describe_machine
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
-from afina.jobs.machine import available_cores, describe_machine
-from afina.jobs.target import ModelSource, load_plain, name_of
+from afina.jobs.common.model_source import ModelSource, load_plain, name_of
 from afina.progress import Progress
-from afina.runtimes import RUNTIMES, get_runtime, measure_latency, measure_memory
+from afina.runtimes import RUNTIMES, get_runtime
 from afina.types import InputSpec, LayerRow, Measurement
 from afina.units import format_count, format_size, format_value
 

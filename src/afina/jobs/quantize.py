@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afina.budget import make_budget, read_limits
+from afina.devices.machine import available_cores
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
-from afina.jobs.bits import fit_size
-from afina.jobs.compression import Subject, check_training, open_subject, suited_batch, suited_optimizer
-from afina.jobs.exporting import Exporter
-from afina.jobs.guard import Guard
-from afina.jobs.machine import available_cores
-from afina.jobs.planfile import Plan, read_plan, write_plan
-from afina.jobs.precision import plan_precisions
-from afina.jobs.quantized import cautions, check_kept, with_answers, with_times
-from afina.jobs.target import ModelSource
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.common.model_source import ModelSource
+from afina.jobs.common.subject import Subject, check_training, open_subject, suited_batch, suited_optimizer
+from afina.jobs.planning.bits import fit_size
+from afina.jobs.planning.plan_file import Plan, read_plan, write_plan
+from afina.jobs.planning.precisions import plan_precisions
+from afina.jobs.planning.quality_guard import Guard
+from afina.jobs.planning.quantized_file import cautions, check_kept, with_answers, with_times
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store.files import check_target

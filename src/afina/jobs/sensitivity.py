@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from afina.errors import InputError, NothingToDo
-from afina.jobs.compression import open_subject
+from afina.jobs.common.model_source import ModelSource
+from afina.jobs.common.subject import open_subject
 from afina.jobs.prune import axes_asked
-from afina.jobs.target import ModelSource
 from afina.progress import Progress
 from afina.techniques import prune, sparsify
 from afina.types import Sensitivity

@@ -7,8 +7,8 @@ import numpy as np
 from afina.budget import Option, choose
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.compression import check_training, open_subject, tuned
-from afina.jobs.target import ModelSource
+from afina.jobs.common.model_source import ModelSource
+from afina.jobs.common.subject import check_training, open_subject, tuned
 from afina.progress import Progress
 from afina.techniques.context import Context
 from afina.techniques.sparsify import SparsifyConfig, apply, layer_sensitivities

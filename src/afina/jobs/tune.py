@@ -11,12 +11,12 @@ import optuna
 from optuna.study import Study
 
 from afina.errors import InputError
-from afina.jobs.cluster import Cluster, work_on_ray
-from afina.jobs.fidelity import EPOCHS, FACTORS, rungs_of
-from afina.jobs.target import ModelSource
-from afina.jobs.tunable import DEFAULT_RUNTIME, Given, Subject, subject_of
-from afina.jobs.tuned import Teller, Tuned, describe_search, results, write_search
-from afina.jobs.workers import HOPELESS, work_together
+from afina.jobs.common.model_source import ModelSource
+from afina.jobs.tuning.fidelity import EPOCHS, FACTORS, rungs_of
+from afina.jobs.tuning.local_workers import HOPELESS, work_together
+from afina.jobs.tuning.ray_cluster import Cluster, work_on_ray
+from afina.jobs.tuning.results import Teller, Tuned, describe_search, results, write_search
+from afina.jobs.tuning.subject import DEFAULT_RUNTIME, Given, Subject, subject_of
 from afina.progress import Progress
 from afina.search import (
     DEFAULT_SAMPLER,

@@ -1,14 +1,13 @@
-"""Where networks are deployed: one module per runtime, each able to export, load, run and be measured.
+"""Where networks are deployed: one module per runtime, each able to export, load and run.
 
 `base` is the contract and `table` finds a runtime; `onnx_file` makes the ONNX model that two of them start from;
-`latency` measures in a fresh process (`worker`); `judge` compares a file with its network and with the labels.
+`judge` compares a file with its network and with the labels.
 Importing this package imports neither torch nor any runtime's library.
 """
 
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.cpu import int8_weight_bits
 from afina.runtimes.judge import activation_bits, check_parity, is_quantized, judge_quality, outputs_of_file, parity
-from afina.runtimes.latency import measure_latency, measure_memory
 from afina.runtimes.table import RUNTIMES, get_runtime, read_metadata, runtime_of
 
 __all__ = [
@@ -21,8 +20,6 @@ __all__ = [
     "int8_weight_bits",
     "is_quantized",
     "judge_quality",
-    "measure_latency",
-    "measure_memory",
     "outputs_of_file",
     "parity",
     "read_metadata",

@@ -13,8 +13,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from afina.devices.machine import available_cores
 from afina.errors import InputError
-from afina.jobs.machine import available_cores
 from afina.progress import Progress
 from afina.store.sending import packed
 

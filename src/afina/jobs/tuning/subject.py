@@ -8,14 +8,14 @@ from typing import Any
 import optuna
 
 from afina.data import ImageData, open_data
+from afina.devices.machine import available_cores
 from afina.errors import InputError
-from afina.jobs.costs import COSTS, Costs
-from afina.jobs.exporting import Exporter
-from afina.jobs.fidelity import EPOCHS
-from afina.jobs.functions import VALUE, check_names, function_of
-from afina.jobs.machine import available_cores
-from afina.jobs.target import ModelSource, check_source, name_of
-from afina.jobs.trials import Training, check_space, default_space
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.common.model_source import ModelSource, check_source, name_of
+from afina.jobs.tuning.costs import COSTS, Costs
+from afina.jobs.tuning.fidelity import EPOCHS
+from afina.jobs.tuning.training_trials import Training, check_space, default_space
+from afina.jobs.tuning.user_function import VALUE, check_names, function_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.search import DEFAULT_STOPPING, Objective, Space, make_space, read_space

@@ -11,9 +11,9 @@ import yaml
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from afina.jobs.costs import COSTS as UNITS
-from afina.jobs.trials import COSTS, CURVE, keep_best, network_file
-from afina.jobs.tunable import WORK, Subject
+from afina.jobs.tuning.costs import COSTS as UNITS
+from afina.jobs.tuning.subject import WORK, Subject
+from afina.jobs.tuning.training_trials import COSTS, CURVE, keep_best, network_file
 from afina.progress import Progress
 from afina.search import best_trial, broken, counts, front, importances, page, trials_csv
 from afina.search.studies import ERROR

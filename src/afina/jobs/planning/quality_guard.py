@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from afina.errors import InputError, NothingToDo
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.compression import Subject
-from afina.jobs.exporting import Answers, Exporter
+from afina.jobs.common.exporter import Answers, Exporter
+from afina.jobs.common.subject import Subject
 from afina.tasks import get_task
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 from afina.techniques.quantize.effects import damages

@@ -12,12 +12,12 @@ from functools import partial
 from afina.budget import decide, drop_of, excess
 from afina.errors import AfinaError
 from afina.graph.network import Network
-from afina.jobs.bits import fit_size
-from afina.jobs.exporting import Exporter
-from afina.jobs.judge import ORIGINAL, Draft, add_latency, judge, rejected
-from afina.jobs.precision import plan_precisions
-from afina.jobs.stages import Job
-from afina.jobs.ways import FEW_BITS, FLOAT, INT8, Way, Ways, limited
+from afina.jobs.candidates.judging import ORIGINAL, Draft, add_latency, judge, rejected
+from afina.jobs.candidates.proposals import FEW_BITS, FLOAT, INT8, Way, Ways, limited
+from afina.jobs.candidates.stages import Job
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.planning.bits import fit_size
+from afina.jobs.planning.precisions import plan_precisions
 from afina.techniques import quantize
 from afina.training import FitConfig, fit
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Record, Step

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from afina.devices import measure_latency, measure_memory
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
-from afina.jobs.stages import Job
-from afina.runtimes import check_parity, judge_quality, measure_latency, measure_memory, outputs_of_file
+from afina.jobs.candidates.stages import Job
+from afina.runtimes import check_parity, judge_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.types import Candidate, Epoch, Measurement, Record, Step
 

@@ -7,9 +7,9 @@ from afina.budget import Option, choose
 from afina.errors import InputError, NothingToDo
 from afina.graph.network import Network
 from afina.graph.statistics import freed
-from afina.jobs.chaintimes import ChainTimes
-from afina.jobs.exporting import Exporter
-from afina.jobs.planning import Target, approach, told_as
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.planning.axes import Target, approach, told_as
+from afina.jobs.planning.chain_times import ChainTimes
 from afina.progress import Progress
 from afina.techniques.factorize import Chain, Chosen, Layer, frontier, shaped
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from afina.data import ImageData, open_data
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.target import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
+from afina.jobs.common.model_source import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from afina.errors import InputError, did_you_mean
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.exporting import Exporter
+from afina.jobs.common.exporter import Exporter
 
 # What is measured, and its unit. `seconds` is the time of the training, which is known when it is over.
 COSTS = {"size": "B", "latency": "s", "parameters": "1", "macs": "1", "seconds": "s"}

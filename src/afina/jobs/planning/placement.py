@@ -9,7 +9,7 @@ from afina.errors import AfinaError, ParityError, StorageError, Unsupported
 from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.statistics import freed
-from afina.jobs.exporting import Exporter, Shelf
+from afina.jobs.common.exporter import Exporter, Shelf
 from afina.techniques.context import Context
 from afina.techniques.quantize import Precision, QuantizeConfig, draft
 from afina.techniques.quantize.prepared import Source

@@ -78,7 +78,7 @@ def measure_memory(path: Path, shape: tuple[int, int, int], *, threads: int) -> 
 
 def _ask(request: dict[str, Any], threads: int) -> Any:
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
-    command = [sys.executable, "-m", "afina.runtimes.worker"]
+    command = [sys.executable, "-m", "afina.devices.worker"]
     try:
         done = subprocess.run(
             command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_TIMEOUT

@@ -22,10 +22,10 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from afina.data import open_data
+from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
-from afina.jobs.machine import available_cores
-from afina.jobs.trials import clear, network_file
-from afina.jobs.tunable import WORK, Given, Subject, subject_of
+from afina.jobs.tuning.subject import WORK, Given, Subject, subject_of
+from afina.jobs.tuning.training_trials import clear, network_file
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
 from afina.search.workers import Heartbeat, give_up, retry_lost

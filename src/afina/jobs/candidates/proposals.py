@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from afina.devices import measure_latency
 from afina.errors import AfinaError
 from afina.graph.network import Network
-from afina.jobs.exporting import Exporter
-from afina.jobs.judge import ORIGINAL, file_size
-from afina.jobs.reducers import Factorizer, Pruner, Reducer
-from afina.jobs.stages import Job
-from afina.runtimes import measure_latency
+from afina.jobs.candidates.judging import ORIGINAL, file_size
+from afina.jobs.candidates.reducers import Factorizer, Pruner, Reducer
+from afina.jobs.candidates.stages import Job
+from afina.jobs.common.exporter import Exporter
 from afina.types import Budget, Candidate
 
 FLOAT, INT8, FEW_BITS = "float", "int8", "few-bits"

@@ -13,10 +13,10 @@ from optuna.study import Study
 from afina.data import ImageData
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
-from afina.jobs.compression import suited_batch, suited_optimizer
-from afina.jobs.costs import SECONDS, Costs
-from afina.jobs.fidelity import Rung, rungs_of
-from afina.jobs.target import ModelSource, input_of, parse_input_size
+from afina.jobs.common.model_source import ModelSource, input_of, parse_input_size
+from afina.jobs.common.subject import suited_batch, suited_optimizer
+from afina.jobs.tuning.costs import SECONDS, Costs
+from afina.jobs.tuning.fidelity import Rung, rungs_of
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.search import Space, best_trial, front, make_space

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from afina.data import ImageData
+from afina.devices import measure_latency
 from afina.graph.network import Network
 from afina.progress import Progress
-from afina.runtimes import Runtime, check_parity, judge_quality, measure_latency, outputs_of_file
+from afina.runtimes import Runtime, check_parity, judge_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.training import predict
 from afina.types import Measurement

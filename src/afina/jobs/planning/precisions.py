@@ -1,9 +1,9 @@
 """Which precision each layer gets: by time on the runtime, then by bytes and by what it does to the outputs."""
 
 from afina.errors import InputError
-from afina.jobs.bits import fit_size
-from afina.jobs.exporting import Exporter
-from afina.jobs.placing import fastest_placement
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.planning.bits import fit_size
+from afina.jobs.planning.placement import fastest_placement
 from afina.techniques.context import Context
 from afina.techniques.quantize import QuantizeConfig, Source, draft
 from afina.types import Budget

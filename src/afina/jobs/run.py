@@ -17,17 +17,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from afina.data import ImageData, open_data
+from afina.devices.machine import available_cores
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
-from afina.jobs.compression import UNOPENED, OptionsChecked, load_for
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.common.model_source import ModelSource, check_source, name_of
+from afina.jobs.common.subject import UNOPENED, OptionsChecked, load_for
 from afina.jobs.distill import distill
-from afina.jobs.exporting import Exporter
 from afina.jobs.factorize import factorize
-from afina.jobs.machine import available_cores
 from afina.jobs.prune import prune
 from afina.jobs.quantize import quantize
 from afina.jobs.sparsify import sparsify
-from afina.jobs.target import ModelSource, check_source, name_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store.result import from_plain, to_plain

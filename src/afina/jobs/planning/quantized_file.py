@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.compression import Subject
-from afina.jobs.exporting import Answers, Exporter
+from afina.jobs.common.exporter import Answers, Exporter
+from afina.jobs.common.subject import Subject
 from afina.runtimes import Runtime
 from afina.tasks import get_task
 from afina.techniques.quantize.config import bits_of

@@ -1,4 +1,4 @@
-"""The process that measures: `python -m afina.runtimes.worker`, one request as JSON in, one answer as JSON out.
+"""The process that measures: `python -m afina.devices.worker`, one request as JSON in, one answer as JSON out.
 
 It is started fresh for each measurement, so that nothing of the job (its memory, its threads, torch) is in the
 figures. It does not import torch unless a `.pt2` file is measured.

@@ -9,7 +9,7 @@ import numpy as np
 
 from afina.data import ImageData
 from afina.graph.network import Network
-from afina.jobs.compression import context_of
+from afina.jobs.common.subject import context_of
 from afina.progress import Progress
 from afina.runtimes import Runtime
 from afina.store.result import from_plain, to_plain

@@ -7,7 +7,7 @@ from afina.budget.allocate import Option, choose
 from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.graph.stored import attribute
-from afina.jobs.exporting import Exporter
+from afina.jobs.common.exporter import Exporter
 from afina.techniques.context import Context
 from afina.techniques.quantize import Precision, QuantizeConfig, draft
 from afina.techniques.quantize.config import bits_of

@@ -15,7 +15,7 @@ from afina.graph.network import Network
 from afina.graph.sizing import Sizing
 from afina.graph.statistics import Effect, freed
 from afina.graph.surgery import remove
-from afina.jobs.exporting import Exporter
+from afina.jobs.common.exporter import Exporter
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig, Study, fewest, sensitivities, step_of
 from afina.types import Sensitivity

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from afina.graph.cost import layer_rows
 from afina.graph.network import Network
-from afina.jobs.exporting import Exporter
-from afina.jobs.planning import Planner
-from afina.jobs.ranks import RankPlanner
+from afina.jobs.common.exporter import Exporter
+from afina.jobs.planning.axes import Planner
+from afina.jobs.planning.ranks import RankPlanner
 from afina.techniques import factorize
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig, Study

@@ -49,17 +49,16 @@ __all__ = [
     "tune",
 ]
 
-_JOBS = (
+_COMMANDS = (
     "benchmark", "demo", "distill", "doctor", "export", "factorize", "optimize", "profile", "prune", "quantize",
-    "report", "sensitivity", "sparsify", "tune",
+    "report", "run", "sensitivity", "sparsify", "tune",
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",
     "Network": "afina.graph.network",
     "TaskSpec": "afina.types",
     "capture": "afina.graph.network",
-    "run": "afina.jobs.run",
-    **{job: f"afina.jobs.{job}" for job in _JOBS},
+    **{name: f"afina.jobs.{name}" for name in _COMMANDS},
 }
 
 

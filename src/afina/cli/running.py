@@ -14,32 +14,10 @@ from afina.progress import PlainProgress, Progress, RichProgress
 MISSES = 3
 
 
-def network_job(job: Any, model: str, what: str, out: Path | None, as_json: bool, debug: bool) -> None:
-    """Run a job that gives a network and a record, save the one and print the other."""
-
-    def run() -> None:
-        from afina.jobs.common.subject import Saved, describe, target_file
-
-        path = target_file(out, model, what)
-        network, record = job()
-        network.save(path)
-        show(Saved(str(path), record), describe(record, path), as_json)
-
-    guarded(run, debug)
-
-
-def run_and_show(job: Any, as_json: bool, debug: bool) -> None:
-    """Run a job that ends in a verdict, print it, and leave with its exit code."""
-
-    def run() -> None:
-        from afina.reporting import summary
-
-        result = job()
-        show(result, summary(result), as_json)
-        if result.verdict != "fits":
-            raise typer.Exit(MISSES)
-
-    guarded(run, debug, resumes=True)
+def verdict_code(verdict: str) -> None:
+    """Leave with exit code 3 where the budget is missed."""
+    if verdict != "fits":
+        raise typer.Exit(MISSES)
 
 
 def guarded(run: Any, debug: bool, *, resumes: bool = False) -> None:

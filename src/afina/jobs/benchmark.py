@@ -4,7 +4,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,9 @@ from afina.devices import measure_latency, measure_memory
 from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
 from afina.jobs.common.model_source import parse_input_size
+from afina.jobs.options.benchmark import BenchmarkOptions
+from afina.jobs.options.declaration import command
+from afina.jobs.options.shared import InputSize
 from afina.progress import Progress
 from afina.runtimes import judge_quality, outputs_of_file, read_metadata, runtime_of
 from afina.tasks import get_task
@@ -31,43 +33,25 @@ class Row:
     measurements: dict[str, Measurement]
 
 
-def benchmark(
-    files: Sequence[str | Path],
-    data: Any,
-    *,
-    input_size: str | tuple[int, int] | None = None,
-    threads: int | None = None,
-    batch: int = 1,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Row, ...]:
+def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
     """Run `files` over the validation images of `data`, each on the runtime that its suffix names.
 
     A file that Afina wrote says how its images must be prepared; for others the data's own size and the usual
     mean and standard deviation are taken, or `input_size`. Without labels, quality is the agreement with the
     first file.
 
-    Args:
-        files: `.onnx`, OpenVINO `.xml` or `.pt2` files.
-        data: As in `optimize`.
-        input_size: Height and width for files that do not say.
-        threads: Threads of the runtimes; all cores by default.
-        batch: Images per call when latency is measured.
-        seed: Seed of the split where the data has none.
-        progress: What the user sees.
-
     Raises:
         InputError: a file is missing, of an unknown kind, or does not match the data.
     """
-    paths = [Path(file) for file in files]
+    paths = [Path(file) for file in asked.files]
     for path in paths:
         check_file(path)
         runtime_of(path)
-    progress = progress or Progress()
-    images = open_data(data, seed=seed, progress=progress)
-    threads = threads or available_cores()
-    inputs = [_input(path, images, input_size) for path in paths]
-    times = _latencies(paths, inputs, threads, batch)
+    progress = asked.progress or Progress()
+    images = open_data(asked.data, seed=asked.seed, progress=progress)
+    threads = asked.threads or available_cores()
+    inputs = [_input(path, images, asked.input_size) for path in paths]
+    times = _latencies(paths, inputs, threads, asked.batch)
     rows: list[Row] = []
     reference: np.ndarray | None = None
     for path, spec in zip(paths, inputs, strict=True):
@@ -94,6 +78,9 @@ def benchmark(
     return tuple(rows)
 
 
+benchmark = command(BenchmarkOptions, _benchmark)
+
+
 def describe(rows: Sequence[Row]) -> str:
     """The rows as a text table."""
     width = max(len(row.file) for row in rows)
@@ -118,7 +105,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
             table.writerow([row.file, row.runtime, *(cell for m in values for cell in (m.value, m.unit, m.spread))])
 
 
-def _input(path: Path, images: ImageData, size: str | tuple[int, int] | None) -> InputSpec:
+def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
     known = read_metadata(path)
     if known is not None:
         return known[0]

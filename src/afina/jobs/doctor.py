@@ -1,12 +1,15 @@
 """`afina doctor`: what is installed, what is missing and how to get it, what this machine can measure."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 from afina.devices.machine import available_cores, describe_machine
+from afina.jobs.options.declaration import command
+from afina.jobs.options.doctor import DoctorOptions
 from afina.runtimes import RUNTIMES
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -22,11 +25,23 @@ class Check:
     fix: str = ""
 
 
-def doctor() -> tuple[dict[str, Any], tuple[Check, ...]]:
+def _doctor(asked: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
     """The machine, and what was checked on it; nothing is installed or changed."""
     machine = describe_machine(available_cores())
     checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
     return machine, tuple(checks)
+
+
+doctor = command(DoctorOptions, _doctor)
+
+
+def describe(machine: Mapping[str, Any], checks: Sequence[Check]) -> str:
+    """The machine and the checks as text."""
+    lines = [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"]
+    for check in checks:
+        lines.append(f"{'ok     ' if check.good else 'missing'} {check.name}: {check.found}")
+        lines += [f"        {check.fix}"] if check.fix else []
+    return "\n".join(lines)
 
 
 def _runtimes() -> list[Check]:

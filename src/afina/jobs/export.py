@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from afina.devices.machine import available_cores
 from afina.errors import InputError, did_you_mean
-from afina.jobs.common.model_source import ModelSource, load_plain, name_of
+from afina.jobs.common.model_source import load_plain, name_of
+from afina.jobs.options.declaration import command
+from afina.jobs.options.export import ExportOptions
 from afina.progress import Progress
 from afina.runtimes import Runtime, activation_bits, check_parity, get_runtime
 from afina.store.files import check_target
@@ -32,28 +33,8 @@ class Exported:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def export(
-    model: ModelSource,
-    *,
-    to: str,
-    out: str | Path | None = None,
-    weights: str | None = None,
-    input_size: str | tuple[int, int] | None = None,
-    half: bool = False,
-    example: Any = None,
-    progress: Progress | None = None,
-) -> Exported:
+def _export(asked: ExportOptions) -> Exported:
     """Write `model` for a runtime and run the file beside the model on the same inputs.
-
-    Args:
-        model: As in `optimize`.
-        to: `onnx`, `openvino` or `pt2`.
-        out: The file; `NAME.onnx` (or `.xml`, `.pt2`) in the current folder by default.
-        weights: `pretrained`, `random` or a file of weights.
-        input_size: Height and width of the input, where the model's own is wrong.
-        half: Store the weights of layers in 16 bits (fp16), where they fit and do no harm.
-        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
-        progress: What the user sees.
 
     Raises:
         InputError: unknown format, a file that cannot be written, a model that cannot be used, or activations that
@@ -61,13 +42,13 @@ def export(
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
-    if to not in FORMATS:
-        raise InputError(f"--to {to!r} is not a format.", fix=did_you_mean(to, FORMATS))
-    runtime = get_runtime(FORMATS[to])
-    path = _target(out, runtime, name_of(model))
-    progress = progress or Progress()
-    network, kept = load_plain(model, weights, input_size, example, progress).network, dict[str, str]()
-    if half:
+    if asked.to not in FORMATS:
+        raise InputError(f"--to {asked.to!r} is not a format.", fix=did_you_mean(asked.to, FORMATS))
+    runtime = get_runtime(FORMATS[asked.to])
+    path = _target(asked.out, runtime, name_of(asked.model))
+    progress = asked.progress or Progress()
+    network, kept = load_plain(asked.model, asked, progress).network, dict[str, str]()
+    if asked.half:
         network, record = quantize.apply(network, _HALF, Context(progress=progress))
         kept = record.skipped
         for layer, reason in kept.items():
@@ -83,6 +64,14 @@ def export(
         raise
     size = sum(part.stat().st_size for part in runtime.files(path))
     return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, kept)
+
+
+export = command(ExportOptions, _export)
+
+
+def describe(result: Exported) -> str:
+    """The result in one line."""
+    return f"{result.file} ({result.size.value / 1e6:.3g} MB), largest difference {result.parity:.2g} (relative)"
 
 
 def _target(out: str | Path | None, runtime: Runtime, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 import csv
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from afina.devices.machine import available_cores, describe_machine
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
-from afina.jobs.common.model_source import ModelSource, load_plain, name_of
+from afina.jobs.common.model_source import load_plain, name_of
+from afina.jobs.options.declaration import command
+from afina.jobs.options.profile import ProfileOptions
 from afina.progress import Progress
 from afina.runtimes import RUNTIMES, get_runtime
 from afina.types import InputSpec, LayerRow, Measurement
@@ -44,40 +45,19 @@ class Profile:
     notes: tuple[str, ...] = ()
 
 
-def profile(
-    model: ModelSource,
-    *,
-    weights: str | None = "random",
-    input_size: str | tuple[int, int] | None = None,
-    runtimes: Sequence[str] | None = None,
-    threads: int | None = None,
-    batch: int = 1,
-    example: Any = None,
-    progress: Progress | None = None,
-) -> Profile:
-    """Count what `model` costs from its graph, and measure it on the runtimes.
-
-    Args:
-        model: As in `optimize`.
-        weights: Cost does not depend on them, so `random` (nothing is downloaded).
-        input_size: Height and width of the input, where the model's own is wrong.
-        runtimes: Names of runtimes; all that are installed by default.
-        threads: Threads of the runtimes; all cores by default.
-        batch: Images per call when latency is measured.
-        example: For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.
-        progress: What the user sees.
-    """
-    progress = progress or Progress()
-    names = list(runtimes or (name for name, runtime in RUNTIMES.items() if runtime.available()))
+def _profile(asked: ProfileOptions) -> Profile:
+    """Count what `model` costs from its graph, and measure it on the runtimes."""
+    progress = asked.progress or Progress()
+    names = list(asked.runtimes or (name for name, runtime in RUNTIMES.items() if runtime.available()))
     for name in names:
         get_runtime(name)
-    loaded = load_plain(model, weights, input_size, example, progress)
-    threads = threads or available_cores()
+    loaded = load_plain(asked.model, asked, progress)
+    threads = asked.threads or available_cores()
     measured, failed = {}, {}
     with progress.work("Measuring", len(names)) as bar:
         for name in names:
             try:
-                measured[name] = _measure(loaded.network, name, threads, batch)
+                measured[name] = _measure(loaded.network, name, threads, asked.batch)
             except AfinaError as error:
                 failed[name] = str(error).replace("\n", " ")
             bar.advance(note=name)
@@ -89,7 +69,7 @@ def profile(
         "peak_activations": Measurement(cost.peak_activations, "B", "computed", where="one image, in graph order"),
     }
     return Profile(
-        model=name_of(model, full=True),
+        model=name_of(asked.model, full=True),
         input=loaded.network.input,
         totals=totals,
         layers=layer_rows(loaded.network),
@@ -98,6 +78,9 @@ def profile(
         machine=describe_machine(threads),
         notes=loaded.notes,
     )
+
+
+profile = command(ProfileOptions, _profile)
 
 
 def describe(result: Profile) -> str:

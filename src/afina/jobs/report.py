@@ -3,18 +3,20 @@
 from pathlib import Path
 
 from afina.errors import InputError
+from afina.jobs.options.declaration import command
+from afina.jobs.options.report import ReportOptions
 from afina.reporting import write_card, write_csv, write_html
 from afina.store.result import read_result
 from afina.types import Result
 
 
-def report(run: str | Path) -> Path:
+def _report(asked: ReportOptions) -> Path:
     """Rebuild `report.html`, `card.md` and `candidates.csv` in the folder of a finished run; gives the page.
 
     Raises:
         InputError: there is no finished run in that folder.
     """
-    folder = Path(run)
+    folder = Path(asked.run)
     if not (folder / "result.json").is_file():
         why = "It holds a run that has not finished." if (folder / "config.yaml").is_file() else "It holds no run."
         raise InputError(
@@ -23,6 +25,9 @@ def report(run: str | Path) -> Path:
             fix="Give the folder named with --out, or run `afina optimize` again: it resumes.",
         )
     return write_all(read_result(folder / "result.json"), folder)
+
+
+report = command(ReportOptions, _report)
 
 
 def write_all(result: Result, folder: Path) -> Path:

@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from torch import Tensor
 
 from afina.data import ImageData
-from afina.devices import measure_latency
+from afina.devices import available_cores, measure_latency
 from afina.graph.network import Network
+from afina.jobs.options.shared import RuntimeOptions
 from afina.progress import Progress
-from afina.runtimes import Runtime, check_parity, judge_quality, outputs_of_file
+from afina.runtimes import Runtime, check_parity, get_runtime, judge_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.training import predict
 from afina.types import Measurement
@@ -53,6 +55,11 @@ class Exporter:
     runtime: Runtime
     threads: int
     batch: int = 1
+
+    @classmethod
+    def of(cls, asked: RuntimeOptions) -> Self:
+        """For the runtime, threads and batch that are asked for. Raises `InputError` for an unknown runtime."""
+        return cls(get_runtime(asked.runtime), asked.threads or available_cores(), asked.batch)
 
     @contextmanager
     def file(self, network: Network) -> Iterator[Path]:

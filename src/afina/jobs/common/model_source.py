@@ -9,6 +9,7 @@ from torch import nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, check_model, load_model
 from afina.progress import Progress
 from afina.types import InputSpec
@@ -69,25 +70,21 @@ def input_of(example: Any) -> InputSpec | None:
     return InputSpec(height, width)
 
 
-def check_source(
-    model: ModelSource, weights: str | None = None, input_size: str | tuple[int, int] | None = None
-) -> None:
+def check_source(model: ModelSource, weights: str | None = None, input_size: InputSize = None) -> None:
     """Raise `InputError` for what can be seen to be wrong before images are read, which may take minutes."""
     check_model(model, weights)
     if input_size is not None:
         parse_input_size(input_size)
 
 
-def load_plain(
-    model: ModelSource, weights: str | None, input_size: str | tuple[int, int] | None, example: Any, progress: Progress
-) -> Loaded:
-    """The model as it is, for jobs that have no data: its own head, its own size unless `input_size` is given."""
+def load_plain(model: ModelSource, asked: ModelOptions, progress: Progress) -> Loaded:
+    """The model as it is, for jobs that have no data: its own head, its own size unless one is asked for."""
     loaded = load_model(
         model,
-        weights=weights,
+        weights=asked.weights,
         task=None,
-        input=input_of(example),
-        input_size=parse_input_size(input_size) if input_size is not None else None,
+        input=input_of(asked.example),
+        input_size=parse_input_size(asked.input_size) if asked.input_size is not None else None,
         targets=None,
         progress=progress,
     )

@@ -5,19 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from afina.data import ImageData, open_data
-from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.common.model_source import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
+from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target
 from afina.techniques.context import Context
-from afina.training import FitConfig, evaluate, fit, predict
-from afina.training.config import Optimizer
+from afina.training import evaluate, predict
 from afina.types import Record
 from afina.units import format_value
 
@@ -30,8 +28,6 @@ _SHOWN = (
     ("bytes", "bytes", "B"),
 )
 _MOST_SKIPPED = 8
-# Highest learning rates of fine-tuning, by optimizer.
-RATES: dict[Optimizer, float] = {"sgd": 0.05, "adamw": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -73,14 +69,6 @@ class Subject:
         )
 
 
-class OptionsChecked(Exception):
-    """A job has checked all its options, and would open what `UNOPENED` stands for."""
-
-
-# In place of a model: the job checks its options and goes no further.
-UNOPENED: Any = object()
-
-
 @dataclass(frozen=True)
 class Saved:
     """A network that was written to a file, and what was done to it."""
@@ -116,60 +104,60 @@ def describe(record: Record, path: Path) -> str:
 
 
 def open_subject(
-    model: ModelSource,
-    data: Any,
-    weights: str | None,
-    input_size: str | tuple[int, int] | None,
-    example: Any,
-    images: int,
-    seed: int,
-    progress: Progress | None,
-    teacher: Network | None = None,
+    asked: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
+    Args:
+        asked: How the model is opened.
+        model: What is opened.
+        data: As in `optimize`; None for no images.
+        images: Training images that statistics rest on.
+        teacher: The network that teaches the fine-tuning; the model itself where it is None.
+
     Raises:
         InputError: they cannot be used, or the model's outputs do not fit the data.
-        OptionsChecked: there is no model but `UNOPENED`.
     """
-    progress = progress or Progress()
-    if images < 1:
-        raise InputError(f"--images is {images}.", fix="Give 1 or more.")
-    if model is UNOPENED:
-        raise OptionsChecked
+    progress = asked.progress or Progress()
     if data is None:
-        return Subject(
-            load_plain(model, weights, input_size, example, progress).network, None, images, seed, progress, teacher
-        )
-    check_source(model, weights, input_size)
-    opened = open_data(data, seed=seed, unlabelled=True, progress=progress)
-    loaded = load_for(opened, model, weights, input_size, example, seed, progress)
+        return Subject(load_plain(model, asked, progress).network, None, images, asked.seed, progress, teacher)
+    check_source(model, asked.weights, asked.input_size)
+    opened = open_data(data, seed=asked.seed, unlabelled=True, progress=progress)
+    loaded = load_for(opened, model, asked, progress)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, seed, progress, teacher)
+    return Subject(loaded.network, opened, images, asked.seed, progress, teacher)
 
 
 def load_for(
     data: ImageData,
     model: ModelSource,
-    weights: str | None,
-    input_size: str | tuple[int, int] | None,
-    example: Any,
-    seed: int,
+    asked: ModelOptions,
     progress: Progress,
-    options: Mapping[str, Any] | None = None,
+    builder_arguments: Mapping[str, Any] | None = None,
+    input_size: InputSize = None,
 ) -> Loaded:
-    """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own."""
+    """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own.
+
+    Args:
+        data: Its task decides the outputs.
+        model: What is opened.
+        asked: Weights, input size, example and seed.
+        progress: What the user sees.
+        builder_arguments: Arguments of what builds the model.
+        input_size: In the place of the one in `asked`.
+    """
+    size = input_size or asked.input_size
     return load_model(
         model,
-        weights=weights,
+        weights=asked.weights,
         task=data.task if data.labelled else None,
-        input=input_of(example) or data.native,
-        input_size=parse_input_size(input_size) if input_size is not None else None,
+        input=input_of(asked.example) or data.native,
+        input_size=parse_input_size(size) if size is not None else None,
         targets=data.targets("train") if data.labelled else None,
         progress=progress,
-        seed=seed,
-        options=options,
+        seed=asked.seed,
+        options=builder_arguments,
     )
 
 
@@ -190,53 +178,3 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         return (batch for batch, _ in batches)
 
     return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)
-
-
-def check_training(
-    epochs: int, learning_rate: float | None, optimizer: Optimizer | None, data: Any, option: str = "--finetune"
-) -> None:
-    """Raise `InputError` for a training that would fail once the work before it is done, or options without one."""
-    if epochs < 0:
-        raise InputError(f"{option} is {epochs}.", fix="Give a number of epochs, 0 for no training.")
-    if epochs and data is None:
-        raise InputError("Training needs images.", fix=f"Give --data, or leave {option} out.")
-    FitConfig(epochs=epochs or 1, learning_rate=learning_rate, optimizer=optimizer or "sgd")
-    if not epochs and (learning_rate is not None or optimizer is not None):
-        given = "--optimizer" if learning_rate is None else "--learning-rate"
-        raise InputError(
-            f"{given} is of a training, and there is none.", fix=f"Give {option} EPOCHS too, or leave {given} out."
-        )
-
-
-def tuned(
-    network: Network,
-    subject: Subject,
-    epochs: int,
-    learning_rate: float | None,
-    optimizer: Optimizer | None,
-    keep_zeros: bool = False,
-) -> Network:
-    """The network after fine-tuning, taught by the subject's teacher."""
-    assert subject.data is not None
-    chosen = optimizer or suited_optimizer(network)
-    config = FitConfig(
-        epochs=epochs,
-        optimizer=chosen,
-        learning_rate=learning_rate or RATES[chosen],
-        batch_size=suited_batch(subject.data),
-        seed=subject.seed,
-        keep_zeros=keep_zeros,
-    )
-    subject.progress.say(f"Fine-tuning for {epochs} epochs, taught by the original.")
-    return fit(network, subject.data, config, teacher=subject.teacher or subject.network, progress=subject.progress)[0]
-
-
-def suited_optimizer(network: Network) -> Optimizer:
-    """SGD suits networks with batch norm; those without it (transformers, plain VGG) need adaptive steps."""
-    normed = any(node.target is torch.ops.aten.batch_norm.default for node in network.graph.nodes)
-    return "sgd" if normed else "adamw"
-
-
-def suited_batch(data: ImageData) -> int:
-    """Batch size of training: enough steps in an epoch also where there are few images."""
-    return max(8, min(128, data.count("train") // 16))

@@ -24,7 +24,8 @@ from optuna.trial import TrialState
 from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
-from afina.jobs.tuning.subject import WORK, Given, Subject, subject_of
+from afina.jobs.options.tune import TuneOptions
+from afina.jobs.tuning.subject import WORK, Subject, subject_of
 from afina.jobs.tuning.training_trials import clear, network_file
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
@@ -60,16 +61,16 @@ class Cluster:
 
 
 def work_on_ray(
-    cluster: Cluster, given: Given, study: Study, subject: Subject, look: Callable[[], None], progress: Progress,
+    cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, look: Callable[[], None], progress: Progress,
     failures: int,
 ) -> None:  # fmt: skip
-    """Run trials on a cluster until the study has as many as `given` says; the others end when this one does.
+    """Run trials on a cluster until the study has as many as `asked` says; the others end when this one does.
 
     A trial whose process dies is run again. What has finished is kept, whatever happens.
 
     Args:
         cluster: Where.
-        given: What is searched.
+        asked: What is searched.
         study: Of `open_study`.
         subject: What a trial runs.
         look: Called when something may be new.
@@ -84,7 +85,7 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        foreman = _Foreman(ray, cluster, given, study, subject, progress)
+        foreman = _Foreman(ray, cluster, asked, study, subject, progress)
         with foreman.heart:
             foreman.run(most, look, failures)
 
@@ -93,12 +94,15 @@ class _Foreman:
     """Hands out trials and takes in what they answer."""
 
     def __init__(
-        self, ray: Any, cluster: Cluster, given: Given, study: Study, subject: Subject, progress: Progress
+        self, ray: Any, cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, progress: Progress
     ) -> None:
-        self._ray, self._given, self._study, self._subject, self._progress = ray, given, study, subject, progress
+        self._ray, self._asked, self._study, self._subject, self._progress = ray, asked, study, subject, progress
         self._desk = ray.remote(num_cpus=0)(_Desk).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
-        self._key, self._sent = uuid.uuid4().hex, _sent(ray, replace(given, space=subject.space), progress)
+        self._key, self._sent = (
+            uuid.uuid4().hex,
+            _sent(ray, replace(asked, space=subject.space, progress=None), progress),
+        )
         self._running: dict[Any, optuna.Trial] = {}
         self._deaths, self.heart = 0, Heartbeat(study)
 
@@ -110,8 +114,8 @@ class _Foreman:
                 if time.monotonic() - looked > _LOST_AFTER:
                     retry_lost(self._study)
                     looked = time.monotonic()
-                more = self._given.limit is None or time.monotonic() - begun < self._given.limit
-                while more and len(self._running) < most and not is_done(self._study, self._given.trials):
+                more = self._asked.seconds is None or time.monotonic() - begun < self._asked.seconds
+                while more and len(self._running) < most and not is_done(self._study, self._asked.most_trials):
                     self._begin()
                 if not self._running:
                     return
@@ -252,8 +256,8 @@ def _run_trial(
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     if key not in _SUBJECTS:
         folder = tempfile.TemporaryDirectory()
-        given: Given = replace(ray.get(sent[0]), out=folder.name)
-        _SUBJECTS[key] = subject_of(given, Progress()), folder
+        asked: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
+        _SUBJECTS[key] = subject_of(asked, Progress()), folder
     subject, folder = _SUBJECTS[key]
     outcome = attempt(subject.objective, params, _Elsewhere(number, desk), len(subject.directions))
     file = network_file(Path(folder.name) / WORK, number)
@@ -262,12 +266,12 @@ def _run_trial(
     return outcome, network
 
 
-def _sent(ray: Any, given: Given, progress: Progress) -> Any:
+def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
     """What tasks need of the arguments, in the object store, the images among it."""
-    data = None if given.data is None else open_data(_found(given.data), seed=given.seed, progress=progress)
-    named = {name: _found(getattr(given, name)) for name in ("model", "weights", "objective")}
+    data = None if asked.data is None else open_data(_found(asked.data), seed=asked.seed, progress=progress)
+    named = {name: _found(getattr(asked, name)) for name in ("model", "weights", "objective")}
     try:
-        return ray.put(replace(given, data=data, **named))
+        return ray.put(replace(asked, data=data, **named))
     except (TypeError, AttributeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",

@@ -1,26 +1,26 @@
 """One training as a trial of a search: its parameters, its reports, its network."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-import yaml
 from optuna.study import Study
 
 from afina.data import ImageData
-from afina.errors import InputError, did_you_mean
+from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.common.model_source import ModelSource, input_of, parse_input_size
-from afina.jobs.common.subject import suited_batch, suited_optimizer
+from afina.jobs.common.finetuning import suited_batch, suited_optimizer
+from afina.jobs.common.subject import load_for
+from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.costs import SECONDS, Costs
 from afina.jobs.tuning.fidelity import Rung, rungs_of
-from afina.models import Loaded, load_model
+from afina.jobs.tuning.settings import INPUT_SIZE, MODEL, check_space, settings_of
+from afina.models import Loaded
 from afina.progress import Progress
 from afina.search import Space, best_trial, front, make_space
-from afina.search.spaces import NumberLoader
 from afina.search.tensor_train.history import PARTS
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
@@ -31,11 +31,7 @@ from afina.types import Epoch, MetricInfo
 CURVE = "afina:curve"
 # And what its network costs.
 COSTS = "afina:costs"
-_MODEL, _SIZE = "model.", "input_size"
 _EPOCHS = 5
-# What a search may vary of a training; the rest is for networks with a teacher.
-_OF_TEACHERS = {"distillation", "temperature", "features", "feature_weight", "attention_weight", "relation_weight"}
-TRAINING = sorted({f.name for f in fields(FitConfig)} - _OF_TEACHERS - {"keep_fp32", "keep_zeros", "seed"})
 
 
 class Reports(Protocol):
@@ -62,112 +58,28 @@ class Reports(Protocol):
         """Tell by how much a limit is broken; 0 or less where it is kept."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The parameters of a training, sorted by what they belong to.
-
-    Attributes:
-        options: Of `FitConfig`.
-        model: Arguments of what builds the model.
-        input_size: Of the network; None where it is not said.
-    """
-
-    options: Mapping[str, Any]
-    model: Mapping[str, Any]
-    input_size: Any
-
-
-def settings_of(params: Mapping[str, Any]) -> Settings:
-    """Parameters by their names: those of `FitConfig`, `model.NAME`, `input_size`."""
-    options = {k: v for k, v in params.items() if k != _SIZE and not k.startswith(_MODEL)}
-    model = {k.removeprefix(_MODEL): v for k, v in params.items() if k.startswith(_MODEL)}
-    return Settings(options, model, params.get(_SIZE))
-
-
-def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
-    """The parameters of one training: a YAML file, such as `best.yaml` of a search, or a mapping.
-
-    Raises:
-        InputError: it cannot be read, or a name is not one of a training.
-    """
-    if isinstance(source, Mapping):
-        found: Any = source
-    else:
-        try:
-            found = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"--training {source} cannot be read.", why=str(error).splitlines()[0]) from error
-    if not isinstance(found, Mapping):
-        raise InputError(
-            f"--training {source} is not a list of names with values.",
-            fix="Give best.yaml of a run of afina tune, or write, for example: learning_rate: 0.1",
-        )
-    check_parameters(found)
-    return settings_of(found)
-
-
-def check_parameters(names: Iterable[str]) -> None:
-    """Raise `InputError` for the first name that is no parameter of a training, or of what builds the model."""
-    for name in names:
-        if not str(name).startswith(_MODEL) and name not in (*TRAINING, _SIZE):
-            near = did_you_mean(str(name), [*TRAINING, _SIZE])
-            raise InputError(f"A training has no parameter {name!r}.", fix=f"{near} Or {_MODEL}NAME for the model.")
-
-
-def check_space(space: Space) -> None:
-    """Raise `InputError` for the first parameter that no training has, or value that none can have."""
-    check_parameters(space.parameters)
-    for name in space.parameters.keys() & set(TRAINING):
-        for value in space.parameters[name].ends():
-            FitConfig(**{name: value})  # type: ignore[arg-type]
-
-
 class Training:
     """Trainings of one model on the same images; a trial's parameters say how.
 
     Args:
-        model: As in `optimize`.
+        asked: What is asked for: the model, how it is opened, and what holds where the space does not say.
         data: Images with labels.
-        weights: As in `optimize`.
-        input_size: Where the space does not say.
-        epochs: Where the space does not say.
-        seed: Of weights, order and augmentation, the same in every trial.
-        example: For an `nn.Module`.
-        progress: What the user sees.
-        common: Options of `FitConfig` where the space does not say.
         costs: What counts beside the quality.
-        fidelity: What is cheap at first, one of `fidelity.RUNGS`.
-        folds: Parts of the training images that a trial is judged on in turn; None to judge on the validation images.
-        devices: GPUs that share each training.
+        progress: What the user sees.
 
     Raises:
         InputError: the images have no labels or cannot be divided, or the model cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model: ModelSource,
-        data: ImageData,
-        weights: str | None,
-        input_size: str | tuple[int, int] | None,
-        epochs: int | None,
-        seed: int,
-        example: Any,
-        progress: Progress,
-        common: Mapping[str, Any],
-        costs: Costs,
-        fidelity: str,
-        folds: int | None = None,
-        devices: int = 1,
-    ) -> None:
+    def __init__(self, asked: TuneOptions, data: ImageData, costs: Costs, progress: Progress) -> None:
         if not data.labelled:
             raise InputError(
                 f"{data.name} has no labels.", why="A training learns from them.", fix="Give images with labels."
             )
-        self._model, self._data, self._weights, self._size = model, data, weights, input_size
-        self._epochs, self._seed, self._example, self._progress = epochs or _EPOCHS, seed, example, progress
-        self._common, self._costs = {name: value for name, value in common.items() if value}, costs
-        self._rungs, self._folds, self._devices = rungs_of(fidelity), folds, devices
+        self._asked, self._data, self._progress, self._costs = asked, data, progress, costs
+        self._epochs, self._folds, self._devices = asked.epochs or _EPOCHS, asked.folds, asked.devices
+        self._common = {name: value for name, value in asked.training.items() if value}
+        self._rungs, folds = rungs_of(asked.fidelity), asked.folds
         if folds is not None:
             for number in range(folds):
                 data.fold(number, folds)  # tells now what is wrong with one
@@ -213,7 +125,7 @@ class Training:
             InputError: the first that is not.
         """
         check_space(space)
-        own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(_MODEL)}
+        own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
         if own:
             self._load(own)
         for rung in self._rungs[:-1]:
@@ -320,7 +232,7 @@ class Training:
             InputError: its weights are for one size of images only.
         """
         size = tuple(max(1, round(rung.size * pixels)) for pixels in whole.input.shape[1:])
-        network = self._load({**params, _SIZE: size}).network
+        network = self._load({**params, INPUT_SIZE: size}).network
         shapes = [{k: v.shape for k, v in n.module.state_dict().items()} for n in (network, whole)]
         if shapes[0] != shapes[1]:
             raise InputError(
@@ -343,22 +255,19 @@ class Training:
     def _defaults(self, network: Network) -> dict[str, Any]:
         return {
             "epochs": self._epochs, "optimizer": suited_optimizer(network), "batch_size": self.batch,
-            "seed": self._seed, **self._common,
+            "seed": self._asked.seed, **self._common,
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
-        given = settings_of(params)
-        size = given.input_size or self._size
-        return load_model(
-            self._model,
-            weights=self._weights,
-            task=self._data.task,
-            input=input_of(self._example) or self._data.native,
-            input_size=None if size is None else parse_input_size(size),
-            targets=self._data.targets("train"),
-            progress=self._progress,
-            seed=self._seed,
-            options=given.model,
+        settings = settings_of(params)
+        assert self._asked.model is not None
+        return load_for(
+            self._data,
+            self._asked.model,
+            self._asked,
+            self._progress,
+            builder_arguments=settings.model,
+            input_size=settings.input_size,
         )
 
 

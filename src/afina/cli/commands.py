@@ -1,0 +1,159 @@
+"""The commands of `afina`, in the order of its help, and what each does with its result."""
+
+import sys
+import webbrowser
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from afina.cli.building import Run, add
+from afina.cli.running import check_files, show, verdict_code
+from afina.cli.shown import NetworkShown, PlotShown, ReportShown, Shown, TableShown, file_of
+from afina.jobs.options.benchmark import BenchmarkOptions
+from afina.jobs.options.demo import DemoOptions
+from afina.jobs.options.distill import DistillOptions
+from afina.jobs.options.doctor import DoctorOptions
+from afina.jobs.options.export import ExportOptions
+from afina.jobs.options.factorize import FactorizeOptions
+from afina.jobs.options.optimize import OptimizeOptions
+from afina.jobs.options.profile import ProfileOptions
+from afina.jobs.options.prune import PruneOptions
+from afina.jobs.options.quantize import QuantizeOptions
+from afina.jobs.options.report import ReportOptions
+from afina.jobs.options.run import RunOptions
+from afina.jobs.options.sensitivity import SensitivityOptions
+from afina.jobs.options.sparsify import SparsifyOptions
+from afina.jobs.options.tune import TuneOptions
+
+Job = Callable[..., Any]
+Arguments = dict[str, Any]
+
+app = typer.Typer(
+    name="afina",
+    help="Fit a computer-vision model to your data and your device, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from afina import __version__
+
+        typer.echo(f"afina {__version__}")
+        raise typer.Exit
+
+
+def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
+    """A job that ends in a verdict: print it, and leave with its exit code."""
+    from afina.reporting import summary
+
+    result = job(**arguments)
+    show(result, summary(result), shown.as_json)
+    verdict_code(result.verdict)
+
+
+def _network(suffix: str) -> Run:
+    """A job that gives a network and a record: save the one and print the other."""
+
+    def run(job: Job, arguments: Arguments, shown: NetworkShown) -> None:
+        from afina.jobs.common.subject import Saved, describe, target_file
+
+        path = target_file(file_of(shown.out), arguments.get("model") or arguments["student"], suffix)
+        network, record = job(**arguments)
+        network.save(path)
+        show(Saved(str(path), record), describe(record, path), shown.as_json)
+
+    return run
+
+
+def _tune(job: Job, arguments: Arguments, shown: Shown) -> None:
+    from afina.jobs.tune import describe_search
+
+    result = job(**arguments)
+    show(result, describe_search(result), shown.as_json)
+
+
+def _recipe(job: Job, arguments: Arguments, shown: Shown) -> None:
+    from afina.jobs.run import describe
+
+    result = job(**arguments)
+    show(result, describe(result), shown.as_json)
+
+
+def _sensitivity(job: Job, arguments: Arguments, shown: PlotShown) -> None:
+    from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
+
+    csv, plot = file_of(shown.csv), file_of(shown.plot)
+    check_files(csv=csv, plot=plot)
+    rows = job(**arguments)
+    if csv is not None:
+        write_sensitivity_csv(rows, csv)
+    if plot is not None:
+        write_sensitivity_html(rows, plot, f"Sensitivity of {arguments['model']}")
+    show(rows, sensitivity_text(rows), shown.as_json)
+
+
+def _profile(job: Job, arguments: Arguments, shown: TableShown) -> None:
+    from afina.jobs.profile import describe, write_layers
+
+    csv = file_of(shown.csv)
+    check_files(csv=csv)
+    result = job(**arguments)
+    if csv is not None:
+        write_layers(result, csv)
+    show(result, describe(result), shown.as_json)
+
+
+def _benchmark(job: Job, arguments: Arguments, shown: TableShown) -> None:
+    from afina.jobs.benchmark import describe, write_table
+
+    csv = file_of(shown.csv)
+    check_files(csv=csv)
+    rows = job(**arguments)
+    if csv is not None:
+        write_table(rows, csv)
+    show(rows, describe(rows), shown.as_json)
+
+
+def _export(job: Job, arguments: Arguments, shown: Shown) -> None:
+    from afina.jobs.export import describe
+
+    result = job(**arguments)
+    show(result, describe(result), shown.as_json)
+
+
+def _report(job: Job, arguments: Arguments, shown: ReportShown) -> None:
+    page = job(**arguments)
+    typer.echo(str(page))
+    if shown.open_browser and sys.stdout.isatty():
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _doctor(job: Job, arguments: Arguments, shown: Shown) -> None:
+    from afina.jobs.doctor import describe
+
+    machine, checks = job(**arguments)
+    show({"machine": machine, "checks": list(checks)}, describe(machine, checks), shown.as_json)
+
+
+add(app, "demo", DemoOptions, Shown, _verdict, resumes=True)
+add(app, "optimize", OptimizeOptions, Shown, _verdict, resumes=True)
+add(app, "tune", TuneOptions, Shown, _tune, resumes=True)
+add(app, "prune", PruneOptions, NetworkShown, _network("pruned"))
+add(app, "sparsify", SparsifyOptions, NetworkShown, _network("sparse"))
+add(app, "factorize", FactorizeOptions, NetworkShown, _network("factorized"))
+add(app, "quantize", QuantizeOptions, NetworkShown, _network("quantized"))
+add(app, "distill", DistillOptions, NetworkShown, _network("distilled"))
+add(app, "run", RunOptions, Shown, _recipe, resumes=True)
+add(app, "sensitivity", SensitivityOptions, PlotShown, _sensitivity)
+add(app, "profile", ProfileOptions, TableShown, _profile)
+add(app, "benchmark", BenchmarkOptions, TableShown, _benchmark)
+add(app, "export", ExportOptions, Shown, _export)
+add(app, "report", ReportOptions, ReportShown, _report)
+add(app, "doctor", DoctorOptions, Shown, _doctor)

@@ -10,9 +10,11 @@ from afina.data import ImageData, open_data
 from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
-from afina.jobs.candidates.judging import ORIGINAL
+from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
+from afina.jobs.candidates.tried import Tried
+from afina.jobs.candidates.variants import ORIGINAL
 from afina.jobs.common.finetuning import RATES, suited_batch, suited_optimizer
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
@@ -83,7 +85,8 @@ def _optimize(asked: OptimizeOptions) -> Result:
         job = Job(run, images, runtime, threads, asked.batch, asked.seed, progress)
         _tell_data(job)
         adapted, network = _adapt(job, source, asked, trainings)
-        candidates = Search(job, network, budget, metric, trainings.finetuning, asked.thorough).run()
+        tried = Tried(Maker(job, network, budget, trainings.finetuning), metric)
+        candidates = Search(tried, asked.thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(asked.model, full=True))
         _write(job, result)
     return result

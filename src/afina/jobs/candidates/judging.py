@@ -10,11 +10,11 @@ from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
 from afina.jobs.candidates.stages import Job
+from afina.jobs.candidates.variants import ORIGINAL
 from afina.runtimes import check_parity, judge_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.types import Candidate, Epoch, Measurement, Record, Step
 
-ORIGINAL = "original"
 _REFERENCE = "work/original-outputs.npy"
 
 

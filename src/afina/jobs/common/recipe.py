@@ -1,6 +1,6 @@
 """Recipes: ordered steps as plain data, read, checked and written.
 
-A step is the name of a command and its options, named as in Python: `{"prune": {"macs": "50%"}}`. Which orders are legal
+A step is the name of a command and its options, as in Python: `{"prune": {"macs": "50%"}}`. Which orders are legal
 follows from what each step requires of the network and what it takes away: `float-weights` (nothing is in integers yet)
 and `dense-weights` (zeros that were made would not be filled again).
 """

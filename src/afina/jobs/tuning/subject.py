@@ -125,7 +125,7 @@ def _of_function(asked: TuneOptions) -> Subject:
     function = function_of(asked.objective, space)
     if early_stopping_of(asked) not in ("none", DEFAULT_STOPPING) and not function.takes_trial:
         raise InputError(
-            f"--early-stopping {early_stopping_of(asked)} compares what trials report; {function.name} reports nothing.",
+            f"--early-stopping {asked.early_stopping} compares what trials report; {function.name} reports nothing.",
             fix="Give it an argument `trial`, and call trial.report(value, step) and trial.should_prune().",
         )
     names = (VALUE, *asked.objectives)

@@ -10,7 +10,7 @@ from afina.budget import decide, excess, make_budget
 from afina.budget.silence import silent_library
 from afina.errors import InputError
 from afina.types import Budget, Candidate, Measurement, MetricInfo
-from afina.units import format_size, format_time, parse_drop, parse_size, parse_time
+from afina.units import format_count, format_size, format_time, parse_drop, parse_size, parse_time
 
 ACCURACY, MAE = MetricInfo("accuracy", True), MetricInfo("mae", False)
 
@@ -75,6 +75,43 @@ def test_a_size_reads_back_as_written_to_three_digits(value):
 @given(st.floats(1e-7, 100))
 def test_a_time_reads_back_as_written_to_three_digits(value):
     assert parse_time(format_time(value)) == pytest.approx(value, rel=6e-3)
+
+
+@given(
+    st.floats(1e-6, 9e11),
+    st.sampled_from([format_count, format_size, format_time]),
+)
+def test_a_number_for_people_has_at_most_three_digits_and_no_exponent(value, write):
+    text = write(value)
+    assert "e" not in text, text
+    if write is format_time and value >= 120:
+        return  # minutes are whole
+    number = text.partition(" ")[0]
+    assert float(number) < 1000, text
+    assert len(number.replace(".", "").lstrip("0")) <= 3, text
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (format_count, 999_700, "1 M"),
+        (format_count, 999.6, "1 k"),
+        (format_count, 999_400, "999 k"),
+        (format_count, 12, "12"),
+        (format_size, 999_600, "1 MB"),
+        (format_size, 999.7, "1 KB"),
+        (format_size, 999_999_999, "1 GB"),
+        (format_size, 1234e9, "1234 GB"),
+        (format_time, 0.9997, "1 s"),
+        (format_time, 9.999e-4, "1 ms"),
+        (format_time, 1e-3, "1 ms"),
+        (format_time, 0.001229, "1.23 ms"),
+        (format_time, 119.9, "2 min"),
+        (format_time, 0, "0 µs"),
+    ],
+)
+def test_a_number_that_rounds_up_is_written_in_the_next_unit(write, value, text):
+    assert write(value).strip() == text
 
 
 def test_no_budget_means_one_percent_of_accuracy_and_is_an_error_for_an_error_in_units():

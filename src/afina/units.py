@@ -6,7 +6,7 @@ metric's own points (`1%` = 0.01).
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from afina.errors import InputError
@@ -14,6 +14,10 @@ from afina.errors import InputError
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 T = TypeVar("T", int, float)
+# From here on a time is written in minutes.
+_MINUTES_FROM = 120
+# 1e-3 / 1e-3 need not be 1 exactly.
+_NEARLY = 1e-12
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*")
 
 
@@ -59,28 +63,51 @@ def parse_share(text: str | float, option: str) -> float:
 
 
 def format_size(value: float) -> str:
-    """`368 KB`, `1.23 MB`."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}" if abs(value) < 1000 * factor else f"{value / factor:.0f} {unit}"
-    return f"{value:.0f} B"
+    """Bytes for people, in three digits.
+
+    Example:
+        >>> format_size(368_400), format_size(1_234_000), format_size(999_600)
+        ('368 KB', '1.23 MB', '1 MB')
+    """
+    return _scaled(value, (("B", 1.0), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9)))
 
 
 def format_time(value: float) -> str:
-    """`1.23 ms`, `45 s`, `12 min`."""
-    if value < 1e-3:
-        return f"{value * 1e6:.3g} µs"
-    if value < 1:
-        return f"{value * 1e3:.3g} ms"
-    return f"{value:.3g} s" if value < 120 else f"{value / 60:.0f} min"
+    """Seconds for people, in three digits; whole minutes from two minutes on.
+
+    Example:
+        >>> format_time(0.00123), format_time(0.9997), format_time(45), format_time(720)
+        ('1.23 ms', '1 s', '45 s', '12 min')
+    """
+    # 119.6 s would be written as 120 s.
+    if _rounded(value) >= _MINUTES_FROM:
+        return f"{value / 60:.0f} min"
+    return _scaled(value, (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)))
 
 
 def format_count(value: float) -> str:
-    """`272 k`, `40.8 M`."""
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f}"
+    """A number of parameters or operations for people, in three digits.
+
+    Example:
+        >>> format_count(272_474), format_count(40_800_000), format_count(999_700)
+        ('272 k', '40.8 M', '1 M')
+    """
+    return _scaled(value, (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9))).rstrip()
+
+
+def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
+    """`value` in the largest of `units` (smallest first) of which it has one, once it is rounded to three digits."""
+    rounded = abs(_rounded(value))
+    name, factor = next((unit for unit in reversed(units) if rounded >= unit[1] * (1 - _NEARLY)), units[0])
+    scaled = value / factor
+    # Bytes and counts are whole numbers; more than 999 of the largest unit are spelled out.
+    digits = ".0f" if (factor == 1 and name in ("B", "")) or abs(scaled) >= 999.5 else ".3g"
+    return f"{scaled:{digits}} {name}"
+
+
+def _rounded(value: float) -> float:
+    """`value` in three digits."""
+    return float(f"{value:.3g}")
 
 
 def format_value(value: float, unit: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afina.graph.axes.builder import arguments, module_path, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, module_path, op_name
 from afina.graph.propagate import fake_values
 from afina.types import LayerRow
 

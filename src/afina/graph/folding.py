@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 from afina.graph.stored import attribute, is_stored, put_parameter, uses_of
 from afina.graph.writing import is_view, written
 

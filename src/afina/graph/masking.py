@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from afina.graph.axes import Analysis, Axis
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network, outputs_of
+from afina.graph.ops import arguments, op_name
 from afina.graph.surgery import kept_positions
 
 

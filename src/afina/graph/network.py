@@ -131,6 +131,25 @@ class Network:
         with self.inference():
             return _export(self.module, self.example())
 
+    def fingerprint(self) -> str:
+        """16 characters that tell networks apart: by their graph, tensors, input and task.
+
+        A network that was saved and loaded, or is in training form, has the same one; a network of which one number
+        changed has another.
+
+        Example:
+            >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+            >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+            >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))
+            >>> network.fingerprint() == network.copy().train().fingerprint()
+            True
+            >>> len(network.fingerprint())
+            16
+        """
+        from afina.graph.fingerprint import fingerprint
+
+        return fingerprint(self)
+
     def __reduce__(self) -> Any:
         """For other processes: as the bytes of a file."""
         from afina.graph.archive import packed, unpacked
@@ -138,7 +157,12 @@ class Network:
         return unpacked, (packed(self),)
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.pt2` file, which `Network.load` reads without the model's class; whole or not at all."""
+        """Write one `.pt2` file, which `Network.load` reads without the model's class; whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be written.
+            Unsupported: the network holds an operator that `load` refuses.
+        """
         from afina.graph.archive import write
 
         return write(self, Path(path))
@@ -147,10 +171,12 @@ class Network:
     def load(cls, path: str | Path) -> "Network":
         """Read a `.pt2` file written by `save`.
 
-        No code from the file is run: anything in it that is not a plain tensor or a plain operator is refused.
+        No code from the file is run: anything in it that is not a plain tensor, or an operator that only computes
+        (`afina.graph.operators` says which those are), is refused.
 
         Raises:
-            InputError: the file is missing, not such a file, or holds something that is not plain data.
+            InputError: the file is missing, not such a file, of a format that this version does not read, or holds
+                something that is not plain data.
         """
         from afina.graph.archive import read
 

@@ -17,9 +17,9 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional as F
 
 from afina.errors import InputError, did_you_mean
-from afina.graph.axes.builder import op_name
 from afina.graph.cost import layer_of
 from afina.graph.network import Network, outputs_of
+from afina.graph.ops import op_name
 from afina.graph.propagate import fake_values
 
 # Of tokens, whose resolution does not change, places at these shares of the depth are matched.

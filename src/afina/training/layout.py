@@ -3,8 +3,8 @@
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 
 # Channels that oneDNN's kernels take at once, at most.
 _BLOCK = 16

@@ -18,9 +18,9 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afina.errors import InputError, did_you_mean
-from afina.graph.axes.builder import op_name
 from afina.graph.cost import float_name, layer_of, layer_rows
 from afina.graph.network import TRAINING_ARGUMENT, Network
+from afina.graph.ops import op_name
 from afina.training.config import Precision
 from afina.training.precision import make_fabric
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from afina.graph.axes import elementwise, indexing, layers, products, shapes
-from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag, op_name
+from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag
 from afina.graph.axes.labels import Array, Expr, Solution
 from afina.graph.network import Network
+from afina.graph.ops import op_name
 from afina.graph.propagate import fake_values
 
 Role = Literal["producer", "consumer", "other"]

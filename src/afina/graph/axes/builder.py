@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from afina.graph.axes.labels import FIXED, Expr, Labels
+from afina.graph.ops import describe, op_name
 from afina.graph.stored import attribute
 
 Dims = tuple[Expr, ...]
@@ -205,48 +206,6 @@ class Builder:
         The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
         """
         self.respellings.append(Respelling(node, write))
-
-
-def describe(node: Node) -> str:
-    """An op and where it is, for people."""
-    path = module_path(node)
-    return f"{op_name(node)} in {path}" if path else f"{op_name(node)}, node {node.name}"
-
-
-def op_name(node: Node) -> str:
-    """`conv2d` for `aten.conv2d.default`."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[-1]
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def module_path(node: Node) -> str:
-    """The module of the user's model that the node comes from; empty where it is not known."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an ATen op by the names in its schema, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    found: dict[str, Any] = {}
-    for index, argument in enumerate(node.target._schema.arguments):
-        if not argument.kwarg_only and index < len(node.args):
-            found[argument.name] = node.args[index]
-        else:
-            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return found
-
-
-def set_argument(node: Node, name: str, value: Any) -> None:
-    """Change one argument of an ATen op, where it is spelled out already or not."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    schema = node.target._schema.arguments
-    index = next(i for i, argument in enumerate(schema) if argument.name == name)
-    if index < len(node.args):
-        node.update_arg(index, value)
-    else:
-        node.update_kwarg(name, value)
 
 
 def broadcast(g: Builder, node: Node, tensors: Sequence[tuple[Dims, tuple[int, ...]]]) -> Dims:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, NotUnderstood, arguments, broadcast, op_name
+from afina.graph.axes.builder import Builder, NotUnderstood, broadcast
 from afina.graph.axes.labels import FIXED, take
+from afina.graph.ops import arguments, op_name
 
 
 def is_pointwise(node: Node) -> bool:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Kept, NotUnderstood, arguments, set_argument
+from afina.graph.axes.builder import Builder, Kept, NotUnderstood
 from afina.graph.axes.elementwise import reduced_dimensions
 from afina.graph.axes.labels import FIXED, Array, Expr, concatenate, take
+from afina.graph.ops import arguments, set_argument
 
 aten = torch.ops.aten
 

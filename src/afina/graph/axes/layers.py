@@ -2,8 +2,9 @@
 
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Kept, NotUnderstood, arguments, op_name, set_argument
+from afina.graph.axes.builder import Builder, Kept, NotUnderstood
 from afina.graph.axes.labels import FIXED, Expr, concatenate, join
+from afina.graph.ops import arguments, op_name, set_argument
 
 
 def convolution(g: Builder, node: Node) -> None:

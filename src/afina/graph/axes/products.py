@@ -5,8 +5,9 @@ from typing import Any
 
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Dims, NotUnderstood, arguments, broadcast, set_argument
+from afina.graph.axes.builder import Builder, Dims, NotUnderstood, broadcast
 from afina.graph.axes.labels import FIXED, Expr
+from afina.graph.ops import arguments, set_argument
 
 
 def matmul(g: Builder, node: Node) -> None:

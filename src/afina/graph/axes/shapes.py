@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Dims, Kept, NotUnderstood, arguments, op_name, set_argument
+from afina.graph.axes.builder import Builder, Dims, Kept, NotUnderstood
 from afina.graph.axes.elementwise import reduced_dimensions
 from afina.graph.axes.labels import FIXED, Expr, concatenate, join
+from afina.graph.ops import arguments, op_name, set_argument
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 from afina.graph.stored import attribute, is_stored
 
 # A wider linear layer (VGG's first has 25,088 inputs) is taken in blocks: a matrix of all pairs would not fit.

@@ -6,8 +6,8 @@ from dataclasses import replace
 from torch.fx import Node
 
 from afina.errors import AfinaError, ParityError, StorageError, Unsupported
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
+from afina.graph.ops import arguments, op_name
 from afina.graph.statistics import freed
 from afina.jobs.common.exporter import Exporter, Shelf
 from afina.techniques.context import Context

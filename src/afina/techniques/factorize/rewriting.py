@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 from afina.graph.statistics import Reader
 from afina.graph.stored import attribute, put_parameter
 from afina.techniques.factorize.forms import FORMS

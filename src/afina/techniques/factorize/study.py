@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from afina.errors import InputError, NothingToDo, did_you_mean
-from afina.graph.axes.builder import arguments
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
+from afina.graph.ops import arguments
 from afina.graph.propagate import fake_values
 from afina.graph.statistics import Effect, Moments, add_constant, find_readers, gather, tried
 from afina.graph.stored import attribute

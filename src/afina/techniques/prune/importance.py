@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from afina.errors import InputError, NothingToDo
 from afina.graph.axes import Axis, Member
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 from afina.graph.stored import attribute
 
 Scores = NDArray[np.float64]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afina.graph.axes.builder import arguments, op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
+from afina.graph.ops import arguments, op_name
 from afina.graph.statistics import Effect, freed, watch
 from afina.graph.stored import attribute, is_stored, own, uses_of
 from afina.techniques.context import Context

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from afina.errors import AfinaError
-from afina.graph.axes.builder import op_name
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
+from afina.graph.ops import op_name
 from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
 from afina.graph.stored import attribute, is_stored, own
 from afina.techniques.context import Context

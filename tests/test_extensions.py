@@ -99,6 +99,11 @@ BROKEN = {
         "breaks the contract of a shape",
         "its attribute `corners` is 'four', not int",
     ),
+    "calls itself otherwise": (
+        f"from {__name__} import Square\nclass Thing(Square):\n    name = 'other'",
+        "breaks the contract of a shape",
+        "its attribute `name` is 'other', not 'thing'",
+    ),
     "cannot be made": (
         f"from {__name__} import Square\nclass Thing(Square):\n    def __init__(self, size): pass",
         "breaks the contract of a shape",

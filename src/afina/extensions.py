@@ -33,8 +33,8 @@ class Table(Generic[Entry]):
         built_in: Built-in entries by name. A text is imported when it is first asked for (`package.module:attribute`,
             as in an entry point).
         accept: Called with what an entry point refers to; returns the entry that the table holds (the same object, or
-            an instance of the class that it is). It raises `BrokenContract` where the contract is not kept. Built-in
-            entries are not passed through it.
+            an instance of the class that it is). It raises `BrokenContract` where the contract is not kept. An entry
+            that has a text `name` must have the entry point's. Built-in entries are not passed through it.
 
     Example:
         >>> shapes = Table("shape", "afina.doctest", {"square": 4, "triangle": 3}, accept=int)
@@ -139,15 +139,21 @@ class Table(Generic[Entry]):
         try:
             value = point.load()
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}".strip()[:300]
-            raise self._broken(point, "cannot be imported", f"Importing it raised {reason}") from error
+            reason = f"{type(error).__name__}: {error}"[:300]
+            raise self._broken(point, "cannot be imported", f"importing it raised {reason}") from error
+        fault = f"breaks the contract of a {self.kind}"
         try:
-            return self._accept(value)
+            entry = self._accept(value)
         except BrokenContract as error:
-            raise self._broken(point, f"breaks the contract of a {self.kind}", str(error)) from error
+            raise self._broken(point, fault, str(error)) from error
         except Exception as error:
-            reason = f"Making one of it raised {type(error).__name__}: {error}"[:300]
-            raise self._broken(point, f"breaks the contract of a {self.kind}", reason) from error
+            reason = f"making one of it raised {type(error).__name__}: {error}"[:300]
+            raise self._broken(point, fault, reason) from error
+        # What a part calls itself stands in files and reports, from which it is looked up again.
+        name = getattr(entry, "name", point.name)
+        if isinstance(name, str) and name != point.name:
+            raise self._broken(point, fault, f"its attribute `name` is {name!r}, not {point.name!r}")
+        return entry
 
     def _broken(self, point: EntryPoint, fault: str, reason: str) -> InputError:
         package = _package(point)

@@ -68,7 +68,7 @@ def profile(
         progress: What the user sees.
     """
     progress = progress or Progress()
-    names = list(runtimes or (name for name, runtime in RUNTIMES.items() if runtime.available()))
+    names = list(runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
     for name in names:
         get_runtime(name)
     loaded = load_plain(model, weights, input_size, example, progress)

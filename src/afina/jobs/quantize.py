@@ -136,7 +136,7 @@ def quantize(
     config = QuantizeConfig(
         weights=weights, activations=activations, granularity=granularity, scheme=scheme, calibration=calibration,
         rounding=rounding, equalize=equalize, power_of_two=power_of_two, full_range=full_range,
-        **chosen.placement(),
+        policy=chosen.policy(),
         layers=tuple((name, FLOAT) for name in names),
     )  # fmt: skip
     _check(plan, size, latency, max_drop, data)

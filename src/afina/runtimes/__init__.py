@@ -1,21 +1,24 @@
 """Where networks are deployed: one module per runtime, each able to export, load and run.
 
-`base` is the contract and `table` finds a runtime; `onnx_file` makes the ONNX model that two of them start from;
-`judge` compares a file with its network and with the labels.
+`base` is the contract, `policy` says where a runtime likes integers, and `table` looks runtimes up; `onnx_file` makes
+the ONNX model that two of them start from; `judge` compares a file with its network and with the labels.
 Importing this package imports neither torch nor any runtime's library.
 """
 
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.cpu import int8_weight_bits
 from afina.runtimes.judge import activation_bits, check_parity, is_quantized, judge_quality, outputs_of_file, parity
-from afina.runtimes.table import RUNTIMES, get_runtime, read_metadata, runtime_of
+from afina.runtimes.policy import IntegerPolicy
+from afina.runtimes.table import RUNTIMES, formats, get_runtime, read_metadata, runtime_of, runtime_of_format
 
 __all__ = [
     "RUNTIMES",
+    "IntegerPolicy",
     "Runtime",
     "Session",
     "activation_bits",
     "check_parity",
+    "formats",
     "get_runtime",
     "int8_weight_bits",
     "is_quantized",
@@ -24,4 +27,5 @@ __all__ = [
     "parity",
     "read_metadata",
     "runtime_of",
+    "runtime_of_format",
 ]

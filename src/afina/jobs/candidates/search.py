@@ -210,7 +210,7 @@ class Search:
 
     def _integers(self) -> quantize.QuantizeConfig:
         runtime = self.job.runtime
-        return quantize.QuantizeConfig(**runtime.placement())
+        return quantize.QuantizeConfig(policy=runtime.policy())
 
     def _quantized(self, draft: Draft, name: str, config: quantize.QuantizeConfig, step: Step) -> Draft:
         network, record = quantize.apply(draft.network, config, self.job.context(draft.network))

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import weakref
 
 import pytest
@@ -17,6 +18,7 @@ from afina.graph import Network, capture
 from afina.graph.cost import layer_rows
 from afina.graph.statistics import watch
 from afina.graph.stored import attribute
+from afina.runtimes import IntegerPolicy
 from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
 from afina.techniques.quantize.apply import finish, prepare
@@ -144,7 +146,9 @@ def test_weights_are_codes_of_the_bits_asked_for(digits_network, bits, full, sch
 
 
 def test_int8_keeps_to_seven_bits_where_the_processor_saturates(digits_network):
-    quantized, record = apply(digits_network, QuantizeConfig(weight_bits=7, **QUICK), _context())
+    quantized, record = apply(
+        digits_network, QuantizeConfig(policy=IntegerPolicy(int8_weight_bits=7), **QUICK), _context()
+    )
     assert all(quantized.module.get_buffer(f"{name}.weight").abs().max() <= 63 for name in record.touched)
 
 
@@ -379,7 +383,7 @@ def test_biases_are_whole_steps_of_their_products(digits_network):
 
 
 def test_sums_stay_in_float_where_asked(digits_network):
-    quantized, _ = apply(digits_network, QuantizeConfig(sums="float", **QUICK), _context())
+    quantized, _ = apply(digits_network, QuantizeConfig(policy=IntegerPolicy(additions="float"), **QUICK), _context())
     assert len(_calls(quantized, "quantized_decomposed.quantize_per_tensor")) == 5
     (added,) = _calls(quantized, "aten.add")
     assert "mean" in str(next(iter(next(iter(added.users)).users)).target)
@@ -627,9 +631,35 @@ WRONG = {
     "calibration": ({"calibration": "min"}, "minmax"),
     "rounding": ({"rounding": "adaround"}, "gram"),
     "equalize": ({"equalize": "yes"}, "auto"),
-    "weight bits": ({"weight_bits": 3}, "7 or 8"),
-    "fused": ({"fused": "most"}, "fused"),
 }
+
+
+WRONG_POLICIES = {
+    "bits": ({"int8_weight_bits": 3}, "There are: 7, 8"),
+    "a truth value as bits": ({"int8_weight_bits": True}, "int8_weight_bits is True"),
+    "a number as a truth value": ({"concatenated_channels_share_scale": 1}, "is 1"),
+    "fused functions": ({"fused_activation_functions": "most"}, "There are: clipping, all"),
+    "misspelt additions": ({"additions": "in convolutions"}, "Did you mean in convolution"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_POLICIES)
+def test_a_policy_that_does_not_exist_is_refused_with_those_that_do(case):
+    values, expected = WRONG_POLICIES[case]
+    with pytest.raises(InputError, match=r"(?s)" + expected):
+        IntegerPolicy(**values)
+
+
+def test_a_record_says_enough_to_quantize_again(digits_network):
+    policy = IntegerPolicy(int8_weight_bits=7, symmetric_inputs_of_linear_layers="always")
+    layers = (("down", Precision("int4", "none")), ("head", FLOAT))
+    config = QuantizeConfig(granularity="tensor", layers=layers, policy=policy, **QUICK)
+    first, record = apply(digits_network, config, _context())
+    again = QuantizeConfig.from_plain(json.loads(json.dumps(record.step.config)))
+    assert again == config
+    second, _ = apply(digits_network, again, _context())
+    held = second.module.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in first.module.state_dict().items())
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -222,14 +222,16 @@ def test_a_plan_tries_what_a_runtime_may_compute_faster_beside_integers(timed, m
     source = Source.of(network_of(vision_transformer()))
     images = source.network.example(32)
     context = Context(calibration=lambda: iter([images]), images=32)
+    openvino = RUNTIMES["openvino"]
     config, (note,) = plan_precisions(
-        source, QuantizeConfig(fused="all", sums="joined"), Budget(), Exporter(RUNTIMES["openvino"], 1), context
+        source, QuantizeConfig(policy=openvino.policy()), Budget(), Exporter(openvino, 1), context
     )
-    assert (config.norms, config.centred) == ("bf16", True)
+    chosen = ("bf16", "always")
+    assert (config.policy.norm_parameters, config.policy.symmetric_inputs_of_linear_layers) == chosen
     assert "norms in bf16, symmetric before linear layers" in note
     write_plan(tmp_path / "plan.json", source, config, "openvino")
     again = read_plan(tmp_path / "plan.json").configure(QuantizeConfig())
-    assert (again.norms, again.centred) == ("bf16", True)
+    assert (again.policy.norm_parameters, again.policy.symmetric_inputs_of_linear_layers) == chosen
 
 
 @pytest.mark.parametrize("limit", [9_000, 6_000])
@@ -276,6 +278,7 @@ def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network,
 
 
 STEM = {"stem": {"weights": "int8", "activations": "int8"}}
+NEW = {"format": "afina/plan/2"}
 BAD_PLANS = {
     "a number": (None, "its format is 3"),
     "no network": ({"network": None}, "does not name its network"),
@@ -284,6 +287,10 @@ BAD_PLANS = {
     "bits that there are not": ({"layers": {"stem": {"weights": "int1", "activations": "int8"}}}, "int1"),
     "sums that there are not": ({"sums": "x"}, "sums is 'x'"),
     "text instead of yes or no": ({"centred": "no"}, "centred is 'no'"),
+    "additions that there are not": ({**NEW, "policy": {"additions": "x"}}, "additions is 'x'"),
+    "a misspelt part of the policy": ({**NEW, "policy": {"addition": "float"}}, "Did you mean additions"),
+    "a policy that is a text": ({**NEW, "policy": "fast"}, "policy is 'fast'"),
+    "bits of a machine": ({**NEW, "policy": {"int8_weight_bits": 8}}, "its policy has 'int8_weight_bits'"),
 }
 
 
@@ -316,6 +323,32 @@ def test_a_plan_that_was_made_for_another_runtime_says_so(digits_network, no_fil
     path.write_text(path.read_text().replace("onnxruntime", "openvino"))
     _, record = afina.quantize(digits_network, "digits", plan=path, **QUICK)
     assert any("The plan was made for openvino" in note for note in record.notes)
+
+
+def test_a_plan_in_the_first_format_places_integers_as_it_did(tmp_path):
+    from afina.jobs.planning.plan_file import read_plan
+    from afina.runtimes.policy import IntegerPolicy
+    from afina.techniques.quantize import QuantizeConfig
+
+    old = {"sums": "joined", "joins": True, "fused": "all", "rescales": True, "centred": True, "norms": "bf16"}
+    plan = {"format": "afina/plan/1", "network": "0123", "runtime": "openvino", **old, "layers": STEM}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    config = read_plan(path).configure(QuantizeConfig(policy=IntegerPolicy(int8_weight_bits=7)))
+    assert config.policy == IntegerPolicy(
+        additions="in convolution",
+        convolution_absorbs_every_addition=True,
+        concatenated_channels_share_scale=True,
+        symmetric_inputs_of_linear_layers="always",
+        fused_activation_functions="all",
+        norm_parameters="bf16",
+        int8_weight_bits=7,
+    )
+    path.write_text(json.dumps({**plan, **dict.fromkeys(("joins", "rescales", "centred"), False), "sums": "apart"}))
+    config = read_plan(path).configure(QuantizeConfig(policy=RUNTIMES["openvino"].policy()))
+    assert config.policy.additions == "own kernel"
+    assert not config.policy.convolution_absorbs_every_addition
+    assert config.policy.symmetric_inputs_of_linear_layers == "never"
 
 
 def test_a_plan_of_before_that_says_less_can_still_be_read(digits_network, no_files, tmp_path):

@@ -1,7 +1,7 @@
 """Files of quantized networks: stored in the bits asked for, as small as computed, answering as the simulation does."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def test_openvino_runs_activations_of_few_bits(digits_network, tmp_path):
 def test_predictions_of_the_file_are_those_of_the_simulation(digits_network, tmp_path):
     pytest.importorskip("openvino")
     chosen, images = RUNTIMES["openvino"], digits(0, 64)[0]
-    config = QuantizeConfig(**chosen.placement())
+    config = QuantizeConfig(policy=chosen.policy())
     network, _ = apply(digits_network, config, Context(calibration=lambda: iter([images]), images=64))
     path = chosen.export(network, tmp_path / f"model{chosen.suffix}")
     assert _agreement(network, "openvino", path) >= 0.995
@@ -215,11 +215,11 @@ def transformer() -> Network:
     return network_of(vision_transformer())
 
 
-def _for_openvino(network: Network, path: Path, **options: Any) -> tuple[Network, str]:
+def _for_openvino(network: Network, path: Path, **policy: Any) -> tuple[Network, str]:
     """The network in integers, checked against its file, and the text of the file."""
     pytest.importorskip("openvino")
     chosen = RUNTIMES["openvino"]
-    config = QuantizeConfig(**chosen.placement(), **QUICK, **options)
+    config = QuantizeConfig(policy=replace(chosen.policy(), **policy), **QUICK)
     images = network.example(64)
     made, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     chosen.export(made, path)
@@ -266,11 +266,11 @@ def test_linear_layers_over_images_add_their_bias_inside_on_openvino(tmp_path):
 
 def test_linear_layers_read_symmetric_activations_where_that_is_asked_for(transformer, tmp_path):
     """But for those without negative values, which would lose half of their codes."""
-    network, _ = _for_openvino(transformer, tmp_path / "model.xml", centred=True)
+    network, _ = _for_openvino(transformer, tmp_path / "model.xml", symmetric_inputs_of_linear_layers="always")
     assert _zeros_before_linear(network) == [128] * 4
     relu = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
     plain = capture(relu, GREY, TaskSpec("classification", tuple("abcd")))
-    network, _ = _for_openvino(plain, tmp_path / "r.xml", centred=True)
+    network, _ = _for_openvino(plain, tmp_path / "r.xml", symmetric_inputs_of_linear_layers="always")
     assert _zeros_before_linear(network) == [0]
 
 
@@ -287,7 +287,7 @@ def _zeros_before_linear(network: Network) -> list[int]:
 
 
 def test_what_is_not_in_integers_is_computed_in_bfloat16_where_norms_are(transformer, tmp_path):
-    network, text = _for_openvino(transformer, tmp_path / "model.xml", norms="bf16")
+    network, text = _for_openvino(transformer, tmp_path / "model.xml", norm_parameters="bf16")
     assert 'afina_compute value="bf16"' in text
     network.save(tmp_path / "network.pt2")
     kept = Network.load(tmp_path / "network.pt2")
@@ -321,7 +321,7 @@ def _checked(
         pytest.skip(f"{runtime} is not installed")
     network = capture(module, GREY, TaskSpec("classification", tuple("abcd")))
     chosen, images = RUNTIMES[runtime], digits(0, 64)[0]
-    config = QuantizeConfig(activations=activations, **chosen.placement(), **options)
+    config = QuantizeConfig(activations=activations, policy=chosen.policy(), **options)
     made, record = apply(network, config, Context(calibration=lambda: iter([images]), images=64))
     check_parity(made, chosen.export(made, path.with_suffix(chosen.suffix)), None, threads=1)
     return made, record
@@ -487,16 +487,20 @@ class Residual(nn.Module):
 
 
 # Where a runtime adds in a kernel of its own, no sum is joined with a product.
-SUMS = [(name, sums) for name, own in RUNTIMES.items() for sums in dict.fromkeys(("apart", "float", own.sums))]
+ADDITIONS = [
+    (name, additions)
+    for name, runtime in RUNTIMES.loaded().items()
+    for additions in dict.fromkeys(("own kernel", "float", runtime.integers.additions))
+]
 
 
-@pytest.mark.parametrize(("runtime", "sums"), SUMS)
-def test_a_sum_is_rounded_where_the_runtime_rounds_it(runtime, sums, tmp_path):
+@pytest.mark.parametrize(("runtime", "additions"), ADDITIONS)
+def test_a_sum_is_rounded_where_the_runtime_rounds_it(runtime, additions, tmp_path):
     torch.manual_seed(0)
     images = digits(0, 256)[0]
     network = capture(Residual().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
     chosen = RUNTIMES[runtime]
-    config = QuantizeConfig(**{**chosen.placement(), **QUICK, "sums": sums})
+    config = QuantizeConfig(policy=replace(chosen.policy(), additions=additions), **QUICK)
     quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=256))
     session = chosen.load(chosen.export(quantized, tmp_path / f"model{chosen.suffix}"), threads=1)
     found, simulated, plain = (run(images) for run in (lambda x: session(x.numpy())[0], quantized, network))

@@ -22,6 +22,7 @@ from afina.graph.axes import analyse
 from afina.graph.surgery import remove
 from afina.runtimes import (
     RUNTIMES,
+    IntegerPolicy,
     check_parity,
     get_runtime,
     judge,
@@ -38,14 +39,18 @@ from afina.techniques.quantize import QuantizeConfig, apply
 SHAPE = (1, 8, 8)
 
 
-@pytest.fixture(params=[name for name, runtime in RUNTIMES.items() if runtime.available()])
+@pytest.fixture(params=[name for name, runtime in RUNTIMES.loaded().items() if runtime.available()])
 def runtime(request):
     return RUNTIMES[request.param]
 
 
 def _int8(network):
     images = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
-    return apply(network, QuantizeConfig(weight_bits=7), Context(calibration=lambda: iter(images.split(32))))[0]
+    return apply(
+        network,
+        QuantizeConfig(policy=IntegerPolicy(int8_weight_bits=7)),
+        Context(calibration=lambda: iter(images.split(32))),
+    )[0]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -135,7 +140,9 @@ class _Chaotic(torch.nn.Module):
 
 def test_rounding_that_a_network_itself_lets_grow_is_no_fault_of_its_file(runtime, tmp_path):
     torch.manual_seed(0)
-    quick = QuantizeConfig(weight_bits=7, calibration="minmax", rounding="nearest", equalize="none")
+    quick = QuantizeConfig(
+        calibration="minmax", rounding="nearest", equalize="none", policy=IntegerPolicy(int8_weight_bits=7)
+    )
     images = torch.randn(64, *SHAPE)
     context = Context(calibration=lambda: iter([images]))
     network, other, wild = (apply(capture(_Chaotic(n), GREY, DIGITS), quick, context)[0] for n in (24, 24, 32))

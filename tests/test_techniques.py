@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afina.graph import Network
-from afina.runtimes import check_parity, get_runtime
+from afina.runtimes import IntegerPolicy, check_parity, get_runtime
 from afina.store.result import to_plain
 from afina.techniques import factorize, prune, quantize, sparsify
 from afina.techniques.context import Context
@@ -16,7 +16,7 @@ TECHNIQUES = {
     "factorize": (factorize, factorize.FactorizeConfig(share=0.5)),
     "prune": (prune, prune.PruneConfig(ratio=0.5)),
     "sparsify": (sparsify, sparsify.SparsifyConfig(sparsity=0.5)),
-    "quantize": (quantize, quantize.QuantizeConfig(weight_bits=7)),
+    "quantize": (quantize, quantize.QuantizeConfig(policy=IntegerPolicy(int8_weight_bits=7))),
 }
 
 

@@ -79,7 +79,7 @@ def _made(subject: Subject, images: int, path: Path) -> None:
     """The file, as `afina quantize` makes it."""
     runtime = get_runtime("openvino")
     context = context_of(subject.data, subject.network, images, 0, PlainProgress(every=60))
-    config = QuantizeConfig(**_BITS, **runtime.placement())
+    config = QuantizeConfig(**_BITS, policy=runtime.policy())
     network, _ = apply(subject.network, config, context)
     runtime.export(network, path)
 

@@ -54,7 +54,7 @@ def measure(subject: Subject, seed: int) -> Row:
     images = torch.cat(list(subject.calibration(seed, _FIT + _HELD_OUT)))
     fit, rest = images[:_FIT], images[_FIT:]
     runtime = get_runtime("onnxruntime")
-    config = QuantizeConfig(**runtime.placement(), calibration="mse", rounding="nearest")
+    config = QuantizeConfig(policy=runtime.policy(), calibration="mse", rounding="nearest")
     prepared = Prepared(Source.of(subject.network), config)
     prepared.watch(Context(calibration=lambda: iter(fit.split(32)), images=len(fit)))
     sets = dict(zip(_SETS, (fit[:16], fit[:64], rest[:16], rest), strict=True))

@@ -78,7 +78,7 @@ def measure(model: str, planned: bool) -> Row:
 
 def _on(name: str, network: Network, context: Context, planned: bool) -> str:
     runtime = get_runtime(name)
-    config = QuantizeConfig(**runtime.placement(), calibration="mse", rounding="nearest")
+    config = QuantizeConfig(policy=runtime.policy(), calibration="mse", rounding="nearest")
     try:
         if planned:
             exporter = Exporter(runtime, available_cores())

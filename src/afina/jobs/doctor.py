@@ -10,7 +10,7 @@ from typing import Any
 from afina.devices.machine import available_cores, describe_machine
 from afina.jobs.options.declaration import command
 from afina.jobs.options.doctor import DoctorOptions
-from afina.runtimes import RUNTIMES
+from afina.runtimes import RUNTIMES, int8_weight_bits
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -46,17 +46,20 @@ def describe(machine: Mapping[str, Any], checks: Sequence[Check]) -> str:
 
 def _runtimes() -> list[Check]:
     checks = []
-    for name, runtime in RUNTIMES.items():
+    for name, runtime in RUNTIMES.loaded().items():
         there = runtime.available()
         fix = "" if there else f'pip install "afina[{runtime.extra}]"'
         checks.append(Check(f"runtime {name}", there, runtime.version() if there else "not installed", fix))
+    for name, error in RUNTIMES.problems().items():
+        checks.append(Check(f"runtime {name}", False, f"{error.what} {error.why}", error.fix))
     return checks
 
 
 def _int8(features: list[str]) -> Check:
-    exact = [name for name in features if name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
-    if exact:
-        return Check("int8 kernels", True, f"exact products ({', '.join(exact)})")
+    if int8_weight_bits() == 8:
+        exact = [name for name in features if name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
+        named = f" ({', '.join(exact)})" if exact else ""
+        return Check("int8 kernels", True, f"exact products{named}")
     return Check(
         "int8 kernels",
         True,

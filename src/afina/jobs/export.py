@@ -4,19 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from afina.devices.machine import available_cores
-from afina.errors import InputError, did_you_mean
 from afina.graph.quantized import activation_bits
 from afina.jobs.common.model_source import load_plain, name_of
 from afina.jobs.options.declaration import command
 from afina.jobs.options.export import ExportOptions
 from afina.progress import Progress
-from afina.runtimes import Runtime, check_parity, get_runtime
+from afina.runtimes import Runtime, check_parity, runtime_of_format
 from afina.store.files import check_target
 from afina.techniques import quantize
 from afina.techniques.context import Context
 from afina.types import Measurement
 
-FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "pt2"}
 _HALF = quantize.QuantizeConfig(weights="fp16", activations="none")
 
 
@@ -43,9 +41,7 @@ def _export(asked: ExportOptions) -> Exported:
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
-    if asked.to not in FORMATS:
-        raise InputError(f"--to {asked.to!r} is not a format.", fix=did_you_mean(asked.to, FORMATS))
-    runtime = get_runtime(FORMATS[asked.to])
+    runtime = runtime_of_format(asked.to)
     path = _target(asked.out, runtime, name_of(asked.model))
     progress = asked.progress or Progress()
     network, kept = load_plain(asked.model, asked, progress).network, dict[str, str]()

@@ -48,7 +48,7 @@ class Profile:
 def _profile(asked: ProfileOptions) -> Profile:
     """Count what `model` costs from its graph, and measure it on the runtimes."""
     progress = asked.progress or Progress()
-    names = list(asked.runtimes or (name for name, runtime in RUNTIMES.items() if runtime.available()))
+    names = list(asked.runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
     for name in names:
         get_runtime(name)
     loaded = load_plain(asked.model, asked, progress)

@@ -75,7 +75,7 @@ def quantize_config(asked: QuantizeOptions, runtime: Runtime) -> QuantizeConfig:
         weights=asked.weight_type, activations=asked.activation_type, granularity=asked.granularity,
         scheme=asked.scheme, calibration=asked.calibration, rounding=asked.rounding, equalize=asked.equalize,
         power_of_two=asked.power_of_two, full_range=asked.full_range,
-        **runtime.placement(),
+        policy=runtime.policy(),
         layers=tuple((name, FLOAT) for name in names(asked.skip)),
     )  # fmt: skip
 

@@ -1,20 +1,23 @@
 """Where networks are deployed: one module per runtime, each able to export, load and run.
 
-`base` is the contract and `table` finds a runtime; `onnx_file` makes the ONNX model that two of them start from;
-`judge` compares a file with its network and with the labels.
+`base` is the contract, `policy` says where a runtime likes integers, and `table` looks runtimes up; `onnx_file` makes
+the ONNX model that two of them start from; `judge` compares a file with its network and with the labels.
 Importing this package imports neither torch nor any runtime's library.
 """
 
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.cpu import int8_weight_bits
 from afina.runtimes.judge import check_parity, judge_quality, outputs_of_file, parity
-from afina.runtimes.table import RUNTIMES, get_runtime, read_metadata, runtime_of
+from afina.runtimes.policy import IntegerPolicy
+from afina.runtimes.table import RUNTIMES, formats, get_runtime, read_metadata, runtime_of, runtime_of_format
 
 __all__ = [
     "RUNTIMES",
+    "IntegerPolicy",
     "Runtime",
     "Session",
     "check_parity",
+    "formats",
     "get_runtime",
     "int8_weight_bits",
     "judge_quality",
@@ -22,4 +25,5 @@ __all__ = [
     "parity",
     "read_metadata",
     "runtime_of",
+    "runtime_of_format",
 ]

@@ -6,13 +6,15 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
 from afina.errors import AfinaError, InputError
 from afina.runtimes.cpu import int8_weight_bits
+from afina.runtimes.policy import IntegerPolicy
 from afina.store.files import PARTIAL, full_disk, storing
 from afina.types import InputSpec, TaskSpec
 
@@ -37,26 +39,24 @@ class Runtime(ABC):
     Attributes:
         name: Its name in the table and on the command line.
         extra: The extra of this package that installs the library; None where it is always there.
-        suffix: Ending of its files.
+        format: What its files are called in `afina export --to`.
+        suffix: The ending of its files, with the dot, in small letters.
         package: The library's distribution, which is also what it is imported as.
-        fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
-        sums: How it adds quantized activations; see `QuantizeConfig.sums`.
-        joins: Whether it adds in a convolution whatever it is given; see `QuantizeConfig.joins`.
-        rescales: Whether it rounds weights anew that read joined channels; see `QuantizeConfig.rescales`.
-        centred: Whether linear layers may be faster on symmetric activations; see `QuantizeConfig.centred`.
+        usage: Python code that loads a file and runs it, for people who deploy it: `{file}` stands for its path (other
+            braces are doubled). It reads the batch `x` (float32 `[N, C, H, W]`), and leaves the outputs of the first
+            image in `scores`.
+        integers: Where it likes integers, and how; `policy` completes it for this machine.
         stored_bits: For each number of bits that weights may have, how many the file takes for one.
         activation_bits: Bits of activations that it can compute with, or undo and compute in float.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None]
+    format: ClassVar[str]
     suffix: ClassVar[str]
     package: ClassVar[str]
-    fuses: ClassVar[Literal["clips", "all"]] = "clips"
-    sums: ClassVar[Literal["apart", "joined", "float"]] = "apart"
-    joins: ClassVar[bool] = False
-    rescales: ClassVar[bool] = False
-    centred: ClassVar[bool] = False
+    usage: ClassVar[str]
+    integers: ClassVar[IntegerPolicy] = IntegerPolicy()
     stored_bits: ClassVar[Mapping[int, int]] = {8: 8}
     activation_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -71,14 +71,13 @@ class Runtime(ABC):
         except importlib.metadata.PackageNotFoundError:
             return ""
 
-    def weight_bits(self) -> int:
-        """Bits that int8 weights may use so that this runtime's kernels do not saturate on this machine: 7 or 8."""
-        return int8_weight_bits()
+    def policy(self) -> IntegerPolicy:
+        """How a network is quantized for this runtime on this machine: `integers`, with the bits of int8 weights.
 
-    def placement(self) -> dict[str, Any]:
-        """What a `QuantizeConfig` has to know of this runtime, by the names that it has there."""
-        own = {"fused": self.fuses, "sums": self.sums, "joins": self.joins, "rescales": self.rescales}
-        return {"weight_bits": self.weight_bits(), **own}
+        A runtime whose products cannot saturate (it computes in float, or sums up in 32 bits everywhere) returns
+        `integers` as it is.
+        """
+        return replace(self.integers, int8_weight_bits=int8_weight_bits())
 
     def computes_bf16(self) -> bool:
         """Whether this runtime computes in bfloat16 on this machine where a file asks for it."""

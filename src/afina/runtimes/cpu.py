@@ -4,12 +4,13 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 _DOT_PRODUCT = ("avx_vnni", "avx512_vnni", "avx512vnni", "amx_int8")
 
 
-def int8_weight_bits() -> int:
-    """Bits that int8 weights may use on this processor without overflow in its kernels: 7 or 8.
+def int8_weight_bits() -> Literal[7, 8]:
+    """The bits that int8 weights may use on this processor without overflow in its kernels: 7 or 8.
 
     x86 without VNNI multiplies unsigned activations by signed weights with `vpmaddubsw`, which adds two products in
     16 signed bits and saturates: 2 x 255 x 127 = 64770 is more than 32767, 2 x 255 x 63 = 32130 is not. ONNX Runtime

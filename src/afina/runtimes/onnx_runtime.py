@@ -25,8 +25,14 @@ class ONNXRuntime(Runtime):
 
     name = "onnxruntime"
     extra = None
+    format = "onnx"
     suffix = ".onnx"
     package = "onnxruntime"
+    usage = """\
+import onnxruntime
+model = onnxruntime.InferenceSession("{file}")
+scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]
+"""
     stored_bits = {8: 8, 4: 4, 2: 2}  # noqa: RUF012 (a constant)
 
     def _write(self, network: "Network", path: Path) -> None:

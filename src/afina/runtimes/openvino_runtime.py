@@ -12,6 +12,7 @@ from afina.errors import AfinaError, InputError, Unsupported, first_lines
 from afina.runtimes.base import Runtime, Session, in_fixed_batches
 from afina.runtimes.metadata import INPUT_KEY, TASK_KEY, describe, parse
 from afina.runtimes.openvino_library import openvino
+from afina.runtimes.policy import IntegerPolicy
 from afina.types import InputSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -34,13 +35,21 @@ class OpenVINORuntime(Runtime):
 
     name = "openvino"
     extra = "openvino"
+    format = "openvino"
     suffix = ".xml"
     package = "openvino"
-    fuses = "all"
-    sums = "joined"
-    joins = True
-    rescales = True
-    centred = True
+    usage = """\
+import openvino
+model = openvino.Core().compile_model("{file}", "CPU")
+scores = model(x)[0][0]
+"""
+    integers = IntegerPolicy(
+        additions="in convolution",
+        convolution_absorbs_every_addition=True,
+        concatenated_channels_share_scale=True,
+        symmetric_inputs_of_linear_layers="if faster",
+        fused_activation_functions="all",
+    )
     stored_bits = {8: 8, 6: 6, 4: 4, 3: 3, 2: 2}  # noqa: RUF012 (a constant)
     activation_bits = (2, 3, 4, 5, 6, 7, 8)
 

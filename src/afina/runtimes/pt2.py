@@ -9,6 +9,7 @@ import numpy as np
 
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.metadata import parse_values
+from afina.runtimes.policy import IntegerPolicy
 from afina.types import InputSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -24,16 +25,23 @@ class TorchRuntime(Runtime):
 
     name = "pt2"
     extra = None
+    format = "pt2"
     suffix = ".pt2"
     package = "torch"
+    usage = """\
+import torch
+from afina.graph import Network
+model = Network.load("{file}")
+scores = model(torch.from_numpy(x)).detach().numpy()[0]
+"""
 
     def start(self) -> None:
         import torch.export.pt2_archive  # noqa: F401 (what reading a file needs beside torch itself)
 
         import afina.graph  # noqa: F401
 
-    def weight_bits(self) -> int:
-        return 8  # quantized layers are computed in float: nothing saturates
+    def policy(self) -> IntegerPolicy:
+        return self.integers  # quantized layers are computed in float: nothing saturates
 
     def _write(self, network: "Network", path: Path) -> None:
         network.save(path)

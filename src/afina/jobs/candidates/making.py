@@ -61,7 +61,7 @@ class Maker:
     @property
     def integers(self) -> quantize.QuantizeConfig:
         """Integers everywhere, as the runtime likes them."""
-        return quantize.QuantizeConfig(**self.job.runtime.placement())
+        return quantize.QuantizeConfig(policy=self.job.runtime.policy())
 
     def roughly_int8(self, network: Network) -> Network:
         """The network in int8 where only the file's size and speed matter."""

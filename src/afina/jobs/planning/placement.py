@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 from dataclasses import replace
+from typing import Any
 
 from torch.fx import Node
 
@@ -10,6 +11,7 @@ from afina.graph.cost import cost_of
 from afina.graph.ops import arguments, op_name
 from afina.graph.statistics import freed
 from afina.jobs.common.exporter import Exporter, Shelf
+from afina.runtimes.policy import IntegerPolicy
 from afina.techniques.context import Context
 from afina.techniques.quantize import Precision, QuantizeConfig, draft
 from afina.techniques.quantize.prepared import Source
@@ -64,22 +66,32 @@ class _Placement:
         return {
             "float": self._everywhere(_stored(quick.default)),
             "integers": quick,
-            "integers, sums in float": replace(quick, sums="float"),
-            **({"integers, sums apart": replace(quick, sums="apart")} if quick.sums == "joined" else {}),
-            **({"integers, curves apart": replace(quick, fused="clips")} if quick.fused == "all" else {}),
-            **self._runtimes_own(),
+            "integers, sums in float": _with_policy(quick, additions="float"),
+            **self._less_fused(quick.policy),
+            **self._in_bf16(),
         }
+
+    def _less_fused(self, policy: IntegerPolicy) -> dict[str, QuantizeConfig]:
+        """Without what the runtime says that it fuses: for some shapes of layers its other kernels are faster."""
+        tried = {}
+        if policy.additions == "in convolution":
+            tried["integers, sums apart"] = _with_policy(self._config, additions="own kernel")
+        if policy.fused_activation_functions == "all":
+            tried["integers, curves apart"] = _with_policy(self._config, fused_activation_functions="clipping")
+        return tried
 
     def _everywhere(self, precision: Precision) -> QuantizeConfig:
         """That precision in all layers for which none was asked by name."""
         layers = {**dict.fromkeys(self._source.layers, precision), **dict(self._config.layers)}
         return replace(self._config, layers=tuple(layers.items()))
 
-    def _runtimes_own(self) -> dict[str, QuantizeConfig]:
+    def _in_bf16(self) -> dict[str, QuantizeConfig]:
         """Float types that the runtime computes in beside 32 bits."""
         if not self._exporter.runtime.computes_bf16():
             return {}
-        beside = {"integers, norms in bf16": replace(self._config, norms="bf16")} if self._has(NORMS) else {}
+        beside = (
+            {"integers, norms in bf16": _with_policy(self._config, norm_parameters="bf16")} if self._has(NORMS) else {}
+        )
         return {"bf16": self._everywhere(Precision("bf16", "none")), **beside}
 
     def _has(self, targets: Set[object]) -> bool:
@@ -89,10 +101,11 @@ class _Placement:
         """What one change makes of a configuration: a kind of layer in float, or something that the runtime has."""
         kinds = self._kinds if len(self._kinds) > 1 else {}
         moves = {f"{kind} in float": _in_float(config, layers) for kind, layers in kinds.items()}
-        if self._exporter.runtime.centred and "linear layers" in self._kinds:
-            moves["symmetric before linear layers"] = replace(config, centred=True)
+        if config.policy.symmetric_inputs_of_linear_layers == "if faster" and "linear layers" in self._kinds:
+            symmetric = _with_policy(config, symmetric_inputs_of_linear_layers="always")
+            moves["symmetric before linear layers"] = symmetric
         if self._exporter.runtime.computes_bf16() and self._has(NORMS):
-            moves["norms in bf16"] = replace(config, norms="bf16")
+            moves["norms in bf16"] = _with_policy(config, norm_parameters="bf16")
         return {name: moved for name, moved in moves.items() if moved != config}
 
     def _improved(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> str:
@@ -167,6 +180,10 @@ class _Placement:
 
     def _measured(self, names: list[str]) -> dict[str, float]:
         return {name: measured.value for name, measured in self._shelf.latencies(names).items()}
+
+
+def _with_policy(config: QuantizeConfig, **changes: Any) -> QuantizeConfig:
+    return replace(config, policy=replace(config.policy, **changes))
 
 
 def _kinds(source: Source) -> dict[str, list[str]]:

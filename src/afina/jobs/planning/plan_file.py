@@ -2,18 +2,29 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from afina.errors import InputError
+from afina.errors import InputError, did_you_mean
+from afina.runtimes.policy import IntegerPolicy
 from afina.store.files import write
 from afina.techniques.quantize import Precision, QuantizeConfig, Source
 
-_FORMAT = "afina/plan/1"
-# What a plan says beside the precision of each layer: how it is placed, and what its weights' codes depend on.
-_PLACEMENT = ("sums", "joins", "fused", "rescales", "centred", "norms")
+_FORMAT, _FIRST_FORMAT = "afina/plan/2", "afina/plan/1"
+# Options that the codes of weights depend on, kept beside the precision of each layer and the policy.
 _CODES = ("granularity", "scheme", "full_range", "power_of_two")
+# What `afina/plan/1` calls the fields of the policy, and their values where these have other names now.
+_FIRST_NAMES: dict[str, tuple[str, dict[Any, Any]]] = {
+    "sums": ("additions", {"apart": "own kernel", "joined": "in convolution", "float": "float"}),
+    "joins": ("convolution_absorbs_every_addition", {False: False, True: True}),
+    "rescales": ("concatenated_channels_share_scale", {False: False, True: True}),
+    "centred": ("symmetric_inputs_of_linear_layers", {False: "never", True: "always"}),
+    "fused": ("fused_activation_functions", {"clips": "clipping", "all": "all"}),
+    "norms": ("norm_parameters", {"fp32": "fp32", "bf16": "bf16"}),
+}
+# The bits of int8 weights are a fact of the machine that quantizes, which need not be the one that planned.
+_OF_MACHINE = "int8_weight_bits"
 
 
 @dataclass(frozen=True)
@@ -24,22 +35,24 @@ class Plan:
         path: The file.
         network: Fingerprint of the network that it was made for.
         layers: Precision of each layer.
-        settings: What else it says of the configuration, by its name there; plans of before say less.
-        runtime: What it was made for; empty in plans of before.
+        settings: Options that the codes of weights depend on, by their name in `QuantizeConfig`; early plans have none.
+        policy: Fields of the runtime's policy, by their name in `IntegerPolicy`; early plans have not all of them.
+        runtime: The runtime that it was made for; empty in early plans.
     """
 
     path: Path
     network: str
     layers: dict[str, Precision]
     settings: dict[str, Any]
+    policy: dict[str, Any]
     runtime: str = ""
 
     def configure(self, config: QuantizeConfig) -> QuantizeConfig:
-        """The configuration with what the plan says, but for layers that it names itself, and codes that it changes."""
+        """The plan applied to `config`; layers that `config` names and options of codes that it changes go first."""
         layers = tuple({**self.layers, **dict(config.layers)}.items())
         asked = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
         settings = {name: value for name, value in self.settings.items() if name not in asked}
-        return replace(config, layers=layers, **settings)
+        return replace(config, layers=layers, policy=replace(config.policy, **self.policy), **settings)
 
     def notes(self, config: QuantizeConfig, runtime: str) -> tuple[str, ...]:
         """What a user should know of the plan where `config` came out of it, and `runtime` will run the file."""
@@ -65,7 +78,7 @@ class Plan:
 
 
 def fingerprint(source: Source) -> str:
-    """Of a network's layers: their names and the shapes of their weights, whatever their values."""
+    """A hash of the names of a network's layers and the shapes of its weights, whatever their values."""
     shapes = {name: list(tensor.shape) for name, tensor in source.network.module.state_dict().items()}
     return hashlib.sha256(json.dumps([source.layers, shapes], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -73,13 +86,14 @@ def fingerprint(source: Source) -> str:
 def write_plan(path: Path, source: Source, config: QuantizeConfig, runtime: str) -> None:
     """Write the precision of every layer and what it was made for. Raises `StorageError` where that cannot be done."""
     layers = {name: vars(config.precision(name)) for name in source.layers}
-    settings = {name: getattr(config, name) for name in (*_PLACEMENT, *_CODES)}
-    plan = {"format": _FORMAT, "network": fingerprint(source), "runtime": runtime, **settings, "layers": layers}
-    write(path, (json.dumps(plan, indent=2) + "\n").encode())
+    codes = {name: getattr(config, name) for name in _CODES}
+    policy = {name: value for name, value in vars(config.policy).items() if name != _OF_MACHINE}
+    plan = {"format": _FORMAT, "network": fingerprint(source), "runtime": runtime, "policy": policy, **codes}
+    write(path, (json.dumps({**plan, "layers": layers}, indent=2) + "\n").encode())
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file.
+    """The plan in a file, written by this version (`afina/plan/2`) or the first (`afina/plan/1`).
 
     Raises:
         InputError: there is no such file, or it is not a plan.
@@ -94,24 +108,53 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
-def _parsed(path: Path, given: Any) -> Plan:
-    """Raises `ValueError`, `TypeError` or `InputError` where what is given is not a plan."""
-    if not isinstance(given, dict) or given.get("format") != _FORMAT:
-        raise ValueError(f"its format is {given.get('format') if isinstance(given, dict) else given!r}")
-    network, layers, runtime = given.get("network"), given.get("layers"), given.get("runtime", "")
+def _parsed(path: Path, content: Any) -> Plan:
+    """The plan that the JSON of a file is. Raises `ValueError`, `TypeError` or `InputError` where it is none."""
+    if not isinstance(content, dict) or content.get("format") not in (_FORMAT, _FIRST_FORMAT):
+        raise ValueError(f"its format is {content.get('format') if isinstance(content, dict) else content!r}")
+    network, runtime = content.get("network"), content.get("runtime", "")
     if not isinstance(network, str):
         raise ValueError("it does not name its network")
     if not isinstance(runtime, str):
         raise ValueError(f"runtime is {runtime!r}")
+    settings = {name: content[name] for name in _CODES if name in content}
+    for name, value in settings.items():
+        if type(value) is not type(getattr(QuantizeConfig, name)):
+            raise ValueError(f"{name} is {value!r}")
+    QuantizeConfig(**settings)
+    policy = _first_policy(content) if content["format"] == _FIRST_FORMAT else _policy(content.get("policy", {}))
+    return Plan(path, network, _precisions(content.get("layers")), settings, policy, runtime)
+
+
+def _precisions(layers: Any) -> dict[str, Precision]:
     if not isinstance(layers, dict):
         raise ValueError("its layers are not names with a precision each")
     for name, precision in layers.items():
         if not isinstance(precision, dict) or set(precision) != {"weights", "activations"}:
             raise ValueError(f"the precision of layer {name!r} is {precision!r}, not weights and activations")
-    settings = {name: given[name] for name in (*_PLACEMENT, *_CODES) if name in given}
-    for name, value in settings.items():
-        if type(value) is not type(getattr(QuantizeConfig, name)):
-            raise ValueError(f"{name} is {value!r}")
-    precisions = {name: Precision(**precision) for name, precision in layers.items()}
-    QuantizeConfig(**settings)
-    return Plan(path, network, precisions, settings, runtime)
+    return {name: Precision(**precision) for name, precision in layers.items()}
+
+
+def _policy(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"policy is {values!r}")
+    names = sorted(field.name for field in fields(IntegerPolicy) if field.name != _OF_MACHINE)
+    for name in values:
+        if name not in names:
+            raise ValueError(f"its policy has {name!r}. {did_you_mean(name, names)}")
+    IntegerPolicy(**values)
+    return values
+
+
+def _first_policy(content: dict[str, Any]) -> dict[str, Any]:
+    """The policy of a plan in the first format, by the names of today."""
+    policy = {}
+    for old, (name, values) in _FIRST_NAMES.items():
+        if old in content:
+            value = content[old]
+            # Types are compared too: 1 equals True.
+            known = [key for key in values if key == value and type(key) is type(value)]
+            if not known:
+                raise ValueError(f"{old} is {value!r}")
+            policy[name] = values[known[0]]
+    return policy

@@ -1,10 +1,11 @@
-"""What can be asked of quantization."""
+"""The options of quantization: the precision of each layer, how ranges and codes are chosen, and for which runtime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from afina.errors import InputError, did_you_mean
+from afina.runtimes.policy import IntegerPolicy
 from afina.techniques.quantize.grids import BITS, Granularity, Grid, Scheme
 from afina.techniques.quantize.ranges import METHODS
 
@@ -18,11 +19,20 @@ EQUALIZATIONS = ("auto", "none")
 
 @dataclass(frozen=True)
 class Precision:
-    """In what one layer is held and computed.
+    """The number types that one layer is stored and computed in.
 
     Attributes:
         weights: `fp32`, `fp16` or `bf16` (stored so, computed in float), or `int16` to `int2`.
-        activations: Of its input and its output: `none` (float) or `int16` to `int2`.
+        activations: Type of its input and its output: `none` (float) or `int16` to `int2`.
+
+    Raises:
+        InputError: a type that does not exist, or float weights with integer activations.
+
+    Example:
+        >>> str(Precision("int4", "int8"))
+        'int4 x int8'
+        >>> Precision.parse("int4 x none") == Precision("int4", "none")
+        True
     """
 
     weights: str = "int8"
@@ -37,6 +47,12 @@ class Precision:
                 fix="Give weights as integers too, or --activations none.",
             )
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The precision that `WEIGHTS x ACTIVATIONS` says. Raises `InputError` where it says none."""
+        weights, _, activations = text.partition(" x ")
+        return cls(weights, activations)
+
     def __str__(self) -> str:
         if self.activations == "none":
             return self.weights
@@ -45,7 +61,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """How to quantize.
+    """How a network is quantized.
 
     Attributes:
         weights: Precision of weights, as in `Precision`.
@@ -57,19 +73,19 @@ class QuantizeConfig:
         calibration: How ranges of activations are chosen: a method, or `auto`, the one that the outputs like best.
         rounding: `nearest`; `gram`, the one that the layer's outputs like best; `auto`, `gram` where it pays.
         equalize: `auto` moves scale between layers where that lowers the error of weights or activations; `none`.
-        weight_bits: Bits that int8 weights use: 8, or 7 where the processor's int8 products saturate.
         layers: Precisions of single layers, by name, that differ from the above.
-        centred: Whether linear layers read symmetric activations, which some runtimes multiply faster.
-        norms: What the parameters of layer, group and RMS norms are stored in. With `bf16`, a runtime that computes in
-            bfloat16 does so in all that is not in integers.
-        fused: Activation functions that the runtime computes inside the layer before: those that clip, or all.
-        sums: How additions and concatenations of quantized activations are computed: `apart`, in integers, by a
-            kernel of their own; `joined`, additions in the last convolution before, whose own output is never written;
-            `float`.
-        joins: Whether the runtime computes every addition in a convolution before and never rounds what that one gives,
-            whatever `sums` says: in the first operand that is one, where `sums` is not `joined`.
-        rescales: Whether the runtime multiplies the scales of channels that are joined into the weights that read them,
-            and rounds those again. Such channels get one scale for all.
+        policy: Where the runtime likes integers, and how: `Runtime.policy()` of the one that will run the file.
+
+    Raises:
+        InputError: an option that does not exist, with those that do.
+
+    Example:
+        >>> config = QuantizeConfig(weights="int4", layers=(("head", FLOAT),))
+        >>> str(config.precision("stem")), str(config.precision("head"))
+        ('int4 x int8', 'fp32')
+        >>> symmetric = replace(config.policy, symmetric_inputs_of_linear_layers="always")
+        >>> replace(config, policy=symmetric).plain()["policy"]
+        {'symmetric_inputs_of_linear_layers': 'always'}
     """
 
     weights: str = "int8"
@@ -81,68 +97,72 @@ class QuantizeConfig:
     calibration: str = "auto"
     rounding: Literal["auto", "nearest", "gram"] = "auto"
     equalize: Literal["auto", "none"] = "auto"
-    weight_bits: int = 8
     layers: tuple[tuple[str, Precision], ...] = field(default=())
-    sums: Literal["apart", "joined", "float"] = "apart"
-    fused: Literal["clips", "all"] = "clips"
-    joins: bool = False
-    rescales: bool = False
-    centred: bool = False
-    norms: Literal["fp32", "bf16"] = "fp32"
+    policy: IntegerPolicy = field(default_factory=IntegerPolicy)
 
     def __post_init__(self) -> None:
         Precision(self.weights, self.activations)
         Granularity.parse(self.granularity)
-        check_choice("fused", self.fused, ("clips", "all"))
-        check_choice("sums", self.sums, ("apart", "joined", "float"))
-        check_choice("norms", self.norms, ("fp32", "bf16"))
         check_choice("scheme", self.scheme, ("absmax", "affine"))
         check_choice("calibration", self.calibration, CALIBRATIONS)
         check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("equalize", self.equalize, EQUALIZATIONS)
-        if self.weight_bits not in (7, 8):
-            raise InputError(f"weight_bits is {self.weight_bits}.", fix="Choose 7 or 8.")
 
     def plain(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain data; precisions of weights and activations in any case."""
+        """What differs from the defaults, and weights and activations in any case; `from_plain` reads it."""
         default = QuantizeConfig()
-        given = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+        changed = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
         if self.layers:
-            given["layers"] = {name: str(precision) for name, precision in self.layers}
-        return {"weights": self.weights, "activations": self.activations, **given}
+            changed["layers"] = {name: f"{layer.weights} x {layer.activations}" for name, layer in self.layers}
+        if self.policy != default.policy:
+            changed["policy"] = self.policy.plain()
+        return {"weights": self.weights, "activations": self.activations, **changed}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that `plain` was made of: `QuantizeConfig.from_plain(record.step.config)` replays a record.
+
+        Raises:
+            InputError: a value that does not exist.
+            TypeError: a name that does not exist.
+        """
+        layers = tuple((name, Precision.parse(text)) for name, text in values.get("layers", {}).items())
+        return cls(**{**values, "layers": layers, "policy": IntegerPolicy(**values.get("policy", {}))})
 
     @property
     def default(self) -> Precision:
         return Precision(self.weights, self.activations)
 
     def precision(self, layer: str) -> Precision:
-        """Of the layer of that name."""
+        """The precision of the layer of that name."""
         return dict(self.layers).get(layer, self.default)
 
     def with_layers(self, layers: Mapping[str, Precision]) -> Self:
-        """The same with those precisions of single layers, in the place of what was asked for them."""
+        """The same with those precisions of single layers, in place of those that it has for them."""
         return replace(self, layers=tuple({**dict(self.layers), **layers}.items()))
 
     def weight_grid(self, precision: Precision) -> Grid:
-        """The integers of a layer's weights."""
+        """The grid of integers of a layer's weights."""
         bits = bits_of(precision.weights)
-        bits = self.weight_bits if bits == 8 else bits
+        bits = self.policy.int8_weight_bits if bits == 8 else bits
         return Grid(bits, signed=True, scheme=self.scheme, full=self.full_range)
 
     def activation_grid(self, name: str) -> Grid:
-        """The integers of activations in that precision."""
+        """The grid of integers of activations in that precision."""
         return Grid(bits_of(name), signed=False, scheme="affine")
 
 
 def bits_of(name: str) -> int:
-    """8 of `int8`."""
+    """The number of bits in the name of an integer type: 8 for `int8`."""
     return int(name.removeprefix("int"))
 
 
-def check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise `InputError` where `given` is none of those known."""
-    if given not in known:
-        raise InputError(f"{what} is {given!r}.", fix=f"{did_you_mean(given, known)} There are: {', '.join(known)}.")
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `InputError`, naming the option and its choices, where `value` is none of them."""
+    if value not in choices:
+        raise InputError(
+            f"{option} is {value!r}.", fix=f"{did_you_mean(value, choices)} There are: {', '.join(choices)}."
+        )
 
 
 FLOAT = Precision("fp32", "none")

@@ -54,20 +54,20 @@ class ActivationEdge(Edge):
     """One scale and zero point for a whole activation.
 
     Attributes:
-        centred: Whether values of both signs get the same range on both sides of zero.
+        symmetric: Whether values of both signs get the same range on both sides of zero.
         watching: Whether to count what passes.
         images: Of which that is, at a time.
         seen: What passed.
     """
 
-    def __init__(self, name: str, grid: Grid, power_of_two: bool = False, centred: bool = False, **_: Any) -> None:
+    def __init__(self, name: str, grid: Grid, power_of_two: bool = False, symmetric: bool = False, **_: Any) -> None:
         super().__init__(name, grid)
-        self.power_of_two, self.centred, self.watching, self.images = power_of_two, centred, False, 0
+        self.power_of_two, self.symmetric, self.watching, self.images = power_of_two, symmetric, False, 0
         self.seen = Histogram()
 
     def choose(self, method: Method) -> None:
         """Take the range that `method` finds in what was seen."""
-        grid = replace(self.grid, scheme="absmax") if self.centred and self.seen.low < 0 else self.grid
+        grid = replace(self.grid, scheme="absmax") if self.symmetric and self.seen.low < 0 else self.grid
         low, high = range_of(self.seen, grid, method)
         self.set(*grid.scales(torch.tensor([low]), torch.tensor([high]), self.power_of_two))
 

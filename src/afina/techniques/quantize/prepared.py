@@ -177,7 +177,7 @@ class Prepared:
         for node in list(module.graph.nodes):
             if node.op == "call_module" and str(node.target) in edges:
                 edges[str(node.target)].convert(module, node)
-        if self.config.norms == "bf16":
+        if self.config.policy.norm_parameters == "bf16":
             _halve_norms(module)
         module.graph.eliminate_dead_code()
         for name in edges:

@@ -7,8 +7,8 @@ what they move stays on its grid. An activation function that the runtime comput
 carries the quantizer in place of that operator. What a linear layer gives stays in float unless something takes it as
 integers: its kernels write float at no cost.
 
-Where a runtime multiplies matrices faster without an offset (`QuantizeConfig.centred`), what linear layers read is
-symmetric.
+What differs between runtimes is in `QuantizeConfig.policy` (`IntegerPolicy`): where additions are computed, which
+activation functions are fused, and whether what linear layers read is symmetric.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ class Placement(Quantizer):
         quantized: Names of the layers that are changed.
         skipped: Names of those that are not, with the reason.
         precisions: What each quantized activation is written in, by its node.
-        centred: The activations that have no offset, where they are of both signs.
+        symmetric: The activations whose zero point is in the middle, where they are of both signs.
         fixed: What is the same for every image: a runtime computes it once, in float, when it loads.
     """
 
@@ -90,7 +90,7 @@ class Placement(Quantizer):
     quantized: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     precisions: dict[Node, str] = field(default_factory=dict)
-    centred: set[Node] = field(default_factory=set)
+    symmetric: set[Node] = field(default_factory=set)
     fixed: set[Node] = field(default_factory=set)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -102,9 +102,9 @@ class Placement(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         self.fixed = fixed_nodes(model.graph)
-        if self.config.centred:
+        if self.config.policy.symmetric_inputs_of_linear_layers == "always":
             read = [node.args[0] for node in model.graph.nodes if node.target is aten.linear.default]
-            self.centred = {self._folded_into(mover_source(source)) for source in read}
+            self.symmetric = {self._folded_into(mover_source(source)) for source in read}
         blind = fixed_nodes(model.graph, sized=True)
         for node in model.graph.nodes:
             if node.target in CONVOLUTIONS and node.args[0] in blind:
@@ -115,14 +115,18 @@ class Placement(Quantizer):
             elif node.target in TRANSPOSED:
                 self.skipped[layer_name(node)] = "a transposed convolution has no integer kernel in the runtimes"
         for node in list(model.graph.nodes):
-            if self.config.sums != "float" and self._is_combined(node):
+            if self._adds_in_integers and self._is_combined(node):
                 self._annotate_combined(node)
         for node in model.graph.nodes:
             if node.target in _AVERAGING:
                 self._annotate_average(node)
-            elif self.config.rescales and node.target is aten.cat.default:
+            elif self.config.policy.concatenated_channels_share_scale and node.target is aten.cat.default:
                 self._annotate_joined(node)
         return model
+
+    @property
+    def _adds_in_integers(self) -> bool:
+        return self.config.policy.additions != "float"
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: every annotation above is one that PT2E accepts."""
@@ -159,7 +163,7 @@ class Placement(Quantizer):
             annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
             annotation.output_qspec = self._activation_spec(node, precision)
             annotation._annotated = True
-        if self.config.sums != "float" and node.target in _AVERAGING and isinstance(node.args[0], Node):
+        if self._adds_in_integers and node.target in _AVERAGING and isinstance(node.args[0], Node):
             # What is averaged is mostly a last addition, which would otherwise be the one that stays in float.
             self._annotate_output(node.args[0], precision)
 
@@ -187,15 +191,18 @@ class Placement(Quantizer):
     def _folded_into(self, node: Node) -> Node:
         """The activation function that follows `node` alone and is computed with it, or `node` itself."""
         users = list(node.users)
-        folded = _CLIPPING if self.config.fused == "clips" else _CLIPPING | _CURVED
+        folded = _CLIPPING if self.config.policy.fused_activation_functions == "clipping" else _CLIPPING | _CURVED
         if len(users) == 1 and users[0].target in folded and node.target not in folded:
             return users[0]
         return node
 
     def _is_joined(self, node: Node) -> bool:
         """Whether `node` is the convolution in which the runtime computes the addition that alone reads its output."""
-        last = self.config.sums == "joined"
-        if not (last or self.config.joins) or node.target not in CONVOLUTIONS or len(node.users) != 1:
+        policy = self.config.policy
+        last = policy.additions == "in convolution"
+        if not (last or policy.convolution_absorbs_every_addition):
+            return False
+        if node.target not in CONVOLUTIONS or len(node.users) != 1:
             return False
         (user,) = node.users
         if user.target not in _ADDING:
@@ -229,8 +236,8 @@ class Placement(Quantizer):
     def _activation_spec(self, node: Node, precision: str) -> QuantizationSpecBase:
         grid = self.config.activation_grid(precision)
         power = self.config.power_of_two
-        centred = node in self.centred
-        return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power, centred=centred))
+        symmetric = node in self.symmetric
+        return _spec(grid, ActivationEdge.with_args(name=node.name, grid=grid, power_of_two=power, symmetric=symmetric))
 
 
 def is_layer(node: Node) -> bool:

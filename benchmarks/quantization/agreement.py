@@ -16,8 +16,8 @@ from rows import Rows, arguments
 from subjects import LARGE, TRANSFORMERS
 
 BITS = ("W8A8", "W4A8")
-OURS = {bits: {"weights": f"int{bits[1]}", "activations": "int8"} for bits in BITS}
-BLOCK = {"weights": "int4", "activations": "none", "granularity": "block:32"}
+OURS = {bits: {"weight_type": f"int{bits[1]}", "activation_type": "int8"} for bits in BITS}
+BLOCK = {"weight_type": "int4", "activation_type": "none", "granularity": "block:32"}
 
 
 def main() -> None:

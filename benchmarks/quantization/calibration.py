@@ -41,7 +41,7 @@ CASES = (
     ("vit_b_16", "nncf performance fast", IMAGES),
     ("vit_b_16", "afina", IMAGES),
 )
-_BITS = {"weights": "int8", "activations": "int8"}
+_BITS = {"weight_type": "int8", "activation_type": "int8"}
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from afina.runtimes import get_runtime
 
 AUTO = "afina auto"
 OURS: dict[str, dict[str, Any]] = {
-    "afina int8": {"weights": "int8", "activations": "int8"},
-    "afina int8, int16": {"weights": "int8", "activations": "int16"},
+    "afina int8": {"weight_type": "int8", "activation_type": "int8"},
+    "afina int8, int16": {"weight_type": "int8", "activation_type": "int16"},
     AUTO: {"plan": "auto"},
 }
 

@@ -65,7 +65,7 @@ def recipe(name: str, epochs: int) -> list[dict[str, Any]]:
     if parameters < 1:
         steps.append({"factorize": {"parameters": parameters, "images": IMAGES}})
     steps.append({"distill": {"epochs": epochs, "precision": "bf16-mixed"}})
-    return [*steps, {"quantize": {"weights": bits, "images": IMAGES}}]
+    return [*steps, {"quantize": {"weight_type": bits, "images": IMAGES}}]
 
 
 def row(name: str, network: Network, data: ImageData, epochs: int) -> Row:

@@ -79,8 +79,9 @@ def _parameter(each: Declared) -> inspect.Parameter:
     if each.option.positional:
         settings = typer.Argument(help=text, metavar=each.flag)
     else:
-        flags = "/".join(each.option.flags) if bool in each.kinds and len(each.option.flags) == 2 else None
-        spellings = (flags,) if flags else (each.option.flags or (_flag(each.name),))
+        spellings = each.option.flags or (_flag(each.name),)
+        if spellings[-1].startswith("--no-"):
+            spellings = ("/".join(spellings),)
         settings = typer.Option(*spellings, help=text, metavar=each.option.metavar or None)
     default: Any = inspect.Parameter.empty
     if each.default is not MISSING:

@@ -139,6 +139,44 @@ def test_files_that_a_writer_puts_beside_move_too(tmp_path: Path) -> None:
         assert sorted(path.name for path in folder.iterdir()) == ["model.bin", "model.xml"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_permissions_that_the_users_umask_gives(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        store_files.write(tmp_path / "written", b"private")
+        store_files.copy(tmp_path / "written", tmp_path / "copied")
+        with start(tmp_path / "run") as run:
+            run.finish("adapt", {})
+    finally:
+        os.umask(before)
+    files = [tmp_path / "written", tmp_path / "copied", *(f for f in (tmp_path / "run").rglob("*") if f.is_file())]
+    assert len(files) >= 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
+
+
+COPIER = """
+import sys
+from pathlib import Path
+from afina.store.files import copy
+for _ in range(60):
+    copy(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_processes_that_keep_their_file_under_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    contents = {bytes([letter]) * 2_000_000 for letter in b"ab"}
+    target, processes = tmp_path / "network.pt2", []
+    for number, content in enumerate(sorted(contents)):
+        source = tmp_path / f"trial-{number}.pt2"
+        source.write_bytes(content)
+        processes.append(subprocess.Popen([sys.executable, "-c", COPIER, str(source), str(target)]))
+    while any(process.poll() is None for process in processes):
+        assert not target.exists() or target.read_bytes() in contents
+    assert [process.returncode for process in processes] == [0, 0]
+    assert target.read_bytes() in contents
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt2", "trial-0.pt2", "trial-1.pt2"]
+
+
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     with start(tmp_path / "run") as run, pytest.raises(ValueError, match="inside the run folder"):
         run.path("../elsewhere")

@@ -204,7 +204,7 @@ def _acquire(folder: Path) -> int:
     """Lock the folder for this process. The system drops the lock when the process ends, however it ends."""
     path = folder / _LOCK
     with storing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if folder not in _HELD else -1
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666) if folder not in _HELD else -1
     if handle < 0:
         raise _busy(folder, str(os.getpid()))
     try:

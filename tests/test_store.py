@@ -187,11 +187,51 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(tmp_path: Path) -
         pass
     with pytest.raises(InputError) as caught:
         start(tmp_path, budget={"size": 180_000, "max_drop": 0.01}, seed=1)
-    assert "budget.size: 350000 there, 180000 now" in str(caught.value)
-    assert "seed: not set there, 1 now" in str(caught.value)
+    assert "--size: 350000 there, 180000 now" in str(caught.value)
+    assert "--seed: not set there, 1 now" in str(caught.value)
     assert "max_drop" not in str(caught.value)
     assert "--out" in caught.value.fix
     assert "afina optimize resnet18 --data photos" in caught.value.fix
+
+
+def test_a_run_of_an_earlier_version_with_other_options_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    old = {**CONFIG, "input": [8, 8], "speed": 3}
+    text = yaml.safe_dump({"format": "afina/run/1", "command": "afina optimize resnet18 --data photos", "config": old})
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        start(tmp_path, keep_fp32=["head"])
+    assert "earlier version" in caught.value.why
+    assert '--keep-fp32: not set there, ["head"] now' in caught.value.why
+    assert "--speed: 3 there, not set now" in caught.value.why
+    assert "--out" in caught.value.fix
+    assert f"remove {tmp_path}" in caught.value.fix
+    assert "afina optimize" not in caught.value.fix  # it would be refused in the same way
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_run_of_an_earlier_version_with_the_same_options_is_taken_up(tmp_path: Path) -> None:
+    about = {"format": "afina/run/1", "command": "afina optimize resnet18", "config": {**CONFIG, "input": [8, 8]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(about))
+    with start(tmp_path) as run:
+        assert run.resumed
+
+
+def test_a_run_whose_format_is_not_known_here_says_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("format: afina/run/7\nconfig: {}\n")
+    with pytest.raises(InputError, match=r"another version[\s\S]*afina/run/7[\s\S]*--out") as caught:
+        start(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1\n", b"- 1\n", b"", b"format: 3\n", b"[" * 3000])
+def test_a_config_that_is_broken_or_foreign_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml (cannot be read|was not written by Afina)") as caught:
+        start(tmp_path)
+    assert "--out" in caught.value.fix
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").read_bytes() == content
 
 
 def test_settings_that_do_not_change_the_outcome_may_differ(tmp_path: Path) -> None:

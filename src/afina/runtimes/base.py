@@ -38,6 +38,8 @@ class Runtime(ABC):
         name: Its name in the table and on the command line.
         extra: The extra of this package that installs the library; None where it is always there.
         suffix: Ending of its files.
+        usage: Lines of Python that load the file `{file}` into `model` and turn one preprocessed image, `x` (float32
+            [1, C, H, W], numpy), into its outputs, `scores` (numpy, [outputs]); for model cards. Empty: not known.
         package: The library's distribution, which is also what it is imported as.
         fuses: Activation functions that its integer kernels compute in the layer before: those that clip, or all.
         sums: How it adds quantized activations; see `QuantizeConfig.sums`.
@@ -51,6 +53,7 @@ class Runtime(ABC):
     name: ClassVar[str]
     extra: ClassVar[str | None]
     suffix: ClassVar[str]
+    usage: ClassVar[str] = ""
     package: ClassVar[str]
     fuses: ClassVar[Literal["clips", "all"]] = "clips"
     sums: ClassVar[Literal["apart", "joined", "float"]] = "apart"
@@ -93,6 +96,10 @@ class Runtime(ABC):
                 why=f"It runs {known}, and none (float).",
                 fix="Choose one of these, or another runtime.",
             )
+
+    def usage_of(self, file: str) -> str:
+        """The lines of `usage` for the file of that name."""
+        return self.usage.replace("{file}", file)
 
     def start(self) -> None:
         """Import the library and load its kernels, so that what is measured after this is the file's own."""

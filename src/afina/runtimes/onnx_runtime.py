@@ -26,6 +26,9 @@ class ONNXRuntime(Runtime):
     name = "onnxruntime"
     extra = None
     suffix = ".onnx"
+    usage = """import onnxruntime
+model = onnxruntime.InferenceSession("{file}")
+scores = model.run(None, {model.get_inputs()[0].name: x})[0][0]"""
     package = "onnxruntime"
     stored_bits = {8: 8, 4: 4, 2: 2}  # noqa: RUF012 (a constant)
 

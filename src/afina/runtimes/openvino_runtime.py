@@ -35,6 +35,9 @@ class OpenVINORuntime(Runtime):
     name = "openvino"
     extra = "openvino"
     suffix = ".xml"
+    usage = """import openvino
+model = openvino.Core().compile_model("{file}", "CPU")
+scores = model(x)[0][0]"""
     package = "openvino"
     fuses = "all"
     sums = "joined"

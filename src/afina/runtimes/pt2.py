@@ -25,6 +25,10 @@ class TorchRuntime(Runtime):
     name = "pt2"
     extra = None
     suffix = ".pt2"
+    usage = """import torch
+from afina.graph import Network
+model = Network.load("{file}")
+scores = model(torch.from_numpy(x)).detach().numpy()[0]"""
     package = "torch"
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from afina.errors import InputError, did_you_mean
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["onecycle", "cosine"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+TrainingPrecision = Literal["32", "bf16-mixed", "16-mixed"]
 
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}
 _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
@@ -65,7 +65,7 @@ class FitConfig:
     augment: bool | float = True
     ema: float | None = 0.999
     early_stopping: int | None = None
-    precision: Precision = "32"
+    precision: TrainingPrecision = "32"
     keep_fp32: tuple[str, ...] = ()
     channels_last: bool = True
     clip: float | None = 5.0
@@ -79,7 +79,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", Precision)):
+        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", TrainingPrecision)):
             _check_choice(name, getattr(self, name), get_args(kind))
         _check_whole("epochs", self.epochs, 1)
         _check_whole("batch_size", self.batch_size, 2)

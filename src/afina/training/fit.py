@@ -18,7 +18,7 @@ from afina.tasks import get_task
 from afina.training.best import Best
 from afina.training.checkpoint import identity, read_state, write_state
 from afina.training.config import FitConfig
-from afina.training.judge import evaluate, predict
+from afina.training.evaluation import evaluate, predict
 from afina.training.layout import fitting_layout, place
 from afina.training.losses import Objective, check_teacher
 from afina.training.policy import check_patterns, keep_in_32

@@ -21,7 +21,7 @@ from afina.errors import InputError, did_you_mean
 from afina.graph.axes.builder import op_name
 from afina.graph.cost import float_name, layer_of, layer_rows
 from afina.graph.network import TRAINING_ARGUMENT, Network
-from afina.training.config import Precision
+from afina.training.config import TrainingPrecision
 from afina.training.precision import make_fabric
 
 _SUMMING = frozenset("layer_norm group_norm instance_norm rms_norm softmax log_softmax _safe_softmax".split())
@@ -102,7 +102,9 @@ def check_patterns(network: Network, patterns: Sequence[str]) -> None:
             raise InputError(f"keep_fp32: there is no layer {pattern!r}.", fix=did_you_mean(pattern, names))
 
 
-def layer_dtypes(network: Network, precision: Precision, keep_fp32: Sequence[str] = ()) -> tuple[LayerDtype, ...]:
+def layer_dtypes(
+    network: Network, precision: TrainingPrecision, keep_fp32: Sequence[str] = ()
+) -> tuple[LayerDtype, ...]:
     """In what type each layer runs in training, seen in one run of noise; in the order of the graph.
 
     Listed are layers that hold weights or multiply, and softmax.

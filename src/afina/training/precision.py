@@ -15,7 +15,7 @@ from torch import Tensor
 
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
-from afina.training.config import Precision
+from afina.training.config import TrainingPrecision
 from afina.training.team import Seat, strategy_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MIXED = ("cpu", "cuda")
 _SMALLEST_SCALE = 1.0
 
 
-def make_fabric(precision: Precision, seat: Seat | None = None) -> "Fabric":
+def make_fabric(precision: TrainingPrecision, seat: Seat | None = None) -> "Fabric":
     """A `Fabric` on the best device here, with the precision that was asked for; at `seat`, one of several.
 
     The precision is given as a plug-in: from a string, Fabric puts bf16 in the place of fp16 on CPU, although torch
@@ -55,7 +55,7 @@ def make_fabric(precision: Precision, seat: Seat | None = None) -> "Fabric":
     return fabric
 
 
-def is_emulated(precision: Precision, device: torch.device) -> bool:
+def is_emulated(precision: TrainingPrecision, device: torch.device) -> bool:
     """Whether the processor has no instructions for that precision, so that it is slower than 32."""
     if precision == "32" or device.type != "cpu":
         return False

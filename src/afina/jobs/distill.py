@@ -21,7 +21,7 @@ from afina.jobs.common.subject import (
 from afina.models import load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
-from afina.training.config import Optimizer, Precision
+from afina.training.config import Optimizer, TrainingPrecision
 from afina.types import Record, Step
 
 
@@ -40,7 +40,7 @@ def distill(
     relation_weight: float = 0.0,
     keep_zeros: bool = False,
     augment: bool = True,
-    precision: Precision = "32",
+    precision: TrainingPrecision = "32",
     keep_fp32: tuple[str, ...] = (),
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,

@@ -29,7 +29,7 @@ from afina.runtimes import get_runtime
 from afina.store.run import Run
 from afina.tasks import get_task
 from afina.training import FitConfig, fit, layer_dtypes
-from afina.training.config import Optimizer, Precision
+from afina.training.config import Optimizer, TrainingPrecision
 from afina.training.policy import check_patterns, summary
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 
@@ -82,7 +82,7 @@ def optimize(
     training: str | Path | Mapping[str, Any] | None = None,
     learning_rate: float | None = None,
     optimizer: Optimizer | None = None,
-    precision: Precision | None = None,
+    precision: TrainingPrecision | None = None,
     keep_fp32: str | Sequence[str] = (),
     threads: int | None = None,
     batch: int = 1,

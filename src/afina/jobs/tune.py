@@ -35,7 +35,7 @@ from afina.search import (
 )
 from afina.search.storage import is_url, without_password
 from afina.search.studies import STUDY, stop_if_all_failed, stop_if_hopeless
-from afina.training.config import Optimizer, Precision
+from afina.training.config import Optimizer, TrainingPrecision
 from afina.units import parse_size, parse_time
 
 __all__ = ["Tuned", "describe_search", "tune"]
@@ -70,7 +70,7 @@ def tune(
     weights: str | None = None,
     input_size: str | tuple[int, int] | None = None,
     optimizer: Optimizer | None = None,
-    precision: Precision = "32",
+    precision: TrainingPrecision = "32",
     keep_fp32: tuple[str, ...] = (),
     runtime: str = DEFAULT_RUNTIME,
     threads: int | None = None,

@@ -211,7 +211,7 @@ def test_the_comparison_gives_factors_in_words_and_the_limits_that_are_met() -> 
     assert rows["latency"].change == "2.8× faster"
     assert rows["quality"].change == "−0.56 points"
     assert rows["quality"].better is False
-    assert [(limit.name, limit.asked, limit.reached, limit.met) for limit in limits(example())] == [
+    assert [(limit.name, limit.allowed, limit.reached, limit.met) for limit in limits(example())] == [
         ("size", "160 KB", "142 KB", True),
         ("latency", "500 µs", "247 µs", True),
         ("max_drop", "1 point", "0.56 points", True),

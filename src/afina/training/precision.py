@@ -83,8 +83,8 @@ class ScaleLog:
             f"{self.skipped} steps overflowed and were skipped" if self.skipped else "",
             f"it grew {self.grown} times" if self.grown else "",
         ]
-        told = ", ".join(part for part in parts if part)
-        return f"Loss scale: {told}; now {self.scale:g}." if told else ""
+        changes = ", ".join(part for part in parts if part)
+        return f"Loss scale: {changes}; now {self.scale:g}." if changes else ""
 
 
 class LossScale:
@@ -100,7 +100,7 @@ class LossScale:
         self._log = ScaleLog()
 
     def take_log(self) -> ScaleLog:
-        """What happened since the last time that this was asked."""
+        """What happened since the last call."""
         log, self._log = self._log, ScaleLog()
         log.scale = None if self.scaler is None else self.scaler.get_scale()
         return log
@@ -132,11 +132,11 @@ class LossScale:
         self._log.skipped += 1
         _put_back(held)
         if now < _SMALLEST_SCALE:
-            found = find_overflow()
+            culprit = find_overflow()
             _put_back(held)
             raise TrainingError(
                 f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
-                why=f"Every step overflows in fp16, whatever the scale. {found}".strip(),
+                why=f"Every step overflows in fp16, whatever the scale. {culprit}".strip(),
                 fix="Use precision bf16-mixed or 32, a lower learning rate, or keep that layer in 32 bits (keep_fp32).",
             )
 

@@ -10,10 +10,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from torch.utils.data import Dataset
 from afina.data import ImageData, open_data
 from afina.errors import InputError, StorageError, TrainingError
 from afina.graph.network import Network, capture
+from afina.jobs.tuning.training_trials import keep_best, network_file
 from afina.progress import Bar, Progress
 from afina.tasks import get_task
 from afina.training import FitConfig, evaluate, fit, predict
@@ -707,3 +710,18 @@ def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> 
     result = doctest.testmod(importlib.import_module(f"afina.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_two_searches_in_one_folder_keep_the_best_network_without_disturbing_each_other(tmp_path: Path) -> None:
+    content = b"network" * 200_000
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.trial.create_trial(value=0.9))
+    network_file(tmp_path, 0).write_bytes(content)
+
+    def keep(_: int) -> bool:
+        return keep_best(study, tmp_path, tmp_path / "network.pt2")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(keep, range(40)))
+    assert (tmp_path / "network.pt2").read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt2", "trial-0.pt2"]

@@ -79,7 +79,7 @@ def test_feature_maps_are_known_by_where_layers_put_their_channels():
             return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
     network = capture(Mixed().eval(), GREY, TaskSpec("classification", tuple("0123456789")))
-    known = {(place.channels, place.grid, place.last) for place in places_of(network)}
+    known = {(place.channels, place.grid, place.channels_last) for place in places_of(network)}
     assert {(12, (8, 8), False), (12, (8, 8), True), (20, (8, 8), True), (20, (64,), True)} <= known
     assert {grid for _, grid, _ in known} == {(8, 8), (64,)}
 

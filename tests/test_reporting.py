@@ -20,6 +20,11 @@ from afina.errors import StorageError
 from afina.reporting.charts import charts
 from afina.reporting.facts import best_achievable, comparison, exceeded, headline, limits, pareto
 from afina.reporting.layers import layer_table
+from afina.runtimes import RUNTIMES, Runtime
+from afina.runtimes.onnx_runtime import ONNXRuntime
+from afina.runtimes.openvino_runtime import OpenVINORuntime
+from afina.runtimes.pt2 import TorchRuntime
+from afina.store.result import read_result, to_plain
 from afina.types import (
     Budget,
     Candidate,
@@ -90,6 +95,7 @@ def example(verdict: str = "fits") -> Result:
             "versions": {"afina": "0.1.0", "torch": "2.14.1", "onnxruntime": "1.32.0"},
         },
         runtime="onnxruntime",
+        usage=ONNXRuntime().usage_of("artifact/model.onnx"),
         model="models/cifar_resnet.py:resnet20",
         data="digits",
         task=TaskSpec("classification", tuple("0123456789")),
@@ -205,7 +211,7 @@ def test_the_comparison_gives_factors_in_words_and_the_limits_that_are_met() -> 
     assert rows["latency"].change == "2.8× faster"
     assert rows["quality"].change == "−0.56 points"
     assert rows["quality"].better is False
-    assert [(limit.name, limit.asked, limit.reached, limit.met) for limit in limits(example())] == [
+    assert [(limit.name, limit.allowed, limit.reached, limit.met) for limit in limits(example())] == [
         ("size", "160 KB", "142 KB", True),
         ("latency", "500 µs", "247 µs", True),
         ("max_drop", "1 point", "0.56 points", True),
@@ -370,7 +376,12 @@ def test_the_code_on_the_card_loads_the_artifact_and_names_the_class(input: Inpu
 
 def test_the_code_on_the_card_runs_on_openvino(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
-    result = replace(example(), runtime="openvino", artifact="artifact/model.xml")
+    result = replace(
+        example(),
+        runtime="openvino",
+        artifact="artifact/model.xml",
+        usage=OpenVINORuntime().usage_of("artifact/model.xml"),
+    )
     _write_gemm(tmp_path / "model.onnx", result.input)
     openvino.save_model(openvino.convert_model(tmp_path / "model.onnx"), tmp_path / result.artifact)
     _write_image(tmp_path / "photo.jpg")
@@ -378,7 +389,13 @@ def test_the_code_on_the_card_runs_on_openvino(tmp_path: Path) -> None:
 
 
 def test_the_code_on_the_card_runs_on_a_saved_network(small_network: Any, tmp_path: Path) -> None:
-    result = replace(example(), runtime="torch", artifact="artifact/model.pt2", input=small_network.input)
+    result = replace(
+        example(),
+        runtime="pt2",
+        artifact="artifact/model.pt2",
+        usage=TorchRuntime().usage_of("artifact/model.pt2"),
+        input=small_network.input,
+    )
     (tmp_path / "artifact").mkdir()
     small_network.save(tmp_path / result.artifact)
     _write_image(tmp_path / "photo.jpg")
@@ -390,6 +407,31 @@ def test_the_code_on_the_card_of_a_regression_prints_each_number_by_name(tmp_pat
     _write_gemm(tmp_path / result.artifact, result.input)
     _write_image(tmp_path / "photo.jpg")
     assert _run_card(result, tmp_path).startswith("{'y0': ")
+
+
+def test_the_card_of_a_runtime_that_gives_no_code_says_so_and_gives_no_other_runtimes(tmp_path: Path) -> None:
+    result = replace(example(), runtime="toaster", usage="")
+    card = reporting.write_card(result, tmp_path / "card.md").read_text()
+    assert "How toaster loads and runs the file is not known here" in card
+    assert "```python" not in card
+    assert "import" not in card
+    assert "Subtract the mean" in card
+
+
+def test_a_result_of_an_earlier_version_without_the_lines_of_its_runtime_still_makes_a_card(tmp_path: Path) -> None:
+    plain = to_plain(example())
+    del plain["usage"]
+    (tmp_path / "result.json").write_text(json.dumps(plain))
+    card = reporting.write_card(read_result(tmp_path), tmp_path / "card.md").read_text()
+    assert "How onnxruntime loads and runs the file is not known here" in card
+
+
+@pytest.mark.parametrize("runtime", list(RUNTIMES.values()), ids=list(RUNTIMES))
+def test_every_runtime_of_the_table_says_how_its_files_are_loaded_and_run(runtime: Runtime) -> None:
+    usage = runtime.usage_of("artifact/a model")
+    compile(usage, "usage", "exec")
+    assert '"artifact/a model"' in usage
+    assert "scores = " in usage
 
 
 def _run_card(result: Result, folder: Path) -> str:

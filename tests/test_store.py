@@ -1,6 +1,8 @@
 """The run folder: what is finished stays finished, what is half-written is never taken for whole."""
 
+import doctest
 import errno
+import importlib
 import json
 import math
 import os
@@ -139,6 +141,44 @@ def test_files_that_a_writer_puts_beside_move_too(tmp_path: Path) -> None:
         assert sorted(path.name for path in folder.iterdir()) == ["model.bin", "model.xml"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_permissions_that_the_users_umask_gives(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        store_files.write(tmp_path / "written", b"private")
+        store_files.copy(tmp_path / "written", tmp_path / "copied")
+        with start(tmp_path / "run") as run:
+            run.finish("adapt", {})
+    finally:
+        os.umask(before)
+    files = [tmp_path / "written", tmp_path / "copied", *(f for f in (tmp_path / "run").rglob("*") if f.is_file())]
+    assert len(files) >= 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
+
+
+COPIER = """
+import sys
+from pathlib import Path
+from afina.store.files import copy
+for _ in range(60):
+    copy(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_processes_that_keep_their_file_under_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    contents = {bytes([letter]) * 2_000_000 for letter in b"ab"}
+    target, processes = tmp_path / "network.pt2", []
+    for number, content in enumerate(sorted(contents)):
+        source = tmp_path / f"trial-{number}.pt2"
+        source.write_bytes(content)
+        processes.append(subprocess.Popen([sys.executable, "-c", COPIER, str(source), str(target)]))
+    while any(process.poll() is None for process in processes):
+        assert not target.exists() or target.read_bytes() in contents
+    assert [process.returncode for process in processes] == [0, 0]
+    assert target.read_bytes() in contents
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt2", "trial-0.pt2", "trial-1.pt2"]
+
+
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     with start(tmp_path / "run") as run, pytest.raises(ValueError, match="inside the run folder"):
         run.path("../elsewhere")
@@ -149,11 +189,51 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(tmp_path: Path) -
         pass
     with pytest.raises(InputError) as caught:
         start(tmp_path, budget={"size": 180_000, "max_drop": 0.01}, seed=1)
-    assert "budget.size: 350000 there, 180000 now" in str(caught.value)
-    assert "seed: not set there, 1 now" in str(caught.value)
+    assert "--size: 350000 there, 180000 now" in str(caught.value)
+    assert "--seed: not set there, 1 now" in str(caught.value)
     assert "max_drop" not in str(caught.value)
     assert "--out" in caught.value.fix
     assert "afina optimize resnet18 --data photos" in caught.value.fix
+
+
+def test_a_run_of_an_earlier_version_with_other_options_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    old = {**CONFIG, "input": [8, 8], "speed": 3}
+    text = yaml.safe_dump({"format": "afina/run/1", "command": "afina optimize resnet18 --data photos", "config": old})
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        start(tmp_path, keep_fp32=["head"])
+    assert "earlier version" in caught.value.why
+    assert '--keep-fp32: not set there, ["head"] now' in caught.value.why
+    assert "--speed: 3 there, not set now" in caught.value.why
+    assert "--out" in caught.value.fix
+    assert f"remove {tmp_path}" in caught.value.fix
+    assert "afina optimize" not in caught.value.fix  # it would be refused in the same way
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_run_of_an_earlier_version_with_the_same_options_is_taken_up(tmp_path: Path) -> None:
+    about = {"format": "afina/run/1", "command": "afina optimize resnet18", "config": {**CONFIG, "input": [8, 8]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(about))
+    with start(tmp_path) as run:
+        assert run.resumed
+
+
+def test_a_run_whose_format_is_not_known_here_says_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("format: afina/run/7\nconfig: {}\n")
+    with pytest.raises(InputError, match=r"another version[\s\S]*afina/run/7[\s\S]*--out") as caught:
+        start(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1\n", b"- 1\n", b"", b"format: 3\n", b"[" * 3000])
+def test_a_config_that_is_broken_or_foreign_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml (cannot be read|was not written by Afina)") as caught:
+        start(tmp_path)
+    assert "--out" in caught.value.fix
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").read_bytes() == content
 
 
 def test_settings_that_do_not_change_the_outcome_may_differ(tmp_path: Path) -> None:
@@ -391,3 +471,10 @@ def test_a_result_has_every_field_that_the_schema_requires() -> None:
 def test_the_run_folder_needs_no_torch() -> None:
     code = "import sys, afina.store.run; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["store.files", "store.result", "store.run"])
+def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"afina.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

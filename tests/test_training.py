@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import doctest
+import importlib
 import math
 import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ from torch.utils.data import Dataset
 from afina.data import ImageData, open_data
 from afina.errors import InputError, StorageError, TrainingError
 from afina.graph.network import Network, capture
+from afina.jobs.tuning.training_trials import keep_best, network_file
 from afina.progress import Bar, Progress
 from afina.tasks import get_task
 from afina.training import FitConfig, evaluate, fit, predict
@@ -29,6 +34,14 @@ from afina.training.layout import fitting_layout
 from afina.training.losses import Objective
 from afina.training.precision import LossScale, is_emulated, make_fabric
 from afina.training.schedules import make_optimizer, make_schedule
+from afina.training.suited import (
+    fine_tuning,
+    initial_training,
+    quantization_aware_training,
+    suited_batch,
+    suited_epochs,
+    suited_optimizer,
+)
 from afina.types import Epoch, MetricInfo, TaskSpec
 
 QUICK = FitConfig(epochs=2, batch_size=64, seed=3)
@@ -643,3 +656,72 @@ def test_progress_counts_every_step_and_tells_each_epoch(few: ImageData) -> None
     assert "loss" in said.note
     assert "accuracy" in said.note
     assert [line.split(":")[0] for line in said.lines] == ["Epoch 1/2", "Epoch 2/2"]
+
+
+# What suits a network where the user does not say
+
+
+def test_networks_with_batch_norm_are_trained_by_sgd_and_others_by_adamw(few: ImageData) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert suited_optimizer(convnet(few)) == "sgd"
+    assert suited_optimizer(capture(plain, few.native, few.task)) == "adamw"
+
+
+def test_the_nearer_the_weights_are_to_the_goal_the_smaller_are_the_steps(few: ImageData) -> None:
+    network = convnet(few)
+    for optimizer in ("sgd", "adamw"):
+        rates = [
+            config.learning_rate or 0.0
+            for config in (
+                initial_training(network, 1000, pretrained=False, optimizer=optimizer),
+                fine_tuning(network, 1000, optimizer=optimizer),
+                initial_training(network, 1000, pretrained=True, optimizer=optimizer),
+                quantization_aware_training(network, 1000, epochs=1, optimizer=optimizer),
+            )
+        ]
+        assert rates == sorted(set(rates), reverse=True)
+
+
+def test_what_the_user_says_of_a_training_comes_before_what_suits_it(few: ImageData) -> None:
+    options: dict[str, Any] = {
+        "epochs": 7, "optimizer": "adamw", "learning_rate": 0.3, "batch_size": 9, "weight_decay": 0.1,
+        "schedule": "onecycle", "keep_zeros": False, "label_smoothing": 0.0, "seed": 5,
+    }  # fmt: skip
+    expected = FitConfig(**options)
+    assert initial_training(convnet(few), 1000, pretrained=True, **options) == expected
+    assert fine_tuning(convnet(few), 1000, **options) == expected
+    assert quantization_aware_training(convnet(few), 1000, **options) == expected
+
+
+def test_few_images_get_small_batches_and_more_epochs() -> None:
+    assert suited_batch(20) == 8
+    assert suited_batch(50_000) == 128
+    assert suited_epochs(200, 2000) == 20
+    assert suited_epochs(1_000_000, 2000) == 3
+
+
+def test_an_unknown_optimizer_is_refused_by_name(few: ImageData) -> None:
+    with pytest.raises(InputError, match="optimizer is 'adam'"):
+        fine_tuning(convnet(few), 1000, optimizer="adam")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", ["training.config", "training.evaluation", "training.suited", "tasks.base"])
+def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"afina.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_two_searches_in_one_folder_keep_the_best_network_without_disturbing_each_other(tmp_path: Path) -> None:
+    content = b"network" * 200_000
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.trial.create_trial(value=0.9))
+    network_file(tmp_path, 0).write_bytes(content)
+
+    def keep(_: int) -> bool:
+        return keep_best(study, tmp_path, tmp_path / "network.pt2")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(keep, range(40)))
+    assert (tmp_path / "network.pt2").read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt2", "trial-0.pt2"]

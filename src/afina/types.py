@@ -279,6 +279,8 @@ class Result:
         candidates: All of them, rejected ones too.
         artifact: The winner's file, relative to the run folder.
         out: The run folder, as the user named it.
+        usage: Lines of Python, as the runtime gives them, that load the artifact into `model` and turn a preprocessed
+            image `x` into `scores`; empty where the runtime does not say, and in results of 0.1.0.
     """
 
     verdict: Literal["fits", "misses"]
@@ -298,6 +300,7 @@ class Result:
     notes: tuple[str, ...] = ()
     artifact: str = ""
     out: str = ""
+    usage: str = ""
     schema: str = "afina/result/1"
 
     def candidate(self, name: str) -> Candidate:

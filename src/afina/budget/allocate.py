@@ -1,4 +1,20 @@
-"""The allocator: how many units each axis keeps, what is done with each layer, so that a budget does least damage."""
+"""The allocator: how many units each axis keeps, or what is done with each layer, so that a budget does least damage.
+
+Two problems, two solvers. Layers that are changed each for itself have damages and costs that add up: `choose` solves
+that as an integer program. Units of axes do not: a convolution between two axes costs the product of what both
+keep, so what a unit saves depends on what is gone elsewhere. `allocate` goes step by step instead, each time where a
+unit of cost is cheapest in damage.
+
+A worked example of `allocate`: axes a and b of 4 units, a cost of kept(a) x kept(b) = 16 at the start, a limit of 8.
+
+    losses of a   0  1  2  9      (0, 1, 2, 3 units gone)
+    losses of b   0  4  5  6
+
+The next unit of a costs 1 and saves 4: 1/4 for a unit of cost. For b the lower convex hull of the losses counts, 0, 2,
+4, 6, since the step to 4 is worth it only with those after it: 2/4. So a goes to 3 and then to 2, and 2 x 4 = 8 fits
+with a damage of 2. Without the hull b would look as dear as its first unit, 4, however cheap the others are. The last
+step may save more than is needed; what fits again is then given back, where that undoes the most damage.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +46,16 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What is known of one axis.
+    """The damage that an axis does for each number of units gone, and the numbers that it may keep.
 
     Attributes:
-        losses: Damage for each number of units gone, from 0; they add up over axes.
-        multiple: What is kept is a multiple of it, where more than that is kept.
+        losses: Damage for each number of units gone, from 0; damages of axes add up.
+        multiple: The number of kept units is a multiple of it, where more than that is kept.
         minimum: Units that must stay.
+
+    Example:
+        >>> Choice(losses=np.arange(10.0), multiple=4, minimum=2).fewer(10)
+        [8, 4]
     """
 
     losses: NDArray[np.float64]
@@ -68,6 +88,16 @@ def allocate(choices: Mapping[str, Choice], costs: Costs, limit: float) -> dict[
 
     Raises:
         InputError: even the smallest network costs more; it says what that costs and which axes bind.
+
+    Example:
+        >>> class Product:
+        ...     def total(self, counts):
+        ...         return counts["a"] * counts["b"]
+        ...     def saving(self, counts, axis, count):
+        ...         return self.total(counts) - self.total({**counts, axis: count})
+        >>> choices = {"a": Choice(np.array([0.0, 1, 2, 9])), "b": Choice(np.array([0.0, 4, 5, 6]))}
+        >>> allocate(choices, Product(), limit=8)
+        {'a': 2, 'b': 4}
     """
     counts = {name: choice.size for name, choice in choices.items()}
     hulls = {name: np.asarray(_hull(choice.losses)) for name, choice in choices.items()}
@@ -140,10 +170,10 @@ def _hull(losses: NDArray[np.float64]) -> list[float]:
 
 def _too_small(choices: Mapping[str, Choice], counts: Mapping[str, int], cost: float, limit: float) -> InputError:
     binding = sorted(choices, key=lambda name: -counts[name])[:_MOST_BINDING]
-    told = ", ".join(f"{name} (at {counts[name]} of {choices[name].size})" for name in binding) or "no axis is free"
+    shown = ", ".join(f"{name} (at {counts[name]} of {choices[name].size})" for name in binding) or "no axis is free"
     return InputError(
         f"The target of {limit:.4g} cannot be met by pruning: the smallest possible is {cost:.4g}.",
-        why=f"What binds: {told}.",
+        why=f"What binds: {shown}.",
         fix="Give a larger target, a smaller minimum or multiple, or combine pruning with quantization.",
     )
 
@@ -159,22 +189,27 @@ class Option:
 def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, int]:
     """One option for each layer, by its number, so that the costs add up to at most `limit` with the least damage.
 
-    An integer program, solved exactly: damages and costs of layers add up.
+    An integer program, solved to within a thousandth of the best: damages and costs of layers add up.
 
     Raises:
         InputError: even the cheapest options cost more.
+
+    Example:
+        >>> layer = [Option(loss=0.0, cost=4.0), Option(loss=1.0, cost=2.0), Option(loss=5.0, cost=1.0)]
+        >>> choose({"conv1": layer, "conv2": layer}, limit=6.0) in ({"conv1": 0, "conv2": 1}, {"conv1": 1, "conv2": 0})
+        True
     """
-    smallest = sum(min(option.cost for option in own) for own in options.values())
+    smallest = sum(min(option.cost for option in layer_options) for layer_options in options.values())
     if smallest > limit:
         raise InputError(f"The limit of {limit:.4g} cannot be met: the smallest possible is {smallest:.4g}.")
-    flat = [option for own in options.values() for option in own]
+    flat = [option for layer_options in options.values() for option in layer_options]
     one_each = np.zeros((len(options), len(flat)))
     start = 0
-    for row, own in enumerate(options.values()):
-        one_each[row, start : start + len(own)] = 1
-        start += len(own)
+    for row, layer_options in enumerate(options.values()):
+        one_each[row, start : start + len(layer_options)] = 1
+        start += len(layer_options)
     with silent_library():
-        found = milp(
+        solution = milp(
             np.array([option.loss for option in flat]),
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
@@ -184,5 +219,5 @@ def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, i
             ],
             options={"mip_rel_gap": _GAP},
         )
-    taken = np.asarray(found.x)
-    return {name: int(taken[one_each[row] > 0].argmax()) for row, name in enumerate(options)}
+    chosen = np.asarray(solution.x)
+    return {name: int(chosen[one_each[row] > 0].argmax()) for row, name in enumerate(options)}

@@ -33,6 +33,10 @@ def make_budget(
 
     Raises:
         InputError: a limit does not parse, is not positive, or makes no sense for `metric`.
+
+    Example:
+        >>> make_budget(MetricInfo("accuracy", higher_is_better=True), size="350KB", max_drop="1%")
+        Budget(size=350000, latency=None, memory=None, max_drop=0.01)
     """
     share = metric.name in ("accuracy", "agreement")
     if isinstance(max_drop, str) and max_drop.strip().endswith("%") and not share:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def silent_library() -> Iterator[None]:
     """For the length of a `with` block, nothing that is written below Python reaches the standard output.
 
-    HiGHS (SciPy 1.17) prints a line of debugging in some integer programs, whatever it is told.
+    HiGHS (SciPy 1.17) prints a line of debugging in some integer programs, whatever its options say.
     """
     sys.stdout.flush()
     try:

@@ -74,13 +74,13 @@ def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: Me
 
 
 def _limits(budget: Budget) -> dict[str, float]:
-    given = {
+    limits = {
         "size": budget.size,
         "latency": budget.latency,
         "memory": budget.memory,
         "max_drop": budget.max_drop,
     }
-    return {limit: float(value) for limit, value in given.items() if value is not None}
+    return {limit: float(value) for limit, value in limits.items() if value is not None}
 
 
 def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
@@ -108,9 +108,9 @@ def _nearest(limit: str, judged: Sequence[Candidate], original: Candidate, metri
 
 
 def _warnings(winner: Candidate, original: Candidate, budget: Budget) -> tuple[str, ...]:
-    said = []
+    warnings = []
     for key, word in (("size", "larger"), ("latency", "slower")):
         mine, base = winner.measurements[key], original.measurements[key]
         if winner.name != original.name and mine.value > base.value + (mine.spread or 0) + (base.spread or 0):
-            said.append(f"{winner.name} is {word} than the original ({mine.value / base.value:.2f} times).")
-    return tuple(said)
+            warnings.append(f"{winner.name} is {word} than the original ({mine.value / base.value:.2f} times).")
+    return tuple(warnings)

@@ -264,6 +264,7 @@ def _decide(
         notes=(*adapted.notes, *decision.warnings),
         artifact=f"artifact/{Path(file).name}",
         out=str(job.run.folder),
+        usage=job.runtime.usage_of(f"artifact/{Path(file).name}"),
     )
 
 

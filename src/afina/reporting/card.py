@@ -1,4 +1,4 @@
-"""The Markdown model card, and the few lines of Python in it that load the artifact and predict."""
+"""The Markdown model card, with a few lines of Python in it that load the artifact and predict."""
 
 import re
 from pathlib import Path
@@ -20,25 +20,6 @@ from afina.units import format_value
 
 _SPECIAL = re.compile(r"([\\`*<>\[\]|]|(?<!\w)_|_(?!\w))")
 _MOST_LABELS = 20
-
-# How each runtime loads a file, and turns `x` into `scores`: one line for each, and what they import.
-_LOAD = {
-    "onnxruntime": (
-        "import onnxruntime",
-        'model = onnxruntime.InferenceSession("{file}")',
-        "scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]",
-    ),
-    "openvino": (
-        "import openvino",
-        'model = openvino.Core().compile_model("{file}", "CPU")',
-        "scores = model(x)[0][0]",
-    ),
-    "torch": (
-        "import torch\nfrom afina.graph import Network",
-        'model = Network.load("{file}")',
-        "scores = model(torch.from_numpy(x)).detach().numpy()[0]",
-    ),
-}
 
 
 def write_card(result: Result, path: Path) -> Path:
@@ -83,54 +64,58 @@ def write_card(result: Result, path: Path) -> Path:
 def snippet(result: Result) -> str:
     """Python that loads the artifact and predicts for `photo.jpg`, run in the run folder.
 
-    It preprocesses as the validation images were (transparency and 16-bit images aside, which Pillow converts
-    in its own way here).
+    The lines that load and run the file are the runtime's own (`Result.usage`); where it gives none, the snippet is
+    empty. It preprocesses as the validation images were (transparency and 16-bit images aside, which Pillow converts in
+    its own way here).
     """
-    imports, load, run = _LOAD.get(result.runtime, _LOAD["torch"])
-    about = 'json.load(open("artifact/metadata.json"))["labels"]'
+    if not result.usage:
+        return ""
+    labels = 'json.load(open("artifact/metadata.json"))["labels"]'
     if result.task.name == "classification":
-        answer = f"print({about}[scores.argmax()])"
+        answer = f"print({labels}[scores.argmax()])"
     else:
-        answer = f"print(dict(zip({about}, scores.tolist())))"
-    lines = [
-        "import json",
-        "import numpy as np",
-        imports,
-        "from PIL import Image, ImageOps",
-        "",
-        *_preprocessing(result.input),
-        load.format(file=result.artifact),
-        run.format(),
-        answer,
-    ]
-    return "\n".join(lines)
+        answer = f"print(dict(zip({labels}, scores.tolist())))"
+    usage = result.usage.splitlines()
+    imports = [line for line in usage if line.startswith(("import ", "from "))]
+    return "\n".join(
+        [
+            "import json",
+            "import numpy as np",
+            *imports,
+            "from PIL import Image, ImageOps",
+            "",
+            *_preprocessing(result.input),
+            *(line for line in usage if line not in imports),
+            answer,
+        ]
+    )
 
 
 def limitations(result: Result) -> list[str]:
     """What the numbers do not say, from the facts of this run alone."""
     winner = result.candidate(result.winner)
-    said = []
+    sentences = []
     if quality := winner.measurements.get("quality"):
-        said.append(_quality_limit(result, quality))
+        sentences.append(_quality_limit(result, quality))
     if latency := winner.measurements.get("latency"):
-        said.append(
+        sentences.append(
             f"Latency was {latency.how} on {result.machine.get('processor', 'the machine below')}"
             f"{f' ({latency.where})' if latency.where else ''}; other processors, thread counts, batches and versions "
             f"of {result.runtime} give other times."
         )
     missing = [row.label.lower() for row in comparison(result) if row.winner is None]
     if missing:
-        said.append(f"Not measured: {', '.join(missing)}.")
+        sentences.append(f"Not measured: {', '.join(missing)}.")
     if winner.parity is not None:
-        said.append(
+        sentences.append(
             f"The file's outputs differ from those of the network it was made from by at most {winner.parity:.2g} "
             "(relative), on the images that were compared."
         )
-    said.append(
+    sentences.append(
         "Nothing was measured on other data: not other cameras, places or times, not damaged or adversarial images, "
         "and not how errors are spread over groups of people or things."
     )
-    return said
+    return sentences
 
 
 def _quality_limit(result: Result, quality: Measurement) -> str:

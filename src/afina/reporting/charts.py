@@ -29,13 +29,13 @@ def charts(result: Result) -> list[Chart]:
 
     Each has an `id`, a `title`, a `description` (for those who cannot see it), `data` and `layout`.
     """
-    found = [
+    drawn = [
         _tradeoff(result, "size", "Quality against size", "Size of the deployed file", result.budget.size),
         _tradeoff(result, "latency", "Quality against latency", "Latency", result.budget.latency),
         _curves(result, "loss", "Training loss", "Loss"),
         _curves(result, "quality", f"{quality_label(result)} while training", quality_label(result)),
     ]
-    return [chart for chart in found if chart]
+    return [chart for chart in drawn if chart]
 
 
 def _tradeoff(result: Result, cost: str, title: str, axis: str, limit: float | None) -> Chart | None:

@@ -44,7 +44,7 @@ class Limit:
         name: The field of `Budget`.
         measure: The key of the measurement that it limits.
         label: For people.
-        asked: The limit, formatted.
+        allowed: The limit, formatted.
         reached: The winner's value, formatted; `not measured` where it is missing.
         met: Whether it is met; None where it was not measured.
         share: The winner's value as a share of the limit (negative: a gain); None where that means nothing.
@@ -53,7 +53,7 @@ class Limit:
     name: str
     measure: str
     label: str
-    asked: str
+    allowed: str
     reached: str
     met: bool | None
     share: float | None
@@ -90,15 +90,15 @@ def comparison(result: Result) -> tuple[Row, ...]:
 def limits(result: Result) -> tuple[Limit, ...]:
     """The limits that were set, in the order size, latency, memory, drop, and where the winner stands."""
     budget, winner = result.budget, result.candidate(result.winner)
-    asked = (
+    maxima = (
         ("size", "size", "Size", budget.size),
         ("latency", "latency", "Latency", budget.latency),
         ("memory", "peak_memory", "Peak memory", budget.memory),
     )
-    found = [_limit(winner, name, key, label, most) for name, key, label, most in asked if most is not None]
+    rows = [_limit(winner, name, key, label, most) for name, key, label, most in maxima if most is not None]
     if budget.max_drop is not None:
-        found.append(_drop_limit(result, winner, budget.max_drop))
-    return tuple(found)
+        rows.append(_drop_limit(result, winner, budget.max_drop))
+    return tuple(rows)
 
 
 def exceeded(result: Result, candidate: Candidate) -> frozenset[str]:
@@ -152,17 +152,17 @@ def headline(result: Result) -> str:
     got = _got(result)
     if not all_limits:
         return f"No limit was set. {winner} {got}."
-    asked = f"You asked for at most {listing(_asked(result, all_limits))}"
+    request = f"You asked for at most {listing(_limit_words(result, all_limits))}"
     if result.verdict == "fits":
         if result.winner == result.original:
-            return f"{asked}; the original already fits: it {got}."
-        return f"{asked}; {winner} {got}."
+            return f"{request}; the original already fits: it {got}."
+        return f"{request}; {winner} {got}."
     over = [limit.label.lower() for limit in all_limits if limit.met is False]
     unknown = [limit.label.lower() for limit in all_limits if limit.met is None]
     reasons = [f"over in {listing(over)}"] if over else []
     reasons += [f"without a figure for {listing(unknown)}"] if unknown else []
     blame = f"; it is {listing(reasons)}" if reasons else ""
-    return f"{asked}; no candidate fits. The nearest, {winner}, {got}{blame}."
+    return f"{request}; no candidate fits. The nearest, {winner}, {got}{blame}."
 
 
 def title(result: Result) -> str:
@@ -217,12 +217,12 @@ def _limit(winner: Candidate, name: str, key: str, label: str, most: float) -> L
 
 def _drop_limit(result: Result, winner: Candidate, most: float) -> Limit:
     unit = _quality_unit(result)
-    asked = difference(most, unit)
+    allowed = difference(most, unit)
     if "quality" not in winner.measurements:
-        return Limit("max_drop", "quality", "Drop", asked, "not measured", None, None)
+        return Limit("max_drop", "quality", "Drop", allowed, "not measured", None, None)
     share = result.drop / most if most > 0 else None
     return Limit(
-        "max_drop", "quality", "Drop", asked, _drop_words(result.drop, unit), result.drop <= most + _ROUNDING, share
+        "max_drop", "quality", "Drop", allowed, _drop_words(result.drop, unit), result.drop <= most + _ROUNDING, share
     )
 
 
@@ -240,9 +240,9 @@ def _reached(result: Result, candidate: Candidate, limit: Limit) -> str:
     return format_value(measurement.value, measurement.unit) if measurement else "not measured"
 
 
-def _asked(result: Result, all_limits: Iterable[Limit]) -> list[str]:
+def _limit_words(result: Result, all_limits: Iterable[Limit]) -> list[str]:
     words = {"size": "{}", "latency": "{}", "memory": "{} of memory", "max_drop": "a drop of {}"}
-    return [words[limit.name].format(limit.asked) for limit in all_limits]
+    return [words[limit.name].format(limit.allowed) for limit in all_limits]
 
 
 def _got(result: Result) -> str:

@@ -126,18 +126,18 @@ def _number(measurement: Measurement | None, over: bool = False) -> Number:
 
 
 def _sources(candidates: Iterable[Candidate]) -> list[tuple[str, str]]:
-    """For each measurement, all the ways in which the candidates' numbers were obtained, said once."""
+    """For each measurement, all the ways in which the candidates' numbers were obtained, each once."""
     rows = []
     for measure in MEASURES:
-        found = [c.measurements[measure.key] for c in candidates if measure.key in c.measurements]
-        ways = dict.fromkeys((m.how, m.n, m.where, m.unit, m.spread is not None) for m in found)
-        said = []
+        measurements = [c.measurements[measure.key] for c in candidates if measure.key in c.measurements]
+        ways = dict.fromkeys((m.how, m.n, m.where, m.unit, m.spread is not None) for m in measurements)
+        descriptions = []
         for how, n, where, unit, spread in ways:
             kind = "half the interquartile range" if unit == "s" else "one standard error"
             parts = [how, where, f"n = {n}" if n is not None else "", f"± is {kind}" if spread else ""]
-            said.append("; ".join(part for part in parts if part))
-        if said:
-            rows.append((measure.label, " / ".join(said)))
+            descriptions.append("; ".join(part for part in parts if part))
+        if descriptions:
+            rows.append((measure.label, " / ".join(descriptions)))
     return rows
 
 

@@ -54,10 +54,10 @@ def write_sensitivity_html(rows: Sequence[Sensitivity], path: Path, title: str) 
     from plotly.subplots import make_subplots
 
     parts = {"axis": [r for r in rows if r.kind != "weights"], "layer": [r for r in rows if r.kind == "weights"]}
-    shown = {kind: own for kind, own in parts.items() if own}
+    shown = {kind: kind_rows for kind, kind_rows in parts.items() if kind_rows}
     figure = make_subplots(rows=len(shown), cols=1, subplot_titles=[_TITLES[kind] for kind in shown])
-    for place, (kind, own) in enumerate(shown.items(), start=1):
-        for trace in _traces(own):
+    for place, (kind, kind_rows) in enumerate(shown.items(), start=1):
+        for trace in _traces(kind_rows):
             figure.add_trace(graph.Scatter(**trace, legendgroup=kind), row=place, col=1)
     figure.update_yaxes(type="log", title_text="Loss of the outputs", tickformat=".2~p")
     figure.update_xaxes(title_text="Share gone", tickformat=".0%")

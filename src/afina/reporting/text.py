@@ -27,7 +27,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     limit = met = ""
     if row.limit:
         drop = "drop " if row.limit.name == "max_drop" else ""
-        limit = f"{drop}<= {row.limit.asked}"
+        limit = f"{drop}<= {row.limit.allowed}"
         met = {True: "met", False: "MISSED", None: "not measured"}[row.limit.met]
     return (row.label, _number(row.original), _number(row.winner), row.change, limit, met)
 

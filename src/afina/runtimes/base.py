@@ -93,6 +93,10 @@ class Runtime(ABC):
                 fix="Choose one of these, or another runtime.",
             )
 
+    def usage_of(self, file: str) -> str:
+        """The lines of `usage` for the file of that name."""
+        return self.usage.format(file=file)
+
     def start(self) -> None:
         """Import the library and load its kernels, so that what is measured after this is the file's own."""
         importlib.import_module(self.package)

@@ -1,13 +1,21 @@
-"""Files written whole or not at all, and what a failure to write one means for the run."""
+"""Files written whole or not at all, and what a failure to write one means for the run.
+
+A file appears under its name in one step: its content is first written to a file beside it, whose name begins with
+`PARTIAL` and is unlike that of any other writer, then flushed to the disk, and only then renamed. A process that dies
+on the way leaves the old file and a partial one, which `sweep` removes; two processes that write the same file at once
+leave the whole content of one of them. Permissions are those that the user's umask gives to any new file.
+"""
 
 import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from afina.errors import AfinaError, InputError, StorageError
 
@@ -42,8 +50,8 @@ def full_disk(path: Path) -> Iterator[None]:
     except AfinaError:
         raise
     except Exception as error:
-        said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if said or shutil.disk_usage(path.parent).free < _FULL_BELOW:
+        says_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if says_full or shutil.disk_usage(path.parent).free < _FULL_BELOW:
             raise _full(path, error) from error
         raise
 
@@ -78,30 +86,59 @@ def check_target(path: Path, option: str, suffix: str = "", *, makes_folder: boo
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also when the process or the machine dies in the middle."""
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
-            sync(path.parent)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+    """Write a file whole or not at all, also when the process or the machine dies in the middle.
+
+    The folders above it are made where they are missing.
+
+    Raises:
+        StorageError: it cannot be written, or the disk is full; what was there before is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder) / "new" / "greeting.txt", b"hello")
+        ...     (Path(folder) / "new" / "greeting.txt").read_text()
+        'hello'
+    """
+    with storing(path), _replacing(path) as file:
+        file.write(data)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file of any size whole or not at all, as `write` does; several processes may copy to one target.
+
+    Raises:
+        FileNotFoundError: there is no file `source`.
+        StorageError: `target` cannot be written, or the disk is full; what was there before is as it was.
+    """
+    with source.open("rb") as content, storing(target), _replacing(target) as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` when the block ends well, and is gone when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder`."""
-    for left in folder.rglob(f"{PARTIAL}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    for partial in folder.rglob(f"{PARTIAL}*"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -65,6 +65,14 @@ def to_plain(value: Any) -> Any:
 
     Numbers that JSON does not have become the strings `NaN`, `Infinity` and `-Infinity`, which `from_plain`
     reads.
+
+    Example:
+        >>> from afina.types import Step
+        >>> plain = to_plain(Step("prune", {"keep": 0.5}))
+        >>> plain
+        {'technique': 'prune', 'config': {'keep': 0.5}}
+        >>> from_plain(Step, plain)
+        Step(technique='prune', config={'keep': 0.5})
     """
     return json.loads(_ANYTHING.dump_json(value))
 
@@ -90,6 +98,6 @@ def _with_infinities(schema: Any) -> Any:
 
 
 def _problems(error: ValidationError) -> str:
-    found = error.errors()
-    shown = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found[:3])
-    return shown + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    problems = error.errors()
+    shown = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in problems[:3])
+    return shown + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")

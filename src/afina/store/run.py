@@ -1,8 +1,21 @@
-"""`Run`: the run folder, its lock, its stages and its log."""
+"""`Run`: the run folder, its lock, its stages and its log.
+
+A folder holds `config.yaml` (what was asked, by which command and which version), one record in `stages/` for each
+stage that is finished, the files that the stages wrote, `log.txt`, and at the end `result.json`. The story of a run:
+
+1. `Run.open` locks the folder and writes `config.yaml`; or finds one there, and takes up that run if all options are
+   the same. A run with other options, or one of an earlier version that had other options, is refused by name.
+2. For each stage, `done` gives what was recorded when it finished, if every file of it is still whole (size and
+   checksum). Otherwise the stage is worked through, and `finish` records it in one atomic step. A process that is
+   killed therefore loses the stage that it was in, and nothing else.
+3. `result` writes `result.json` last: where it is, the rest is there.
+"""
 
 import contextlib
 import errno
 import fcntl
+import functools
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,16 +29,22 @@ from urllib.parse import quote
 
 import yaml
 
-from afina.errors import InputError
+from afina.errors import InputError, first_lines
 from afina.store.files import PARTIAL, checksum, full_disk, storing, sweep, sync, write
 from afina.store.result import CONFIG_FILE, RESULT_FILE, to_plain
 from afina.types import Result
 
 LOG_FILE = "log.txt"
 _FORMAT = "afina/run/1"
+_FORMATS = "afina/run/"
 _STAGES = "stages"
 _LOCK = ".lock"
 _VOLATILE = "_volatile"
+# Keys of a configuration that hold the options of the command line, under the names that they have there.
+_GROUPS = frozenset(("budget",))
+# Keys that are no options, in the words of the command line.
+_NO_OPTIONS = {"model": "MODEL", "recipe": "RECIPE", "fingerprint": "the content of --data"}
+_MOST_SHOWN = 8
 _MISSING = object()
 # Folders that this process holds: a POSIX record lock does not stop the process that has it already.
 _HELD: set[Path] = set()
@@ -53,9 +72,17 @@ class Run:
             argv: The command, as the user would type it again.
 
         Raises:
-            InputError: the folder holds something else, a run with another configuration, or a run that
-                another process works on.
+            InputError: the folder holds something else, a run with another configuration (the options that differ
+                are named as on the command line), a run of an earlier version, or a run that another process works on.
             StorageError: the folder cannot be written, or the disk is full.
+
+        Example:
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with Run.open(folder, {"model": "resnet18", "seed": 0}, argv="afina optimize resnet18") as run:
+            ...         run.finish("train", {"epochs": 3})
+            ...     with Run.open(folder, {"model": "resnet18", "seed": 0}, argv="afina optimize resnet18") as run:
+            ...         print(run.resumed, run.done("train"), run.done("export"))
+            True {'epochs': 3} None
         """
         folder = Path(path).expanduser().resolve()
         _make_folder(folder)
@@ -65,7 +92,12 @@ class Run:
             if resumed:
                 _check_same(folder, config)
             else:
-                about = {"format": _FORMAT, "command": argv, "config": _plain_config(config)}
+                about = {
+                    "format": _FORMAT,
+                    "version": _version(),
+                    "command": argv,
+                    "config": _plain_config(config),
+                }
                 text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
                 write(folder / CONFIG_FILE, text.encode())
             sweep(folder)
@@ -171,19 +203,51 @@ class Run:
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], str]:
-    """The resolved configuration of the run in folder `path`, and its command. Raises `InputError`."""
-    file = Path(path) / CONFIG_FILE
+    """The resolved configuration of the run in folder `path`, and its command.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it was not written by Afina, or by a version whose run
+            folders this one cannot take up.
+    """
+    about = _read_about(Path(path))
+    return about["config"], str(about.get("command", ""))
+
+
+def option_name(key: str) -> str:
+    """How a key of a configuration is spelled on the command line; inner keys are joined to outer ones with a dot.
+
+    Example:
+        >>> option_name("keep_fp32"), option_name("budget.max_drop"), option_name("model")
+        ('--keep-fp32', '--max-drop', 'MODEL')
+        >>> option_name("hyperparameters.options.momentum")
+        '--hyperparameters (options.momentum)'
+    """
+    if key in _NO_OPTIONS:
+        return _NO_OPTIONS[key]
+    outer, _, inner = key.partition(".")
+    if outer in _GROUPS and inner:
+        outer, _, inner = inner.partition(".")
+    return f"--{outer.replace('_', '-')}{f' ({inner})' if inner else ''}"
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """The content of `config.yaml`: at least `format` and `config`, in runs of 0.1.0 no `version`."""
+    file = folder / CONFIG_FILE
+    remedy = f"Choose another folder with --out, or remove {folder}."
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read.", why=str(error), fix="Choose another --out.") from error
-    if not isinstance(raw, dict) or raw.get("format") != _FORMAT or not isinstance(raw.get("config"), dict):
+        about = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read.", why=first_lines(error), fix=remedy) from error
+    stored_format = about.get("format") if isinstance(about, dict) else None
+    if stored_format != _FORMAT and str(stored_format).startswith(_FORMATS):
         raise InputError(
-            f"{path} is not the folder of a run.",
-            f"{file} was not written by Afina.",
-            "Choose another --out.",
+            f"{folder} holds a run of another version of Afina.",
+            why=f"Its format is {stored_format!r}, and this version ({_version()}) takes up {_FORMAT!r}.",
+            fix=f"Go on with the version that made it. Or: {remedy[0].lower()}{remedy[1:]}",
         )
-    return raw["config"], str(raw.get("command", ""))
+    if stored_format != _FORMAT or not isinstance(about.get("config"), dict):
+        raise InputError(f"{folder} is not the folder of a run.", f"{file} was not written by Afina.", remedy)
+    return cast(dict[str, Any], about)
 
 
 def _make_folder(folder: Path) -> None:
@@ -204,7 +268,7 @@ def _acquire(folder: Path) -> int:
     """Lock the folder for this process. The system drops the lock when the process ends, however it ends."""
     path = folder / _LOCK
     with storing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if folder not in _HELD else -1
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666) if folder not in _HELD else -1
     if handle < 0:
         raise _busy(folder, str(os.getpid()))
     try:
@@ -237,20 +301,44 @@ def _busy(folder: Path, pid: str) -> InputError:
 
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
-    stored, command = read_config(folder)
-    given = _plain_config(config)
+    """Refuse a run whose configuration is another one, or that an earlier version with other options has made."""
+    about = _read_about(folder)
+    stored_config, current_config = about["config"], _plain_config(config)
     volatile = set(config.get(_VOLATILE, ()))
-    before, now = (_flat({k: v for k, v in c.items() if k not in volatile}) for c in (stored, given))
+    before, now = (
+        _flat({key: value for key, value in plain.items() if key not in volatile})
+        for plain in (stored_config, current_config)
+    )
     keys = [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]
-    if keys:
-        shown = "; ".join(f"{key}: {_shown(before, key)} there, {_shown(now, key)} now" for key in keys[:8])
-        more = f"; and {len(keys) - 8} more" if len(keys) > 8 else ""
-        again = f", or repeat its own command to resume it: {command}" if command else "."
+    if not keys:
+        return
+    shown = "; ".join(
+        f"{option_name(key)}: {_shown(before, key)} there, {_shown(now, key)} now" for key in keys[:_MOST_SHOWN]
+    )
+    more = f"; and {len(keys) - _MOST_SHOWN} more" if len(keys) > _MOST_SHOWN else ""
+    version, command = about.get("version"), about.get("command")
+    if version != _version() and (stored_config.keys() ^ current_config.keys()) - volatile:
+        # Its own command would not resume it either: this version records other options than that one did.
         raise InputError(
-            f"{folder} holds a run with other settings.",
+            f"{folder} holds a run of another version of Afina, which does not have the same options.",
+            f"It was made by {f'version {version}' if version else 'an earlier version'}, this is {_version()}. "
             f"They differ in {shown}{more}.",
-            f"Choose another folder with --out{again}",
+            f"Choose another folder with --out, or remove {folder} and start again.",
         )
+    again = f", or repeat its own command to resume it: {command}" if command else "."
+    raise InputError(
+        f"{folder} holds a run with other settings.",
+        f"They differ in {shown}{more}.",
+        f"Choose another folder with --out{again}",
+    )
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("afina")
+    except importlib.metadata.PackageNotFoundError:  # run from the source, not installed
+        return "unknown"
 
 
 def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +347,7 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, whose keys are joined with dots."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     return {

@@ -1,4 +1,4 @@
-"""What is given to other processes, as plain bytes."""
+"""Arguments of other processes, as plain bytes."""
 
 import pickle
 from typing import Any

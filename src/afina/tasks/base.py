@@ -1,5 +1,6 @@
 """The contract of a task. A new one is a file with a subclass, and a row in `TASKS`."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -46,3 +47,19 @@ class Task(ABC):
     @abstractmethod
     def initial_bias(self, targets: Tensor) -> Tensor:
         """Bias `[outputs]` with which a new head starts, from the training targets."""
+
+
+def mean_with_error(scores: np.ndarray) -> tuple[float, float | None]:
+    """The mean of scores `[N]`, one for each image, and its standard error; None where one image has none.
+
+    The standard error is the standard deviation over images (with N - 1) divided by the root of N.
+
+    Example:
+        >>> mean_with_error(np.array([1.0, 0.0, 1.0, 0.0]))
+        (0.5, 0.28867513459481287)
+        >>> mean_with_error(np.array([1.0]))
+        (1.0, None)
+    """
+    count = len(scores)
+    error = float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else None
+    return float(np.mean(scores)), error

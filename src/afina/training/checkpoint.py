@@ -69,13 +69,13 @@ def read_state(path: Path, identity: str, progress: Progress) -> dict[str, Any] 
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        known = content["format"] == _FORMAT
-        same, state = content["identity"] == identity, content["state"]
+        is_this_training = content["format"] == _FORMAT and content["identity"] == identity
+        state = content["state"]
     except Exception:
         # Whatever a broken file makes torch.load raise (it has many ways), the answer is the same.
         progress.say(f"{path.name} is damaged and is left aside: training starts from the beginning.")
         return None
-    if not known or not same:
+    if not is_this_training:
         progress.say(f"{path.name} is of another training and is left aside: training starts from the beginning.")
         return None
     return dict(state)

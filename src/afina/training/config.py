@@ -9,7 +9,7 @@ from afina.errors import InputError, did_you_mean
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["onecycle", "cosine"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+TrainingPrecision = Literal["32", "bf16-mixed", "16-mixed"]
 
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}
 _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
@@ -25,7 +25,7 @@ class FitConfig:
         optimizer: `sgd` (Nesterov momentum) or `adamw` (Loshchilov & Hutter 2019).
         learning_rate: The highest that the schedule reaches; default 0.1 for `sgd`, 0.001 for `adamw`.
         weight_decay: Default 5e-4 for `sgd`, 0.05 for `adamw`; never on norms and biases.
-        momentum: Of `sgd`.
+        momentum: Momentum of `sgd`; `adamw` does not use it.
         batch_size: Images in one step; at least 2, which batch norm needs.
         schedule: `onecycle` (Smith & Topin 2018) or `cosine` (Loshchilov & Hutter 2017) with linear warm-up.
         warmup: Share of the steps on which the learning rate rises; default 0.3 for `onecycle`, 0.1 for `cosine`.
@@ -40,17 +40,21 @@ class FitConfig:
         channels_last: Memory layout NHWC, which convolutions like; networks that cannot take it stay in NCHW.
         clip: Largest norm of the gradient; None for no limit.
         distillation: Weight of the teacher's part of the loss, where there is a teacher; the labels have the rest.
-        temperature: Of that part (Hinton et al. 2015).
+        temperature: Divisor of both networks' logits in the teacher's part of the loss (Hinton et al. 2015).
         features: What the student learns from inside the teacher: `none`, `auto` (places of the same resolution), or
             pairs `STUDENT:TEACHER` of layers with commas between (see `training.features`).
         feature_weight: Weight of the feature maps, projected where widths differ.
         attention_weight: Weight of where the feature maps are active.
         relation_weight: Weight of how images relate to each other.
         keep_zeros: Whether weights that are zero at the start stay zero (sparse networks).
-        seed: Of the order of images, augmentation and dropout.
+        seed: Seed of the order of images, augmentation and dropout.
 
     Raises:
         InputError: a value is out of range; it names the option, what is allowed and what was given.
+
+    Example:
+        >>> FitConfig(epochs=3, optimizer="adamw").resolved().learning_rate
+        0.001
     """
 
     epochs: int = 10
@@ -65,7 +69,7 @@ class FitConfig:
     augment: bool | float = True
     ema: float | None = 0.999
     early_stopping: int | None = None
-    precision: Precision = "32"
+    precision: TrainingPrecision = "32"
     keep_fp32: tuple[str, ...] = ()
     channels_last: bool = True
     clip: float | None = 5.0
@@ -79,7 +83,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", Precision)):
+        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", TrainingPrecision)):
             _check_choice(name, getattr(self, name), get_args(kind))
         _check_whole("epochs", self.epochs, 1)
         _check_whole("batch_size", self.batch_size, 2)

@@ -28,7 +28,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: Network) -> None:
-        """Take in the weights of `network` as they are after a step."""
+        """Move the average towards the weights that `network` has after a step."""
         self.steps += 1
         weight = 1 - min(self._decay, self.steps / (self.steps + 9))
         followed = network.module.state_dict()
@@ -43,10 +43,10 @@ class Average:
         torch._foreach_lerp_(averages, values, weight)
 
     def state(self) -> dict[str, Any]:
-        """Plain data from which `restore` makes it again."""
+        """Plain data (tensors and numbers), from which `restore` recovers this state."""
         return {"weights": self.network.module.state_dict(), "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be as it was when `state` was taken."""
+        """Go back to a state that `state` gave."""
         self.network.module.load_state_dict(state["weights"])
         self.steps = state["steps"]

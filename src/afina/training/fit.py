@@ -18,7 +18,7 @@ from afina.tasks import get_task
 from afina.training.best import Best
 from afina.training.checkpoint import identity, read_state, write_state
 from afina.training.config import FitConfig
-from afina.training.judge import evaluate, predict
+from afina.training.evaluation import evaluate, predict
 from afina.training.layout import fitting_layout, place
 from afina.training.losses import Objective, check_teacher
 from afina.training.policy import check_patterns, keep_in_32
@@ -46,6 +46,10 @@ def fit(
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
 
+    Each epoch: all training images once, in steps of one batch (`training.step`); then the network, or the moving
+    average of its weights, is evaluated on the validation images; the best is kept, and the state is written to the
+    checkpoint. Training ends after the last epoch, or where quality has not risen for `early_stopping` epochs.
+
     The same seed gives the same network on the same machine, also when the training was cut off and went on from
     its checkpoint. Random numbers elsewhere in the process are left as they are.
 
@@ -55,7 +59,7 @@ def fit(
             agreement with it.
         config: How to train.
         teacher: A network to learn from, with the same input and task (Hinton et al. 2015).
-        progress: Told each step, and one line for each epoch.
+        progress: Advanced by each step, and given one line for each epoch.
         checkpoint: A file for the state after each epoch. Where it holds this very training, that goes on; anything
             else in it is left aside, with a line to the user, and overwritten. It is not removed at the end.
         sparse: With `keep_zeros`, the network whose zeros stay; by default those of `network` itself.
@@ -114,8 +118,8 @@ def _train(
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, team, objective, steps, layout, work.sparse)
-        known = config.epochs > 1 and not config.augment and objective.needs_outputs_only
-        training = _Training(student, master, data, config, team, stepper, progress, known)
+        teacher_first = config.epochs > 1 and not config.augment and objective.needs_outputs_only
+        training = _Training(student, master, data, config, team, stepper, progress, teacher_first)
         if work.checkpoint is not None:
             digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(work.checkpoint, digest)
@@ -204,7 +208,7 @@ class _Training:
         leads = self._team.leads
         judged = self._stepper.judged
         quality = evaluate(judged, self._data, reference=self._reference).value if leads else math.nan
-        return self._team.told(quality)
+        return self._team.broadcast(quality)
 
     def _learn(self, number: int, bar: Bar) -> tuple[float, float]:
         """The steps of one epoch; gives the mean loss, and the last learning rate."""

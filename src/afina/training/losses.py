@@ -18,7 +18,7 @@ class Objective(nn.Module):
     Args:
         task: What the outputs mean.
         config: How to train.
-        labelled: Whether the targets say anything.
+        labelled: Whether the targets are labels; without labels they hold nothing.
         network: What is trained.
         teacher: What it learns from, or None.
 
@@ -55,28 +55,30 @@ class Objective(nn.Module):
         if self.inside is None:
             outputs = network(images)
         else:
-            outputs, activations = tapped(network, images, [own.node for own, _ in self.inside.pairs])
+            nodes = [student_place.node for student_place, _ in self.inside.pairs]
+            outputs, activations = tapped(network, images, nodes)
         outputs = outputs.float()
         loss = outputs.new_zeros(())
         if self._weight < 1:
-            own = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
-            loss = loss + (1 - self._weight) * own
+            task_loss = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
+            loss = loss + (1 - self._weight) * task_loss
         if self._weight > 0:
-            loss = loss + self._weight * self._learned(outputs, activations, images, taught)
+            loss = loss + self._weight * self._teacher_loss(outputs, activations, images, taught)
         return loss
 
-    def _learned(
+    def _teacher_loss(
         self, outputs: Tensor, activations: dict[str, Tensor], images: Tensor, taught: Tensor | None
     ) -> Tensor:
         assert self._teacher is not None
-        theirs: dict[str, Tensor] = {}
+        teacher_activations: dict[str, Tensor] = {}
         with self._teacher.inference():
             if self.inside is None:
-                wanted = self._teacher(images) if taught is None else taught
+                teacher_outputs = self._teacher(images) if taught is None else taught
             else:
-                wanted, theirs = tapped(self._teacher, images, [place.node for _, place in self.inside.pairs])
-        loss = self._task.distillation(outputs, wanted.float(), temperature=self._config.temperature)
-        return loss if self.inside is None else loss + self.inside(activations, theirs)
+                nodes = [teacher_place.node for _, teacher_place in self.inside.pairs]
+                teacher_outputs, teacher_activations = tapped(self._teacher, images, nodes)
+        loss = self._task.distillation(outputs, teacher_outputs.float(), temperature=self._config.temperature)
+        return loss if self.inside is None else loss + self.inside(activations, teacher_activations)
 
 
 def check_teacher(teacher: Network, network: Network) -> None:

@@ -20,21 +20,21 @@ def find_overflow(
     Runs the network once more, in the mode that it is in: the caller puts running statistics back.
 
     Args:
-        network: Of the step that failed.
-        images: `[N, C, H, W]` of that step.
-        autocast: The precision of that step.
+        network: The network of the step that failed.
+        images: The images `[N, C, H, W]` of that step.
+        autocast: A context that gives the precision of that step.
         backward: Gives each parameter its gradient anew: clipping spreads one that is not a number to all.
     """
     try:
         with torch.no_grad(), autocast:
             _Finite(network).run(images)
-    except _Found as found:
-        return found.sentence
+    except _Overflow as overflow:
+        return overflow.sentence
     backward()
     return _gradient(network)
 
 
-class _Found(Exception):
+class _Overflow(Exception):
     """Stops the run at the first value that is not finite; torch adds to an exception's own text on its way."""
 
     def __init__(self, sentence: str) -> None:
@@ -53,12 +53,12 @@ class _Finite(Interpreter):
         if n.op == "output" or _is_finite(value):
             return value
         if n.op == "placeholder":
-            raise _Found("The images hold values that are not finite.")
+            raise _Overflow("The images hold values that are not finite.")
         if n.op == "get_attr":
-            raise _Found(f"{n.target} holds values that are not finite.")
+            raise _Overflow(f"{n.target} holds values that are not finite.")
         read = (self.env[source] for source in n.all_input_nodes if source.op != "get_attr")
         reach = max((float(v.abs().amax()) for v in read if _is_floating(v) and v.numel()), default=0.0)
-        raise _Found(
+        raise _Overflow(
             f"{layer_of(n)} overflows first: in {float_name(value.dtype)} it gives values that are not finite, for "
             f"inputs of at most {reach:.3g}."
         )

@@ -21,7 +21,7 @@ from afina.errors import InputError, did_you_mean
 from afina.graph.cost import float_name, layer_of, layer_rows
 from afina.graph.network import TRAINING_ARGUMENT, Network
 from afina.graph.ops import op_name
-from afina.training.config import Precision
+from afina.training.config import TrainingPrecision
 from afina.training.precision import make_fabric
 
 _SUMMING = frozenset("layer_norm group_norm instance_norm rms_norm softmax log_softmax _safe_softmax".split())
@@ -32,13 +32,13 @@ _CASTS = frozenset(("_to_copy", "detach", "alias"))
 
 @dataclass(frozen=True)
 class LayerDtype:
-    """In what one layer ran.
+    """The floating types in which one layer ran.
 
     Attributes:
-        layer: Its name in the user's model.
-        kind: Its operator.
-        computed: Floating types of what its kernels read, as in `("bf16",)`; two where they read both.
-        gives: Type of what it hands on.
+        layer: Name of the layer in the user's model.
+        kind: Operator of the layer, such as `conv2d`.
+        computed: Floating types of the tensors that its kernels read, as in `("bf16",)`; two where they read both.
+        gives: Floating type of its output.
     """
 
     layer: str
@@ -102,14 +102,16 @@ def check_patterns(network: Network, patterns: Sequence[str]) -> None:
             raise InputError(f"keep_fp32: there is no layer {pattern!r}.", fix=did_you_mean(pattern, names))
 
 
-def layer_dtypes(network: Network, precision: Precision, keep_fp32: Sequence[str] = ()) -> tuple[LayerDtype, ...]:
+def layer_dtypes(
+    network: Network, precision: TrainingPrecision, keep_fp32: Sequence[str] = ()
+) -> tuple[LayerDtype, ...]:
     """In what type each layer runs in training, seen in one run of noise; in the order of the graph.
 
     Listed are layers that hold weights or multiply, and softmax.
 
     Args:
         network: In float; it is left as it is.
-        precision: Of training.
+        precision: The precision of the training.
         keep_fp32: As in `FitConfig`.
 
     Raises:
@@ -126,8 +128,8 @@ def layer_dtypes(network: Network, precision: Precision, keep_fp32: Sequence[str
     with twin.inference(), fabric.autocast():
         seen.run(twin.example())
     return tuple(
-        LayerDtype(layer, kinds[layer], tuple(sorted(map(float_name, seen.computed[layer]))), float_name(given))
-        for layer, given in seen.given.items()
+        LayerDtype(layer, kinds[layer], tuple(sorted(map(float_name, seen.computed[layer]))), float_name(output))
+        for layer, output in seen.outputs.items()
     )
 
 
@@ -151,7 +153,7 @@ class _Seen(Interpreter):
         super().__init__(network.module)
         self._layers = layers
         self.computed: dict[str, set[torch.dtype]] = {}
-        self.given: dict[str, torch.dtype] = {}
+        self.outputs: dict[str, torch.dtype] = {}
 
     def run_node(self, n: Node) -> Any:
         if n.name not in self._layers:
@@ -161,7 +163,7 @@ class _Seen(Interpreter):
         if kernels.read and isinstance(value, Tensor):
             layer = self._layers[n.name]
             self.computed.setdefault(layer, set()).update(kernels.read)
-            self.given[layer] = value.dtype
+            self.outputs[layer] = value.dtype
         return value
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
-from afina.training.config import Precision
+from afina.training.config import TrainingPrecision
 from afina.training.team import Seat, strategy_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MIXED = ("cpu", "cuda")
 _SMALLEST_SCALE = 1.0
 
 
-def make_fabric(precision: Precision, seat: Seat | None = None) -> "Fabric":
+def make_fabric(precision: TrainingPrecision, seat: Seat | None = None) -> "Fabric":
     """A `Fabric` on the best device here, with the precision that was asked for; at `seat`, one of several.
 
     The precision is given as a plug-in: from a string, Fabric puts bf16 in the place of fp16 on CPU, although torch
@@ -55,7 +55,7 @@ def make_fabric(precision: Precision, seat: Seat | None = None) -> "Fabric":
     return fabric
 
 
-def is_emulated(precision: Precision, device: torch.device) -> bool:
+def is_emulated(precision: TrainingPrecision, device: torch.device) -> bool:
     """Whether the processor has no instructions for that precision, so that it is slower than 32."""
     if precision == "32" or device.type != "cpu":
         return False
@@ -83,8 +83,8 @@ class ScaleLog:
             f"{self.skipped} steps overflowed and were skipped" if self.skipped else "",
             f"it grew {self.grown} times" if self.grown else "",
         ]
-        told = ", ".join(part for part in parts if part)
-        return f"Loss scale: {told}; now {self.scale:g}." if told else ""
+        changes = ", ".join(part for part in parts if part)
+        return f"Loss scale: {changes}; now {self.scale:g}." if changes else ""
 
 
 class LossScale:
@@ -100,7 +100,7 @@ class LossScale:
         self._log = ScaleLog()
 
     def take_log(self) -> ScaleLog:
-        """What happened since the last time that this was asked."""
+        """What happened since the last call."""
         log, self._log = self._log, ScaleLog()
         log.scale = None if self.scaler is None else self.scaler.get_scale()
         return log
@@ -132,11 +132,11 @@ class LossScale:
         self._log.skipped += 1
         _put_back(held)
         if now < _SMALLEST_SCALE:
-            found = find_overflow()
+            culprit = find_overflow()
             _put_back(held)
             raise TrainingError(
                 f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
-                why=f"Every step overflows in fp16, whatever the scale. {found}".strip(),
+                why=f"Every step overflows in fp16, whatever the scale. {culprit}".strip(),
                 fix="Use precision bf16-mixed or 32, a lower learning rate, or keep that layer in 32 bits (keep_fp32).",
             )
 

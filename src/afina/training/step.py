@@ -24,12 +24,13 @@ class Stepper:
 
     Args:
         network: Trained in place; already on Fabric's device, in `layout`.
-        config: How.
-        team: Device and precision, and who else trains the same network.
+        config: How the network is trained.
+        team: Device and precision, and the other processes that train the same network.
         objective: What is minimised.
         steps: How many steps there will be; the schedule ends with them.
         layout: Memory layout of the images.
-        sparse: Whose zeros the weights of the same name keep, where the config asks for it; by default the network's.
+        sparse: The network whose zeros stay zero in the weights of the same name, where the config has `keep_zeros`;
+            by default `network` itself.
 
     Attributes:
         done: Steps so far.
@@ -77,9 +78,9 @@ class Stepper:
 
         Args:
             images, targets: What this device sees of the batch.
-            epoch: For messages.
-            taught: What the teacher answers to them, where that is known.
-            weight: Of these images' mean loss in the mean over the devices.
+            epoch: Number of the epoch, for messages.
+            taught: The teacher's outputs for these images, where they were computed before.
+            weight: Factor of these images' mean loss in the mean over the devices.
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or the loss scale of fp16 has collapsed.
@@ -135,7 +136,7 @@ class Stepper:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be as it was when `state` was taken, bit for bit."""
+        """Go back to a state that `state` gave, bit for bit."""
         self._network.module.load_state_dict(state["network"])
         if self._average is not None:
             self._average.restore(state["average"])
@@ -168,10 +169,10 @@ class Stepper:
 
 def zeros_of(network: Network, sparse: Network) -> dict[Tensor, Tensor]:
     """Where weights of `sparse` are zero, for each weight of `network` of that name; vectors are left out."""
-    own = dict(network.module.named_parameters())
-    found: dict[Tensor, Tensor] = {}
-    for name, weight in sparse.module.named_parameters():
-        zeros = weight.detach() == 0
-        if weight.ndim > 1 and name in own and bool(zeros.any()):
-            found[own[name]] = zeros.to(own[name].device)
-    return found
+    weights = dict(network.module.named_parameters())
+    masks: dict[Tensor, Tensor] = {}
+    for name, sparse_weight in sparse.module.named_parameters():
+        zeros = sparse_weight.detach() == 0
+        if sparse_weight.ndim > 1 and name in weights and bool(zeros.any()):
+            masks[weights[name]] = zeros.to(weights[name].device)
+    return masks

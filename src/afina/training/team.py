@@ -37,9 +37,9 @@ class Seat:
     """Which of the processes this is, and where they meet.
 
     Attributes:
-        rank: From 0, the one that asked for the training.
-        size: Processes.
-        port: Of the first one, on this machine.
+        rank: Number of the process; 0 is the one that asked for the training.
+        size: How many processes there are.
+        port: TCP port on this machine at which the first process waits for the others.
     """
 
     rank: int = 0
@@ -51,8 +51,8 @@ class Team:
     """What the steps of a training need of the others.
 
     Args:
-        fabric: Of this process.
-        seat: Its place.
+        fabric: The `Fabric` of this process.
+        seat: The place of this process among the others.
     """
 
     def __init__(self, fabric: "Fabric", seat: Seat) -> None:
@@ -83,12 +83,12 @@ class Team:
         """The mean of a number over all processes; what is not finite in one is so in all."""
         if self.alone:
             return value
-        found = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean")
-        assert isinstance(found, Tensor)
-        return float(found)
+        mean = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return float(mean)
 
-    def told(self, value: float) -> float:
-        """What the first process says, in all of them."""
+    def broadcast(self, value: float) -> float:
+        """The value that the first process has, in all of them."""
         return value if self.alone else float(self.fabric.broadcast(value))
 
 
@@ -124,6 +124,13 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
     """For the length of a `with` block, `devices - 1` other processes run `work(seat, *arguments)`.
 
     The block does the same work, at the seat that it is given. The others are gone when it ends, however it ends.
+
+    What happens with three devices: this process packs the arguments once, starts processes 1 and 2 and waits until
+    each says that it has unpacked them (one that cannot, because a class is defined in the user's script, would
+    otherwise leave this process waiting in the first sum for ever). All three then meet at `port` and take steps; every
+    `all_reduce` waits for all of them. If process 2 dies, the sum fails here with an error of the connection, which
+    says nothing of the reason: the reason that process 2 left is raised in its place. If this process is killed, the
+    others see that their parent is gone and end by themselves.
 
     Raises:
         InputError: there are not so many devices, or the arguments cannot be sent to another process.
@@ -165,20 +172,20 @@ class _Other:
     """One of the other processes, as the first one sees it.
 
     Args:
-        work: What it runs.
+        work: The function that it runs.
         seat: Its place.
-        sent: The arguments, packed.
+        sent: The arguments of the function, packed.
     """
 
     def __init__(self, work: Callable[..., None], seat: Seat, sent: bytes) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._seat, self._told, self._reason = seat, spawn.SimpleQueue(), ""
-        self.process = spawn.Process(target=_join, args=(work, seat, os.getpid(), sent, self._told), daemon=True)
+        self._seat, self._messages, self._reason = seat, spawn.SimpleQueue(), ""
+        self.process = spawn.Process(target=_join, args=(work, seat, os.getpid(), sent, self._messages), daemon=True)
 
     def wait_until_ready(self) -> None:
         """Until it has its arguments; what goes wrong before would leave the first process waiting for it."""
-        while self._told.empty():
-            if not self.process.is_alive() and self._told.empty():
+        while self._messages.empty():
+            if not self.process.is_alive() and self._messages.empty():
                 raise self.error()
             time.sleep(_LOOK / 20)
         self._read()
@@ -208,19 +215,19 @@ class _Other:
             self.process.join()
 
     def _read(self) -> None:
-        while not self._told.empty():
-            self._reason = self._told.get()
+        while not self._messages.empty():
+            self._reason = self._messages.get()
 
 
-def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes, told: Any) -> None:
+def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes, messages: Any) -> None:
     """One of the other processes. It tells an empty text when it is ready, and its error where it cannot go on."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         arguments = pickle.loads(sent)
-        told.put("")
+        messages.put("")
         work(seat, *arguments)
     except Exception as error:
-        told.put(f"{type(error).__name__}: {str(error).strip()}")
+        messages.put(f"{type(error).__name__}: {str(error).strip()}")
         sys.exit(1)
 
 
@@ -248,6 +255,6 @@ def _check(devices: int) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((_HOST, 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind((_HOST, 0))
+        return int(listener.getsockname()[1])

@@ -1,6 +1,5 @@
 """One training as a trial of a search: its parameters, its reports, its network."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from afina.models import Loaded
 from afina.progress import Progress
 from afina.search import Space, best_trial, front, make_space
 from afina.search.tensor_train.history import PARTS
+from afina.store.files import copy
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
@@ -297,9 +297,10 @@ def keep_best(study: Study, folder: Path, path: Path) -> bool:
     if best is None or not network_file(folder, best.number).is_file():
         path.unlink(missing_ok=True)
         return False
-    partial = path.with_name(f".{path.name}")
-    shutil.copyfile(network_file(folder, best.number), partial)
-    partial.replace(path)
+    try:
+        copy(network_file(folder, best.number), path)
+    except FileNotFoundError:  # another process has a better one by now: it keeps that, and has removed this one
+        return path.is_file()
     return True
 
 

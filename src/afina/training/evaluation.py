@@ -1,6 +1,4 @@
-"""Runs a network over images: its outputs, and its quality with a standard error."""
-
-import math
+"""Runs a network over images in torch: its outputs (`predict`), and its quality with a standard error (`evaluate`)."""
 
 import numpy as np
 import torch
@@ -8,7 +6,7 @@ import torch
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.tasks import get_task
+from afina.tasks import get_task, mean_with_error
 from afina.types import Measurement
 
 
@@ -31,6 +29,14 @@ def predict(
 
     Raises:
         InputError: there is no image.
+
+    Example:
+        >>> from afina.data import open_data
+        >>> from afina.graph import capture
+        >>> data = open_data("digits", seed=0)
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> predict(capture(module, data.native, data.task), data, limit=32).shape
+        (32, 10)
     """
     return _run(network, data, split, batch_size, limit)[0]
 
@@ -47,7 +53,7 @@ def evaluate(
     """The network's quality in float32: the mean of the task's metric, and its standard error.
 
     Args:
-        network: What is judged.
+        network: What is evaluated, in inference form; its mode is put back.
         data: The images.
         split: `train` or `validation`.
         batch_size: Images at once; by default what is fast on the network's device.
@@ -57,6 +63,15 @@ def evaluate(
 
     Raises:
         InputError: there is no image, or there are neither labels nor a `reference`.
+
+    Example:
+        >>> from afina.data import open_data
+        >>> from afina.graph import capture
+        >>> data = open_data("digits", seed=0)
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> quality = evaluate(capture(module, data.native, data.task), data, limit=32)
+        >>> quality.unit, quality.how, quality.n
+        ('accuracy', 'measured', 32)
     """
     task = get_task(network.task)
     if reference is None and not data.labelled:
@@ -72,10 +87,14 @@ def evaluate(
 
 
 def measurement(scores: np.ndarray, unit: str, where: str = "") -> Measurement:
-    """The mean of scores `[N]`, one for each image, with its standard error."""
-    count = len(scores)
-    spread = float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else None
-    return Measurement(float(np.mean(scores)), unit, "measured", spread=spread, n=count, where=where)
+    """The mean of scores `[N]`, one for each image, with its standard error.
+
+    Example:
+        >>> measurement(np.array([1.0, 0.0, 1.0, 0.0]), "accuracy").value
+        0.5
+    """
+    mean, error = mean_with_error(scores)
+    return Measurement(mean, unit, "measured", spread=error, n=len(scores), where=where)
 
 
 def _run(
@@ -85,10 +104,10 @@ def _run(
     outputs, targets = [], []
     size = batch_size or network.batch
     with network.inference():
-        for images, wanted in data.batches(split, network.input, batch_size=size, limit=limit):
+        for images, batch_targets in data.batches(split, network.input, batch_size=size, limit=limit):
             outputs.append(network(images.to(network.device)).float().cpu())
             if data.labelled:
-                targets.append(wanted)
+                targets.append(batch_targets)
     if not outputs:
         raise InputError(f"{data.name} has no image for {split}.", fix="Give a folder with images for that split.")
     return torch.cat(outputs).numpy(), torch.cat(targets).numpy() if targets else np.empty(0)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.data import open_data
-from afina.devices import measure_latency, measure_memory
+from afina.devices import measure_latency, measure_memory, timing
 from afina.errors import AfinaError, InputError, ParityError, Unsupported
 from afina.graph import capture
 from afina.graph.axes import analyse
@@ -27,7 +27,6 @@ from afina.runtimes import (
     get_runtime,
     judge,
     judge_quality,
-    latency,
     outputs_of_file,
     read_metadata,
     runtime_of,
@@ -220,7 +219,7 @@ def test_a_worker_that_dies_is_one_clear_error(small_network, tmp_path, monkeypa
         code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         return real([sys.executable, "-c", code], *args, **options)
 
-    monkeypatch.setattr(latency.subprocess, "run", killed)
+    monkeypatch.setattr(timing.subprocess, "run", killed)
     with pytest.raises(AfinaError, match=r"(?i)kill|memory|died|signal"):
         measure_latency({"a": path}, SHAPE, threads=1)
 
@@ -286,6 +285,48 @@ def test_an_operator_that_openvino_does_not_know_is_named(tmp_path):
     with pytest.raises(Unsupported, match=r"No conversion rule found for operations: Det"):
         get_runtime("openvino").export(network, tmp_path / "model.xml")
     assert not list(tmp_path.iterdir())
+
+
+class _Eigenvalues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 10, 1)
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(self.stem(x)).mean(2)
+
+
+def test_an_operator_that_onnx_does_not_have_is_named_as_unsupported(tmp_path):
+    network = capture(_Eigenvalues(), GREY, DIGITS)
+    with pytest.raises(Unsupported, match=r"(?s)torch.onnx says.*_linalg_eigh"):
+        get_runtime("onnxruntime").export(network, tmp_path / "model.onnx")
+
+
+def test_packages_that_do_not_work_together_are_told_as_such_and_not_as_unsupported(
+    small_network, tmp_path, monkeypatch
+):
+    """As an onnxscript that lacks a name which an operator's translation uses."""
+
+    def convert(*args, **options):
+        try:
+            return onnx.no_such_name
+        except AttributeError as error:
+            raise torch.onnx.errors.OnnxExporterError("Failed to convert the exported program") from error
+
+    monkeypatch.setattr(torch.onnx, "export", convert)
+    with pytest.raises(AfinaError, match=r"(?s)do not work together.*no_such_name.*onnxscript \d") as caught:
+        get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    assert not isinstance(caught.value, Unsupported)
+
+
+def test_another_fault_of_an_export_is_told_as_what_it_is(small_network, tmp_path, monkeypatch):
+    def convert(*args, **options):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(torch.onnx, "export", convert)
+    with pytest.raises(AfinaError, match=r"(?s)The export to ONNX failed.*MemoryError: out of memory") as caught:
+        get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    assert not isinstance(caught.value, Unsupported)
 
 
 def test_an_export_leaves_torch_onnx_as_it_was(small_network, tmp_path):

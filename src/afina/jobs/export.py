@@ -6,9 +6,10 @@ from typing import Any
 
 from afina.devices.machine import available_cores
 from afina.errors import InputError, did_you_mean
+from afina.graph.quantized import activation_bits
 from afina.jobs.common.model_source import ModelSource, load_plain, name_of
 from afina.progress import Progress
-from afina.runtimes import Runtime, activation_bits, check_parity, get_runtime
+from afina.runtimes import Runtime, check_parity, get_runtime
 from afina.store.files import check_target
 from afina.techniques import quantize
 from afina.techniques.context import Context

@@ -7,7 +7,7 @@ Importing this package imports neither torch nor any runtime's library.
 
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.cpu import int8_weight_bits
-from afina.runtimes.judge import activation_bits, check_parity, is_quantized, judge_quality, outputs_of_file, parity
+from afina.runtimes.judge import check_parity, judge_quality, outputs_of_file, parity
 from afina.runtimes.policy import IntegerPolicy
 from afina.runtimes.table import RUNTIMES, formats, get_runtime, read_metadata, runtime_of, runtime_of_format
 
@@ -16,12 +16,10 @@ __all__ = [
     "IntegerPolicy",
     "Runtime",
     "Session",
-    "activation_bits",
     "check_parity",
     "formats",
     "get_runtime",
     "int8_weight_bits",
-    "is_quantized",
     "judge_quality",
     "outputs_of_file",
     "parity",

@@ -18,7 +18,6 @@ A float network can amplify rounding just as much (attention with logits of hund
 nothing tells it from a wrong one, and the message says what the network itself makes of such a change.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,6 @@ FLOAT_TOLERANCE = 1e-3
 INT8_NOISE = 0.1
 # A file of zeros has a noise of 1.
 _OWN_NOISE, _MOST_NOISE, _SEVENTH_DIGIT = 1.5, 0.7, 1e-6
-_ROUNDED = "quantized_decomposed.quantize_per_tensor.default"
 _PARITY_IMAGES = 64
 _PARITY_BATCH = 32
 _TINY = float(np.finfo(np.float32).tiny)  # outputs that are all zero are compared as they are
@@ -140,6 +138,8 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
         ParityError: they disagree by more than this module's description allows, or the file gives no finite numbers.
         InputError: the file cannot be read.
     """
+    from afina.graph.quantized import holds_bf16, is_quantized
+
     session = runtime_of(path).load(Path(path), threads=threads)
     expected, found = _both(network, session, path, _parity_images(network, data))
     if not np.isfinite(expected).all():
@@ -179,26 +179,10 @@ def parity(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.abs(found - expected).max(initial=0.0)) / max(scale, _TINY)
 
 
-def is_quantized(network: "Network") -> bool:
-    """Whether the network computes on quantized values."""
-    return any(str(node.target).startswith("quantized_decomposed.") for node in network.graph.nodes)
-
-
-def activation_bits(network: "Network") -> set[int]:
-    """The numbers of bits that activations of the network are rounded to; none where it computes in float."""
-    nodes = (node for node in network.graph.nodes if str(node.target) == _ROUNDED)
-    return {math.ceil(math.log2(node.args[4] - node.args[3] + 1)) for node in nodes}
-
-
-def holds_bf16(network: "Network") -> bool:
-    """Whether weights of the network are stored in bfloat16: a runtime may then compute in it."""
-    import torch
-
-    return any(tensor.dtype == torch.bfloat16 for tensor in network.module.state_dict().values())
-
-
 def _noise_allowed(network: "Network") -> float:
     """By the fewest codes that an activation has."""
+    from afina.graph.quantized import activation_bits
+
     bits = min(activation_bits(network), default=8)
     return INT8_NOISE * max(1.0, 2 ** ((8 - bits) / 2))
 
@@ -242,6 +226,7 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
     from torch.fx import Interpreter, Node
 
     from afina.graph.network import outputs_of
+    from afina.graph.quantized import ROUNDING_OP
 
     draw = torch.Generator().manual_seed(0)
 
@@ -250,7 +235,7 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
     class Nudge(Interpreter):
         def run_node(self, n: Node) -> Any:
-            if str(n.target) == _ROUNDED:
+            if str(n.target) == ROUNDING_OP:
                 (source, *_) = n.args
                 assert isinstance(source, Node)
                 self.env[source] = nudge(self.env[source])
@@ -264,6 +249,8 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def _remedy(network: "Network", *, amplifies: bool) -> str:
+    from afina.graph.quantized import is_quantized
+
     if amplifies:
         return "Check the network's weights: it makes rounding so large that no two programs answer alike."
     if is_quantized(network):

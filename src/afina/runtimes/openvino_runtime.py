@@ -63,6 +63,7 @@ scores = model(x)[0][0]
         return (path, path.with_suffix(".bin"))
 
     def _write(self, network: "Network", path: Path) -> None:
+        from afina.graph.quantized import holds_bf16
         from afina.runtimes.onnx_file import onnx_bytes
         from afina.runtimes.openvino_codes import (
             drop_zero_offsets,
@@ -80,7 +81,7 @@ scores = model(x)[0][0]
         slice_before_strides(model)
         store_narrow(model)
         openvino().save_model(model, str(path), compress_to_fp16=False)
-        _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if _holds_bf16(network) else {})})
+        _slim(path, {**describe(network), **({_COMPUTE_KEY: "bf16"} if holds_bf16(network) else {})})
 
     def _open(self, path: Path, threads: int) -> Session:
         core = openvino().Core()
@@ -160,12 +161,6 @@ def _reasons(error: Exception) -> str:
     """What the converter says of each operator, without where in its source that was found."""
     said = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
     return " ".join(said)[:500] or first_lines(error)
-
-
-def _holds_bf16(network: "Network") -> bool:
-    import torch
-
-    return any(tensor.dtype == torch.bfloat16 for tensor in network.module.state_dict().values())
 
 
 def _share_constants(model: Any) -> None:

@@ -16,8 +16,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms, fold_weights
 from afina.graph.network import Network, unlifted
+from afina.graph.quantized import is_quantized
 from afina.graph.stored import attribute, is_stored
-from afina.runtimes import is_quantized
 from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half

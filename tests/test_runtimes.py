@@ -25,10 +25,11 @@ from afina.runtimes import (
     IntegerPolicy,
     check_parity,
     get_runtime,
-    judge,
-    judge_quality,
+    measure_quality,
     outputs_of_file,
+    parity,
     read_metadata,
+    relative_difference,
     runtime_of,
 )
 from afina.tasks import get_task
@@ -117,7 +118,7 @@ def test_half_precision_nearly_halves_the_file_and_stays_close(name, tmp_path):
     assert largest[1] < 0.56 * largest[0]
     assert check_parity(halved, half, None, threads=1) < 1e-5
     images = network.example(16)
-    assert judge.parity(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
+    assert relative_difference(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
 
 
 class _Chaotic(torch.nn.Module):
@@ -206,7 +207,7 @@ def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_n
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     data = open_data("digits")
     outputs = outputs_of_file(path, data, small_network.input, threads=1)
-    quality = judge_quality(outputs, data, get_task(data.task), runtime=runtime)
+    quality = measure_quality(outputs, data, get_task(data.task), runtime=runtime)
     hits = outputs.argmax(1) == data.targets("validation").numpy()
     assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
 
@@ -448,7 +449,7 @@ def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path
         seen.append(len(images))
         return session(images)[0]
 
-    monkeypatch.setattr(judge, "_run", run)
+    monkeypatch.setattr(parity, "run_session", run)
     assert check_parity(network, path, None, threads=1) < 1e-4
     assert sum(seen) == 32
     assert max(seen) == large.batch < 32

@@ -14,7 +14,7 @@ from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
 from afina.jobs.common.model_source import parse_input_size
 from afina.progress import Progress
-from afina.runtimes import judge_quality, outputs_of_file, read_metadata, runtime_of
+from afina.runtimes import measure_quality, outputs_of_file, read_metadata, runtime_of
 from afina.tasks import get_task
 from afina.types import InputSpec, Measurement
 from afina.units import format_value
@@ -82,7 +82,7 @@ def benchmark(
                 fix="Give a file made for this data.",
             )
         reference = outputs if reference is None else reference
-        quality = judge_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
+        quality = measure_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,

@@ -1,7 +1,7 @@
 """What a network is for: loss, metric, agreement and predictions, one file per task and one table of them."""
 
 from afina.errors import InputError, did_you_mean
-from afina.tasks.base import Task
+from afina.tasks.base import Task, mean_with_error
 from afina.tasks.classification import Classification
 from afina.tasks.regression import Regression
 from afina.types import TaskSpec
@@ -16,4 +16,4 @@ def get_task(spec: TaskSpec) -> Task:
     return TASKS[spec.name](spec)
 
 
-__all__ = ["TASKS", "Classification", "Regression", "Task", "get_task"]
+__all__ = ["TASKS", "Classification", "Regression", "Task", "get_task", "mean_with_error"]

@@ -46,3 +46,16 @@ class Task(ABC):
     @abstractmethod
     def initial_bias(self, targets: Tensor) -> Tensor:
         """Bias `[outputs]` with which a new head starts, from the training targets."""
+
+
+def mean_with_error(scores: np.ndarray) -> tuple[float, float | None]:
+    """The mean of scores `[N]`, one for each image, and its standard error; None where one score has no spread.
+
+    Example:
+        >>> mean_with_error(np.array([0.0, 1.0, 1.0, 0.0]))
+        (0.5, 0.28867513459481287)
+        >>> mean_with_error(np.array([1.0]))
+        (1.0, None)
+    """
+    error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+    return float(np.mean(scores)), error

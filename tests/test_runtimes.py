@@ -24,6 +24,7 @@ from afina.runtimes import (
     RUNTIMES,
     IntegerPolicy,
     check_parity,
+    formats,
     get_runtime,
     measure_quality,
     outputs_of_file,
@@ -31,6 +32,7 @@ from afina.runtimes import (
     read_metadata,
     relative_difference,
     runtime_of,
+    runtime_of_format,
 )
 from afina.tasks import get_task
 from afina.techniques.context import Context
@@ -453,3 +455,89 @@ def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path
     assert check_parity(network, path, None, threads=1) < 1e-4
     assert sum(seen) == 32
     assert max(seen) == large.batch < 32
+
+
+def test_the_code_that_a_runtime_gives_for_its_files_runs_them(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    images = small_network.example(1)
+    names = {"x": images.numpy()}
+    code = runtime.usage.format(file=path)
+    if runtime.name == "pt2":
+        code = code.replace("import torch\n", "")
+        names["torch"] = torch
+    exec(code, names)
+    with small_network.inference():
+        assert np.allclose(names["scores"], small_network(images)[0].numpy(), atol=1e-4)
+
+
+def test_a_format_names_its_runtime():
+    assert {name: runtime_of_format(name).name for name in ("onnx", "pt2")} == {"onnx": "onnxruntime", "pt2": "pt2"}
+    assert formats()[:3] == ("onnx", "openvino", "pt2")
+    with pytest.raises(InputError, match="Did you mean onnx"):
+        runtime_of_format("onxx")
+
+
+_OTHER_RUNTIME = """
+from afina.runtimes.pt2 import TorchRuntime
+class Other(TorchRuntime):
+    name, format, suffix = "other", "other", {suffix!r}
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """Makes an installed package with a runtime `other`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(source):
+        (tmp_path / "otherpackage.py").write_text(source)
+        info = tmp_path / "otherpackage-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: otherpackage\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[afina.runtimes]\nother = otherpackage:Other\n")
+        RUNTIMES.refresh()
+
+    yield install
+    monkeypatch.undo()
+    sys.modules.pop("otherpackage", None)
+    RUNTIMES.refresh()
+
+
+def test_the_runtime_of_another_package_is_found_by_name_format_and_ending(other_package):
+    other_package(_OTHER_RUNTIME.format(suffix=".other"))
+    assert "otherpackage" not in sys.modules
+    runtime = get_runtime("other")
+    assert runtime_of("model.other") is runtime_of_format("other") is runtime
+    assert runtime_of("model.onnx").name == "onnxruntime"
+
+
+BROKEN_RUNTIMES = {
+    "not importable": ("import no_such_library", "cannot be imported.*no_such_library"),
+    "an ending without a dot": (_OTHER_RUNTIME.format(suffix="other"), "`suffix` is 'other'"),
+    "no ending": ("class Other: pass", "not a subclass of afina.runtimes.base.Runtime"),
+    "usage with single braces": (_OTHER_RUNTIME.format(suffix=".o") + "    usage = '{x}'\n", "`usage` has braces"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_RUNTIMES)
+def test_a_broken_runtime_of_another_package_is_named_and_breaks_no_other(case, other_package):
+    from afina.jobs.doctor import doctor
+
+    source, expected = BROKEN_RUNTIMES[case]
+    other_package(source)
+    assert get_runtime("onnxruntime").name == "onnxruntime"
+    assert runtime_of("model.pt2").name == "pt2"
+    with pytest.raises(InputError, match=rf"(?s)'other' of the package otherpackage.*{expected}"):
+        get_runtime("other")
+    (check,) = [check for check in doctor()[1] if check.name == "runtime other"]
+    assert not check.good
+    with pytest.raises(InputError, match=r"(?s)No runtime is known.*otherpackage"):
+        runtime_of("model.other")
+
+
+def test_doctor_says_of_int8_what_quantization_does(monkeypatch):
+    from afina.jobs import doctor
+
+    for bits, expected in ((8, "exact products"), (7, "kept to 7 bits")):
+        monkeypatch.setattr(doctor, "int8_weight_bits", lambda bits=bits: bits)
+        assert any(expected in check.found for check in doctor.doctor()[1] if check.name == "int8 kernels")

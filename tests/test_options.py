@@ -7,6 +7,7 @@ import pkgutil
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
@@ -66,7 +67,7 @@ def test_the_command_that_resumes_says_every_option_that_was_given_quoted_for_a_
         ("--keep-fp32", "head"), ("--keep-fp32", "a*"), ("--out", "runs/x y"), ("--weights", "w.pth"),
         ("--finetune", "3"),
     ):  # fmt: skip
-        assert pair in zip(words, words[1:], strict=False), pair
+        assert pair in pairwise(words), pair
     assert "--thorough" in words
     assert "--epochs" not in words
 

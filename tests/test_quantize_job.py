@@ -14,7 +14,7 @@ from afina.errors import AfinaError, InputError, ParityError
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of, layer_rows
 from afina.jobs.common.exporter import Answers, Exporter, Shelf
-from afina.runtimes import RUNTIMES, judge_quality
+from afina.runtimes import RUNTIMES, measure_quality
 from afina.tasks import get_task
 from afina.techniques.quantize import Source, rounding, weights
 from afina.training import predict
@@ -48,7 +48,7 @@ def no_files(monkeypatch):
     def judge(self, network, data, progress, reference=None):
         outputs, task = predict(network, data), get_task(network.task)
         against = outputs if reference is None and not data.labelled else reference
-        quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime)
         return Answers(quality, outputs, float(cost_of(network).bytes))
 
     monkeypatch.setattr(Exporter, "judge", judge)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.data import open_data
-from afina.devices import measure_latency, measure_memory
+from afina.devices import measure_latency, measure_memory, timing
 from afina.errors import AfinaError, InputError, ParityError, Unsupported
 from afina.graph import capture
 from afina.graph.axes import analyse
@@ -24,13 +24,15 @@ from afina.runtimes import (
     RUNTIMES,
     IntegerPolicy,
     check_parity,
+    formats,
     get_runtime,
-    judge,
-    judge_quality,
-    latency,
+    measure_quality,
     outputs_of_file,
+    parity,
     read_metadata,
+    relative_difference,
     runtime_of,
+    runtime_of_format,
 )
 from afina.tasks import get_task
 from afina.techniques.context import Context
@@ -118,7 +120,7 @@ def test_half_precision_nearly_halves_the_file_and_stays_close(name, tmp_path):
     assert largest[1] < 0.56 * largest[0]
     assert check_parity(halved, half, None, threads=1) < 1e-5
     images = network.example(16)
-    assert judge.parity(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
+    assert relative_difference(network(images).detach().numpy(), chosen.load(half, threads=1)(images.numpy())[0]) < 5e-3
 
 
 class _Chaotic(torch.nn.Module):
@@ -207,7 +209,7 @@ def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_n
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     data = open_data("digits")
     outputs = outputs_of_file(path, data, small_network.input, threads=1)
-    quality = judge_quality(outputs, data, get_task(data.task), runtime=runtime)
+    quality = measure_quality(outputs, data, get_task(data.task), runtime=runtime)
     hits = outputs.argmax(1) == data.targets("validation").numpy()
     assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
 
@@ -220,7 +222,7 @@ def test_a_worker_that_dies_is_one_clear_error(small_network, tmp_path, monkeypa
         code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         return real([sys.executable, "-c", code], *args, **options)
 
-    monkeypatch.setattr(latency.subprocess, "run", killed)
+    monkeypatch.setattr(timing.subprocess, "run", killed)
     with pytest.raises(AfinaError, match=r"(?i)kill|memory|died|signal"):
         measure_latency({"a": path}, SHAPE, threads=1)
 
@@ -286,6 +288,48 @@ def test_an_operator_that_openvino_does_not_know_is_named(tmp_path):
     with pytest.raises(Unsupported, match=r"No conversion rule found for operations: Det"):
         get_runtime("openvino").export(network, tmp_path / "model.xml")
     assert not list(tmp_path.iterdir())
+
+
+class _Eigenvalues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 10, 1)
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(self.stem(x)).mean(2)
+
+
+def test_an_operator_that_onnx_does_not_have_is_named_as_unsupported(tmp_path):
+    network = capture(_Eigenvalues(), GREY, DIGITS)
+    with pytest.raises(Unsupported, match=r"(?s)torch.onnx says.*_linalg_eigh"):
+        get_runtime("onnxruntime").export(network, tmp_path / "model.onnx")
+
+
+def test_packages_that_do_not_work_together_are_told_as_such_and_not_as_unsupported(
+    small_network, tmp_path, monkeypatch
+):
+    """As an onnxscript that lacks a name which an operator's translation uses."""
+
+    def convert(*args, **options):
+        try:
+            return onnx.no_such_name
+        except AttributeError as error:
+            raise torch.onnx.errors.OnnxExporterError("Failed to convert the exported program") from error
+
+    monkeypatch.setattr(torch.onnx, "export", convert)
+    with pytest.raises(AfinaError, match=r"(?s)do not work together.*no_such_name.*onnxscript \d") as caught:
+        get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    assert not isinstance(caught.value, Unsupported)
+
+
+def test_another_fault_of_an_export_is_told_as_what_it_is(small_network, tmp_path, monkeypatch):
+    def convert(*args, **options):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(torch.onnx, "export", convert)
+    with pytest.raises(AfinaError, match=r"(?s)The export to ONNX failed.*MemoryError: out of memory") as caught:
+        get_runtime("onnxruntime").export(small_network, tmp_path / "model.onnx")
+    assert not isinstance(caught.value, Unsupported)
 
 
 def test_an_export_leaves_torch_onnx_as_it_was(small_network, tmp_path):
@@ -407,7 +451,93 @@ def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path
         seen.append(len(images))
         return session(images)[0]
 
-    monkeypatch.setattr(judge, "_run", run)
+    monkeypatch.setattr(parity, "run_session", run)
     assert check_parity(network, path, None, threads=1) < 1e-4
     assert sum(seen) == 32
     assert max(seen) == large.batch < 32
+
+
+def test_the_code_that_a_runtime_gives_for_its_files_runs_them(runtime, small_network, tmp_path):
+    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
+    images = small_network.example(1)
+    names = {"x": images.numpy()}
+    code = runtime.usage.format(file=path)
+    if runtime.name == "pt2":
+        code = code.replace("import torch\n", "")
+        names["torch"] = torch
+    exec(code, names)
+    with small_network.inference():
+        assert np.allclose(names["scores"], small_network(images)[0].numpy(), atol=1e-4)
+
+
+def test_a_format_names_its_runtime():
+    assert {name: runtime_of_format(name).name for name in ("onnx", "pt2")} == {"onnx": "onnxruntime", "pt2": "pt2"}
+    assert formats()[:3] == ("onnx", "openvino", "pt2")
+    with pytest.raises(InputError, match="Did you mean onnx"):
+        runtime_of_format("onxx")
+
+
+_OTHER_RUNTIME = """
+from afina.runtimes.pt2 import TorchRuntime
+class Other(TorchRuntime):
+    name, format, suffix = "other", "other", {suffix!r}
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """Makes an installed package with a runtime `other`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(source):
+        (tmp_path / "otherpackage.py").write_text(source)
+        info = tmp_path / "otherpackage-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: otherpackage\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[afina.runtimes]\nother = otherpackage:Other\n")
+        RUNTIMES.refresh()
+
+    yield install
+    monkeypatch.undo()
+    sys.modules.pop("otherpackage", None)
+    RUNTIMES.refresh()
+
+
+def test_the_runtime_of_another_package_is_found_by_name_format_and_ending(other_package):
+    other_package(_OTHER_RUNTIME.format(suffix=".other"))
+    assert "otherpackage" not in sys.modules
+    runtime = get_runtime("other")
+    assert runtime_of("model.other") is runtime_of_format("other") is runtime
+    assert runtime_of("model.onnx").name == "onnxruntime"
+
+
+BROKEN_RUNTIMES = {
+    "not importable": ("import no_such_library", "cannot be imported.*no_such_library"),
+    "an ending without a dot": (_OTHER_RUNTIME.format(suffix="other"), "`suffix` is 'other'"),
+    "no ending": ("class Other: pass", "not a subclass of afina.runtimes.base.Runtime"),
+    "usage with single braces": (_OTHER_RUNTIME.format(suffix=".o") + "    usage = '{x}'\n", "`usage` has braces"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_RUNTIMES)
+def test_a_broken_runtime_of_another_package_is_named_and_breaks_no_other(case, other_package):
+    from afina.jobs.doctor import doctor
+
+    source, expected = BROKEN_RUNTIMES[case]
+    other_package(source)
+    assert get_runtime("onnxruntime").name == "onnxruntime"
+    assert runtime_of("model.pt2").name == "pt2"
+    with pytest.raises(InputError, match=rf"(?s)'other' of the package otherpackage.*{expected}"):
+        get_runtime("other")
+    (check,) = [check for check in doctor()[1] if check.name == "runtime other"]
+    assert not check.good
+    with pytest.raises(InputError, match=r"(?s)No runtime is known.*otherpackage"):
+        runtime_of("model.other")
+
+
+def test_doctor_says_of_int8_what_quantization_does(monkeypatch):
+    from afina.jobs import doctor
+
+    for bits, expected in ((8, "exact products"), (7, "kept to 7 bits")):
+        monkeypatch.setattr(doctor, "int8_weight_bits", lambda bits=bits: bits)
+        assert any(expected in check.found for check in doctor.doctor()[1] if check.name == "int8 kernels")

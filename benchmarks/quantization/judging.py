@@ -14,14 +14,14 @@ from subjects import IMAGES, Subject, open_subject
 
 from afina.graph.network import Network
 from afina.progress import PlainProgress
-from afina.runtimes import get_runtime, judge, outputs_of_file, runtime_of
+from afina.runtimes import get_runtime, outputs_of_file, parity, runtime_of
 from afina.training import predict
 
 RUNTIMES = ("onnxruntime", "openvino")
 Measure = Callable[[Subject, int], Row]  # of a network, with a seed
 Case = tuple[str, str, str, Measure]  # bits, method, runtime
 _BATCH = 64
-TRAINED_NOISE = judge.INT8_NOISE
+TRAINED_NOISE = parity.INT8_NOISE
 
 
 def of(network: str, shared: Path, measure: Measure, seed: int) -> Row:
@@ -71,7 +71,7 @@ def ours(options: dict[str, Any], runtime: str, label: str, subject: Subject, se
     """
     import afina
 
-    judge.INT8_NOISE = TRAINED_NOISE if subject.data.labelled else math.inf
+    parity.INT8_NOISE = TRAINED_NOISE if subject.data.labelled else math.inf
     network, _ = afina.quantize(
         subject.network,
         subject.data,

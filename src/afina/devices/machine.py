@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from afina.devices.container import cores_of_container
+
 _LIBRARIES = (
     "afina",
     "torch",
@@ -48,9 +50,10 @@ def describe_machine(threads: int) -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    """Cores that this process may use: by its affinity, and by the quota of the container that it runs in."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, cores_of_container() or cores)
 
 
 def library_versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from afina.jobs.options.benchmark import BenchmarkOptions
 from afina.jobs.options.declaration import command
 from afina.jobs.options.shared import InputSize
 from afina.progress import Progress
-from afina.runtimes import judge_quality, outputs_of_file, read_metadata, runtime_of
+from afina.runtimes import measure_quality, outputs_of_file, read_metadata, runtime_of
 from afina.tasks import get_task
 from afina.types import InputSpec, Measurement
 from afina.units import format_value
@@ -66,7 +66,7 @@ def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
                 fix="Give a file made for this data.",
             )
         reference = outputs if reference is None else reference
-        quality = judge_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
+        quality = measure_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,

@@ -4,6 +4,8 @@ A plain export carries Python stack traces, the user's module paths and every in
 ResNet-20 they are a third of the file. What is left here is the graph, its weights, and two texts of metadata.
 """
 
+from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,8 @@ _RULES = (
     *("fuse_batchnorm_into_conv_transpose", "fuse_batchnorm_into_gemm", "remove_optional_bias_from_conv"),
     *("remove_optional_bias_from_conv_transpose", "remove_optional_bias_from_gemm"),
 )
+_EXPORTERS = ("torch", "onnxscript", "onnx", "onnx-ir")
+_WRONG_VERSION = (ImportError, AttributeError)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -61,6 +65,7 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
 
     Raises:
         Unsupported: an operator has no ONNX form, or the model does not fit in one file (2 GiB).
+        AfinaError: the export failed for another reason, such as versions of packages that do not work together.
     """
     model = _translate(network)
     _use_global_average_pool(model.graph)
@@ -76,31 +81,63 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
 
 def _translate(network: "Network") -> "ir.Model":
     whole = for_onnx(network)
-    try:
-        with torch_onnx():
+    with torch_onnx():
+        try:
             try:
-                program = _exported(plain_program(whole))
-            except Exception:  # an op that only the general way knows how to break up
-                program = _exported(whole.exported())
-    except Exception as error:
-        raise Unsupported(
-            "The network could not be exported to ONNX.",
-            why=f"torch.onnx says: {first_lines(error.__cause__ or error)}",
-            fix="Rewrite the part that it names with operators that ONNX has, then try again.",
-        ) from error
-    if program is None:
-        raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
-    return program.model  # type: ignore[no-any-return]
+                model = _exported(plain_program(whole))
+            except Exception:  # mostly an op that only the general way breaks up; else that way fails too, and is told
+                model = _exported(whole.exported())
+        except Exception as error:
+            raise _failure(error) from error
+        _simplify(model)
+    return model
 
 
-def _exported(program: Any) -> Any:
+def _exported(program: Any) -> "ir.Model":
     import torch
 
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET, optimize=False, **names)
-    if exported is not None:
-        _simplify(exported.model)
-    return exported
+    if exported is None:
+        raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
+    return exported.model
+
+
+def _failure(error: Exception) -> AfinaError:
+    """What an error of the export means: a network that ONNX has no form for, or packages that do not work together."""
+    from torch.onnx.errors import OnnxExporterError
+
+    if isinstance(error, AfinaError):
+        return error
+    causes = list(_causes(error))
+    # An operator's translation that asks for a name which another package does not have: torch.onnx wraps that too.
+    broken = next((cause for cause in causes if isinstance(cause, _WRONG_VERSION)), None)
+    if broken is not None:
+        versions = ", ".join(f"{name} {version(name)}" for name in _EXPORTERS)
+        return AfinaError(
+            "The packages that export to ONNX do not work together.",
+            why=f"{type(broken).__name__}: {first_lines(broken)} Installed are {versions}.",
+            fix=f"Install versions that fit: pip install --upgrade {' '.join(_EXPORTERS[1:])}",
+        )
+    if any(isinstance(cause, (OnnxExporterError, NotImplementedError)) for cause in causes):
+        return Unsupported(
+            "The network could not be exported to ONNX.",
+            why=f"torch.onnx says: {first_lines(error.__cause__ or error)}",
+            fix="Rewrite the part that it names with operators that ONNX has, then try again.",
+        )
+    return AfinaError(
+        "The export to ONNX failed.",
+        why=f"{type(error).__name__}: {first_lines(error)}",
+        fix="Please report this with the model that you used.",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _simplify(model: "ir.Model") -> None:

@@ -40,7 +40,11 @@ class OpenVINORuntime(Runtime):
     package = "openvino"
     usage = """\
 import openvino
-model = openvino.Core().compile_model("{file}", "CPU")
+core = openvino.Core()
+network = core.read_model("{file}")
+# In the precision that the file was judged in: by default, processors with bfloat16 compute in that.
+precision = "bf16" if network.has_rt_info(["afina_compute"]) else "f32"
+model = core.compile_model(network, "CPU", {{"INFERENCE_PRECISION_HINT": precision}})
 scores = model(x)[0][0]
 """
     integers = IntegerPolicy(

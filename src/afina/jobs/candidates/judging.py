@@ -11,7 +11,7 @@ from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
 from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.variants import ORIGINAL
-from afina.runtimes import check_parity, judge_quality, outputs_of_file
+from afina.runtimes import check_parity, measure_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.types import Candidate, Epoch, Measurement, Record, Step
 
@@ -95,7 +95,7 @@ def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
     reference = job.run.path(_REFERENCE)
     if draft.name == ORIGINAL:
         job.keep_array(_REFERENCE, outputs)
-    quality = judge_quality(
+    quality = measure_quality(
         outputs, job.data, get_task(network.task), reference=np.load(reference), runtime=job.runtime
     )
     cost = cost_of(network)

@@ -16,7 +16,7 @@ from afina.devices import available_cores, measure_latency
 from afina.graph.network import Network
 from afina.jobs.options.shared import RuntimeOptions
 from afina.progress import Progress
-from afina.runtimes import Runtime, check_parity, get_runtime, judge_quality, outputs_of_file
+from afina.runtimes import Runtime, check_parity, get_runtime, measure_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.training import predict
 from afina.types import Measurement
@@ -118,7 +118,7 @@ class Exporter:
         check_parity(network, path, data, threads=self.threads)
         outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
-        quality = judge_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime)
         return Answers(quality, outputs, self.bytes(path))
 
 

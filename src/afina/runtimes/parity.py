@@ -1,4 +1,4 @@
-"""What an exported file answers: its outputs over the data, its quality, and whether it agrees with its network.
+"""Whether an exported file answers as the network that it was made from.
 
 How large a difference is allowed between a file and its network:
 
@@ -24,18 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afina.errors import InputError, ParityError, first_lines
-from afina.progress import Progress
-from afina.runtimes.base import Runtime, Session
+from afina.errors import ParityError
+from afina.runtimes.base import Session
+from afina.runtimes.quality import run_session
 from afina.runtimes.table import runtime_of
-from afina.types import InputSpec, Measurement
 
 if TYPE_CHECKING:
     import torch
 
     from afina.data import ImageData
     from afina.graph import Network
-    from afina.tasks import Task
 
 FLOAT_TOLERANCE = 1e-3
 INT8_NOISE = 0.1
@@ -46,86 +44,8 @@ _PARITY_BATCH = 32
 _TINY = float(np.finfo(np.float32).tiny)  # outputs that are all zero are compared as they are
 
 
-def outputs_of_file(
-    path: Path,
-    data: "ImageData",
-    input: InputSpec,
-    *,
-    threads: int,
-    split: str = "validation",
-    batch_size: int | None = None,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """The file's outputs `[N, outputs]` (float32) for the images of a split, in the order of its targets.
-
-    Args:
-        path: An exported file.
-        data: The images.
-        input: How they are prepared.
-        threads: Threads that the runtime may use.
-        split: `train` or `validation`.
-        batch_size: Images in one run; by default what is fast on a processor.
-        limit: Only so many of the images.
-        progress: What the user sees.
-
-    Raises:
-        InputError: the file cannot be read, or does not take images of this shape.
-    """
-    session = runtime_of(path).load(Path(path), threads=threads)
-    batches = data.batches(split, input, batch_size=batch_size or input.batch, limit=limit)
-    found = []
-    with (progress or Progress()).work(f"Running {Path(path).name}", len(batches)) as bar:
-        for images, _ in batches:
-            found.append(_run(session, path, np.ascontiguousarray(images.numpy())))
-            bar.advance()
-    return np.concatenate(found)
-
-
-def judge_quality(
-    outputs: np.ndarray,
-    data: "ImageData",
-    task: "Task",
-    *,
-    reference: np.ndarray | None = None,
-    runtime: Runtime | None = None,
-    split: str = "validation",
-) -> Measurement:
-    """The task's metric over outputs of a file; where there are no labels, its agreement with `reference`.
-
-    Args:
-        outputs: `[N, outputs]`, of the first N images of the split.
-        data: Where they come from.
-        task: What they mean.
-        reference: Outputs of the original for the same images; needed where the data has no labels.
-        runtime: What computed them, for the record.
-        split: The split that they belong to.
-
-    Returns:
-        The mean over images, with its standard error as the spread.
-
-    Raises:
-        InputError: there are neither labels nor a reference, or the reference is of other images.
-    """
-    if data.labelled:
-        scores, metric = task.scores(outputs, data.targets(split).numpy()[: len(outputs)]), task.metric
-    elif reference is None or reference.shape != outputs.shape:
-        raise InputError(
-            "There is nothing to judge the outputs by.",
-            why="The data has no labels, and there are no outputs of an original for the same images.",
-            fix="Give data with labels, or the original beside the file.",
-        )
-    else:
-        scores, metric = task.agreements(outputs, reference), task.agreement
-    count = len(scores)
-    error = float(np.std(scores, ddof=1) / np.sqrt(count)) if count > 1 else None
-    label = f"{runtime.package} {runtime.version()}, " if runtime else ""
-    where = f"{label}{count} {split} images of {data.name}"
-    return Measurement(float(np.mean(scores)), metric.name, "measured", spread=error, n=count, where=where)
-
-
 def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor | None", *, threads: int) -> float:
-    """Run the file beside the network it was made from; the relative difference between their outputs (`parity`).
+    """Run the file beside the network it was made from, and return the largest relative difference of their outputs.
 
     Args:
         network: Float or quantized: what was exported.
@@ -153,11 +73,11 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
             why=f"It gives shape {list(found.shape)} with {np.count_nonzero(~np.isfinite(found))} numbers that are "
             f"not finite, the network {list(expected.shape)}, all finite.",
         )
-    difference = parity(expected, found)
+    difference = relative_difference(expected, found)
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
         apart, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
     else:
-        apart, allowed, unit = parity, FLOAT_TOLERANCE, "of the largest output"
+        apart, allowed, unit = relative_difference, FLOAT_TOLERANCE, "of the largest output"
     measured, own = apart(expected, found), 0.0
     if measured > allowed:
         own = apart(expected, _nudged(network, _parity_images(network, data)))
@@ -173,8 +93,13 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
     return difference
 
 
-def parity(expected: np.ndarray, found: np.ndarray) -> float:
-    """Largest difference between two sets of outputs, relative to the largest of the expected ones."""
+def relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference between two sets of outputs, relative to the largest of the expected ones.
+
+    Example:
+        >>> round(relative_difference(np.array([1.0, -4.0]), np.array([1.0, -3.0])), 3)
+        0.25
+    """
     scale = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(found - expected).max(initial=0.0)) / max(scale, _TINY)
 
@@ -216,7 +141,7 @@ def _both(
     with network.inference():
         for images in batches:
             expected.append(network(torch.from_numpy(images).to(network.device)).cpu().numpy())
-            found.append(_run(session, path, images))
+            found.append(run_session(session, path, images))
     return np.concatenate(expected), np.concatenate(found)
 
 
@@ -256,14 +181,3 @@ def _remedy(network: "Network", *, amplifies: bool) -> str:
     if is_quantized(network):
         return "On a processor whose int8 products saturate, quantize weights to 7 bits."
     return "Try the other runtime, or full precision."
-
-
-def _run(session: Session, path: Path, images: np.ndarray) -> np.ndarray:
-    try:
-        return session(images)[0]
-    except Exception as error:
-        raise InputError(
-            f"{path} does not run on images of shape {list(images.shape[1:])} (channels, height, width).",
-            why=f"It says: {first_lines(error)}",
-            fix="If it was made for another size, give that with --input-size HEIGHTxWIDTH.",
-        ) from error

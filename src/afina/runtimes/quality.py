@@ -1,0 +1,112 @@
+"""What an exported file answers over a set of images, and the quality of these answers in the task's metric."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from afina.errors import InputError, first_lines
+from afina.progress import Progress
+from afina.runtimes.base import Runtime, Session
+from afina.runtimes.table import runtime_of
+from afina.types import InputSpec, Measurement
+
+if TYPE_CHECKING:
+    from afina.data import ImageData
+    from afina.tasks import Task
+
+
+def outputs_of_file(
+    path: Path,
+    data: "ImageData",
+    input: InputSpec,
+    *,
+    threads: int,
+    split: str = "validation",
+    batch_size: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The file's outputs `[N, outputs]` (float32) for the images of a split, in the order of its targets.
+
+    Args:
+        path: An exported file.
+        data: The images.
+        input: How they are prepared.
+        threads: Threads that the runtime may use.
+        split: `train` or `validation`.
+        batch_size: Images in one run; by default what is fast on a processor.
+        limit: Only so many of the images.
+        progress: What the user sees.
+
+    Raises:
+        InputError: the file cannot be read, or does not take images of this shape.
+    """
+    session = runtime_of(path).load(Path(path), threads=threads)
+    batches = data.batches(split, input, batch_size=batch_size or input.batch, limit=limit)
+    parts = []
+    with (progress or Progress()).work(f"Running {Path(path).name}", len(batches)) as bar:
+        for images, _ in batches:
+            parts.append(run_session(session, path, np.ascontiguousarray(images.numpy())))
+            bar.advance()
+    return np.concatenate(parts)
+
+
+def measure_quality(
+    outputs: np.ndarray,
+    data: "ImageData",
+    task: "Task",
+    *,
+    reference: np.ndarray | None = None,
+    runtime: Runtime | None = None,
+    split: str = "validation",
+) -> Measurement:
+    """The task's metric over outputs of a file; where there are no labels, its agreement with `reference`.
+
+    Args:
+        outputs: `[N, outputs]`, of the first N images of the split.
+        data: Where they come from.
+        task: What they mean.
+        reference: Outputs of the original for the same images; needed where the data has no labels.
+        runtime: What computed them, for the record.
+        split: The split that they belong to.
+
+    Returns:
+        The mean over images, with its standard error as the spread.
+
+    Raises:
+        InputError: there are neither labels nor a reference, or the reference is of other images.
+    """
+    if data.labelled:
+        scores, metric = task.scores(outputs, data.targets(split).numpy()[: len(outputs)]), task.metric
+    elif reference is None or reference.shape != outputs.shape:
+        raise InputError(
+            "There is nothing to judge the outputs by.",
+            why="The data has no labels, and there are no outputs of an original for the same images.",
+            fix="Give data with labels, or the original beside the file.",
+        )
+    else:
+        scores, metric = task.agreements(outputs, reference), task.agreement
+    # Imported here: tasks need torch, and files are timed without it.
+    from afina.tasks import mean_with_error
+
+    value, error = mean_with_error(scores)
+    label = f"{runtime.package} {runtime.version()}, " if runtime else ""
+    where = f"{label}{len(scores)} {split} images of {data.name}"
+    return Measurement(value, metric.name, "measured", spread=error, n=len(scores), where=where)
+
+
+def run_session(session: Session, path: Path, images: np.ndarray) -> np.ndarray:
+    """The outputs `[N, outputs]` of a loaded file for images `[N, C, H, W]`.
+
+    Raises:
+        InputError: the file does not run on images of this shape.
+    """
+    try:
+        return session(images)[0]
+    except Exception as error:
+        raise InputError(
+            f"{path} does not run on images of shape {list(images.shape[1:])} (channels, height, width).",
+            why=f"It says: {first_lines(error)}",
+            fix="If it was made for another size, give that with --input-size HEIGHTxWIDTH.",
+        ) from error

@@ -250,19 +250,19 @@ class Analysis:
     @cached_property
     def _tagged(self) -> dict[Tag, NDArray[np.bool_]]:
         """For each tag, whether each class carries it."""
-        found: dict[Tag, NDArray[np.bool_]] = {}
+        carries: dict[Tag, NDArray[np.bool_]] = {}
         for tag, exprs in self._builder.tags.items():
-            found[tag] = np.zeros(len(self.solution.root), dtype=np.bool_)
+            carries[tag] = np.zeros(len(self.solution.root), dtype=np.bool_)
             for array in (array for expr in exprs for array in self.solution.expand(expr)):
-                found[tag][array[array >= 0]] = True
-        return found
+                carries[tag][array[array >= 0]] = True
+        return carries
 
     def _kind(self, classes: Array, members: list[Member]) -> Kind:
         for tag in _KIND_TAGS:
             if self._tagged[tag][classes[0]]:
                 return tag
-        made = {self._builder.producers.get((m.name, m.dim)) for m in members}
-        return "channels" if "channels" in made else "hidden"
+        kinds = {self._builder.producers.get((m.name, m.dim)) for m in members}
+        return "channels" if "channels" in kinds else "hidden"
 
     def _groups(self) -> list[tuple[Array, list[Member]]]:
         """The classes of each axis, fixed ones too, with the dimensions of weights that they stand in."""
@@ -270,10 +270,10 @@ class Analysis:
         kinds = (self.solution.family, self.solution.reason, *(self._tagged[tag] for tag in get_args(Tag)))
         return [
             (
-                found.classes,
-                [Member(*slots[slot][:2], units, self._role(*slots[slot][:2])) for slot, units in found.places],
+                gathered.classes,
+                [Member(*slots[slot][:2], units, self._role(*slots[slot][:2])) for slot, units in gathered.places],
             )
-            for found in group([array for _, _, array in slots], kinds)
+            for gathered in group([array for _, _, array in slots], kinds)
         ]
 
     def _role(self, name: str, dim: int) -> Role:

@@ -132,7 +132,7 @@ class Labels:
         if not (first >= 0).any(axis=1).all():
             return False
         sets = [set(np.unique(row[row >= 0]).tolist()) for row in first]
-        return sum(len(found) for found in sets) == len(set().union(*sets))
+        return sum(len(row_families) for row_families in sets) == len(set().union(*sets))
 
     def _family_of(self, array: Array) -> Array:
         starts = np.concatenate(([0], np.cumsum(self._families)[:-1])) if self._families else np.zeros(1)

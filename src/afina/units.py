@@ -34,8 +34,8 @@ def parse_time(text: str | float, option: str = "--latency", example: str = "5ms
     if isinstance(text, (int, float)):
         return _positive(float(text), text, option)
     value, unit = _split(text, option, example)
-    known = {**_SECONDS, "": 1.0}
-    return _positive(value * _factor(unit.lower(), known, text, option, "us, ms, s, min, h"), text, option)
+    units = {**_SECONDS, "": 1.0}
+    return _positive(value * _factor(unit.lower(), units, text, option, "us, ms, s, min, h"), text, option)
 
 
 def parse_drop(text: str | float, option: str = "--max-drop") -> float:
@@ -112,9 +112,9 @@ def _rounded(value: float) -> float:
 
 def format_value(value: float, unit: str) -> str:
     """A measurement's value for people, by its unit (`B`, `s`, `1`, `accuracy`, anything else as it is)."""
-    known = {"B": format_size, "s": format_time, "1": format_count}
-    if unit in known:
-        return known[unit](value)
+    writers = {"B": format_size, "s": format_time, "1": format_count}
+    if unit in writers:
+        return writers[unit](value)
     return f"{value:.2%}" if unit in ("accuracy", "agreement") else f"{value:.4g}"
 
 
@@ -125,10 +125,10 @@ def _split(text: str, option: str, example: str) -> tuple[float, str]:
     return float(match.group(1)), match.group(2)
 
 
-def _factor(unit: str, known: Mapping[str, float], text: str, option: str, allowed: str) -> float:
-    if unit not in known:
+def _factor(unit: str, units: Mapping[str, float], text: str, option: str, allowed: str) -> float:
+    if unit not in units:
         raise InputError(f"{option} {text!r} has a unit that is not known.", fix=f"Known units: {allowed}.")
-    return known[unit]
+    return units[unit]
 
 
 def _positive(value: T, text: str | float, option: str) -> T:

@@ -39,7 +39,7 @@ def find_blocks(network: Network) -> dict[str, Block]:
     A branch can go when it starts from its shortcut, which holds no weights beside it, has the same shape, and nothing
     else reads what the branch computes on the way.
     """
-    found: dict[str, Block] = {}
+    blocks: dict[str, Block] = {}
     for node in network.graph.nodes:
         if node.target not in _ADDITIONS or node.kwargs.get("alpha", 1) != 1:
             continue
@@ -51,12 +51,12 @@ def find_blocks(network: Network) -> dict[str, Block]:
             layers = tuple(str(n.target) for n in inside if n.op == "get_attr")
             if layers and _same_shape(shortcut, node):
                 name = _name(layers)
-                twins = sum(known.partition(" #")[0] == name for known in found)
+                twins = sum(known.partition(" #")[0] == name for known in blocks)
                 name = f"{name} #{twins + 1}" if twins else name
                 order = tuple(n.name for n in network.graph.nodes if n in inside)
-                found[name] = Block(name, layers, node.name, shortcut.name, order)
+                blocks[name] = Block(name, layers, node.name, shortcut.name, order)
                 break
-    return found
+    return blocks
 
 
 def remove_blocks(network: Network, names: Iterable[str]) -> Network:
@@ -65,16 +65,16 @@ def remove_blocks(network: Network, names: Iterable[str]) -> Network:
     Raises:
         InputError: there is no such block.
     """
-    twin, known = network.copy(), find_blocks(network)
+    twin, blocks = network.copy(), find_blocks(network)
     nodes = {node.name: node for node in twin.graph.nodes}
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no residual block {name!r} that can go.", fix=did_you_mean(name, known))
-        addition, shortcut = nodes[known[name].addition], nodes[known[name].shortcut]
+        if name not in blocks:
+            raise InputError(f"There is no residual block {name!r} that can go.", fix=did_you_mean(name, blocks))
+        addition, shortcut = nodes[blocks[name].addition], nodes[blocks[name].shortcut]
         # The shortcut may itself be an addition whose block went before.
         addition.replace_all_uses_with(shortcut)
         nodes = {other: shortcut if node is addition else node for other, node in nodes.items()}
-        for gone in (addition, *(nodes[inner] for inner in reversed(known[name].branch))):
+        for gone in (addition, *(nodes[inner] for inner in reversed(blocks[name].branch))):
             twin.graph.erase_node(gone)
     _drop_unused(twin)
     twin.module.recompile()

@@ -73,17 +73,17 @@ def float_name(dtype: torch.dtype) -> str:
 def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
     """Multiply-accumulates for one image by the name of the weight that is multiplied by, and those without one."""
     values = _values(network)
-    found: dict[str, float] = {}
+    macs_of: dict[str, float] = {}
     rest = 0.0
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         held = [source for source in map(_held, _weights(node)) if source is not None and values[source].ndim > 1]
         if held:
-            found[str(held[0].target)] = found.get(str(held[0].target), 0.0) + _macs(node, values)
+            macs_of[str(held[0].target)] = macs_of.get(str(held[0].target), 0.0) + _macs(node, values)
         else:
             rest += _macs(node, values)
-    return found, rest
+    return macs_of, rest
 
 
 def _values(network: Network) -> dict[Node, Any]:

@@ -28,8 +28,8 @@ def fold_weights(network: Network) -> list[str]:
     """
     fixed = fixed_nodes(network.graph, lambda node: _is_float(network, node))
     layers = [node for node in network.graph.nodes if node.op == "call_function" and op_name(node) in _LAYERS]
-    given = (arguments(node)[key] for node in layers for key in ("weight", "bias"))
-    computed = dict.fromkeys(source for source in given if source in fixed and source.op != "get_attr")
+    sources = (arguments(node)[key] for node in layers for key in ("weight", "bias"))
+    computed = dict.fromkeys(source for source in sources if source in fixed and source.op != "get_attr")
     stored = [store(network, node) for node in computed]
     network.graph.eliminate_dead_code()
     names = [_take_name(network, node, origin) for node, origin in stored]
@@ -56,13 +56,13 @@ def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True,
 
 def _written(graph: Graph) -> set[Node]:
     """The nodes whose tensors others write into, through views too."""
-    found = set[Node]()
+    overwritten = set[Node]()
     for target in (target for node in graph.nodes for target in written(node)):
-        found.add(target)
+        overwritten.add(target)
         while is_view(target) and isinstance(target.args[0], Node):
             target = target.args[0]
-            found.add(target)
-    return found
+            overwritten.add(target)
+    return overwritten
 
 
 def _is_float(network: Network, node: Node) -> bool:
@@ -81,26 +81,26 @@ def is_code(network: Network, node: Node) -> bool:
 
 def store(network: Network, computed: Node) -> tuple[Node, str]:
     """A stored parameter in the place of a node, and the name of the parameter that it was computed from."""
-    known = dict[Node, Any]()
+    values = dict[Node, Any]()
 
     def value(node: Node) -> Any:
-        if node not in known and node.op == "get_attr":
-            known[node] = attribute(network.module, str(node.target))
-        elif node not in known:
+        if node not in values and node.op == "get_attr":
+            values[node] = attribute(network.module, str(node.target))
+        elif node not in values:
             assert callable(node.target)
-            known[node] = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
-        return known[node]
+            values[node] = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+        return values[node]
 
     with torch.no_grad():
-        found: Tensor = value(computed).detach().clone()
+        folded: Tensor = value(computed).detach().clone()
     name = f"{computed.name}_stored"
-    put_parameter(network.module, name, found)
+    put_parameter(network.module, name, folded)
     with network.graph.inserting_before(computed):
         stored = network.graph.get_attr(name)
     stored.meta = dict(computed.meta)
     computed.replace_all_uses_with(stored)
-    origins = [node for node in known if node.op == "get_attr"]
-    alike = (node for node in origins if known[node].shape == found.shape)
+    origins = [node for node in values if node.op == "get_attr"]
+    alike = (node for node in origins if values[node].shape == folded.shape)
     return stored, str(next(alike, (*origins, stored)[0]).target)
 
 
@@ -146,8 +146,8 @@ def _layer_before(norm: Node) -> Node | None:
         return None
     if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
         return None
-    own = arguments(layer)
-    held = [own[key] for key in ("weight", "bias") if own[key] is not None]
+    layer_arguments = arguments(layer)
+    held = [layer_arguments[key] for key in ("weight", "bias") if layer_arguments[key] is not None]
     if not all(is_stored(node) and uses_of(node) == 1 for node in held):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
@@ -159,21 +159,23 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
     a = arguments(norm)
 
     def held(key: str, default: float) -> Tensor:
-        given = a[key]
-        if given is None:
+        source = a[key]
+        if source is None:
             return torch.full_like(attribute(network.module, str(a["running_mean"].target)), default)
-        value: Tensor = attribute(network.module, str(given.target))
+        value: Tensor = attribute(network.module, str(source.target))
         return value.detach()
 
     factor = held("weight", 1.0) * torch.rsqrt(held("running_var", 1.0) + float(a["eps"]))
-    own = arguments(layer)
-    name, given = str(own["weight"].target), own["bias"]
+    layer_arguments = arguments(layer)
+    name, bias_node = str(layer_arguments["weight"].target), layer_arguments["bias"]
     weight = attribute(network.module, name).detach()
-    bias = attribute(network.module, str(given.target)).detach() if given is not None else torch.zeros_like(factor)
+    bias = (
+        attribute(network.module, str(bias_node.target)).detach() if bias_node is not None else torch.zeros_like(factor)
+    )
     put_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
-    bias_name = str(given.target) if given is not None else bias_name_of(name)
+    bias_name = str(bias_node.target) if bias_node is not None else bias_name_of(name)
     put_parameter(network.module, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
-    if given is None:
+    if bias_node is None:
         give_bias(network, layer, bias_name)
     norm.replace_all_uses_with(layer)
     network.graph.erase_node(norm)

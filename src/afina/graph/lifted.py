@@ -56,23 +56,23 @@ def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProg
 def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]]:
     """The graph with an input in the place of each stored tensor, and what its inputs and outputs are."""
     values = current_values(module)
-    graph, known, outputs = Graph(), dict[Node, Node](), list[OutputSpec]()
-    inputs = _lift_stored(module, graph, known)
+    graph, copies, outputs = Graph(), dict[Node, Node](), list[OutputSpec]()
+    inputs = _lift_stored(module, graph, copies)
     for node in module.graph.nodes:
         if node.op == "output":
-            results = [known[source] for source in node.all_input_nodes]
+            results = [copies[source] for source in node.all_input_nodes]
             graph.output(tuple(results))
             outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None) for result in results]
         elif node.op != "get_attr":
-            known[node] = graph.node_copy(node, known.__getitem__)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
-                inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(known[node].name), None))
-    for node, own in known.items():
-        own.meta = {**node.meta, "val": values[node]}
+                inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(copies[node].name), None))
+    for node, twin in copies.items():
+        twin.meta = {**node.meta, "val": values[node]}
     return graph, inputs, outputs
 
 
-def _lift_stored(module: GraphModule, graph: Graph, known: dict[Node, Node]) -> list[InputSpec]:
+def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) -> list[InputSpec]:
     """An input for each tensor that the graph reads; `known` has it for all nodes that read it."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
@@ -87,5 +87,5 @@ def _lift_stored(module: GraphModule, graph: Graph, known: dict[Node, Node]) -> 
             kind = InputKind.PARAMETER if name in parameters else kind
             kept = True if kind is InputKind.BUFFER else None
             inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, kept))
-        known[node] = stored[name]
+        copies[node] = stored[name]
     return inputs

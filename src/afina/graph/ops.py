@@ -28,13 +28,13 @@ def module_path(node: Node) -> str:
 def arguments(node: Node) -> dict[str, Any]:
     """The arguments of an ATen op by the names in its schema, defaults filled in."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for index, argument in enumerate(node.target._schema.arguments):
         if not argument.kwarg_only and index < len(node.args):
-            found[argument.name] = node.args[index]
+            named[argument.name] = node.args[index]
         else:
-            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return found
+            named[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return named
 
 
 def set_argument(node: Node, name: str, value: Any) -> None:

@@ -61,13 +61,15 @@ def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Nod
     return values
 
 
-def _value(module: GraphModule, mode: FakeTensorMode, node: Node, example: Tensor, known: Callable[[Node], Any]) -> Any:
+def _value(
+    module: GraphModule, mode: FakeTensorMode, node: Node, example: Tensor, value_of: Callable[[Node], Any]
+) -> Any:
     if node.op == "placeholder":
         return example
     if node.op == "get_attr":
         value = attribute(module, str(node.target))
         return mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
-    args, kwargs = map_arg(node.args, known), map_arg(node.kwargs, known)
+    args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
     if node.op == "output":
         return args[0]
     if node.op == "call_module":

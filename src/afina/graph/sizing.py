@@ -79,7 +79,7 @@ def _dims(
     name: str, shape: torch.Size, labels: dict[tuple[str, int], dict[str, np.ndarray]]
 ) -> tuple[tuple[int, tuple[tuple[tuple[str, ...], int], ...]], ...]:
     """Of each dimension with axes: its size, and how many of its positions go with each set of axes."""
-    found = []
+    dims = []
     for dim, size in enumerate(shape):
         here = labels.get((name, dim), {})
         if not here:
@@ -91,5 +91,5 @@ def _dims(
             for pattern, count in zip(patterns.T, counts, strict=True)
             if pattern.any()
         )
-        found.append((int(size), parts))
-    return tuple(found)
+        dims.append((int(size), parts))
+    return tuple(dims)

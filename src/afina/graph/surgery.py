@@ -81,13 +81,13 @@ def kept_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Ke
 def _masks(analysis: Analysis, kept: Kept) -> Masks:
     if not all(kept.mask(expr).any() for expr in analysis.needed):
         raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
-    found: Masks = {}
+    masks: Masks = {}
     for name, dims in analysis.held.items():
         parts = [kept.mask(expr) if expr else None for expr in dims]
         if any(part is not None and not part.any() for part in parts):
             raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")
-        found[name] = [None if part is None or part.all() else part for part in parts]
-    return found
+        masks[name] = [None if part is None or part.all() else part for part in parts]
+    return masks
 
 
 def _checked(network: Network, analysis: Analysis | None) -> Analysis:
@@ -100,17 +100,17 @@ def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mas
     free = {axis.name: axis for axis in analysis.axes.free}
     kept = np.ones(len(analysis.solution.root), dtype=np.bool_)
     for axis, units in keep.items():
-        own = free.get(axis.name)
-        if own is None or own.size != axis.size:
+        free_axis = free.get(axis.name)
+        if free_axis is None or free_axis.size != axis.size:
             raise InputError(
                 f"{axis.name} is not a free axis of this network.",
                 why="Axes belong to the network that they were found in.",
                 fix="Take them from analyse(network).free.",
             )
         chosen = np.unique(np.asarray(units, dtype=np.int64))
-        if chosen.size == 0 or chosen[0] < 0 or chosen[-1] >= own.size:
+        if chosen.size == 0 or chosen[0] < 0 or chosen[-1] >= free_axis.size:
             raise InputError(
-                f"The units to keep of {axis.name} must be one or more of 0 to {own.size - 1}.",
+                f"The units to keep of {axis.name} must be one or more of 0 to {free_axis.size - 1}.",
                 why=f"Given were {chosen.size}, from {chosen.min(initial=0)} to {chosen.max(initial=0)}.",
             )
         classes = analysis.classes[axis.name]

@@ -37,12 +37,12 @@ _NEW = frozenset(
 def written(node: Node) -> list[Node]:
     """The arguments that an op writes into."""
     schema = getattr(node.target, "_schema", None)
-    found = []
+    targets = []
     for place, argument in enumerate(schema.arguments if schema is not None else ()):
         if argument.alias_info is not None and argument.alias_info.is_write:
             target = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            found += [target] if isinstance(target, Node) else []
-    return found
+            targets += [target] if isinstance(target, Node) else []
+    return targets
 
 
 def is_view(node: Node) -> bool:
@@ -133,13 +133,13 @@ def _relatives(node: Node) -> set[Node]:
 
 
 def _reached(node: Node, leads: Callable[[Node, Node], bool]) -> set[Node]:
-    found, left = {node}, [node]
+    reached, left = {node}, [node]
     while left:
         source = left.pop()
-        new = [user for user in source.users if user not in found and leads(source, user)]
-        found.update(new)
+        new = [user for user in source.users if user not in reached and leads(source, user)]
+        reached.update(new)
         left += new
-    return found
+    return reached
 
 
 def _begins_constant(node: Node, frozen: bool) -> bool:
@@ -160,9 +160,9 @@ def _are_literals(nodes: Iterable[Node]) -> bool:
 
 
 def _inputs(arguments: Any) -> list[Node]:
-    found: list[Node] = []
-    map_arg(arguments, found.append)
-    return found
+    nodes: list[Node] = []
+    map_arg(arguments, nodes.append)
+    return nodes
 
 
 def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:

@@ -1,10 +1,25 @@
-"""From a graph to its axes: walk the ops, solve, and gather units that always go with the same weights."""
+"""From a graph to its axes: walk the ops, solve, and gather units that always go with the same weights.
+
+For `fc(conv(x).flatten(1))` with 3 channels of 2 pixels:
+
+1. `Builder` gives each dimension of each weight labels of its own: the outputs of `conv` 0 1 2, its input (the image's
+   channels) 3 4 5, the rows of `fc` 6 7, its columns 8 9 10 11 12 13.
+2. Each op, in the order of the graph, is given to its rule (`layers`, `elementwise`, `indexing`, `products`, `shapes`).
+   `conv` gives a tensor whose channels are 0 1 2; `flatten` gives one whose columns are 0 0 1 1 2 2; `fc` says that
+   these are its columns: 0 is 8, 0 is 9, 1 is 10 and so on. The image and the network's output fix what reaches them.
+3. `Labels.solve` draws the conclusions: 8 and 9 are in the class of 0, and so on; 6 and 7 are fixed.
+4. `grouping` gathers classes that stand in the same weights: {0, 1, 2} is one axis, `conv`, with the members
+   `conv.weight` (dimension 0) and `fc.weight` (dimension 1, two positions for each unit).
+
+Without step 2, an axis would have to be guessed from the modules: the columns that `flatten` makes of a channel are
+written nowhere but in the graph.
+"""
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,6 +28,7 @@ from torch.fx import Node
 
 from afina.graph.axes import elementwise, indexing, layers, products, shapes
 from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag
+from afina.graph.axes.grouping import group
 from afina.graph.axes.labels import Array, Expr, Solution
 from afina.graph.network import Network
 from afina.graph.ops import op_name
@@ -122,6 +138,17 @@ def analyse(network: Network) -> Axes:
 
     Raises:
         Unsupported: the shapes in the graph depend on the values of the data.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        >>> axes = analyse(capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog"))))
+        >>> [(axis.name, axis.size, axis.kind) for axis in axes.free]
+        [('0', 4, 'channels')]
+        >>> [(axis.name, axis.reason) for axis in axes.fixed]
+        [('3', "reaches the network's output")]
     """
     return Analysis(network).axes
 
@@ -223,66 +250,36 @@ class Analysis:
     @cached_property
     def _tagged(self) -> dict[Tag, NDArray[np.bool_]]:
         """For each tag, whether each class carries it."""
-        found: dict[Tag, NDArray[np.bool_]] = {}
+        carries: dict[Tag, NDArray[np.bool_]] = {}
         for tag, exprs in self._builder.tags.items():
-            found[tag] = np.zeros(len(self.solution.root), dtype=np.bool_)
+            carries[tag] = np.zeros(len(self.solution.root), dtype=np.bool_)
             for array in (array for expr in exprs for array in self.solution.expand(expr)):
-                found[tag][array[array >= 0]] = True
-        return found
+                carries[tag][array[array >= 0]] = True
+        return carries
 
     def _kind(self, classes: Array, members: list[Member]) -> Kind:
         for tag in _KIND_TAGS:
             if self._tagged[tag][classes[0]]:
                 return tag
-        made = {self._builder.producers.get((m.name, m.dim)) for m in members}
-        return "channels" if "channels" in made else "hidden"
+        kinds = {self._builder.producers.get((m.name, m.dim)) for m in members}
+        return "channels" if "channels" in kinds else "hidden"
 
     def _groups(self) -> list[tuple[Array, list[Member]]]:
-        """Classes gathered into axes: same family, tags, and as often in the same dimensions of the same weights."""
-        slots = [(n, d, a) for n, dims in self.held.items() for d, expr in enumerate(dims) for a in expr]
-        count = len(self.solution.root)
-        signature = np.zeros(count, dtype=np.uint64)
-        marks = np.random.default_rng(0).integers(1, 2**63, size=len(slots), dtype=np.uint64)
-        for mark, (_, _, array) in zip(marks, slots, strict=True):
-            np.add.at(signature, array[array >= 0], mark)
-        present = np.flatnonzero(signature)
-        keys = np.stack(
+        """The classes of each axis, fixed ones too, with the dimensions of weights that they stand in."""
+        slots = [(name, d, array) for name, dims in self.held.items() for d, expr in enumerate(dims) for array in expr]
+        kinds = (self.solution.family, self.solution.reason, *(self._tagged[tag] for tag in get_args(Tag)))
+        return [
             (
-                self.solution.family[present].astype(np.uint64),
-                signature[present],
-                self.solution.reason[present].astype(np.uint64),
-                *(self._tagged[tag][present].astype(np.uint64) for tag in get_args(Tag)),
+                gathered.classes,
+                [Member(*slots[slot][:2], units, self._role(*slots[slot][:2])) for slot, units in gathered.places],
             )
-        )
-        _, axis_of_present = np.unique(keys, axis=1, return_inverse=True)
-        axis_of_present = _by_first(axis_of_present.reshape(-1))
-        axis = np.full(count, -1, dtype=np.int64)
-        axis[present] = axis_of_present
-        unit = np.full(count, -1, dtype=np.int64)
-        order = np.argsort(axis_of_present, kind="stable")
-        sizes = np.bincount(axis_of_present) if present.size else np.empty(0, dtype=np.int64)
-        starts = np.concatenate(([0], np.cumsum(sizes)[:-1])) if present.size else sizes
-        unit[present[order]] = np.arange(len(present)) - np.repeat(starts, sizes)
-        members: list[list[Member]] = [[] for _ in sizes]
-        for name, dim, array in slots:
-            here = np.where(array >= 0, axis[array], -1)
-            for number in np.unique(here[here >= 0]):
-                units = np.where(here == number, unit[array], -1)
-                members[number].append(Member(name, dim, units, self._role(name, dim)))
-        return [(present[order[s : s + n]], m) for s, n, m in zip(starts, sizes, members, strict=True)]
+            for gathered in group([array for _, _, array in slots], kinds)
+        ]
 
     def _role(self, name: str, dim: int) -> Role:
         if (name, dim) in self._builder.producers:
             return "producer"
         return "consumer" if (name, dim) in self._builder.consumers else "other"
-
-
-def _by_first(groups: NDArray[Any]) -> Array:
-    """Group numbers in the order in which the groups appear."""
-    _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[numbers.reshape(-1)]
 
 
 def _axis_name(members: list[Member]) -> str:

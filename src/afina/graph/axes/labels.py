@@ -10,10 +10,34 @@ goes away when any of its labels does. So
 
 Nothing needs refining when a slice or a `cat` cuts through a dimension: labels are as fine as units.
 
-When a plain dimension is viewed as a product, each of its labels is *defined* as the pair of a row's label and
-a column's label; a product of three is a pair of the first and the pair of the others. Definitions of labels that
-turn out to be the same are matched factor by factor, until nothing changes any more. Every step only ties labels
-together or fixes them, so what remains free is safe to remove.
+**A sum.** Convolutions of 3 and 2 channels (labels 0 1 2 and 3 4) are flattened over 2 pixels, laid end to end, and
+read by a linear layer of 10 columns (labels 5 to 14):
+
+    flatten   join(((0 1 2), FIXED), (3, 2))                 0 0 1 1 2 2
+              join(((3 4), FIXED), (2, 2))                   3 3 4 4
+    cat       concatenate                                    0 0 1 1 2 2 3 3 4 4
+    linear    unite with                                     5 6 7 8 9 10 11 12 13 14
+
+`unite` notes the edges 0-5, 0-6, 1-7, 1-8 and so on, and `solve` finds the classes {0, 5, 6}, {1, 7, 8}, ...: a
+channel and its columns. Without following single positions, one would only know that 5 channels meet 10 columns.
+
+**A product.** A linear layer makes 6 numbers (labels 0 to 5), which attention views as 2 heads of 3. `split` makes
+labels for the heads, 6 7, and for the numbers of a head, 8 9 10, and each of the six is *defined* as a pair:
+
+    label     0 1 2 3 4 5
+    head      6 6 6 7 7 7
+    number    8 9 10 8 9 10
+
+A second layer, with labels 11 to 16, is viewed in the same way (heads 17 18, numbers 19 20 21) and multiplied with the
+first. Then 0 is 11, and what defines both must be the same, factor by factor: 6 is 17 and 8 is 19. Such a match can
+make other labels equal whose factors match in turn, so `solve` goes on until nothing changes any more. In the result
+no label is left that can be removed alone: `expand` writes the six positions as (6 6 6 7 7 7) and (8 9 10 8 9 10), so
+removing head 7 takes the last three, and removing number 9 takes the second and the fifth. Without definitions a
+single one of the six could be removed, and the view as 2 x 3 would fail.
+
+A label of three factors is a pair of the first and of a label for the others. When a label is fixed its factors are;
+one that would be a factor of itself is fixed. Every step only ties labels together or fixes them, so what remains free
+is safe to remove.
 """
 
 from collections.abc import Sequence
@@ -108,7 +132,7 @@ class Labels:
         if not (first >= 0).any(axis=1).all():
             return False
         sets = [set(np.unique(row[row >= 0]).tolist()) for row in first]
-        return sum(len(found) for found in sets) == len(set().union(*sets))
+        return sum(len(row_families) for row_families in sets) == len(set().union(*sets))
 
     def _family_of(self, array: Array) -> Array:
         starts = np.concatenate(([0], np.cumsum(self._families)[:-1])) if self._families else np.zeros(1)

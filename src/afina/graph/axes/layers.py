@@ -44,8 +44,8 @@ def _grouped(g: Builder, node: Node, transposed: bool) -> Expr:
     else:
         if sizes[1] > 1:
             g.unite(node, inner, second)
-        own, _ = g.labels.split(first, groups, sizes[0] // groups)
-        group = g.unite(node, group, own)
+        weight_group, _ = g.labels.split(first, groups, sizes[0] // groups)
+        group = g.unite(node, group, weight_group)
         out = first
         g.mark(weight, "channels", produces=0, consumes=1)
     if groups < max(g.shape(x)[1], sizes[0]):
@@ -163,9 +163,9 @@ def recurrent(g: Builder, node: Node) -> None:
         )
         g.unite(node, g.dims(over)[1], hidden)
         for weight in (into, over, *biases):
-            gate, own = g.labels.split(g.dims(weight)[0], gates, size)
+            gate, gate_units = g.labels.split(g.dims(weight)[0], gates, size)
             g.fix(node, [gate], "its gates differ")
-            hidden = g.unite(node, hidden, own)
+            hidden = g.unite(node, hidden, gate_units)
         g.mark(into, "hidden", produces=0, consumes=1)
         g.mark(over, "hidden", produces=0, consumes=1)
     along = dims[0] if not a["batch_first"] else dims[1]

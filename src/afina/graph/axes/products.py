@@ -52,7 +52,7 @@ def einsum(g: Builder, node: Node) -> None:
         raise NotUnderstood("its equation has an ellipsis or no output")
     inputs, output = equation.split("->")
     terms = inputs.split(",")
-    found: dict[str, Expr] = {}
+    expr_of: dict[str, Expr] = {}
     for letters, tensor in zip(terms, tensors, strict=True):
         for letter, expr, size in zip(letters, g.dims(tensor), g.shape(tensor), strict=True):
             if letters.count(letter) > 1:
@@ -60,7 +60,7 @@ def einsum(g: Builder, node: Node) -> None:
             if size == 1:
                 g.fix(node, [expr], "it must stay one")
             else:
-                found[letter] = g.unite(node, found[letter], expr) if letter in found else expr
+                expr_of[letter] = g.unite(node, expr_of[letter], expr) if letter in expr_of else expr
     for letters, tensor in zip(terms, tensors, strict=True):
         for d, letter in enumerate(letters):
             alone = sum(letter in other for other in terms) == 1
@@ -69,9 +69,9 @@ def einsum(g: Builder, node: Node) -> None:
             elif alone:
                 g.mark(tensor, "hidden", produces=d)
     if len(tensors) == 2 and all(tensor.op != "get_attr" for tensor in tensors):
-        g.tag("heads", *(found.get(c, FIXED) for c in output if all(c in term for term in terms)))
-        g.tag("head-dim", *(found.get(c, FIXED) for c in terms[0] if c in terms[1] and c not in output))
-    g.put(node, tuple(found.get(letter, FIXED) for letter in output))
+        g.tag("heads", *(expr_of.get(c, FIXED) for c in output if all(c in term for term in terms)))
+        g.tag("head-dim", *(expr_of.get(c, FIXED) for c in terms[0] if c in terms[1] and c not in output))
+    g.put(node, tuple(expr_of.get(letter, FIXED) for letter in output))
 
 
 def attention(g: Builder, node: Node) -> None:

@@ -151,19 +151,19 @@ class _Pass:
         """Output positions to look at in this batch: the same for the same layer and batch, in both networks."""
         total = places_in(node, y)
         rows = max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
-        wanted = min(total, math.ceil(rows / self._count))
-        if wanted == total:
+        sample_size = min(total, math.ceil(rows / self._count))
+        if sample_size == total:
             return torch.arange(total, device=y.device)
         seed = zlib.crc32(f"{reader.weight} {self._batch}".encode())
-        return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:wanted].to(y.device)
+        return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:sample_size].to(y.device)
 
 
 class _Watch(Interpreter):
     """Runs a graph as far as the last of some nodes, and tells what each reads and gives."""
 
-    def __init__(self, network: Network, nodes: Container[str], tell: Callable[[Node, Tensor, Tensor], None]) -> None:
+    def __init__(self, network: Network, nodes: Container[str], report: Callable[[Node, Tensor, Tensor], None]) -> None:
         super().__init__(network.module)
-        self._nodes, self._tell = nodes, tell
+        self._nodes, self._report = nodes, report
         self._last = [node for node in network.graph.nodes if node.name in nodes][-1]
 
     def go(self, images: Tensor) -> None:
@@ -173,7 +173,7 @@ class _Watch(Interpreter):
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n.name in self._nodes:
-            self._tell(n, self.env[n.all_input_nodes[0]], result)
+            self._report(n, self.env[n.all_input_nodes[0]], result)
             if n is self._last:
                 raise _Enough
         return result

@@ -93,7 +93,7 @@ def find_readers(network: Network) -> dict[str, Reader]:
 
     Transposed convolutions and computed weights are left out: they are not a product of rows with one matrix.
     """
-    found: dict[str, Reader] = {}
+    readers: dict[str, Reader] = {}
     for node in network.graph.nodes:
         if node.op != "call_function" or op_name(node) not in (*_CONVOLUTIONS, "linear"):
             continue
@@ -104,17 +104,17 @@ def find_readers(network: Network) -> dict[str, Reader]:
         name = str(weight.target)
         shape = tuple(attribute(network.module, name).shape)
         wide = op_name(node) == "linear" and shape[1] > WIDEST
-        known = found.get(name)
-        found[name] = Reader(
+        earlier = readers.get(name)
+        readers[name] = Reader(
             weight=name,
             bias=None if bias is None else str(bias.target),
             shape=shape,
-            nodes=(*(known.nodes if known else ()), node.name),
+            nodes=(*(earlier.nodes if earlier else ()), node.name),
             groups=a.get("groups", 1),
             blocks=math.ceil(shape[1] / _BLOCK) if wide else 1,
-            shift=None if known else _following_mean(node),
+            shift=None if earlier else _following_mean(node),
         )
-    return found
+    return readers
 
 
 def rows_of(reader: Reader, node: Node, x: Tensor, places: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ def refit(
         parts, enough = passes(names, original, count)
         for part in parts:
             chosen = {name: readers[name] for name in part}
-            found = compare(original, pruned, chosen, outputs, calibration(), enough)
-            for name, moments in found.items():
+            measured = compare(original, pruned, chosen, outputs, calibration(), enough)
+            for name, moments in measured.items():
                 solve(pruned, readers[name], moments, constant_of(original, pruned, readers[name], outputs.get(name)))
                 done.append(readers[name].name)
             bar.advance(len(part))

@@ -12,11 +12,11 @@ from afina.graph.statistics.readers import channel_dimension
 
 
 def watch(
-    network: Network, images: Tensor, wanted: Callable[[Node], bool], tell: Callable[[Node, Tensor], None]
+    network: Network, images: Tensor, is_watched: Callable[[Node], bool], report: Callable[[Node, Tensor], None]
 ) -> None:
-    """Run images through a network, in inference, and tell what each wanted node gives, in the order of the graph."""
+    """Run images through a network, in inference, and report what watched nodes give, in the order of the graph."""
     with network.inference():
-        _Watch(network, wanted, tell).run(images.to(network.device))
+        _Watch(network, is_watched, report).run(images.to(network.device))
 
 
 def output_errors(
@@ -40,32 +40,34 @@ def output_errors(
 
     def compare(node: Node, value: Tensor) -> None:
         before = kept.pop(node.name)
-        own = sums.setdefault(node.name, [torch.zeros((), dtype=torch.float64)] * 5)
+        totals = sums.setdefault(node.name, [torch.zeros((), dtype=torch.float64)] * 5)
         for place, part in enumerate((value - before, before)):
             rows = part.movedim(channel_dimension(node), 0).flatten(1).double()
-            own[2 * place] = own[2 * place] + rows.sum(1)
-            own[2 * place + 1] = own[2 * place + 1] + rows.square().sum(1)
-        own[4] = own[4] + rows.shape[1]
+            totals[2 * place] = totals[2 * place] + rows.sum(1)
+            totals[2 * place + 1] = totals[2 * place + 1] + rows.square().sum(1)
+        totals[4] = totals[4] + rows.shape[1]
 
     for batch in images:
         # What the layers give is all kept at once.
         for few in batch.split(network.input.few):
             watch(network, few, lambda node: node.name in nodes, remember)
             watch(changed, few, lambda node: node.name in nodes, compare)
-    found = {}
-    for name, (gap, gaps, own, owns, count) in sums.items():
-        error, varies = (gaps - gap.square() / count).sum(), (owns - own.square() / count).sum()
-        found[name] = float(error / varies.clamp_min(1e-30))
-    return found
+    errors = {}
+    for name, (gap, gaps, total, squares, count) in sums.items():
+        error, varies = (gaps - gap.square() / count).sum(), (squares - total.square() / count).sum()
+        errors[name] = float(error / varies.clamp_min(1e-30))
+    return errors
 
 
 class _Watch(Interpreter):
-    def __init__(self, network: Network, wanted: Callable[[Node], bool], tell: Callable[[Node, Tensor], None]) -> None:
+    def __init__(
+        self, network: Network, is_watched: Callable[[Node], bool], report: Callable[[Node, Tensor], None]
+    ) -> None:
         super().__init__(network.module)
-        self._wanted, self._tell = wanted, tell
+        self._is_watched, self._report = is_watched, report
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if self._wanted(n):
-            self._tell(n, value)
+        if self._is_watched(n):
+            self._report(n, value)
         return value

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from afina.search import TensorTrainSampler
 from afina.search.tensor_train import propose
-from afina.search.tensor_train.askew import askew_places
+from afina.search.tensor_train.rotated_candidates import rotated_candidates
 
 SPACE = {
     "x": FloatDistribution(0.0, 1.0),
@@ -240,7 +240,7 @@ def askew(params: dict) -> float:
 @pytest.mark.parametrize("steps", [None, 0.02])
 def test_a_study_that_is_stuck_goes_on_along_slanted_axes(steps, study, monkeypatch):
     turned = []
-    monkeypatch.setattr(propose, "askew_places", lambda *a: turned.append(askew_places(*a)) or turned[-1])
+    monkeypatch.setattr(propose, "rotated_candidates", lambda *a: turned.append(rotated_candidates(*a)) or turned[-1])
     space = {name: FloatDistribution(0.0, 1.0, step=steps) for name in ("x", "y")}
     space |= {name: SPACE[name] for name in ("layers", "kind")}
     corner = np.random.default_rng(0).integers(0, 15, (70, 2)) * 0.02

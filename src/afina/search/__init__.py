@@ -1,7 +1,8 @@
 """Hyperparameter search: spaces, samplers and studies. Nothing here needs torch."""
 
+from afina.search.parameters import Categorical, Fixed, Float, Int
 from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, GridSampler, check_sampler, make_sampler
-from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
+from afina.search.spaces import Space, make_space, read_space, space_schema
 from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, check_stopping, make_stopping
 from afina.search.storage import open_storage
 from afina.search.studies import Objective, Progress, SearchError, open_study, run_study

@@ -1,4 +1,4 @@
-"""`TensorTrainSampler` in Optuna studies: what it promises to any of them."""
+"""`TensorTrainSampler` in Optuna studies: how good it is, and what it promises beyond the contract of samplers."""
 
 import pickle
 import subprocess
@@ -63,11 +63,10 @@ def test_it_finds_the_minimum_of_a_mixed_space(study):
     assert study.best_params["layers"] == 4
 
 
-def test_the_same_seed_gives_the_same_suggestions():
-    first, second, other = (
-        ask_and_tell(optuna.create_study(sampler=TensorTrainSampler(seed=seed)), bowl, 18) for seed in (3, 3, 4)
+def test_other_seeds_give_other_suggestions():
+    first, other = (
+        ask_and_tell(optuna.create_study(sampler=TensorTrainSampler(seed=seed)), bowl, 2) for seed in (3, 4)
     )
-    assert first == second
     assert first != other
 
 
@@ -193,15 +192,6 @@ def test_threads_share_a_sampler(study):
     study.optimize(lambda t: bowl({n: t._suggest(n, d) for n, d in SPACE.items()}), n_trials=24, n_jobs=3)
     assert len(study.trials) == 24
     assert study.best_value < 0.1
-
-
-def test_a_study_may_be_taken_up_by_another_process(tmp_path):
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal")))
-    study = optuna.create_study(study_name="s", storage=storage, sampler=TensorTrainSampler(seed=0))
-    ask_and_tell(study, bowl, 14)
-    again = optuna.load_study(study_name="s", storage=storage, sampler=TensorTrainSampler(seed=0))
-    ask_and_tell(again, bowl, 14)
-    assert again.best_value < 0.2
 
 
 def test_a_space_may_grow_and_change(study):

@@ -29,9 +29,9 @@ _LOOK = 0.2
 
 
 def work_together(
-    count: int, work: Callable[..., None], given: dict[str, Any], look: Callable[[], None], progress: Progress
+    count: int, work: Callable[..., None], arguments: dict[str, Any], look: Callable[[], None], progress: Progress
 ) -> None:
-    """Run `work(given, number)` in `count` processes until all have ended; each gets its share of the cores.
+    """Run `work(arguments, number)` in `count` processes until all have ended; each gets its share of the cores.
 
     A process that dies is replaced, three times in all. When this one is interrupted the others are stopped; when it
     is killed they end by themselves.
@@ -39,15 +39,15 @@ def work_together(
     Args:
         count: Processes.
         work: A function of a module; it ends its process with `HOPELESS` where the search must end.
-        given: Its first argument, which must survive a pickle.
+        arguments: Its first argument, which must survive a pickle.
         look: Called all the time while they work.
         progress: Told of processes that died.
 
     Raises:
-        InputError: `given` cannot be sent to another process, or processes die again and again.
+        InputError: `arguments` cannot be sent to another process, or processes die again and again.
     """
     fix = "Name it as path/file.py:function (a builder or an objective), or use one worker."
-    sent = packed(given, "What is tuned", fix)
+    sent = packed(arguments, "What is tuned", fix)
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
         running = [_start(context, work, sent, number) for number in range(count)]

@@ -24,6 +24,7 @@ from afina.search.tensor_train.online_surrogate import OnlineSurrogate
 from afina.search.tensor_train.output_warping import WARPINGS, compress_outliers, warp_values
 from afina.search.tensor_train.posterior_train import TensorTrain
 from afina.search.tensor_train.rotation import Rotation, fit_rotation
+from afina.search.tensor_train.schedule import Countdown, FitSchedule, FitStep, RotationSchedule, evaluations_per_fit
 from afina.search.tensor_train.strategies import STRATEGIES, Trajectory, choose_strategy
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
 
@@ -419,3 +420,23 @@ def test_a_trial_that_was_stopped_counts_as_its_last_report_and_of_parts_as_thei
     domain = Domain((Coordinate.of("x", space["x"]),))
     history = read(domain, trials, [optuna.study.StudyDirection.MINIMIZE], {})
     assert history.values.ravel().tolist() == [3.0, np.mean(values)]
+
+
+def test_many_data_are_refined_and_explored_by_turns_and_every_alternative_has_its_turn():
+    assert evaluations_per_fit(20, 5) == 60
+    assert FitSchedule.for_budget(60).step(1) is FitStep.REFINE_AND_EXPLORE
+    schedule = FitSchedule.for_budget(evaluations_per_fit(300, 5))
+    steps = [schedule.step(update) for update in range(1, 13)]
+    assert steps == [FitStep.REFINE, FitStep.EXPLORE] * 6
+    explored = [schedule.alternative(update, range(6)) for update in range(2, 14, 2)]
+    assert sorted(explored) == list(range(6))
+
+
+def test_a_rotation_is_due_at_once_and_then_after_its_trials():
+    countdown, due = Countdown(), []
+    for trial in range(13):
+        countdown.tick()
+        if countdown.is_due:
+            due.append(trial)
+            countdown.restart(RotationSchedule.FIT_EVERY)
+    assert due == [0, 6, 12]

@@ -64,9 +64,9 @@ def propose(
     find = rotated_candidates if problem.objective.rotation is not None else _grid_candidates
     points = find(problem, pattern, top, box, rng, share * _WORK)
     polished = _polish(problem, pattern, points[:STARTS], box)
-    found = np.concatenate([polished, points])
-    found = np.array([problem.domain.nearest(p) for p in found])
-    fresh = found[[not _is_known(p, known) for p in found]]
+    points = np.concatenate([polished, points])
+    points = np.array([problem.domain.nearest(p) for p in points])
+    fresh = points[[not _is_known(p, known) for p in points]]
     if not len(fresh):
         return []
     values = problem.acquisition(fresh)
@@ -121,16 +121,16 @@ def _grid_candidates(
     return trains[0].points(np.concatenate([climbed, rows[np.argsort(-scores)[:RUNNERS_UP]]]))
 
 
-def _settle(problem: Problem, pattern: Pattern, found: Proposal, known: Array) -> Proposal:
+def _settle(problem: Problem, pattern: Pattern, proposal: Proposal, known: Array) -> Proposal:
     """The best that one or two levels at a time, of numbers that have levels, lead to: for what was rounded."""
     for _ in range(_STEPS):
-        near = [p for p in _beside(problem, pattern, found.point) if not _is_known(p, known)]
+        near = [p for p in _beside(problem, pattern, proposal.point) if not _is_known(p, known)]
         values = problem.acquisition(np.array(near)) if near else np.array([-np.inf])
         best = int(np.argmax(values))
-        if values[best] <= found.score + _GAIN:
+        if values[best] <= proposal.score + _GAIN:
             break
-        found = Proposal(near[best], float(values[best]))
-    return found
+        proposal = Proposal(near[best], float(values[best]))
+    return proposal
 
 
 def _beside(problem: Problem, pattern: Pattern, point: Array) -> list[Array]:
@@ -161,11 +161,11 @@ def _polish(problem: Problem, pattern: Pattern, points: Array, box: tuple[Array,
         return -float(value.sum()), -gradient[:, free].ravel()
 
     start = np.clip(points[:, free].ravel(), low, high)
-    found = minimize(
+    result = minimize(
         down, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)), options={"maxfun": 40}
     )
     moved = points.copy()
-    moved[:, free] = found.x.reshape(shape)
+    moved[:, free] = result.x.reshape(shape)
     return moved
 
 

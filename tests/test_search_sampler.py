@@ -1,4 +1,4 @@
-"""`TensorTrainSampler` in Optuna studies: what it promises to any of them."""
+"""`TensorTrainSampler` in Optuna studies: how good it is, and what it promises beyond the contract of samplers."""
 
 import pickle
 import subprocess
@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from afina.search import TensorTrainSampler
 from afina.search.tensor_train import propose
-from afina.search.tensor_train.askew import askew_places
+from afina.search.tensor_train.rotated_candidates import rotated_candidates
 
 SPACE = {
     "x": FloatDistribution(0.0, 1.0),
@@ -63,11 +63,10 @@ def test_it_finds_the_minimum_of_a_mixed_space(study):
     assert study.best_params["layers"] == 4
 
 
-def test_the_same_seed_gives_the_same_suggestions():
-    first, second, other = (
-        ask_and_tell(optuna.create_study(sampler=TensorTrainSampler(seed=seed)), bowl, 18) for seed in (3, 3, 4)
+def test_other_seeds_give_other_suggestions():
+    first, other = (
+        ask_and_tell(optuna.create_study(sampler=TensorTrainSampler(seed=seed)), bowl, 2) for seed in (3, 4)
     )
-    assert first == second
     assert first != other
 
 
@@ -195,15 +194,6 @@ def test_threads_share_a_sampler(study):
     assert study.best_value < 0.1
 
 
-def test_a_study_may_be_taken_up_by_another_process(tmp_path):
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal")))
-    study = optuna.create_study(study_name="s", storage=storage, sampler=TensorTrainSampler(seed=0))
-    ask_and_tell(study, bowl, 14)
-    again = optuna.load_study(study_name="s", storage=storage, sampler=TensorTrainSampler(seed=0))
-    ask_and_tell(again, bowl, 14)
-    assert again.best_value < 0.2
-
-
 def test_a_space_may_grow_and_change(study):
     ask_and_tell(study, lambda p: p["x"], 8, {"x": FloatDistribution(0, 1)})
     wider = {"x": FloatDistribution(0, 2), "y": FloatDistribution(0, 1)}
@@ -240,7 +230,7 @@ def askew(params: dict) -> float:
 @pytest.mark.parametrize("steps", [None, 0.02])
 def test_a_study_that_is_stuck_goes_on_along_slanted_axes(steps, study, monkeypatch):
     turned = []
-    monkeypatch.setattr(propose, "askew_places", lambda *a: turned.append(askew_places(*a)) or turned[-1])
+    monkeypatch.setattr(propose, "rotated_candidates", lambda *a: turned.append(rotated_candidates(*a)) or turned[-1])
     space = {name: FloatDistribution(0.0, 1.0, step=steps) for name in ("x", "y")}
     space |= {name: SPACE[name] for name in ("layers", "kind")}
     corner = np.random.default_rng(0).integers(0, 15, (70, 2)) * 0.02

@@ -17,15 +17,16 @@ from afina.search.tensor_train.acquisition import (
     log_improvement,
     log_improvement_slopes,
 )
-from afina.search.tensor_train.encode import Coordinate, Domain, latin_hypercube, patterns
+from afina.search.tensor_train.encoding import Coordinate, Domain, latin_hypercube, patterns
 from afina.search.tensor_train.history import PARTS, History, bilog, read, scalarise, thin
 from afina.search.tensor_train.kernel import Layout, Pairs, covariance, distances, evidence
-from afina.search.tensor_train.model import Model
+from afina.search.tensor_train.online_surrogate import OnlineSurrogate
+from afina.search.tensor_train.output_warping import WARPINGS, compress_outliers, warp_values
+from afina.search.tensor_train.posterior_train import TensorTrain
+from afina.search.tensor_train.rotation import Rotation, fit_rotation
+from afina.search.tensor_train.schedule import Countdown, FitSchedule, FitStep, RotationSchedule, evaluations_per_fit
+from afina.search.tensor_train.strategies import STRATEGIES, Trajectory, choose_strategy
 from afina.search.tensor_train.surrogate import Surrogate, fit, starts
-from afina.search.tensor_train.train import Train
-from afina.search.tensor_train.turn import Turn, fit_turn
-from afina.search.tensor_train.warp import WARPS, draw_in, warp
-from afina.search.tensor_train.ways import WAYS, Progress, choose_way
 
 MIXED = Layout(np.array([False, True, False, False]))
 
@@ -95,15 +96,15 @@ def test_posterior_goes_through_the_data_and_its_gradient_is_its_slope():
     assert not by_mean[:, 1].any()
 
 
-def rotation(k: int, seed: int = 0) -> np.ndarray:
+def orthogonal(k: int, seed: int = 0) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(k, k)))[0]
 
 
 def test_a_turned_surrogate_has_the_gradient_and_the_curvature_of_its_mean():
     points, values, theta = data()
-    turn = Turn(np.array([0, 2]), rotation(2))
-    surrogate = Surrogate(MIXED, theta, points, values, turn)
-    np.testing.assert_allclose(turn.back(turn.to(points)), points)
+    rotation = Rotation(np.array([0, 2]), orthogonal(2))
+    surrogate = Surrogate(MIXED, theta, points, values, rotation)
+    np.testing.assert_allclose(rotation.rotate_back(rotation.rotate(points)), points)
     query = np.array([0.3, 1.0, 0.7, 0.2])
     _, _, by_mean, by_variance = surrogate.gradient(query[None])
     for k, by in enumerate((by_mean[0], by_variance[0])):
@@ -124,40 +125,40 @@ def slanted(points: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def test_the_rotation_with_most_evidence_has_the_axes_of_a_sum():
-    points, axes = np.random.default_rng(1).random((90, 3)), rotation(3, 1)
+    points, axes = np.random.default_rng(1).random((90, 3)), orthogonal(3, 1)
     layout, values = Layout(np.zeros(3, dtype=bool)), slanted(points, axes)
     theta, straight = fit(layout, points, values, starts(layout), 60)
-    _, turn, found = fit_turn(layout, points, values, theta, Turn(np.arange(3), np.eye(3)), 200)
+    _, rotation, found = fit_rotation(layout, points, values, theta, Rotation(np.arange(3), np.eye(3)), 200)
     assert found > straight + 20
-    np.testing.assert_allclose(turn.matrix @ turn.matrix.T, np.eye(3), atol=1e-9)
-    agreement = np.abs(turn.matrix @ axes.T)
+    np.testing.assert_allclose(rotation.matrix @ rotation.matrix.T, np.eye(3), atol=1e-9)
+    agreement = np.abs(rotation.matrix @ axes.T)
     np.testing.assert_allclose(np.sort(agreement, axis=1)[:, -1], 1.0, atol=0.02)
 
 
 def test_a_model_turns_for_a_slanted_sum_and_stays_straight_for_one_along_the_parameters():
     points = np.random.default_rng(1).random((90, 3))
     layout, turned = Layout(np.zeros(3, dtype=bool)), {}
-    for name, axes in (("slanted", rotation(3, 1)), ("straight", np.eye(3))):
-        model, values = Model(("identity",)), slanted(points, axes)
+    for name, axes in (("slanted", orthogonal(3, 1)), ("straight", np.eye(3))):
+        online, values = OnlineSurrogate(("identity",)), slanted(points, axes)
         for n in range(80, 91):
-            surrogate = model.update(layout, points[:n], values[:n], turns=True)
-        turned[name] = surrogate.turn is not None
-        assert model.update(layout, points, values, turns=False).turn is None
+            surrogate = online.update(layout, points[:n], values[:n], allow_rotation=True)
+        turned[name] = surrogate.rotation is not None
+        assert online.update(layout, points, values, allow_rotation=False).rotation is None
     assert turned == {"slanted": True, "straight": False}
 
 
 def test_a_rotation_is_of_the_numbers_that_differ_and_ends_where_the_space_grows():
-    points, axes = np.random.default_rng(1).random((90, 3)), rotation(3, 1)
+    points, axes = np.random.default_rng(1).random((90, 3)), orthogonal(3, 1)
     values, fixed = slanted(points, axes), np.full((90, 1), 0.5)
-    layout, model = Layout(np.zeros(4, dtype=bool)), Model(("identity",))
+    layout, online = Layout(np.zeros(4, dtype=bool)), OnlineSurrogate(("identity",))
     for n in range(80, 91):
-        surrogate = model.update(layout, np.hstack([points, fixed])[:n], values[:n], turns=True)
-    assert surrogate.turn is not None
-    assert surrogate.turn.which.tolist() == [0, 1, 2]
+        surrogate = online.update(layout, np.hstack([points, fixed])[:n], values[:n], allow_rotation=True)
+    assert surrogate.rotation is not None
+    assert surrogate.rotation.indices.tolist() == [0, 1, 2]
     unknown = np.array([[0.5, np.nan, 0.5, 0.5]])
     assert len(surrogate.believing(unknown).points) == len(points)
     grown = np.hstack([points, fixed, np.full((90, 1), np.nan)])
-    assert model.update(Layout(np.zeros(5, dtype=bool)), grown, values, turns=True).turn is None
+    assert online.update(Layout(np.zeros(5, dtype=bool)), grown, values, allow_rotation=True).rotation is None
 
 
 def test_running_points_are_believed():
@@ -185,14 +186,14 @@ def test_a_fit_improves_on_its_start():
     assert np.corrcoef(mean, truth)[0, 1] > 0.95
 
 
-def train(seed: int = 0) -> Train:
+def train(seed: int = 0) -> TensorTrain:
     points, values, theta = data(seed=seed)
     rng = np.random.default_rng(seed)
     grids = [np.sort(rng.random(4)), np.arange(3.0), np.sort(rng.random(5)), np.array([np.nan])]
-    return Train(Surrogate(MIXED, theta, points, values), grids)
+    return TensorTrain(Surrogate(MIXED, theta, points, values), grids)
 
 
-def everywhere(of: Train) -> np.ndarray:
+def everywhere(of: TensorTrain) -> np.ndarray:
     return np.array(list(itertools.product(*[range(len(grid)) for grid in of.levels])))
 
 
@@ -304,24 +305,24 @@ def test_patterns_keep_categories_with_the_parameters_they_came_with():
     assert found == {(False, True): [0.0, 2.0], (True, True): [1.0, 2.0]}
 
 
-@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize("name", WARPINGS)
 def test_warps_keep_the_order_and_standardise(name):
     values = np.random.default_rng(0).lognormal(size=50)
-    mapped = warp(name, values)
+    mapped = warp_values(name, values)
     np.testing.assert_array_equal(np.argsort(mapped.values), np.argsort(values))
     assert mapped.values.mean() == pytest.approx(0, abs=1e-9)
     assert mapped.values.std() == pytest.approx(1)
     if name != "identity":
         return
-    assert not warp(name, np.ones(5)).values.any()
+    assert not warp_values(name, np.ones(5)).values.any()
 
 
 def test_the_slope_of_a_warp_is_counted_in_its_evidence():
     values = np.random.default_rng(0).lognormal(size=30)
     step = 1e-6
-    for name in WARPS[1:]:
+    for name in WARPINGS[1:]:
         # All but the best and the median, which fix the map, moved one by one.
-        mapped, total = warp(name, values), 0.0
+        mapped, total = warp_values(name, values), 0.0
         share = float(name.split()[1])
         total = -np.log(values - values.min() + share * (np.median(values) - values.min())).sum()
         spread = np.log(values + step - values.min() + share * (np.median(values) - values.min())).std()
@@ -330,7 +331,7 @@ def test_the_slope_of_a_warp_is_counted_in_its_evidence():
 
 def test_failures_and_outliers_are_drawn_in():
     values = np.array([1.0, 2.0, 3.0, 4.0, 1e30, np.inf])
-    drawn = draw_in(values)
+    drawn = compress_outliers(values)
     assert np.isfinite(drawn).all()
     assert (np.diff(drawn) >= 0).all()
     np.testing.assert_array_equal(drawn[:4], values[:4])
@@ -365,8 +366,8 @@ def history(values: np.ndarray, ways: list[str] | None = None) -> History:
 
 
 def lottery(values: np.ndarray, ways: list[str] | None = None, draws: int = 300) -> list[str]:
-    progress = Progress.of(history(values, ways), values)
-    return [choose_way(progress, np.random.default_rng(i)) for i in range(draws)]
+    trajectory = Trajectory.of(history(values, ways), values)
+    return [choose_strategy(trajectory, np.random.default_rng(i)) for i in range(draws)]
 
 
 def test_the_usual_way_is_kept_while_it_pays():
@@ -376,7 +377,7 @@ def test_the_usual_way_is_kept_while_it_pays():
 def test_a_stagnation_lets_every_way_take_part_by_its_successes():
     stuck = np.array([10.0, 5.0, 9.0, 1.0, *np.linspace(4, 8, 31)])
     drawn = lottery(stuck)
-    assert set(drawn) == set(WAYS)
+    assert set(drawn) == set(STRATEGIES)
     failed = lottery(stuck, ["", "", "", "", *["far"] * 31])
     assert failed.count("far") < drawn.count("far")
     falling = np.array([20.0, 10.0, *np.repeat(np.linspace(8, 1, 8), 20)])
@@ -387,12 +388,12 @@ def test_a_stagnation_lets_every_way_take_part_by_its_successes():
 def test_a_study_is_stuck_after_a_long_stagnation_also_when_it_goes_on():
     falling = np.linspace(100, 1, 30)
     idle = np.full(36, 50.0)
-    assert not Progress.of(history(falling), falling).stuck
+    assert not Trajectory.of(history(falling), falling).stuck
     for values, stuck in ((idle[:-1], False), (idle, True), (np.append(idle, 0.1), True)):
         series = np.concatenate([falling, values])
-        assert Progress.of(history(series), series).stuck == stuck
+        assert Trajectory.of(history(series), series).stuck == stuck
     limits = np.where(np.arange(len(series)) < len(series) - 2, 1.0, -1.0)[:, None]
-    assert not Progress.of(replace(history(series), constraints=limits), series).stuck
+    assert not Trajectory.of(replace(history(series), constraints=limits), series).stuck
 
 
 def test_many_trials_are_thinned_to_the_best_and_the_latest():
@@ -419,3 +420,23 @@ def test_a_trial_that_was_stopped_counts_as_its_last_report_and_of_parts_as_thei
     domain = Domain((Coordinate.of("x", space["x"]),))
     history = read(domain, trials, [optuna.study.StudyDirection.MINIMIZE], {})
     assert history.values.ravel().tolist() == [3.0, np.mean(values)]
+
+
+def test_many_data_are_refined_and_explored_by_turns_and_every_alternative_has_its_turn():
+    assert evaluations_per_fit(20, 5) == 60
+    assert FitSchedule.for_budget(60).step(1) is FitStep.REFINE_AND_EXPLORE
+    schedule = FitSchedule.for_budget(evaluations_per_fit(300, 5))
+    steps = [schedule.step(update) for update in range(1, 13)]
+    assert steps == [FitStep.REFINE, FitStep.EXPLORE] * 6
+    explored = [schedule.alternative(update, range(6)) for update in range(2, 14, 2)]
+    assert sorted(explored) == list(range(6))
+
+
+def test_a_rotation_is_due_at_once_and_then_after_its_trials():
+    countdown, due = Countdown(), []
+    for trial in range(13):
+        countdown.tick()
+        if countdown.is_due:
+            due.append(trial)
+            countdown.restart(RotationSchedule.FIT_EVERY)
+    assert due == [0, 6, 12]

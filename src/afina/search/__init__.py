@@ -1,10 +1,12 @@
 """Hyperparameter search: spaces, samplers and studies. Nothing here needs torch."""
 
-from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, GridSampler, check_sampler, make_sampler
-from afina.search.spaces import Categorical, Fixed, Float, Int, Space, make_space, read_space, space_schema
+from afina.search.grid import GridSampler
+from afina.search.parameters import Categorical, Fixed, Float, Int
+from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, check_sampler, make_sampler
+from afina.search.spaces import Space, make_space, read_space, space_schema
 from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, check_stopping, make_stopping
 from afina.search.storage import open_storage
-from afina.search.studies import Objective, Progress, SearchError, open_study, run_study
+from afina.search.studies import Objective, SearchError, StudyRun, open_study, run_study
 from afina.search.summary import best_trial, broken, counts, front, importances, page, trials_csv
 from afina.search.tensor_train import TensorTrainSampler
 
@@ -21,9 +23,9 @@ __all__ = [
     "GridSampler",
     "Int",
     "Objective",
-    "Progress",
     "SearchError",
     "Space",
+    "StudyRun",
     "TensorTrainSampler",
     "best_trial",
     "broken",

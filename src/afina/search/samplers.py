@@ -1,104 +1,40 @@
-"""The samplers by name, and the grid, which knows conditions."""
+"""The table of samplers, which installed packages can extend.
 
-import json
-import random
+Another package adds one by an entry point of the group `afina.samplers`:
+
+    [project.entry-points."afina.samplers"]
+    halton = "mypackage.samplers:make_halton"
+
+The contract: what the entry point refers to is called as `make_halton(space, seed)`, with the `Space` that is searched
+and a seed (None for a different one each time), and returns a sampler of Optuna (`optuna.samplers.BaseSampler`).
+What its suggestions must promise is checked by `afina.testing.samplers`.
+"""
+
+import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
 
-from afina.errors import InputError, did_you_mean
-from afina.search.spaces import Space
+from afina.errors import AfinaError, InputError
+from afina.extensions import BrokenContract, Table
+from afina.search.grid import GridSampler
+from afina.search.spaces import Space, make_space
 from afina.search.tensor_train import TensorTrainSampler
 
-_PLACE = "afina:grid"
 DEFAULT_SAMPLER = "tensor-train"
 GRID_POINTS = 5
 
-
-class GridIsDone(InputError):
-    """No combination of the grid is left for a trial."""
-
-
-class GridSampler(BaseSampler):
-    """Every combination of a space once, in order; parameters that are not active are not varied.
-
-    What trials of the study have tried is known by its values, so that a study may go on with a finer grid.
-
-    Args:
-        combinations: Values of the parameters that are varied (`Space.combinations`).
-    """
-
-    def __init__(self, combinations: Sequence[dict[str, Any]]) -> None:
-        self._combinations = {_key(combination): combination for combination in combinations}
-
-    def left(self, study: Study) -> int:
-        """Combinations that no trial of `study` has taken up."""
-        return len(self._combinations.keys() - self._taken(study))
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Take up the next combination, or that of the trial which this one repeats."""
-        fixed = trial.system_attrs.get("fixed_params")
-        if fixed is not None:
-            return
-        rng = random.Random(trial.number)
-        free = self._free(study, trial)
-        place = free[0] if free else None
-        while place is not None:
-            study._storage.set_trial_system_attr(trial._trial_id, _PLACE, place)
-            trial.system_attrs[_PLACE] = place
-            free = self._free(study, trial)
-            if place in free:
-                return
-            # Another process took it at the same moment.
-            place = rng.choice(free) if free else None
-        study._storage.set_trial_system_attr(trial._trial_id, _PLACE, None)
-        trial.system_attrs.pop(_PLACE, None)
-
-    def _free(self, study: Study, trial: FrozenTrial) -> list[str]:
-        """Combinations that no other trial has taken up."""
-        taken = self._taken(study, besides=trial.number)
-        return [key for key in self._combinations if key not in taken]
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: each parameter is looked up by itself."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """None: each parameter is looked up by itself."""
-        return {}
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """The value in the trial's combination."""
-        place = trial.system_attrs.get(_PLACE)
-        if place is None:
-            raise GridIsDone("Every combination of the grid was tried.", fix="Read the results, or give more values.")
-        return self._combinations[place][param_name]
-
-    @staticmethod
-    def _taken(study: Study, besides: int | None = None) -> set[str]:
-        """What trials were given, or, where that is another's doing, have."""
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != besides and t.state != TrialState.WAITING]
-        given = [(t.system_attrs.get(_PLACE), t) for t in trials]
-        return {place if isinstance(place, str) else _key(t.params) for place, t in given}
+# Makes a sampler from the space, a seed, and the values of each continuous parameter of a grid.
+SamplerFactory = Callable[[Space, int | None, int], BaseSampler]
 
 
-def _key(values: Mapping[str, Any]) -> str:
-    """A combination as text: 1, 1.0 and true differ."""
-    return json.dumps(values, sort_keys=True)
+def _of_optuna(make: Callable[..., BaseSampler], **options: Any) -> SamplerFactory:
+    """The factory of one of Optuna's samplers with these options."""
 
-
-def _optuna(make: Callable[..., BaseSampler], **options: Any) -> Callable[[Space, int | None, int], BaseSampler]:
-    def build(space: Space, seed: int | None, points: int) -> BaseSampler:
+    def build(space: Space, seed: int | None, grid_points: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return make(seed=seed, **options)
@@ -106,35 +42,89 @@ def _optuna(make: Callable[..., BaseSampler], **options: Any) -> Callable[[Space
     return build
 
 
-# What builds a sampler from the space, a seed, and the points of a grid.
-SAMPLERS: dict[str, Callable[[Space, int | None, int], BaseSampler]] = {
-    "tensor-train": lambda space, seed, points: TensorTrainSampler(seed),
-    "tpe": _optuna(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True),
-    "gp": _optuna(optuna.samplers.GPSampler),
-    "cmaes": _optuna(optuna.samplers.CmaEsSampler, warn_independent_sampling=False),
-    "qmc": _optuna(optuna.samplers.QMCSampler, warn_independent_sampling=False),
-    "random": _optuna(optuna.samplers.RandomSampler),
-    "grid": lambda space, seed, points: GridSampler(space.combinations(points)),
-}
+def _accept(make: Any) -> SamplerFactory:
+    """The factory that an entry point refers to; one sampler is made with it, to see that the contract is kept."""
+    if not callable(make):
+        raise BrokenContract(f"it is {make!r}, not a function or class that takes (space, seed)")
+    try:
+        inspect.signature(make).bind(None, None)
+    except TypeError as error:
+        raise BrokenContract(f"it cannot be called with (space, seed): {error}") from error
+    except ValueError:
+        pass  # a function without a Python signature: the call below tells
+    _check_result(make(make_space({"x": {"type": "float", "low": 0, "high": 1}}), 0))
+
+    def build(space: Space, seed: int | None, grid_points: int) -> BaseSampler:
+        try:
+            return _check_result(make(space, seed))
+        except AfinaError:
+            raise
+        except Exception as error:
+            name = f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', make)}"
+            raise InputError(
+                "The sampler cannot be made for this space.",
+                why=f"{name} raised {type(error).__name__}: {error}",
+                fix="Choose another sampler, or tell its makers.",
+            ) from error
+
+    return build
+
+
+def _check_result(sampler: Any) -> BaseSampler:
+    """What a factory returned; `BrokenContract` where that is no sampler of Optuna."""
+    if not isinstance(sampler, BaseSampler):
+        raise BrokenContract(f"it returns {type(sampler).__name__}, not an optuna.samplers.BaseSampler")
+    return sampler
+
+
+SAMPLERS: Table[SamplerFactory] = Table(
+    "sampler",
+    "afina.samplers",
+    {
+        "tensor-train": lambda space, seed, grid_points: TensorTrainSampler(seed),
+        "tpe": _of_optuna(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True),
+        "gp": _of_optuna(optuna.samplers.GPSampler),
+        "cmaes": _of_optuna(optuna.samplers.CmaEsSampler, warn_independent_sampling=False),
+        "qmc": _of_optuna(optuna.samplers.QMCSampler, warn_independent_sampling=False),
+        "random": _of_optuna(optuna.samplers.RandomSampler),
+        "grid": lambda space, seed, grid_points: GridSampler(space.combinations(grid_points)),
+    },
+    accept=_accept,
+)
 
 
 def check_sampler(name: str) -> None:
-    """Raise `InputError` where there is no such sampler."""
-    if name not in SAMPLERS:
-        raise InputError(f"There is no sampler {name!r}.", fix=did_you_mean(name, SAMPLERS))
+    """Check that there is a sampler of this name, and where another package adds it, that it keeps the contract.
+
+    Raises:
+        InputError: there is none, its package cannot be imported, or it breaks the contract.
+
+    Example:
+        >>> check_sampler("tensortrain")
+        Traceback (most recent call last):
+        afina.errors.InputError: There is no sampler 'tensortrain'.
+        Did you mean tensor-train?
+    """
+    SAMPLERS.get(name)
 
 
 def make_sampler(name: str, space: Space, seed: int | None = None, grid_points: int = GRID_POINTS) -> BaseSampler:
     """The sampler `name`, one of `SAMPLERS`.
 
     Args:
-        name: `tensor-train`, `tpe`, `gp` (needs torch), `cmaes`, `qmc`, `random` or `grid`.
-        space: What it searches.
-        seed: Of its randomness; None for a different one each time.
+        name: `tensor-train`, `tpe`, `gp` (needs torch), `cmaes`, `qmc`, `random`, `grid`, or what an installed package
+            adds.
+        space: The space that it searches.
+        seed: The seed of its randomness; None for a different one each time.
         grid_points: Values of each continuous parameter in a grid.
 
     Raises:
-        InputError: there is no such sampler, or the grid has more than a million points.
+        InputError: there is no such sampler, the grid has more than a million points, or another package's sampler
+            cannot be used.
+
+    Example:
+        >>> space = make_space({"x": {"type": "float", "low": 0, "high": 1}})
+        >>> type(make_sampler("tensor-train", space, seed=0)).__name__
+        'TensorTrainSampler'
     """
-    check_sampler(name)
-    return SAMPLERS[name](space, seed, grid_points)
+    return SAMPLERS.get(name)(space, seed, grid_points)

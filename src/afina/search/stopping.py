@@ -16,16 +16,29 @@ _WARM_UP = 4
 # How probable it may be that a trial stopped by the test is as good as the best: three folds, all worse, are 1 in 8.
 _DOUBT = 0.13
 
-# What builds each, from the most steps that a trial has, where that is known, and the factor between rungs.
-STOPPING: dict[str, Callable[[int | None, int], BasePruner]] = {
+# Makes a rule from the last step that a trial reports, where that is known, and the factor between two rungs.
+StoppingFactory = Callable[[int | None, int], BasePruner]
+
+
+def _median(steps: int | None, factor: int) -> BasePruner:
+    # Before the first third of a training, curves cross.
+    return optuna.pruners.MedianPruner(n_startup_trials=_WARM_UP, n_warmup_steps=max(2, (steps or 0) // 3))
+
+
+def _halving(steps: int | None, factor: int) -> BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor)
+
+
+def _hyperband(steps: int | None, factor: int) -> BasePruner:
+    return optuna.pruners.HyperbandPruner(max_resource=steps or "auto", reduction_factor=factor)
+
+
+# The table of rules of early stopping, by name.
+STOPPING: dict[str, StoppingFactory] = {
     "none": lambda steps, factor: optuna.pruners.NopPruner(),
-    "median": lambda steps, factor: optuna.pruners.MedianPruner(
-        n_startup_trials=_WARM_UP, n_warmup_steps=max(2, (steps or 0) // 3)
-    ),
-    "halving": lambda steps, factor: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor),
-    "hyperband": lambda steps, factor: optuna.pruners.HyperbandPruner(
-        max_resource=steps or "auto", reduction_factor=factor
-    ),
+    "median": _median,
+    "halving": _halving,
+    "hyperband": _hyperband,
     FOLD_BY_FOLD: lambda steps, factor: optuna.pruners.WilcoxonPruner(p_threshold=_DOUBT),
 }
 
@@ -48,6 +61,10 @@ def make_stopping(name: str, steps: int | None, factor: int = 4) -> BasePruner:
 
     Raises:
         InputError: there is no such rule.
+
+    Example:
+        >>> type(make_stopping("median", steps=30)).__name__
+        'MedianPruner'
     """
     check_stopping(name)
     with warnings.catch_warnings():

@@ -35,21 +35,21 @@ class _Journal(JournalFileBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        self._own_path, self._own_lock = path, JournalFileOpenLock(str(path))
-        super().__init__(str(path), lock_obj=self._own_lock)
+        self._journal_path, self._journal_lock = path, JournalFileOpenLock(str(path))
+        super().__init__(str(path), lock_obj=self._journal_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write operations to the end of the file."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._own_lock.acquire()
+        self._journal_lock.acquire()
         try:
-            with self._own_path.open("ab") as file:
+            with self._journal_path.open("ab") as file:
                 file.write(text.encode())
                 if any(log["op_code"] == _SET_STATE for log in logs):
                     file.flush()
                     os.fsync(file.fileno())
         finally:
-            self._own_lock.release()
+            self._journal_lock.release()
 
 
 def open_storage(where: str | Path) -> BaseStorage:
@@ -146,9 +146,9 @@ def _mend(path: Path) -> None:
             start = max(0, end - 65536)
             file.seek(start)
             block = file.read(end - start)
-            found = block.rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
                 break
             end = start
         if end < size:

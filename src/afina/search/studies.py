@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.errors import AfinaError, InputError
-from afina.search.samplers import GridIsDone, GridSampler
+from afina.search.grid import GridIsDone, GridSampler
 from afina.search.spaces import Space
 from afina.search.storage import is_url, open_storage, without_password
 from afina.search.tensor_train.history import LOST
@@ -37,7 +37,7 @@ class SearchError(AfinaError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyRun:
     """What `run_study` did.
 
     Attributes:
@@ -67,15 +67,25 @@ def open_study(
     Args:
         where: A folder, whose journal several processes of one machine may share, or a URL of Optuna's.
         space: What is searched.
-        sampler: Of `make_sampler`, or any of Optuna's.
+        sampler: A sampler of `make_sampler`, or any of Optuna's.
         directions: `minimize` or `maximize` for each objective.
-        name: Of the study; a storage may have several.
+        name: The study's name; a storage may have several studies.
         pruner: Which trials are stopped early; None for none.
         about: What else must be the same for all trials of the study, as plain data; None for nothing.
 
     Raises:
         InputError: the storage has a study of this name with another space, other directions, or about something else.
         StorageError: the storage cannot be reached or written.
+
+    Example:
+        >>> import tempfile
+        >>> from afina.search import make_sampler, make_space
+        >>> space = make_space({"x": {"type": "int", "low": 0, "high": 4}})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     study = open_study(folder, space, make_sampler("grid", space))
+        ...     run = run_study(study, lambda params, trial: (params["x"] - 3) ** 2, space)
+        ...     run.trials, study.best_params
+        (5, {'x': 3})
     """
     for direction in directions:
         if direction not in ("minimize", "maximize"):
@@ -104,16 +114,16 @@ def _another(where: str | Path) -> str:
     return "Give another name (--study)" if is_url(where) else "Choose another folder (--out)"
 
 
-def _settle(study: Study, key: str, wanted: Any, where: str | Path, other: str, what: str) -> None:
+def _settle(study: Study, key: str, expected: Any, where: str | Path, other: str, what: str) -> None:
     """Keep what all trials of a study must share with a new one; raise `InputError` where it is another's."""
-    text = json.dumps(wanted, sort_keys=True, default=str)
-    known = study.user_attrs.get(key)
-    if known is None:
+    text = json.dumps(expected, sort_keys=True, default=str)
+    stored = study.user_attrs.get(key)
+    if stored is None:
         study.set_user_attr(key, text)
-    elif known != text:
+    elif stored != text:
         raise InputError(
             f"The study in {without_password(where)} was begun with {other}.",
-            why=_difference(json.loads(known), json.loads(text)),
+            why=_difference(json.loads(stored), json.loads(text)),
             fix=f"{_another(where)}, or give the {what} that it was begun with.",
         )
 
@@ -127,7 +137,7 @@ def run_study(
     seconds: float | None = None,
     most_failures: int = 5,
     after: Callable[[FrozenTrial], None] | None = None,
-) -> Progress:
+) -> StudyRun:
     """Run trials until the study has `trials` of them, the time is over, or a grid is used up.
 
     An objective that raises, or gives no finite number, fails its trial: the reason and the traceback are kept with it
@@ -135,10 +145,10 @@ def run_study(
     again. When this one is interrupted, its trial is queued again too.
 
     Args:
-        study: Of `open_study`; several processes may run it at once.
+        study: A study of `open_study`; several processes may run it at once.
         objective: Called with the values of the active parameters and the trial, for reports and constraints;
             gives the value, or one for each direction.
-        space: That of the study.
+        space: The space of the study.
         trials: How many the study is to have in all, failed ones too; None for no limit.
         seconds: When no new trial is begun; None for no limit.
         most_failures: So many failed trials in a row end the search.
@@ -170,7 +180,7 @@ def run_study(
                 after(ended)
             if ended.state == TrialState.FAIL:
                 stop_if_hopeless(study, most_failures)
-    return Progress(ran, failed, tuple(retried), time.monotonic() - begun)
+    return StudyRun(ran, failed, tuple(retried), time.monotonic() - begun)
 
 
 def _run(study: Study, trial: optuna.Trial, objective: Objective, space: Space) -> FrozenTrial:
@@ -204,7 +214,7 @@ class Outcome:
         state: `COMPLETE`, `PRUNED` or `FAIL`.
         values: One for each direction, where it is complete.
         message: Why it failed.
-        traceback: Of the error, where it raised one.
+        traceback: The traceback of the error, where there was one.
     """
 
     state: TrialState
@@ -213,15 +223,15 @@ class Outcome:
     traceback: str = ""
 
 
-def attempt(objective: Objective, params: dict[str, Any], trial: Any, wanted: int) -> Outcome:
-    """Call an objective, which must give `wanted` values; what it raises fails the trial, and nothing else."""
+def attempt(objective: Objective, params: dict[str, Any], trial: Any, count: int) -> Outcome:
+    """Call an objective, which must give `count` values; what it raises fails the trial, and nothing else."""
     try:
         values = objective(params, trial)
     except optuna.TrialPruned:
         return Outcome(TrialState.PRUNED)
     except (Exception, SystemExit) as error:
         return Outcome(TrialState.FAIL, (), f"{type(error).__name__}: {error}", traceback.format_exc())
-    problem = _problem(values, wanted)
+    problem = _problem(values, count)
     if problem:
         return Outcome(TrialState.FAIL, message=problem)
     assert values is not None
@@ -237,20 +247,20 @@ def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial
         return study.tell(trial, list(outcome.values) if complete else None, state=outcome.state)
     except (ValueError, UpdateFinishedTrialError):
         # This process was silent for so long that another took it for dead, and queued the trial again.
-        known = study._storage.get_trial(trial._trial_id)
-        if not known.state.is_finished():
+        stored = study._storage.get_trial(trial._trial_id)
+        if not stored.state.is_finished():
             raise
-        return known
+        return stored
 
 
-def _problem(values: Any, wanted: int) -> str:
+def _problem(values: Any, count: int) -> str:
     """Why what an objective gave is not a result; empty where it is."""
     if values is None:
         return "The objective gave None, not a number."
-    found = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]
-    if len(found) != wanted:
-        return f"The objective gave {len(found)} values, and the study has {wanted} objectives."
-    for value in found:
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]
+    if len(numbers) != count:
+        return f"The objective gave {len(numbers)} values, and the study has {count} objectives."
+    for value in numbers:
         try:
             # Text that float() would read is a mistake of the objective all the same.
             number = float("" if isinstance(value, str | bytes) else value)

@@ -59,24 +59,24 @@ def trials_csv(study: Study, space: Space, also: Sequence[str] = ()) -> str:
     """One row for each trial: its number, state, value, seconds, seed, parameters and, where it failed, why.
 
     Args:
-        study: Of `open_study`.
+        study: A study of `open_study`.
         space: What it searches.
         also: Names of the objectives after the first.
     """
     names = list(space.parameters)
-    own = [] if "seed" in names else ["seed"]
+    seed_column = [] if "seed" in names else ["seed"]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "state", "value", *also, "seconds", *own, *names, "error"])
+    writer.writerow(["trial", "state", "value", *also, "seconds", *seed_column, *names, "error"])
     for t in study.get_trials(deepcopy=False):
-        known = space.complete(t.params) if t.state.is_finished() and _is_whole(t, space) else t.params
+        params = space.complete(t.params) if t.state.is_finished() and _is_whole(t, space) else t.params
         seconds = f"{t.duration.total_seconds():.2f}" if t.duration is not None else ""
         error = t.user_attrs.get(ERROR, {}).get("message", "")
-        values = [known.get(name, "") for name in names]
+        values = [params.get(name, "") for name in names]
         state = "lost" if LOST in t.user_attrs else t.state.name.lower()
         reached = t.values if t.values is not None else [""] * len(study.directions)
         writer.writerow(
-            [t.number, state, *reached, seconds, *(t.user_attrs.get(SEED, "") for _ in own), *values, error]
+            [t.number, state, *reached, seconds, *(t.user_attrs.get(SEED, "") for _ in seed_column), *values, error]
         )
     return stream.getvalue()
 
@@ -85,8 +85,8 @@ def page(study: Study, title: str, metrics: Sequence[str]) -> str:
     """History, curves, slices and importances as one HTML page that needs no network.
 
     Args:
-        study: Of `open_study`.
-        title: Of the page, as HTML.
+        study: A study of `open_study`.
+        title: The page's title, as HTML.
         metrics: Names of the objectives; the plots are of the first, and of all where there are two or three.
     """
     metric, target = metrics[0], _target(study)

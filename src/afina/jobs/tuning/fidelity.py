@@ -37,6 +37,10 @@ def rungs_of(fidelity: str) -> tuple[Rung, ...]:
 
     Raises:
         InputError: there is no such fidelity.
+
+    Example:
+        >>> [round(rung.images, 2) for rung in rungs_of("images")]
+        [0.11, 0.33, 1.0]
     """
     if fidelity not in RUNGS:
         raise InputError(f"There is no fidelity {fidelity!r}.", fix=did_you_mean(fidelity, RUNGS))

@@ -34,7 +34,7 @@ from afina.search.workers import Heartbeat, give_up, retry_lost
 # A question's key, the number of a trial, a method and its arguments.
 _Question = tuple[str, int, str, tuple[Any, ...], dict[str, Any]]
 # What a task may ask of its trial.
-_ASKED = ("report", "should_prune", "set_user_attr", "set_constraint")
+_REMOTE_METHODS = ("report", "should_prune", "set_user_attr", "set_constraint")
 _MOST_DEATHS = 3
 _LOOK = 0.2
 _LOST_AFTER = 30.0
@@ -85,19 +85,19 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        foreman = _Foreman(ray, cluster, asked, study, subject, progress)
-        with foreman.heart:
-            foreman.run(most, look, failures)
+        scheduler = _Scheduler(ray, cluster, asked, study, subject, progress)
+        with scheduler.heart:
+            scheduler.run(most, look, failures)
 
 
-class _Foreman:
+class _Scheduler:
     """Hands out trials and takes in what they answer."""
 
     def __init__(
         self, ray: Any, cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, progress: Progress
     ) -> None:
         self._ray, self._asked, self._study, self._subject, self._progress = ray, asked, study, subject, progress
-        self._desk = ray.remote(num_cpus=0)(_Desk).remote()
+        self._queue = ray.remote(num_cpus=0)(_QuestionQueue).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
         self._key, self._sent = (
             uuid.uuid4().hex,
@@ -108,7 +108,7 @@ class _Foreman:
 
     def run(self, most: int, look: Callable[[], None], failures: int) -> None:
         """Until there are enough trials or the time is over, and the last has ended."""
-        begun, looked, waiting = time.monotonic(), 0.0, self._desk.take.remote()
+        begun, looked, waiting = time.monotonic(), 0.0, self._queue.take.remote()
         try:
             while True:
                 if time.monotonic() - looked > _LOST_AFTER:
@@ -122,7 +122,7 @@ class _Foreman:
                 ready, _ = self._ray.wait([waiting, *self._running], timeout=_LOOK)
                 if waiting in ready:
                     self._answer(self._ray.get(waiting))
-                    waiting = self._desk.take.remote()
+                    waiting = self._queue.take.remote()
                 failed = [self._end(task) for task in ready if task in self._running]
                 look()
                 if any(failed):
@@ -139,7 +139,7 @@ class _Foreman:
         if params is None:
             self.heart.end(trial)
         else:
-            task = self._task.remote(self._key, [self._sent], self._desk, trial.number, params)
+            task = self._task.remote(self._key, [self._sent], self._queue, trial.number, params)
             self._running[task] = trial
 
     def _answer(self, asked: list[_Question]) -> None:
@@ -148,13 +148,13 @@ class _Foreman:
         answers: dict[str, tuple[Any, Exception | None]] = {}
         for question, number, method, arguments, named in asked:
             trial = trials.get(number)
-            assert method in _ASKED
+            assert method in _REMOTE_METHODS
             try:
                 answers[question] = None if trial is None else getattr(trial, method)(*arguments, **named), None
             except Exception as error:
                 answers[question] = None, error
         if answers:
-            self._desk.answer.remote(answers)
+            self._queue.answer.remote(answers)
 
     def _end(self, task: Any) -> bool:
         """Take in how a trial ended; gives whether it failed."""
@@ -190,7 +190,7 @@ class _Foreman:
             )
 
 
-class _Desk:
+class _QuestionQueue:
     """An actor where tasks leave questions about their trials, and wait for the answers."""
 
     def __init__(self) -> None:
@@ -219,22 +219,22 @@ class _Desk:
             self._waiting.pop(question).set_result(value)
 
 
-class _Elsewhere:
-    """A trial whose study is in another process: see `trials.Reports`."""
+class _RemoteTrial:
+    """A trial whose study is in another process: see `training_trials.Reports`."""
 
     study = None
 
-    def __init__(self, number: int, desk: Any) -> None:
-        self.number, self._desk = number, desk
+    def __init__(self, number: int, queue: Any) -> None:
+        self.number, self._queue = number, queue
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _ASKED:
-            raise AttributeError(f"On Ray a trial has no {name}, but {', '.join(_ASKED)} and its number.")
+        if name not in _REMOTE_METHODS:
+            raise AttributeError(f"On Ray a trial has no {name}, but {', '.join(_REMOTE_METHODS)} and its number.")
 
         def ask(*arguments: Any, **named: Any) -> Any:
             import ray
 
-            answer, error = ray.get(self._desk.ask.remote(self.number, name, arguments, named))
+            answer, error = ray.get(self._queue.ask.remote(self.number, name, arguments, named))
             if error is not None:
                 raise error
             return answer
@@ -247,7 +247,7 @@ _SUBJECTS: dict[str, tuple[Subject, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def _run_trial(
-    key: str, sent: list[Any], desk: Any, number: int, params: dict[str, Any]
+    key: str, sent: list[Any], queue: Any, number: int, params: dict[str, Any]
 ) -> tuple[Outcome, bytes | None]:
     """A task: one trial; how it ended, and its network where it is worth keeping."""
     import ray
@@ -259,7 +259,7 @@ def _run_trial(
         asked: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
         _SUBJECTS[key] = subject_of(asked, Progress()), folder
     subject, folder = _SUBJECTS[key]
-    outcome = attempt(subject.objective, params, _Elsewhere(number, desk), len(subject.directions))
+    outcome = attempt(subject.objective, params, _RemoteTrial(number, queue), len(subject.directions))
     file = network_file(Path(folder.name) / WORK, number)
     network = file.read_bytes() if file.is_file() else None
     file.unlink(missing_ok=True)
@@ -268,8 +268,8 @@ def _run_trial(
 
 def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
     """What tasks need of the arguments, in the object store, the images among it."""
-    data = None if asked.data is None else open_data(_found(asked.data), seed=asked.seed, progress=progress)
-    named = {name: _found(getattr(asked, name)) for name in ("model", "weights", "objective")}
+    data = None if asked.data is None else open_data(_absolute(asked.data), seed=asked.seed, progress=progress)
+    named = {name: _absolute(getattr(asked, name)) for name in ("model", "weights", "objective")}
     try:
         return ray.put(replace(asked, data=data, **named))
     except (TypeError, AttributeError) as error:
@@ -280,7 +280,7 @@ def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
         ) from error
 
 
-def _found(name: Any) -> Any:
+def _absolute(name: Any) -> Any:
     """The full path of a file or folder, since tasks run in another one."""
     if not isinstance(name, (str, Path)):
         return name
@@ -290,9 +290,9 @@ def _found(name: Any) -> Any:
 
 def _room(ray: Any, cluster: Cluster) -> int:
     """How many trials the machines of the cluster have processors and GPUs for."""
-    wanted = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
+    requested = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(there.get(name, 0) / amount) for name, amount in wanted.items()) for there in machines)
+    room = sum(min(int(there.get(name, 0) / amount) for name, amount in requested.items()) for there in machines)
     if room < 1:
         most = {name: max((there.get(name, 0) for there in machines), default=0) for name in ("CPU", "GPU")}
         raise InputError(
@@ -314,13 +314,13 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own: dict[str, Any] = (
+    local_options: dict[str, Any] = (
         {"num_cpus": available_cores(), "include_dashboard": False} if cluster.address == "local" else {}
     )
     try:
-        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False, **own)
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False, **local_options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _nobody(cluster.address, error) from error
+        raise _no_cluster(cluster.address, error) from error
     try:
         yield ray
     finally:
@@ -335,10 +335,10 @@ def _check_address(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise _nobody(address, error) from error
+        raise _no_cluster(address, error) from error
 
 
-def _nobody(address: str, error: Exception) -> InputError:
+def _no_cluster(address: str, error: Exception) -> InputError:
     return InputError(
         f"There is no Ray cluster at {address}.",
         why=str(error).strip().splitlines()[0],

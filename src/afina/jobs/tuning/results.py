@@ -40,9 +40,9 @@ class Choice:
 
     Attributes:
         trial: Its number.
-        values: Of each objective, by name.
+        values: The value of each objective, by name.
         params: Values of the active parameters, fixed ones too.
-        network: File of its network; None for a function.
+        network: The file of its network; None for a function.
     """
 
     trial: int
@@ -64,7 +64,7 @@ class Tuned:
             those that are still `running` in other processes.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
         network: File of the best trial's network; None for a function.
-        curve: Of its network's training; empty for a function.
+        curve: The training curve of the best trial's network; empty for a function.
         front: With several objectives, all trials that no other is better than in every one; else the best.
         out: The run folder.
         seconds: Time that this call took.
@@ -94,21 +94,21 @@ class Teller:
 
     def __init__(self, study: Study, subject: Subject, total: int | None, progress: Progress) -> None:
         self._study, self._subject, self._total, self._progress = study, subject, total, progress
-        self._told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
-        self._first, self._begun = len(self._told), time.monotonic()
+        self._reported = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._first, self._begun = len(self._reported), time.monotonic()
 
     def look(self) -> None:
         """Say what is new."""
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in self._told and LOST not in trial.user_attrs:
-                self._told.add(trial.number)
-                self._progress.say(_told(trial, best_trial(self._study), self._subject))
+            if trial.state.is_finished() and trial.number not in self._reported and LOST not in trial.user_attrs:
+                self._reported.add(trial.number)
+                self._progress.say(_trial_line(trial, best_trial(self._study), self._subject))
                 self._estimate()
 
     def _estimate(self) -> None:
-        done = len(self._told) - self._first
-        if self._total is not None and done == _ESTIMATED_AFTER and len(self._told) < self._total:
-            left = self._total - len(self._told)
+        done = len(self._reported) - self._first
+        if self._total is not None and done == _ESTIMATED_AFTER and len(self._reported) < self._total:
+            left = self._total - len(self._reported)
             seconds = (time.monotonic() - self._begun) / done * left
             self._progress.say(f"At this pace the other {left:,} trials take {format_time(seconds)}.")
 
@@ -127,8 +127,8 @@ def describe_search(tuned: Tuned) -> str:
         lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
         for choice in tuned.front:
             units = UNITS if choice.network else {}
-            told = ", ".join(f"{name} {format_value(v, units.get(name, name))}" for name, v in choice.values.items())
-            lines.append(f"  trial {choice.trial}: {told} ({choice.network or _given(choice.params)})")
+            values = ", ".join(f"{name} {format_value(v, units.get(name, name))}" for name, v in choice.values.items())
+            lines.append(f"  trial {choice.trial}: {values} ({choice.network or _params_text(choice.params)})")
     files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
     return "\n".join([*lines, f"Kept in {files}"])
 
@@ -174,10 +174,10 @@ def _choice(trial: FrozenTrial, subject: Subject) -> Choice:
     )
 
 
-def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str:
+def _trial_line(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str:
     """A trial in one line."""
     seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
-    shown = _given(trial.params)
+    shown = _params_text(trial.params)
     metric, unit = subject.metrics[0], subject.units[0]
     if trial.state == TrialState.FAIL:
         ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
@@ -198,7 +198,7 @@ def _told(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str
     return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
 
 
-def _given(params: Mapping[str, Any]) -> str:
+def _params_text(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in params.items())
 
 

@@ -39,8 +39,15 @@ def function_of(objective: str | Callable[..., Any], space: Space) -> Function:
 
     Raises:
         InputError: there is none, it does not take a parameter of the space, or it needs one that is not there.
+
+    Example:
+        >>> from afina.search import make_space
+        >>> space = make_space({"x": {"type": "float", "low": 0, "high": 1}})
+        >>> function = function_of(lambda x, trial: x + trial, space)
+        >>> function.takes_trial, function({"x": 1}, trial=2)
+        (True, 3)
     """
-    call, name = _found(objective)
+    call, name = _load(objective)
     _check_named(name, call)
     takes_trial = _TRIAL not in space.parameters and _has_trial(call)
     check_options(name, call, space.parameters)
@@ -55,7 +62,7 @@ def check_names(also: Sequence[str]) -> None:
             raise InputError(f"--also {name} names two of the values.", fix="Give each a name of its own.")
 
 
-def _found(objective: str | Callable[..., Any]) -> tuple[Callable[..., Any], str]:
+def _load(objective: str | Callable[..., Any]) -> tuple[Callable[..., Any], str]:
     if callable(objective):
         return objective, re.sub(r"\W+", "", getattr(objective, "__name__", "function"))
     path, _, name = str(objective).rpartition(":")
@@ -75,8 +82,8 @@ def _check_named(name: str, call: Callable[..., Any]) -> None:
 
 
 def _has_trial(call: Callable[..., Any]) -> bool:
-    found = _parameters(call).get(_TRIAL)
-    return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
+    argument = _parameters(call).get(_TRIAL)
+    return argument is not None and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afina.search.tensor_train.acquisition import log_feasible, log_improvement
-from afina.search.tensor_train.encode import Domain, Pattern
+from afina.search.tensor_train.encoding import Domain, Pattern
 from afina.search.tensor_train.kernel import Array
+from afina.search.tensor_train.posterior_train import Indices, TensorTrain
 from afina.search.tensor_train.problem import Problem
-from afina.search.tensor_train.train import Indices, Train
 
 _OPTIMISM = (0.0, 0.5, 1.0, 2.0)
 _BEAM = 6
@@ -26,12 +26,16 @@ def grids_of(
     grids = []
     for j in range(len(domain.coordinates)):
         low, high = float(box[0][j]), float(box[1][j])
-        own = pattern.levels[j]
+        levels_here = pattern.levels[j]
         if not pattern.active[j]:
             grids.append(np.array([np.nan]))
-        elif own is not None:
-            inside = own[(own >= low - _SAME) & (own <= high + _SAME)] if not domain.coordinates[j].categorical else own
-            grids.append(inside if len(inside) else own)
+        elif levels_here is not None:
+            inside = (
+                levels_here[(levels_here >= low - _SAME) & (levels_here <= high + _SAME)]
+                if not domain.coordinates[j].categorical
+                else levels_here
+            )
+            grids.append(inside if len(inside) else levels_here)
         else:
             near = top[:, j]
             levels = levels_along(low, high, near[:1], high - low, rng)
@@ -55,7 +59,7 @@ def rows_of(grids: list[Array], points: Array) -> Indices:
     return rows
 
 
-def candidates(train: Train, top: Indices, count: int, rng: np.random.Generator) -> Indices:
+def candidates(train: TensorTrain, top: Indices, count: int, rng: np.random.Generator) -> Indices:
     """Minima of the additive part, ends of a beam search, incumbents, their mutations and mixtures, and random ones."""
     sizes = np.array([len(grid) for grid in train.levels])
     d = len(sizes)
@@ -78,12 +82,12 @@ def candidates(train: Train, top: Indices, count: int, rng: np.random.Generator)
     return np.unique(np.concatenate([minima, *beams, top, mutated, random]), axis=0)
 
 
-def score(problem: Problem, trains: Sequence[Train], rows: Indices) -> Array:
+def acquisition_at(problem: Problem, trains: Sequence[TensorTrain], rows: Indices) -> Array:
     """The acquisition (m,) at points of the grid, given as indices (m, d)."""
-    return judge(problem, [train.covariance(rows) for train in trains], trains)
+    return acquisition_from_covariance(problem, [train.covariance(rows) for train in trains], trains)
 
 
-def judge(problem: Problem, crosses: Sequence[Array], trains: Sequence[Train]) -> Array:
+def acquisition_from_covariance(problem: Problem, crosses: Sequence[Array], trains: Sequence[TensorTrain]) -> Array:
     """The acquisition (m,) from the kernel (m, n) of each surrogate."""
     total = np.zeros(len(crosses[0]))
     if problem.best is not None:
@@ -107,7 +111,7 @@ def distinct(rows: Indices, scores: Array, count: int) -> Indices:
 
 def climb(
     problem: Problem,
-    trains: Sequence[Train],
+    trains: Sequence[TensorTrain],
     row: Indices,
     budget: float,
     inside: Callable[[Indices], NDArray[np.bool_]] | None = None,
@@ -118,10 +122,10 @@ def climb(
         problem: What is maximised.
         trains: One for each surrogate.
         row: Indices to start from (d,).
-        budget: Points that may be judged.
+        budget: Points whose acquisition may be computed.
         inside: Which of rows (m, d) may be stepped to; None for all.
     """
-    best = float(score(problem, trains, row[None])[0])
+    best = float(acquisition_at(problem, trains, row[None])[0])
     for step in range(_ROUNDS):
         neighbours, cross = trains[0].neighbours(row)
         if inside is not None:
@@ -130,7 +134,7 @@ def climb(
         if not len(neighbours) or (step and budget < len(neighbours)):
             break
         budget -= len(neighbours)
-        scores = judge(problem, [cross, *[t.covariance(neighbours) for t in trains[1:]]], trains)
+        scores = acquisition_from_covariance(problem, [cross, *[t.covariance(neighbours) for t in trains[1:]]], trains)
         i = int(np.argmax(scores))
         if scores[i] <= best + 1e-6:
             break

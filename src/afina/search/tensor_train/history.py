@@ -10,16 +10,16 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from afina.search.tensor_train.encode import Domain
+from afina.search.tensor_train.encoding import Domain
 from afina.search.tensor_train.kernel import Array
-from afina.search.tensor_train.warp import draw_in
+from afina.search.tensor_train.output_warping import compress_outliers
 
 # A trial with this user attribute failed for reasons outside its parameters, such as a machine that was lost.
 LOST = "afina:lost"
 # User attribute of trials whose reports are parts of one value, such as folds of the images: their mean counts.
 PARTS = "afina:parts"
-# The system attribute of a trial that says how it was chosen.
-WAY = "tensor_train:way"
+# The system attribute of a trial that holds the strategy by which it was chosen.
+STRATEGY = "tensor_train:way"
 # The weight of the sum beside the largest term in the augmented Chebyshev function (Knowles 2006, eq. 2).
 _AUGMENTED = 0.05
 
@@ -34,7 +34,7 @@ class History:
         running: Points of running trials, (m, d).
         constraints: Of finished trials, (n, constraints), at most 0 where they hold; NaN where not known.
         numbers: Of the finished trials.
-        ways: How each of them was chosen (`WAY`); empty for the usual way.
+        strategies: How each of them was chosen (`STRATEGY`); empty for the usual strategy.
     """
 
     points: Array
@@ -42,7 +42,7 @@ class History:
     running: Array
     constraints: Array
     numbers: tuple[int, ...]
-    ways: tuple[str, ...]
+    strategies: tuple[str, ...]
 
     @property
     def feasible(self) -> NDArray[np.bool_]:
@@ -51,8 +51,10 @@ class History:
 
     def only(self, chosen: NDArray[np.intp]) -> "History":
         """The same with these finished trials alone."""
-        numbers, ways = tuple(self.numbers[i] for i in chosen), tuple(self.ways[i] for i in chosen)
-        return History(self.points[chosen], self.values[chosen], self.running, self.constraints[chosen], numbers, ways)
+        numbers, strategies = tuple(self.numbers[i] for i in chosen), tuple(self.strategies[i] for i in chosen)
+        return History(
+            self.points[chosen], self.values[chosen], self.running, self.constraints[chosen], numbers, strategies
+        )
 
 
 def known_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
@@ -82,7 +84,7 @@ def read(
     """
     signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
     names = sorted({name for t in trials for name in t.constraints})
-    points, raw, limits, busy, numbers, stopped, ways = [], [], [], [], [], [], []
+    points, raw, limits, busy, numbers, stopped, strategies = [], [], [], [], [], [], []
     for t in trials:
         params = {**running.get(t.number, {}), **t.params} if t.state == TrialState.RUNNING else t.params
         if not params or t.state == TrialState.WAITING or LOST in t.user_attrs:
@@ -95,7 +97,7 @@ def read(
             continue
         points.append(point)
         numbers.append(t.number)
-        ways.append(t.system_attrs.get(WAY, ""))
+        strategies.append(t.system_attrs.get(STRATEGY, ""))
         raw.append(_value(t, signs))
         stopped.append(t.state == TrialState.PRUNED)
         limits.append([t.constraints.get(name, np.nan) for name in names])
@@ -107,7 +109,7 @@ def read(
         np.array(busy).reshape(len(busy), d),
         np.array(limits).reshape(n, len(names)),
         tuple(numbers),
-        tuple(ways),
+        tuple(strategies),
     )
 
 
@@ -161,5 +163,5 @@ def _finite(values: Array, stopped: NDArray[np.bool_]) -> Array:
             column[stopped] = np.maximum(column[stopped], np.median(whole))
         known = column[np.isfinite(column)]
         column[column == -np.inf] = known.min() if len(known) else 0.0
-        out[:, k] = draw_in(column)
+        out[:, k] = compress_outliers(column)
     return out

@@ -10,7 +10,7 @@ from afina.search.tensor_train.acquisition import (
     log_improvement,
     log_improvement_slopes,
 )
-from afina.search.tensor_train.encode import Domain
+from afina.search.tensor_train.encoding import Domain
 from afina.search.tensor_train.kernel import Array
 from afina.search.tensor_train.surrogate import Surrogate
 

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from afina.search.tensor_train.askew import askew_places
 from afina.search.tensor_train.candidates import (
     RUNNERS_UP,
     STARTS,
+    acquisition_at,
     candidates,
     climb,
     distinct,
     grids_of,
     rows_of,
-    score,
 )
-from afina.search.tensor_train.encode import Pattern
+from afina.search.tensor_train.encoding import Pattern
 from afina.search.tensor_train.kernel import Array
+from afina.search.tensor_train.posterior_train import TensorTrain
 from afina.search.tensor_train.problem import Problem
-from afina.search.tensor_train.train import Train
+from afina.search.tensor_train.rotated_candidates import rotated_candidates
 
 # Multiplications that one suggestion may spend on variances of candidates.
 _WORK = 3e7
@@ -54,24 +54,24 @@ def propose(
         pattern: The parameters that the points have.
         known: Points (n, d) that were tried or are running.
         ranks: Their values (n,), to order them; running ones as infinity.
-        rng: Of this suggestion.
+        rng: The generator of this suggestion.
         box: Lowest and highest unit coordinates, each (d,), for numbers.
-        share: Of the work of a whole suggestion.
+        share: Share of the work of a whole suggestion.
     """
     order = np.argsort(ranks, kind="stable")
     members = order[(~np.isnan(known[order]) == pattern.active).all(axis=1)]
     top = known[members[:_INCUMBENTS]]
-    places = askew_places if problem.objective.turn is not None else _places
-    points = places(problem, pattern, top, box, rng, share * _WORK)
+    find = rotated_candidates if problem.objective.rotation is not None else _grid_candidates
+    points = find(problem, pattern, top, box, rng, share * _WORK)
     polished = _polish(problem, pattern, points[:STARTS], box)
-    found = np.concatenate([polished, points])
-    found = np.array([problem.domain.nearest(p) for p in found])
-    fresh = found[[not _is_known(p, known) for p in found]]
+    points = np.concatenate([polished, points])
+    points = np.array([problem.domain.nearest(p) for p in points])
+    fresh = points[[not _is_known(p, known) for p in points]]
     if not len(fresh):
         return []
     values = problem.acquisition(fresh)
     proposals = [Proposal(fresh[i], float(values[i])) for i in np.argsort(-values, kind="stable")]
-    if problem.objective.turn is not None:
+    if problem.objective.rotation is not None:
         settled = _settle(problem, pattern, proposals[0], known)
         proposals = [settled, *proposals] if settled is not proposals[0] else proposals
     return proposals
@@ -94,7 +94,7 @@ def draw(
     members = order[(~np.isnan(known[order]) == pattern.active).all(axis=1)]
     top = known[members[:_INCUMBENTS]]
     grids = grids_of(problem.domain, pattern, top, box, rng)
-    train = Train(problem.objective, grids)
+    train = TensorTrain(problem.objective, grids)
     points = train.points(candidates(train, rows_of(grids, top), _DRAWN, rng))
     points = np.unique([problem.domain.nearest(p) for p in points], axis=0)
     points = points[[not _is_known(p, known) for p in points]]
@@ -107,30 +107,30 @@ def draw(
     return [Proposal(points[i], -float(values[i])) for i in np.argsort(values, kind="stable")]
 
 
-def _places(
+def _grid_candidates(
     problem: Problem, pattern: Pattern, top: Array, box: tuple[Array, Array], rng: np.random.Generator, work: float
 ) -> Array:
     """Points (m, d) on a grid where the acquisition is high, those that were climbed to first."""
     grids = grids_of(problem.domain, pattern, top, box, rng)
-    trains = [Train(s, grids) for s in (problem.objective, *problem.constraints)]
+    trains = [TensorTrain(s, grids) for s in (problem.objective, *problem.constraints)]
     n = len(problem.objective.points)
     budget = work / (2 * n * n * len(trains))
     rows = candidates(trains[0], rows_of(grids, top), int(np.clip(budget, 100, 1000)), rng)
-    scores = score(problem, trains, rows)
+    scores = acquisition_at(problem, trains, rows)
     climbed = [climb(problem, trains, row, budget / STARTS) for row in distinct(rows, scores, STARTS)]
     return trains[0].points(np.concatenate([climbed, rows[np.argsort(-scores)[:RUNNERS_UP]]]))
 
 
-def _settle(problem: Problem, pattern: Pattern, found: Proposal, known: Array) -> Proposal:
+def _settle(problem: Problem, pattern: Pattern, proposal: Proposal, known: Array) -> Proposal:
     """The best that one or two levels at a time, of numbers that have levels, lead to: for what was rounded."""
     for _ in range(_STEPS):
-        near = [p for p in _beside(problem, pattern, found.point) if not _is_known(p, known)]
+        near = [p for p in _beside(problem, pattern, proposal.point) if not _is_known(p, known)]
         values = problem.acquisition(np.array(near)) if near else np.array([-np.inf])
         best = int(np.argmax(values))
-        if values[best] <= found.score + _GAIN:
+        if values[best] <= proposal.score + _GAIN:
             break
-        found = Proposal(near[best], float(values[best]))
-    return found
+        proposal = Proposal(near[best], float(values[best]))
+    return proposal
 
 
 def _beside(problem: Problem, pattern: Pattern, point: Array) -> list[Array]:
@@ -161,11 +161,11 @@ def _polish(problem: Problem, pattern: Pattern, points: Array, box: tuple[Array,
         return -float(value.sum()), -gradient[:, free].ravel()
 
     start = np.clip(points[:, free].ravel(), low, high)
-    found = minimize(
+    result = minimize(
         down, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)), options={"maxfun": 40}
     )
     moved = points.copy()
-    moved[:, free] = found.x.reshape(shape)
+    moved[:, free] = result.x.reshape(shape)
     return moved
 
 

@@ -12,24 +12,24 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from afina.search.tensor_train.encode import Coordinate, Domain, patterns
-from afina.search.tensor_train.history import WAY, History, bilog, known_space, read, scalarise, thin
+from afina.search.tensor_train.encoding import Coordinate, Domain, patterns
+from afina.search.tensor_train.history import STRATEGY, History, bilog, known_space, read, scalarise, thin
 from afina.search.tensor_train.kernel import Array
-from afina.search.tensor_train.model import Model, fit_near, fit_smooth
+from afina.search.tensor_train.local_surrogates import fit_near, fit_smooth
+from afina.search.tensor_train.online_surrogate import OnlineSurrogate
 from afina.search.tensor_train.problem import Problem
 from afina.search.tensor_train.propose import Proposal, draw, propose
+from afina.search.tensor_train.schedule import CROWD, startup_trials
 from afina.search.tensor_train.startup import first_point, new_point
+from afina.search.tensor_train.strategies import SIGNIFICANT_SHARE, Trajectory, choose_strategy
 from afina.search.tensor_train.surrogate import Surrogate
-from afina.search.tensor_train.ways import COUNTS, Progress, choose_way
 
 # Trials that the surrogate is fitted to at most, and the same for many parameters: squared, times their number.
 _MOST_DATA, _LEAST_DATA = 300, 120
 _MOST_WORK = 1.2e6
 _MOST_PATTERNS = 6
 _CERTAIN = 30.0
-# With so many trials running, each follows a function of its own, drawn from the posterior.
-_CROWD = 8
-# How far below the best the way `far` aims, as a share of the way from the median to the best.
+# How far below the best the strategy `far` aims, as a share of the way from the median to the best.
 _FAR = 0.1
 
 Box = tuple[Array, Array]
@@ -54,7 +54,7 @@ class TensorTrainSampler(BaseSampler):
             raise ValueError(f"TensorTrainSampler: startup must be at least 1, got {startup}")
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._startup = startup
-        self._models: dict[str, Model] = {}
+        self._surrogates: dict[str, OnlineSurrogate] = {}
         self._pending: dict[int, dict[str, Any]] = {}
         self._study = ""
         self._lock = threading.RLock()
@@ -79,7 +79,7 @@ class TensorTrainSampler(BaseSampler):
             return {}
         with self._lock:
             if self._study != study.study_name:
-                self._study, self._models, self._pending = study.study_name, {}, {}
+                self._study, self._surrogates, self._pending = study.study_name, {}, {}
             trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
             busy = {t.number for t in trials if t.state == TrialState.RUNNING}
             self._pending = {number: p for number, p in self._pending.items() if number in busy}
@@ -106,25 +106,25 @@ class TensorTrainSampler(BaseSampler):
     ) -> dict[str, Any]:
         domain = Domain.of(search_space)
         free = sum(c.levels is None or len(c.levels) > 1 for c in domain.coordinates)
-        startup = self._startup or 2 * free + 2
+        startup = self._startup or startup_trials(free)
         history = read(domain, trials, study.directions, self._pending)
         rng = self._rng(trial.number)
         if len(history.points) < startup:
             tried = np.concatenate([history.points, history.running])
             return domain.decode(first_point(domain, trial.number, startup, tried, self._rng))
         values, tried = scalarise(history.values, rng), history.points
-        progress = Progress.of(history, values)
-        way = choose_way(progress, rng)
-        if way:
-            study._storage.set_trial_system_attr(trial._trial_id, WAY, way)
+        trajectory = Trajectory.of(history, values)
+        strategy = choose_strategy(trajectory, rng)
+        if strategy:
+            study._storage.set_trial_system_attr(trial._trial_id, STRATEGY, strategy)
         history, values = self._thinned(history, values)
-        stuck = progress.stuck and history.values.shape[1] == 1
-        problem, box = self._problem(domain, history, values, way, stuck)
-        found = self._proposals(problem, history, values, rng, box, tried)
-        if not found:
+        stuck = trajectory.stuck and history.values.shape[1] == 1
+        problem, box = self._problem(domain, history, values, strategy, stuck)
+        proposals = self._proposals(problem, history, values, rng, box, tried)
+        if not proposals:
             return domain.decode(new_point(domain, np.concatenate([tried, history.running]), rng))
         blind = any(t.state == TrialState.RUNNING and not t.params and t.number not in self._pending for t in trials)
-        return domain.decode(found[int(rng.integers(min(4, len(found)))) if blind else 0].point)
+        return domain.decode(proposals[int(rng.integers(min(4, len(proposals)))) if blind else 0].point)
 
     def _thinned(self, history: History, values: Array) -> tuple[History, Array]:
         order = np.where(history.feasible, values, np.inf)
@@ -135,26 +135,28 @@ class TensorTrainSampler(BaseSampler):
         place = {number: i for i, number in enumerate(history.numbers)}
         return thinned, values[[place[number] for number in thinned.numbers]]
 
-    def _problem(self, domain: Domain, history: History, values: Array, way: str, stuck: bool) -> tuple[Problem, Box]:
+    def _problem(
+        self, domain: Domain, history: History, values: Array, strategy: str, stuck: bool
+    ) -> tuple[Problem, Box]:
         """Surrogates of the objective and of each constraint, with running trials believed, and where to look."""
         layout, share = domain.layout, 1.0 / (1 + history.constraints.shape[1])
         box = np.zeros(layout.d), np.ones(layout.d)
         feasible = history.feasible
-        if way == "near":
+        if strategy == "near":
             centre = history.points[np.argmin(np.where(feasible, values, np.inf))]
             objective, reach = fit_near(layout, history.points, values, centre, 4 * layout.d + 4)
             box = _around(centre, reach, layout.categorical)
-        elif way == "smooth":
+        elif strategy == "smooth":
             objective = fit_smooth(layout, history.points, values)
         else:
-            turns = stuck and not history.constraints.shape[1] and len(history.running) < _CROWD
-            objective = self._model("objective").update(layout, history.points, values, share, turns)
+            allow_rotation = stuck and not history.constraints.shape[1] and len(history.running) < CROWD
+            objective = self._surrogate("objective").update(layout, history.points, values, share, allow_rotation)
         objective = objective.believing(history.running)
         tried = np.concatenate([history.points[feasible], history.running])
         means = objective.posterior(tried)[0] if feasible.any() else np.zeros(1)
         best = float(means.min()) if feasible.any() else None
-        if best is not None and (way == "far" or (stuck and way != "near")):
-            best -= (_FAR if way == "far" else COUNTS) * float(np.median(means) - best)
+        if best is not None and (strategy == "far" or (stuck and strategy != "near")):
+            best -= (_FAR if strategy == "far" else SIGNIFICANT_SHARE) * float(np.median(means) - best)
         constraints, limits = [], []
         for k, column in enumerate(history.constraints.T):
             if np.isnan(column).all():
@@ -170,16 +172,15 @@ class TensorTrainSampler(BaseSampler):
         known = ~np.isnan(column)
         drawn = bilog(column[known])
         spread, middle = float(drawn.std()), float(drawn.mean())
-        model = self._model(name, ("identity",))
-        surrogate = model.update(domain.layout, points[known], drawn, share)
+        surrogate = self._surrogate(name, ("identity",)).update(domain.layout, points[known], drawn, share)
         if spread <= 1e-12:
             return surrogate, _CERTAIN if middle <= 0 else -_CERTAIN
         return surrogate, -middle / spread
 
-    def _model(self, name: str, warps: tuple[str, ...] | None = None) -> Model:
-        if name not in self._models:
-            self._models[name] = Model() if warps is None else Model(warps)
-        return self._models[name]
+    def _surrogate(self, name: str, warpings: tuple[str, ...] | None = None) -> OnlineSurrogate:
+        if name not in self._surrogates:
+            self._surrogates[name] = OnlineSurrogate() if warpings is None else OnlineSurrogate(warpings)
+        return self._surrogates[name]
 
     def _proposals(
         self, problem: Problem, history: History, values: Array, rng: np.random.Generator, box: Box, tried: Array
@@ -191,13 +192,13 @@ class TensorTrainSampler(BaseSampler):
         kinds = patterns(problem.domain, history.points)
         counts = [int((~np.isnan(history.points) == k.active).all(axis=1).sum()) for k in kinds]
         kinds = [kinds[i] for i in np.argsort(counts)[::-1][:_MOST_PATTERNS]]
-        found: list[Proposal] = []
+        proposals: list[Proposal] = []
         for kind in kinds:
-            if len(history.running) >= _CROWD:
-                found += draw(problem, kind, known, ranks, rng, box)
+            if len(history.running) >= CROWD:
+                proposals += draw(problem, kind, known, ranks, rng, box)
             else:
-                found += propose(problem, kind, known, ranks, rng, box, 1.0 / len(kinds))
-        return sorted(found, key=lambda p: -p.score)
+                proposals += propose(problem, kind, known, ranks, rng, box, 1.0 / len(kinds))
+        return sorted(proposals, key=lambda p: -p.score)
 
 
 def _around(centre: Array, reach: float, categorical: NDArray[np.bool_]) -> Box:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from afina.search.tensor_train.encode import Domain, spread_levels
+from afina.search.tensor_train.encoding import Domain, spread_levels
 from afina.search.tensor_train.kernel import Array
 
 # A space of no more points is listed to find those that were not tried; in a larger one a few draws find one.

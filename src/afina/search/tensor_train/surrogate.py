@@ -19,7 +19,7 @@ from afina.search.tensor_train.kernel import (
     factors,
     loss,
 )
-from afina.search.tensor_train.turn import Turn
+from afina.search.tensor_train.rotation import Rotation
 
 _JITTER = 1e-9
 _LEAST_VARIANCE = 1e-12
@@ -36,14 +36,16 @@ class Surrogate:
         theta: Logarithms of the hyperparameters (3 d + 3,).
         points: Points (n, d) in the unit cube; NaN where a coordinate is not active.
         values: Values (n,), standardised.
-        turn: A rotation of the coordinates that the kernel is over; None for those of the cube.
+        rotation: A rotation of the coordinates that the kernel is over; None for those of the cube.
 
     Attributes:
         places: The points (n, d) in the coordinates that the kernel is over.
     """
 
-    def __init__(self, layout: Layout, theta: Array, points: Array, values: Array, turn: Turn | None = None) -> None:
-        self.layout, self.theta, self.points, self.values, self.turn = layout, theta, points, values, turn
+    def __init__(
+        self, layout: Layout, theta: Array, points: Array, values: Array, rotation: Rotation | None = None
+    ) -> None:
+        self.layout, self.theta, self.points, self.values, self.rotation = layout, theta, points, values, rotation
         self.places = self.placed(points)
         self.level = diagonal(layout, theta)
         self.noise = float(np.exp(theta[-1]))
@@ -57,19 +59,19 @@ class Surrogate:
     def believing(self, points: Array) -> "Surrogate":
         """The same with points (m, d) that are still running: each is believed to give its posterior mean.
 
-        One of which not all turned coordinates are known yet is left out.
+        A point of which not all rotated coordinates are known yet is left out.
         """
-        if self.turn is not None:
-            points = points[~np.isnan(points[:, self.turn.which]).any(axis=1)]
+        if self.rotation is not None:
+            points = points[~np.isnan(points[:, self.rotation.indices]).any(axis=1)]
         if not len(points):
             return self
         mean, _ = self.posterior(points)
         known, values = np.concatenate([self.points, points]), np.concatenate([self.values, mean])
-        return Surrogate(self.layout, self.theta, known, values, self.turn)
+        return Surrogate(self.layout, self.theta, known, values, self.rotation)
 
     def placed(self, points: Array) -> Array:
         """Points (m, d) in the coordinates that the kernel is over."""
-        return points if self.turn is None else self.turn.to(points)
+        return points if self.rotation is None else self.rotation.rotate(points)
 
     def posterior(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance (m,) of the function, without noise, at points (m, d)."""
@@ -115,16 +117,16 @@ class Surrogate:
         back = spread @ self.whitener
         by_mean = np.einsum("dmn,n->md", slope, self.weights)
         by_variance = -2 * np.einsum("dmn,mn->md", slope, back)
-        if self.turn is not None:
-            by_mean, by_variance = self.turn.back(by_mean), self.turn.back(by_variance)
+        if self.rotation is not None:
+            by_mean, by_variance = self.rotation.rotate_back(by_mean), self.rotation.rotate_back(by_variance)
         return cross @ self.weights, variance, by_mean, by_variance
 
-    def curvature(self, point: Array, which: NDArray[np.intp]) -> Array:
-        """Second derivatives (k, k) of the mean at a point (d,), by the coordinates `which` (k,): by differences."""
-        steps = np.zeros((len(which), len(point)))
-        steps[np.arange(len(which)), which] = _STEP
-        slopes = self.gradient(np.concatenate([point + steps, point - steps]))[2][:, which]
-        second = (slopes[: len(which)] - slopes[len(which) :]) / (2 * _STEP)
+    def curvature(self, point: Array, indices: NDArray[np.intp]) -> Array:
+        """Second derivatives (k, k) of the mean at a point (d,), by the coordinates `indices` (k,): by differences."""
+        steps = np.zeros((len(indices), len(point)))
+        steps[np.arange(len(indices)), indices] = _STEP
+        slopes = self.gradient(np.concatenate([point + steps, point - steps]))[2][:, indices]
+        second = (slopes[: len(indices)] - slopes[len(indices) :]) / (2 * _STEP)
         return np.asarray((second + second.T) / 2)
 
 
@@ -148,8 +150,8 @@ def fit(
         points: Points (n, d).
         values: Standardised values (n,).
         starts: Logarithms of hyperparameters to start from, each (3 d + 3,).
-        evaluations: Of the evidence at most, for each start.
-        smooth: Which prior (`Layout.prior`).
+        evaluations: Evaluations of the evidence at most, for each start.
+        smooth: Whether the prior is that of the trend alone (`Layout.prior`).
 
     Returns:
         The logarithms (3 d + 3,), and the logarithm of evidence times prior there.
@@ -160,7 +162,7 @@ def fit(
     for start in starts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = minimize(
+            result = minimize(
                 loss,
                 np.clip(start, *np.transpose(limits)),
                 args=(layout, pairs, values, prior),
@@ -169,8 +171,8 @@ def fit(
                 bounds=limits,
                 options={"maxfun": evaluations, "gtol": 1e-2, "ftol": 1e-5, "maxcor": 20},
             )
-        if found.fun < least:
-            best, least = np.asarray(found.x), float(found.fun)
+        if result.fun < least:
+            best, least = np.asarray(result.x), float(result.fun)
     return best, -least
 
 

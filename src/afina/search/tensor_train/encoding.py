@@ -136,7 +136,7 @@ def patterns(domain: Domain, points: Array) -> list[Pattern]:
     kinds = np.unique(active, axis=0)
     if len(kinds) == 1:
         return [Pattern(kinds[0], tuple(c.levels for c in domain.coordinates))]
-    found = []
+    collected = []
     for kind in kinds:
         members = points[(active == kind).all(axis=1)]
         levels = []
@@ -148,8 +148,8 @@ def patterns(domain: Domain, points: Array) -> list[Pattern]:
             near = np.isclose(c.levels[:, None], seen[None, :]).any(axis=1)
             new = ~np.isclose(c.levels[:, None], ever[None, :]).any(axis=1)
             levels.append(c.levels[near | new])
-        found.append(Pattern(kind, tuple(levels)))
-    return found
+        collected.append(Pattern(kind, tuple(levels)))
+    return collected
 
 
 def _levels(distribution: BaseDistribution) -> Array | None:

@@ -16,7 +16,7 @@ from afina.search.tensor_train.surrogate import Surrogate
 Indices = NDArray[np.intp]
 
 
-class Train:
+class TensorTrain:
     """The posterior over a grid.
 
     Args:
@@ -90,8 +90,8 @@ class Train:
                 continue
             mean = table @ s.weights
             spread = table @ s.whitener.T
-            own = np.exp(s.theta[j]) - np.einsum("gn,gn->g", spread, spread)
-            deviation = np.sqrt(np.maximum(own, 0.0))
+            spread_squared = np.exp(s.theta[j]) - np.einsum("gn,gn->g", spread, spread)
+            deviation = np.sqrt(np.maximum(spread_squared, 0.0))
             for b, share in enumerate(optimism):
                 out[b, j] = np.argmin(mean - share * deviation)
         return out
@@ -99,7 +99,7 @@ class Train:
     def beam(self, start: Indices, width: int, order: Indices) -> Indices:
         """A search along the train for where the mean is least: the `width` best beginnings are kept at each step.
 
-        A beginning is judged by the mean of the point that has it and the rest of `start`, so that no result is
+        A beginning is compared by the mean of the point that has it and the rest of `start`, so that no result is
         worse than `start`.
 
         Args:

@@ -19,38 +19,44 @@ _MOST_SKEW = 2.0
 
 
 @dataclass(frozen=True)
-class Turn:
+class Rotation:
     """A rotation of some of the coordinates, the others left as they are.
 
     Attributes:
-        which: Indices of the coordinates that are turned (k,).
+        indices: Indices of the coordinates that are rotated (k,).
         matrix: Orthogonal (k, k): its rows are the new axes.
+
+    Example:
+        >>> rotation = Rotation(np.array([0, 1]), np.array([[0.8, 0.6], [-0.6, 0.8]]))
+        >>> rotated = rotation.rotate(np.array([[0.5, 0.5, 0.9]]))
+        >>> rotated.round(2).tolist(), rotation.rotate_back(rotated).round(2).tolist()
+        ([[0.7, 0.1, 0.9]], [[0.5, 0.5, 0.9]])
     """
 
-    which: NDArray[np.intp]
+    indices: NDArray[np.intp]
     matrix: Array
 
-    def to(self, points: Array) -> Array:
-        """Turned coordinates (m, d) of points (m, d)."""
-        turned = points.copy()
-        turned[:, self.which] = points[:, self.which] @ self.matrix.T
-        return turned
+    def rotate(self, points: Array) -> Array:
+        """Rotated coordinates (m, d) of points (m, d)."""
+        rotated = points.copy()
+        rotated[:, self.indices] = points[:, self.indices] @ self.matrix.T
+        return rotated
 
-    def back(self, points: Array) -> Array:
-        """Points (m, d) of turned coordinates (m, d); and gradients by points, of gradients by turned coordinates."""
+    def rotate_back(self, points: Array) -> Array:
+        """Points (m, d) of rotated coordinates (m, d); and gradients by points, of gradients by rotated coordinates."""
         straight = points.copy()
-        straight[:, self.which] = points[:, self.which] @ self.matrix
+        straight[:, self.indices] = points[:, self.indices] @ self.matrix
         return straight
 
     @property
     def angles(self) -> int:
-        """How many numbers it takes to say a rotation: k (k - 1) / 2."""
-        return len(self.which) * (len(self.which) - 1) // 2
+        """How many numbers describe a rotation: k (k - 1) / 2."""
+        return len(self.indices) * (len(self.indices) - 1) // 2
 
 
-def fit_turn(
-    layout: Layout, points: Array, values: Array, theta: Array, turn: Turn, evaluations: int
-) -> tuple[Array, Turn, float]:
+def fit_rotation(
+    layout: Layout, points: Array, values: Array, theta: Array, rotation: Rotation, evaluations: int
+) -> tuple[Array, Rotation, float]:
     """Hyperparameters and rotation that maximise evidence times prior (that of rotations is uniform).
 
     Args:
@@ -58,8 +64,8 @@ def fit_turn(
         points: Points (n, d).
         values: Standardised values (n,).
         theta: Logarithms of the hyperparameters to start from (3 d + 3,).
-        turn: The rotation to start from.
-        evaluations: Of the evidence at most.
+        rotation: The rotation to start from.
+        evaluations: Evaluations of the evidence, at most.
 
     Returns:
         The logarithms (3 d + 3,), the rotation, and the logarithm of evidence times prior there.
@@ -67,34 +73,34 @@ def fit_turn(
     mean, spread = layout.prior()
     limits, size = layout.bounds(), layout.size
     pairs = Pairs.of(points, layout.categorical)
-    apart = (points[pairs.rows] - points[pairs.columns])[:, turn.which].T
+    apart = (points[pairs.rows] - points[pairs.columns])[:, rotation.indices].T
 
-    def loss(place: Array) -> tuple[float, Array]:
-        cayley, half = _cayley(place[size:], len(turn.which))
-        turned = cayley @ turn.matrix @ apart
-        pairs.gap[turn.which] = np.abs(turned)
-        value, gradient, by_gap = evidence(layout, place[:size], pairs, values)
+    def loss(parameters: Array) -> tuple[float, Array]:
+        cayley, half = _cayley(parameters[size:], len(rotation.indices))
+        rotated = cayley @ rotation.matrix @ apart
+        pairs.gap[rotation.indices] = np.abs(rotated)
+        value, gradient, by_gap = evidence(layout, parameters[:size], pairs, values)
         if not np.isfinite(value):
-            return 1e10, np.zeros_like(place)
-        pull = np.divide(by_gap[turn.which], turned, out=np.zeros_like(turned), where=turned != 0)
-        by_cayley = pull @ apart.T @ turn.matrix.T
+            return 1e10, np.zeros_like(parameters)
+        pull = np.divide(by_gap[rotation.indices], rotated, out=np.zeros_like(rotated), where=rotated != 0)
+        by_cayley = pull @ apart.T @ rotation.matrix.T
         by_skew = half.T @ by_cayley @ (np.eye(len(cayley)) + cayley).T / 2
         angles = (by_skew - by_skew.T)[np.tril_indices(len(cayley), -1)]
-        off = (place[:size] - mean) / spread
+        off = (parameters[:size] - mean) / spread
         return float(-value + off @ off / 2), -np.concatenate([gradient - off / spread, angles])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = minimize(
+        result = minimize(
             loss,
-            np.concatenate([np.clip(theta, *np.transpose(limits)), np.zeros(turn.angles)]),
+            np.concatenate([np.clip(theta, *np.transpose(limits)), np.zeros(rotation.angles)]),
             jac=True,
             method="L-BFGS-B",
-            bounds=[*limits, *[(-_MOST_SKEW, _MOST_SKEW)] * turn.angles],
+            bounds=[*limits, *[(-_MOST_SKEW, _MOST_SKEW)] * rotation.angles],
             options={"maxfun": evaluations, "gtol": 1e-2, "ftol": 1e-6, "maxcor": 20},
         )
-    cayley, _ = _cayley(found.x[size:], len(turn.which))
-    return np.asarray(found.x[:size]), Turn(turn.which, cayley @ turn.matrix), -float(found.fun)
+    cayley, _ = _cayley(result.x[size:], len(rotation.indices))
+    return np.asarray(result.x[:size]), Rotation(rotation.indices, cayley @ rotation.matrix), -float(result.fun)
 
 
 def _cayley(skew: Array, k: int) -> tuple[Array, Array]:

@@ -1,0 +1,1 @@
+"""Contract suites: checks that a technique, runtime, task or sampler keeps its promises; also for other packages."""

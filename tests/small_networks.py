@@ -48,6 +48,17 @@ def network_of(module: nn.Module, size: int = 8) -> Network:
     return capture(module, InputSpec(size, size), TASK)
 
 
+def noisy(network: Network, share: float = 0.02) -> Network:
+    """Another network of the same structure: every weight is changed by noise of `share` of its layer's spread."""
+    other, generator = network.copy(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(share * parameter.std() * noise)
+    return other
+
+
 def half(axes: Sequence[Axis], seed: int = 0) -> dict[Axis, list[int]]:
     """Half of the units of each axis, chosen by chance; of crossing axes one after the other."""
     generator = torch.Generator().manual_seed(seed)

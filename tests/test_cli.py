@@ -207,18 +207,6 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_optimize_prints_json_for_machines_and_leaves_with_3_on_a_miss(net, photos, tmp_path):
-    code, out, _ = call(
-        "optimize", f"{net}:build", "--data", photos, "--size", "1KB", "--out", tmp_path / "r", "--epochs", 1,
-        "--finetune", 1, "--json", "--quiet",
-    )  # fmt: skip
-    result = json.loads(out)
-    assert code == 3
-    assert result["verdict"] == "misses"
-    assert result["schema"] == "afina/result/1"
-    assert call("report", tmp_path / "r", "--no-open")[0] == 0
-
-
 def test_profile_counts_and_measures(tmp_path):
     code, out, err = call("profile", "builtin:convnet", "--csv", tmp_path / "layers.csv", "--json", "--quiet")
     assert code == 0, err

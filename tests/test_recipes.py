@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import GREY, digits
+from small_networks import noisy
 from torch import nn
 
 import afina
@@ -16,7 +17,7 @@ from afina.graph import Network, capture
 from afina.graph.stored import attribute
 from afina.jobs.run import KINDS, check_order, read_recipe, recipe_text
 from afina.runtimes import check_parity, get_runtime
-from afina.training import FitConfig, fit
+from afina.training import FitConfig, evaluate, fit
 from afina.types import Step
 
 STEPS = {
@@ -44,10 +45,10 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(8, 32)
-        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.grow, self.shrink, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+        self.embed = nn.Linear(8, 16)
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.grow, self.shrink, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.embed(x[:, 0])
@@ -137,10 +138,16 @@ def test_a_recipe_from_a_file_is_run_judged_kept_and_replayed_on_another_model(d
     kept = json.loads((tmp_path / "first" / "metadata.json").read_text())
     assert kept["records"][0]["step"]["config"]["layers"]
     assert (tmp_path / "first" / "model.onnx").stat().st_size == result.size
-    torch.manual_seed(5)
-    other = digits_network.copy()
+    other = noisy(digits_network, 0.1)
     again = afina.run(tmp_path / "first" / "recipe.yaml", other, "digits", out=tmp_path / "second")
     assert again.size == result.size
+    assert again.original.value == pytest.approx(evaluate(other, open_data("digits", seed=0)).value, abs=0.005)
+    assert again.quality.value > again.original.value - 0.05
+    images = digits(0, 32)[0]
+    first, second = Network.load(result.network), Network.load(again.network)
+    with other.inference(), first.inference(), second.inference():
+        # It is the other model that was compressed: the second network is closer to it than the first is.
+        assert (second(images) - other(images)).norm() < (first(images) - other(images)).norm()
 
 
 def test_a_recipe_goes_on_from_the_last_step_that_is_the_same(digits_network, tmp_path):

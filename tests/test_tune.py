@@ -70,7 +70,8 @@ def test_a_search_goes_on_where_it_stopped(tuned):
     assert after[:3] == before
     assert len(after) == 4
     assert sum(result.trials.values()) == 4
-    assert result.network is not None
+    assert result.value == max(float(row["value"]) for row in after)
+    assert evaluate(Network.load(result.network), open_data("digits", seed=0)).value == pytest.approx(result.value)
 
 
 def test_only_the_best_trials_network_stays(tuned):
@@ -86,7 +87,6 @@ def test_a_resumed_random_search_does_not_try_the_same_points_again(tmp_path):
 
 def test_the_default_space_suits_the_task_and_trains(tmp_path, monkeypatch):
     result = afina.tune("builtin:convnet", "digits", trials=1, epochs=1, out=tmp_path)
-    assert result.best is not None
     assert result.best["optimizer"] == "sgd"
     assert {"learning_rate", "weight_decay", "batch_size", "augment", "label_smoothing"} <= result.best.keys()
 
@@ -320,7 +320,7 @@ def test_of_two_trials_as_good_as_each_other_the_network_of_the_told_one_is_kept
     space = {"learning_rate": [1e-9, 1.1e-9, 1.2e-9], "epochs": 1, "model.width": 4}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
     assert len({row["value"] for row in rows(tmp_path)}) == 1
-    assert result.network is not None
+    assert result.best["learning_rate"] == 1e-9
     assert [path.name for path in (tmp_path / "work").glob("*.pt2")] == ["trial-0.pt2"]
 
 
@@ -336,8 +336,23 @@ def test_what_a_space_may_vary_of_a_training_is_an_option_of_it():
 
 
 @pytest.mark.parametrize("name", ["none", "median", "halving", "hyperband"])
-def test_every_rule_of_early_stopping_can_be_made(name):
-    assert make_stopping(name, 10) is not None
+def test_every_rule_of_early_stopping_ends_what_is_hopeless_and_leaves_what_is_best(name):
+    study = optuna.create_study(study_name="curves", direction="maximize", pruner=make_stopping(name, 16))
+
+    def stopped_at(quality: float) -> int | None:
+        trial = study.ask()
+        for step in range(1, 17):
+            trial.report(quality, step)
+            if trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return step
+        study.tell(trial, quality)
+        return None
+
+    # Each better than those before it: none of these may go.
+    assert [stopped_at(0.5 + number / 100) for number in range(12)] == [None] * 12
+    hopeless = [stopped_at(0.1 - number / 1000) for number in range(12)]
+    assert hopeless == [None] * 12 if name == "none" else any(step is not None and step < 16 for step in hopeless)
 
 
 def test_two_workers_try_every_combination_of_a_grid_once(tmp_path):
@@ -423,7 +438,6 @@ def test_a_function_that_cannot_be_sent_to_workers_is_refused(tmp_path):
 
 def test_workers_train_and_keep_the_best_network(tmp_path):
     result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=2, workers=2, out=tmp_path)
-    assert result.network is not None
     assert evaluate(Network.load(result.network), open_data("digits", seed=0)).value == pytest.approx(result.value)
 
 
@@ -477,7 +491,6 @@ def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(
     result = afina.tune(
         "builtin:convnet", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said
     )
-    assert result.best is not None
     assert result.best["model.width"] == 4
     assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0, "running": 0}
     assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)

@@ -21,7 +21,8 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.statistics import Effect, put
 from afina.graph.surgery import remove
-from afina.jobs.planning.axes import Planner, Target
+from afina.jobs.planning.axes import AxisPlanner
+from afina.jobs.planning.targets import Target
 from afina.models import load_model
 from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
 from afina.runtimes import get_runtime
@@ -161,7 +162,7 @@ def test_a_target_in_seconds_is_met_on_the_runtime(reader_of_digits):
         return 1e-4 + 1e-11 * cost_of(network).macs
 
     study = Study(reader_of_digits, PruneConfig(criterion="magnitude"), Context())
-    counts = Planner(study, "global", "macs").reach(Target("latency", 2e-4, "s", measure))
+    counts = AxisPlanner(study, "global", "macs").reach(Target("latency", 2e-4, "s", measure))
     pruned, _ = study.prune(counts)
     assert 1.96e-4 <= measure(pruned) <= 2e-4
     assert len(seen) < 12

@@ -9,8 +9,8 @@ from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import ModelSource
 from afina.jobs.common.subject import Subject, check_training, open_subject, tuned
-from afina.jobs.planning.axes import goal_of, target_of
 from afina.jobs.planning.ranks import RankPlanner
+from afina.jobs.planning.targets import goal_of, target_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.techniques.factorize import FactorizeConfig, apply, chains_with_losses, layers_of

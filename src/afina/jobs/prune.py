@@ -9,7 +9,9 @@ from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import ModelSource
 from afina.jobs.common.subject import Subject, check_training, open_subject, tuned
-from afina.jobs.planning.axes import Planner, blocks_to_go, goal_of, target_of
+from afina.jobs.planning.axes import AxisPlanner
+from afina.jobs.planning.blocks import blocks_to_go
+from afina.jobs.planning.targets import goal_of, target_of
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.techniques.prune import PruneConfig, Study
@@ -130,7 +132,7 @@ def _once(
     study = Study(network, config, subject.context(network))
     if not study.axes:
         return study.prune({})
-    planner = Planner(study, per, "parameters" if goal[0] in ("parameters", "size") else "macs")
+    planner = AxisPlanner(study, per, "parameters" if goal[0] in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target))
 
 

@@ -21,7 +21,8 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.statistics import Effect, put
 from afina.graph.surgery import remove
-from afina.jobs.planning.axes import Planner, Target
+from afina.jobs.planning.axes import AxisPlanner
+from afina.jobs.planning.targets import Target
 from afina.models.builtin import convnet
 from afina.reporting import sensitivity_text, write_sensitivity_csv, write_sensitivity_html
 from afina.runtimes import get_runtime
@@ -187,7 +188,7 @@ def test_a_target_in_seconds_is_met_on_the_runtime():
         return 1e-4 + 1e-11 * cost_of(candidate).macs
 
     study = Study(network, PruneConfig(criterion="magnitude"), Context())
-    counts = Planner(study, "global", "macs").reach(Target("latency", 2e-4, "s", measure))
+    counts = AxisPlanner(study, "global", "macs").reach(Target("latency", 2e-4, "s", measure))
     pruned, _ = study.prune(counts)
     assert 1.96e-4 <= measure(pruned) <= 2e-4
     assert len(measured) < 12

@@ -1,88 +1,102 @@
 """What every technique promises, over the table of techniques."""
 
 import dataclasses
-import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from afina.graph import Network
+from afina.errors import InputError, NothingToDo
 from afina.runtimes import IntegerPolicy, check_parity, get_runtime
-from afina.store.result import to_plain
-from afina.techniques import factorize, prune, quantize, sparsify
+from afina.techniques import TECHNIQUES, replay
 from afina.techniques.context import Context
+from afina.testing.techniques import check_technique
+from afina.types import Step
 
-TECHNIQUES = {
-    "factorize": (factorize, factorize.FactorizeConfig(share=0.5)),
-    "prune": (prune, prune.PruneConfig(ratio=0.5)),
-    "sparsify": (sparsify, sparsify.SparsifyConfig(sparsity=0.5)),
-    "quantize": (quantize, quantize.QuantizeConfig(policy=IntegerPolicy(int8_weight_bits=7))),
-}
+# Options that make a check short, or exact on every processor.
+OPTIONS = {"quantize": {"policy": IntegerPolicy(int8_weight_bits=7)}}
 
 
-@pytest.fixture(params=TECHNIQUES)
+@pytest.fixture(params=["prune", "factorize", "sparsify", "quantize"])
 def technique(request):
-    return request.param, *TECHNIQUES[request.param]
+    return TECHNIQUES[request.param]
 
 
 @pytest.fixture
-def context() -> Context:
-    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Context(calibration=lambda: iter(images.split(16)), seed=0)
+def images() -> torch.Tensor:
+    return torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_config_is_frozen_with_defaults(technique):
-    _, _, config = technique
-    assert dataclasses.is_dataclass(config)
-    assert type(config)() is not None
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.seed = 1
+def _config(technique):
+    return technique.config(**OPTIONS.get(technique.name, {}))
 
 
-def test_the_record_is_plain_data_that_names_what_was_touched(technique, small_network, context):
-    name, module, config = technique
-    _, record = module.apply(small_network, config, context)
-    assert record.step.technique == name
-    assert record.touched
-    assert record.seconds > 0
-    assert {"parameters", "macs", "bytes"} <= record.before.keys() & record.after.keys()
-    assert any(record.after[key] < value for key, value in record.before.items())
-    json.dumps(to_plain(record))
+def test_a_technique_keeps_its_contract(technique, small_network, images):
+    check_technique(technique, small_network, images, _config(technique))
 
 
-def test_the_input_network_is_left_as_it_was(technique, small_network, context):
-    _, module, config = technique
-    before = {key: value.clone() for key, value in small_network.module.state_dict().items()}
-    code = small_network.module.code
-    small_network.train()
-    module.apply(small_network, config, context)
-    assert small_network.training
-    assert small_network.eval().module.code == code
-    assert all(torch.equal(before[key], value) for key, value in small_network.module.state_dict().items())
+def test_a_contract_that_is_broken_is_told_by_the_promise(small_network, images):
+    prune = TECHNIQUES["prune"]
 
+    def in_place(network, config, context):
+        result, record = prune.apply(network, config, context)
+        with torch.no_grad():
+            network.module.get_parameter("head.weight").zero_()
+        return result, record
 
-def test_the_same_seed_gives_the_same_result(technique, small_network, context):
-    _, module, config = technique
-    first, second = (module.apply(small_network, config, context)[0] for _ in range(2))
-    with first.inference(), second.inference():
-        assert torch.equal(first(small_network.example()), second(small_network.example()))
+    def silent(network, config, context):
+        try:
+            return prune.apply(network, config, context)
+        except NothingToDo:
+            return network, None
 
+    def forgetful(network, config, context):
+        result, record = prune.apply(network, config, context)
+        return result, dataclasses.replace(record, step=Step("prune", {"ratio": 0.25}))
 
-def test_the_result_saves_loads_and_keeps_its_input_and_task(technique, small_network, context, tmp_path):
-    _, module, config = technique
-    result, _ = module.apply(small_network, config, context)
-    loaded = Network.load(result.save(tmp_path / "n.pt2"))
-    assert (loaded.input, loaded.task) == (small_network.input, small_network.task)
-    with result.inference(), loaded.inference():
-        assert torch.equal(result(result.example()), loaded(result.example()))
+    for apply, promise in (
+        (in_place, "numbers of the input network"),
+        (silent, "NothingToDo"),
+        (forgetful, "replayed"),
+    ):
+        with pytest.raises(AssertionError, match=promise):
+            check_technique(dataclasses.replace(prune, apply=apply), small_network, images)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_exported_file_answers_as_the_result(technique, small_network, context, tmp_path, runtime):
+def test_the_exported_file_answers_as_the_result(technique, small_network, images, tmp_path, runtime):
     if runtime == "openvino":
         pytest.importorskip("openvino")
-    _, module, config = technique
-    result, _ = module.apply(small_network, config, context)
+    context = Context(calibration=lambda: iter(images.split(16)))
+    result, _ = technique.apply(small_network, _config(technique), context)
     chosen = get_runtime(runtime)
     path = chosen.export(result, tmp_path / f"model{chosen.suffix}")
     assert check_parity(result, path, None, threads=1) < 0.1
+
+
+def test_units_chosen_on_some_images_are_kept_in_a_replay_on_others(small_network, images):
+    first, record = replay(Step("prune", {"ratio": 0.5}), small_network, Context(lambda: iter([images])))
+    _, again = replay(record.step, small_network, Context(lambda: iter([torch.ones(4, 1, 8, 8)])))
+    assert again.step.config["removed"] == record.step.config["removed"]
+    assert first.module.get_parameter("head.weight").shape == (10, 8)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Step("prun"), "Did you mean prune"),
+        (Step("prune", {"rati": 0.5}), "Did you mean ratio"),
+        (Step("prune", {"ratio": "half"}), "ratio is 'half'"),
+        (Step("prune", {"ratio": 2.0}), "between 0 and 1"),
+        (Step("prune", {"keep": {"stem, inner": 8}, "removed": {"stem, inner": [1, 1]}}), "is to lose 8 of 16"),
+    ],
+)
+def test_a_step_that_cannot_be_replayed_is_one_clear_error(small_network, step, message):
+    with pytest.raises(InputError, match=message):
+        replay(step, small_network, Context())
+
+
+def test_the_names_of_techniques_are_listed_without_torch():
+    code = "import sys; from afina.techniques import TECHNIQUES; TECHNIQUES.names(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

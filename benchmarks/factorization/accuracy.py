@@ -23,8 +23,8 @@ from rows import NAMES, SHARES, Row, Rows, Subject, arguments, open_images, open
 from afina.graph.cost import cost_of
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.subject import context_of
-from afina.jobs.planning.axes import target_of
 from afina.jobs.planning.ranks import RankPlanner
+from afina.jobs.planning.targets import target_of
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime
 from afina.techniques.context import Context

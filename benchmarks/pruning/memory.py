@@ -16,7 +16,7 @@ from afina.data import open_data
 from afina.graph import capture
 from afina.graph.cost import cost_of
 from afina.jobs.common.subject import context_of
-from afina.jobs.planning.axes import Planner, computed
+from afina.jobs.planning.axes import AxisPlanner, computed
 from afina.progress import PlainProgress
 from afina.techniques.prune import PruneConfig, Study
 from afina.types import InputSpec, TaskSpec
@@ -51,7 +51,7 @@ def main() -> None:
     assert study.moments
     note("statistics", start)
     start = time.monotonic()
-    counts = Planner(study, "global", "macs").reach(computed("macs", 0.5, network))
+    counts = AxisPlanner(study, "global", "macs").reach(computed("macs", 0.5, network))
     note("sensitivities and plan", start)
     start = time.monotonic()
     pruned, _ = study.prune(counts)

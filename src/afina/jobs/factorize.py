@@ -10,8 +10,8 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.factorize import FactorizeOptions
 from afina.jobs.options.shared import names
 from afina.jobs.options.targets import Goal
-from afina.jobs.planning.axes import target_of
 from afina.jobs.planning.ranks import RankPlanner
+from afina.jobs.planning.targets import target_of
 from afina.techniques.factorize import FactorizeConfig, apply, chains_with_losses, layers_of
 from afina.types import Record
 

@@ -9,7 +9,9 @@ from afina.jobs.common.subject import Subject, open_subject
 from afina.jobs.options.declaration import command
 from afina.jobs.options.prune import PruneOptions
 from afina.jobs.options.shared import names
-from afina.jobs.planning.axes import Planner, blocks_to_go, target_of
+from afina.jobs.planning.axes import AxisPlanner
+from afina.jobs.planning.blocks import blocks_to_go
+from afina.jobs.planning.targets import target_of
 from afina.techniques.prune import PruneConfig, Study
 from afina.types import Record
 
@@ -67,7 +69,7 @@ def _once(
     study = Study(network, config, subject.context(network))
     if not study.axes:
         return study.prune({})
-    planner = Planner(study, asked.per, "parameters" if goal.name in ("parameters", "size") else "macs")
+    planner = AxisPlanner(study, asked.per, "parameters" if goal.name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target))
 
 

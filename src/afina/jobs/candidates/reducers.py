@@ -11,7 +11,7 @@ from typing import Protocol
 from afina.graph.cost import layer_rows
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
-from afina.jobs.planning.axes import Planner
+from afina.jobs.planning.axes import AxisPlanner
 from afina.jobs.planning.ranks import RankPlanner
 from afina.techniques import factorize
 from afina.techniques.context import Context
@@ -69,8 +69,8 @@ class Pruner:
         self._config = PruneConfig(multiple=8 if timed or narrowest >= _NARROW else 4)
 
     @cached_property
-    def _planner(self) -> Planner:
-        return Planner(Study(self._network, self._config, self._context), "global", self._costs)
+    def _planner(self) -> AxisPlanner:
+        return AxisPlanner(Study(self._network, self._config, self._context), "global", self._costs)
 
     def most(self) -> float:
         """Everything: what cannot go is left, and the smallest network is the answer."""

@@ -8,8 +8,8 @@ from afina.errors import InputError, NothingToDo
 from afina.graph.network import Network
 from afina.graph.statistics import freed
 from afina.jobs.common.exporter import Exporter
-from afina.jobs.planning.axes import Target, approach, told_as
 from afina.jobs.planning.chain_times import ChainTimes
+from afina.jobs.planning.targets import Target, approach, told_as
 from afina.progress import Progress
 from afina.techniques.factorize import Chain, Chosen, Layer, frontier, shaped
 

@@ -7,10 +7,11 @@
 from afina.techniques.factorize.config import METHODS, Chosen, FactorizeConfig
 from afina.techniques.factorize.options import Chain, Layer, frontier
 from afina.techniques.factorize.study import chains_with_losses, layers_of
-from afina.techniques.factorize.technique import apply, shaped, told
+from afina.techniques.factorize.technique import TECHNIQUE, apply, shaped, told
 
 __all__ = [
     "METHODS",
+    "TECHNIQUE",
     "Chain",
     "Chosen",
     "FactorizeConfig",

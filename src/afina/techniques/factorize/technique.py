@@ -23,6 +23,7 @@ from afina.graph.statistics import (
     solve,
 )
 from afina.graph.stored import attribute
+from afina.techniques.base import DENSE_WEIGHTS, FLOAT_WEIGHTS, Technique, step_of_config
 from afina.techniques.context import Context
 from afina.techniques.factorize.config import Chosen, FactorizeConfig
 from afina.techniques.factorize.fitting import WORK
@@ -31,7 +32,7 @@ from afina.techniques.factorize.options import Layer, fit, whole
 from afina.techniques.factorize.problem import lost_constant, problems_of
 from afina.techniques.factorize.rewriting import write_chain
 from afina.techniques.factorize.study import layers_of, uniform
-from afina.types import Record, Step
+from afina.types import Record
 
 Factors = dict[str, list[list[Tensor]]]
 
@@ -59,7 +60,7 @@ def apply(network: Network, config: FactorizeConfig, context: Context) -> tuple[
     result = _rewritten(dense, layers, chosen, factors)
     kept_whole = {name: "no chain pays at this target" for name in layers if name not in chosen}
     return result, Record(
-        step=Step("factorize", asdict(replace(config, layers=chosen))),
+        step=step_of_config("factorize", replace(config, layers=chosen)),
         touched=tuple(chosen),
         skipped={**skipped, **kept_whole},
         before=asdict(cost_of(network)),
@@ -193,3 +194,12 @@ def _table(
         }
         for name, (form, ranks) in chosen.items()
     }
+
+
+TECHNIQUE = Technique(
+    "factorize",
+    FactorizeConfig,
+    apply,
+    "Convolutions and linear layers become chains of smaller ones.",
+    requires=(FLOAT_WEIGHTS, DENSE_WEIGHTS),
+)

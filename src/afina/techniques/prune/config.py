@@ -18,6 +18,8 @@ class PruneConfig:
         ratio: Share of the units of each axis that is removed, between 0 and 1; not used where `keep` is given. About
             `1 - (1 - ratio)^2` of the MACs go with them, as a layer loses inputs and outputs.
         keep: Units that each axis keeps, by the axis's name; axes that are not named stay whole.
+        removed: Units that an axis loses, by the axis's name, in the order in which they go. Records have it, so that
+            they can be replayed; it must leave as many as `keep` says. Of other axes, the criterion chooses.
         criterion: Which units go: `fit` (those whose loss the layers that read them can best make up for, with a
             least-squares refit of the others), `magnitude`, `taylor`, `batchnorm`, `random`.
         axes: Kinds of axes (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of axes to
@@ -35,6 +37,7 @@ class PruneConfig:
 
     ratio: float | None = 0.5
     keep: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     criterion: str = "fit"
     axes: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()

@@ -163,7 +163,9 @@ class States:
         return self._known[name]
 
 
-def eliminate(axis: Axis, states: States, gone: int, stops: Sequence[int] = ()) -> Path | None:
+def eliminate(
+    axis: Axis, states: States, gone: int, stops: Sequence[int] = (), removed: Sequence[int] | None = None
+) -> Path | None:
     """Take `gone` units out of what reads an axis, changing `states`; None where no layer with moments reads it.
 
     Args:
@@ -171,6 +173,7 @@ def eliminate(axis: Axis, states: States, gone: int, stops: Sequence[int] = ()) 
         states: Its layers as they are now.
         gone: How many units are to go.
         stops: Numbers of units gone at which to keep the matrices.
+        removed: The units that go, in this order, where they were chosen before; else those that cost least.
     """
     if not states.of(axis):
         return None
@@ -182,18 +185,27 @@ def eliminate(axis: Axis, states: States, gone: int, stops: Sequence[int] = ()) 
     while len(order) < gone:
         readings = states.of(axis)
         due = min([gone, *(stop for stop in stops if stop > len(order))])
-        growth = sum(state.growth(columns, axis.size).double().cpu() for state, columns in readings.values())
-        assert isinstance(growth, Tensor)
-        ranked = np.argsort(np.where(alive, growth.numpy(), np.inf), kind="stable")
-        chosen = ranked[: min(per_round, due - len(order))].tolist()
+        count = min(per_round, due - len(order))
+        chosen = _cheapest(axis, readings, alive, count) if removed is None else removed[len(order) :][:count]
         grown = sum(state.take_out(columns, chosen) for state, columns in readings.values())
         before = len(order)
         order += chosen
-        alive[chosen] = False
+        alive[list(chosen)] = False
         losses[before : len(order) + 1] = np.linspace(losses[before], losses[before] + max(grown, 0.0), len(chosen) + 1)
         if len(order) in stops:
             kept[len(order)] = {name: state.matrices.clone() for name, (state, _) in readings.items()}
     return Path(tuple(order), losses, kept)
+
+
+def _cheapest(
+    axis: Axis, readings: Mapping[str, tuple[State, "list[_Columns]"]], alive: NDArray[np.bool_], count: int
+) -> list[int]:
+    """The `count` units whose loss makes the summed error grow least, of those that are `alive`."""
+    growth = sum(state.growth(columns, axis.size).double().cpu() for state, columns in readings.values())
+    assert isinstance(growth, Tensor)
+    ranked = np.argsort(np.where(alive, growth.numpy(), np.inf), kind="stable")
+    cheapest: list[int] = ranked[:count].tolist()
+    return cheapest
 
 
 def _inverse(h: Tensor, reader: Reader) -> Tensor:

@@ -18,12 +18,13 @@ from afina.graph.network import Network
 from afina.graph.sizing import Sizing
 from afina.graph.statistics import Moments, Reader, find_readers, gather, put, refit
 from afina.graph.surgery import masks, remove
+from afina.techniques.base import step_of_config
 from afina.techniques.context import Context
 from afina.techniques.prune import importance
 from afina.techniques.prune.config import DATA_DRIVEN, KINDS, PruneConfig
 from afina.techniques.prune.elimination import Path, States, eliminate
 from afina.techniques.prune.limits import at_odds, fewest, step_of
-from afina.types import Record, Step
+from afina.types import Record
 
 
 class Study:
@@ -106,9 +107,12 @@ class Study:
 
     def path(self, axis: Axis, states: States, gone: int, stops: Sequence[int] = ()) -> Path:
         """The order in which an axis loses units, the first `gone` of them; `states` is changed."""
-        found = eliminate(axis, states, gone, stops) if self._is_fitted(axis) else None
-        if found is not None:
-            return found
+        removed = self._removed(axis, gone)
+        fitted = eliminate(axis, states, gone, stops, removed) if self._is_fitted(axis) else None
+        if fitted is not None:
+            return fitted
+        if removed is not None:
+            return Path(tuple(removed), np.zeros(gone + 1))
         scores = self.scores[axis]
         order = np.argsort(scores, kind="stable")
         losses = np.concatenate(([0.0], np.cumsum(scores[order]))) / max(scores.sum(), 1e-12)
@@ -138,21 +142,27 @@ class Study:
         fewer = {self._axis(name): count for name, count in counts.items() if count < self._axis(name).size}
         if not fewer and not self.config.blocks:
             raise NothingToDo("No unit of this network is to be pruned.", why=self._reasons())
-        keep, matrices = self._chosen(fewer)
+        removed, matrices = self._chosen(fewer)
+        keep = {axis: sorted(set(range(axis.size)) - set(gone)) for axis, gone in removed.items()}
         pruned = remove(self.network, keep, analysis=self.analysis)
         notes = [
             *self.notes,
             *(f"{axis.name}: {count} of {axis.size} {axis.kind} kept" for axis, count in fewer.items()),
         ]
         notes += self._restore(pruned, keep, matrices)
-        kept = {axis.name: count for axis, count in fewer.items()}
+        config = replace(
+            self.config,
+            ratio=None,
+            keep={axis.name: count for axis, count in fewer.items()},
+            removed={axis.name: gone for axis, gone in removed.items()},
+        )
         touched = dict.fromkeys(
             [*self.config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))]
         )
         notes = [*(f"{name}: taken out whole" for name in self.config.blocks), *notes]
         whole = {name: "the budget is met without it" for name in self.axes if self.axes[name] not in fewer}
         return pruned, Record(
-            step=Step("prune", asdict(replace(self.config, ratio=None, keep=kept))),
+            step=step_of_config("prune", config),
             touched=tuple(touched),
             skipped={name: why for name, why in {**self.skipped, **whole}.items() if name not in touched},
             before=asdict(cost_of(self.reference)),
@@ -161,15 +171,14 @@ class Study:
             notes=tuple(notes),
         )
 
-    def _chosen(self, fewer: Mapping[Axis, int]) -> tuple[dict[Axis, list[int]], dict[str, Tensor]]:
-        """The units to keep, where each axis keeps so many, and the refitted matrices of what reads them."""
-        states, keep = self.states(), dict[Axis, list[int]]()
+    def _chosen(self, fewer: Mapping[Axis, int]) -> tuple[dict[Axis, tuple[int, ...]], dict[str, Tensor]]:
+        """The units that go, where each axis keeps so many, and the refitted matrices of what reads the axes."""
+        states, removed = self.states(), dict[Axis, tuple[int, ...]]()
         last = {member.name: axis for axis in fewer for member in axis.members}
         for axis, count in fewer.items():
-            gone = set(self.path(axis, states, axis.size - count).order)
-            keep[axis] = [unit for unit in range(axis.size) if unit not in gone]
+            removed[axis] = self.path(axis, states, axis.size - count).order
             states.release(name for name, latest in last.items() if latest is axis)
-        return keep, {name: state.matrices for name, state in states.changed.items()}
+        return removed, {name: state.matrices for name, state in states.changed.items()}
 
     def _restore(
         self, pruned: Network, keep: Mapping[Axis, Sequence[int]], matrices: Mapping[str, Tensor]
@@ -190,6 +199,19 @@ class Study:
         context = self.context
         done = refit(self.reference, pruned, outputs, context.stream, context.images, context.progress)
         return [f"{len(done)} layers refitted by least squares to what they gave before"] if done else []
+
+    def _removed(self, axis: Axis, gone: int) -> tuple[int, ...] | None:
+        """The units that the config takes out of an axis, `gone` of them; None where the criterion chooses."""
+        removed = self.config.removed.get(axis.name)
+        if removed is None:
+            return None
+        if len(set(removed)) != len(removed) or not set(removed) <= set(range(axis.size)) or len(removed) != gone:
+            raise InputError(
+                f"removed: {axis.name} is to lose {gone} of {axis.size} units, and {len(removed)} are named.",
+                why="Units are counted from 0; each is named once, and as many as `keep` does not leave.",
+                fix="Give the axis in `keep` alone to have the units chosen.",
+            )
+        return removed
 
     def _is_fitted(self, axis: Axis) -> bool:
         return any(m.role == "consumer" and m.dim == 1 and m.name in self.moments for m in axis.members)

@@ -1,6 +1,7 @@
 """The technique: a smaller network, and the record of what was removed."""
 
 from afina.graph.network import Network
+from afina.techniques.base import DENSE_WEIGHTS, FLOAT_WEIGHTS, Technique
 from afina.techniques.context import Context
 from afina.techniques.prune.config import PruneConfig
 from afina.techniques.prune.study import Study
@@ -17,4 +18,15 @@ def apply(network: Network, config: PruneConfig, context: Context) -> tuple[Netw
         NothingToDo: no unit of any axis can be removed.
     """
     study = Study(network, config, context)
-    return study.prune(config.keep or (study.uniform() if study.axes else {}))
+    # Blocks alone: the config says of no axis how many units go.
+    uniform = config.ratio is not None and bool(study.axes) and not config.keep
+    return study.prune(study.uniform() if uniform else config.keep)
+
+
+TECHNIQUE = Technique(
+    "prune",
+    PruneConfig,
+    apply,
+    "Channels, neurons, heads and whole blocks that matter least are taken out.",
+    requires=(FLOAT_WEIGHTS, DENSE_WEIGHTS),
+)

@@ -22,10 +22,11 @@ from afina.graph.statistics import (
     solve,
 )
 from afina.graph.stored import attribute
+from afina.techniques.base import DENSE_WEIGHTS, FLOAT_WEIGHTS, Technique, step_of_config
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
 from afina.techniques.sparsify.elimination import by_magnitude, eliminate
-from afina.types import Record, Step
+from afina.types import Record
 
 
 def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[Network, Record]:
@@ -58,7 +59,7 @@ def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[N
     zeros = sum(left.values())
     before = asdict(cost_of(network))
     return sparse, Record(
-        step=Step("sparsify", asdict(config)),
+        step=step_of_config("sparsify", config),
         touched=tuple(name for name in left if name not in whole),
         skipped={**skipped, **whole},
         before={**before, "nonzero": float(total - sum(_zeros(network, r) for r in readers.values()))},
@@ -151,3 +152,13 @@ def _inputs_first(reader: Reader, columns: int) -> Tensor:
 
 def _zeros(network: Network, reader: Reader) -> int:
     return int((attribute(network.module, reader.weight) == 0).sum())
+
+
+TECHNIQUE = Technique(
+    "sparsify",
+    SparsifyConfig,
+    apply,
+    "Single weights become zero, freely or in an N:M pattern; shapes stay.",
+    requires=(FLOAT_WEIGHTS,),
+    removes=(DENSE_WEIGHTS,),
+)

@@ -100,7 +100,7 @@ FIRST = {
     "model": ("quantize", "nowhere.pt2"),
     "builder": ("prune", "nowhere.py:build", "--macs", "50%"),
     "name": ("run", "int8.yaml", "resnet81"),
-    "weights": ("quantize", "builtin:convnet", "--checkpoint", "nowhere.pth"),
+    "weights": ("quantize", "builtin:convnet", "--weights", "nowhere.pth"),
     "kind of weights": ("tune", "builtin:convnet", "--weights", "model.h5"),
     "sampler": ("tune", "builtin:convnet", "--sampler", "tpee"),
     "early stopping": ("tune", "builtin:convnet", "--early-stopping", "medain"),

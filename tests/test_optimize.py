@@ -22,9 +22,7 @@ import afina
 from afina.data import open_data
 from afina.errors import InputError, StorageError, TrainingError
 from afina.graph import Network
-from afina.jobs.candidates import proposals as ways_module
-from afina.jobs.candidates import search as candidates_module
-from afina.jobs.candidates import stages as stages_module
+from afina.jobs.candidates import probing, proposals, reducers, search, stages
 from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.store.result import read_result
@@ -82,9 +80,9 @@ class Lines(Progress):
 def few_images():
     """Statistics on few images: what is promised here does not depend on how many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ways_module, "IMAGES", 64)
-        patch.setattr(stages_module, "CALIBRATION_IMAGES", 128)
-        patch.setattr(ways_module, "_PLAIN_RATIOS", (0.5,))
+        patch.setattr(proposals, "IMAGES", 64)
+        patch.setattr(stages, "CALIBRATION_IMAGES", 128)
+        patch.setattr(proposals, "_PLAIN_RATIOS", (0.5,))
         yield
 
 
@@ -99,8 +97,8 @@ def home(tmp_path_factory) -> Path:
 def run(home) -> tuple[Path, Result]:
     """A run whose size limit only a pruned network can keep: bits are not shared out, and no layer becomes a chain."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates_module.Search, "_planned", lambda _: {})
-        patch.setattr(ways_module.Factorizer, "most", lambda _: 0.0)
+        patch.setattr(search.Search, "_planned", lambda _: [])
+        patch.setattr(reducers.Factorizer, "most", lambda _: 0.0)
         result = afina.optimize(
             f"{home}/net.py:build", "digits", size="35KB", max_drop="30%", out=home / "run", **QUICK
         )
@@ -160,7 +158,7 @@ def test_a_recipe_of_the_winner_is_replayed_on_another_model(run, tmp_path):
 
 
 def test_where_time_is_short_integers_are_placed_by_measured_time(home, monkeypatch):
-    monkeypatch.setattr(ways_module.Ways, "rounds", lambda _: iter(()))
+    monkeypatch.setattr(proposals.Proposals, "rounds", lambda _: iter(()))
     result = afina.optimize(f"{home}/net.py:build", "digits", latency="1us", out=home / "t", epochs=1, threads=1)
     placed = result.candidate("placed")
     assert placed.status == "judged"
@@ -176,7 +174,7 @@ def test_the_gentlest_way_within_the_limits_is_found_in_few_looks(steps, known):
         looked.append(index)
         return falling[index]
 
-    found = ways_module.first_within(excess, len(falling), falling[0] + 0.1 if known else None)
+    found = probing.first_within(excess, len(falling), falling[0] + 0.1 if known else None)
     assert found == next((index for index, value in enumerate(falling) if value <= 1), None)
     assert len(looked) == len(set(looked)) <= 3 * len(falling).bit_length()
 

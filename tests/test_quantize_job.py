@@ -86,7 +86,7 @@ def _by(rule, wrong=lambda network: False):
 
 @pytest.fixture(scope="module")
 def int4(digits_network):
-    return afina.quantize(digits_network, "digits", weights="int4", images=128, threads=1)
+    return afina.quantize(digits_network, "digits", weight_type="int4", images=128, threads=1)
 
 
 def test_the_file_loses_next_to_nothing_and_answers_as_the_simulation(int4):
@@ -277,14 +277,14 @@ def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network,
         afina.quantize(digits_network, "digits", plan=path, **QUICK)
 
 
-STEM = {"stem": {"weights": "int8", "activations": "int8"}}
+STEM = {"stem": {"weight_type": "int8", "activation_type": "int8"}}
 NEW = {"format": "afina/plan/2"}
 BAD_PLANS = {
     "a number": (None, "its format is 3"),
     "no network": ({"network": None}, "does not name its network"),
     "layers in a list": ({"layers": []}, "its layers are not names"),
     "a layer that is a number": ({"layers": {"stem": 3}}, "the precision of layer 'stem' is 3"),
-    "bits that there are not": ({"layers": {"stem": {"weights": "int1", "activations": "int8"}}}, "int1"),
+    "bits that there are not": ({"layers": {"stem": {"weight_type": "int1", "activation_type": "int8"}}}, "int1"),
     "sums that there are not": ({"sums": "x"}, "sums is 'x'"),
     "text instead of yes or no": ({"centred": "no"}, "centred is 'no'"),
     "additions that there are not": ({**NEW, "policy": {"additions": "x"}}, "additions is 'x'"),
@@ -307,7 +307,7 @@ def test_a_plan_keeps_what_the_codes_depend_on_and_what_is_asked_for_beside_it_g
     digits_network, no_files, tmp_path
 ):
     path = tmp_path / "plan.json"
-    given = {"weights": "int4", "granularity": "block:8", "scheme": "affine"}
+    given = {"weight_type": "int4", "granularity": "block:8", "scheme": "affine"}
     first, _ = afina.quantize(digits_network, "digits", save_plan=path, **given, **QUICK)
     again, record = afina.quantize(digits_network, "digits", plan=path, **QUICK)
     kept = again.module.state_dict()
@@ -353,7 +353,7 @@ def test_a_plan_in_the_first_format_places_integers_as_it_did(tmp_path):
 
 def test_a_plan_of_before_that_says_less_can_still_be_read(digits_network, no_files, tmp_path):
     path = tmp_path / "plan.json"
-    afina.quantize(digits_network, "digits", weights="int4", save_plan=path, **QUICK)
+    afina.quantize(digits_network, "digits", weight_type="int4", save_plan=path, **QUICK)
     plan = json.loads(path.read_text())
     for name in ("runtime", "granularity", "scheme", "full_range", "power_of_two"):
         del plan[name]
@@ -364,7 +364,7 @@ def test_a_plan_of_before_that_says_less_can_still_be_read(digits_network, no_fi
 
 def test_a_plan_with_activations_that_the_runtime_cannot_run_is_refused_before_any_work(tmp_path):
     pytest.importorskip("openvino")
-    layers = {"stem": {"weights": "int8", "activations": "int16"}}
+    layers = {"stem": {"weight_type": "int8", "activation_type": "int16"}}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"format": "afina/plan/1", "network": "0123", "layers": layers}))
     with pytest.raises(InputError, match="openvino cannot run activations in int16"):
@@ -375,7 +375,7 @@ def test_a_network_with_activations_that_the_runtime_cannot_run_is_not_exported_
     digits_network, no_files, tmp_path
 ):
     pytest.importorskip("openvino")
-    network, _ = afina.quantize(digits_network, "digits", activations="int16", **QUICK)
+    network, _ = afina.quantize(digits_network, "digits", activation_type="int16", **QUICK)
     with pytest.raises(InputError, match="openvino cannot run activations in int16"):
         afina.export(network, to="openvino", out=tmp_path / "net.xml")
     assert list(tmp_path.iterdir()) == []
@@ -383,7 +383,7 @@ def test_a_network_with_activations_that_the_runtime_cannot_run_is_not_exported_
 
 @pytest.mark.parametrize(("limit", "expected"), [("10MB", {"bf16"}), ("8KB", {"int8", "int6", "int4", "int3"})])
 def test_weights_in_16_bits_floats_stay_so_as_far_as_the_size_allows(digits_network, no_files, limit, expected):
-    given = {"weights": "bf16", "activations": "none", "runtime": "openvino", **QUICK}
+    given = {"weight_type": "bf16", "activation_type": "none", "runtime": "openvino", **QUICK}
     network, _ = afina.quantize(digits_network, "digits", plan="bits", size=limit, **given)
     found = {row.precision for row in layer_rows(network)}
     assert found <= expected, found
@@ -391,7 +391,7 @@ def test_weights_in_16_bits_floats_stay_so_as_far_as_the_size_allows(digits_netw
 
 def test_a_plan_stores_layers_in_float_in_the_integers_that_were_asked_for(digits_network, timed):
     timed(lambda network: 2e-3 if _is_integer(network) else 1e-3)
-    network, _ = afina.quantize(digits_network, "digits", plan="auto", weights="int4", **QUICK)
+    network, _ = afina.quantize(digits_network, "digits", plan="auto", weight_type="int4", **QUICK)
     assert {row.precision for row in layer_rows(network)} == {"int4"}
 
 
@@ -410,7 +410,7 @@ def test_a_drop_that_only_the_float_network_keeps_says_so(digits_network, no_fil
 
 
 def test_a_file_that_lost_most_of_its_quality_comes_with_a_warning(digits_network, no_files):
-    _, record = afina.quantize(digits_network, "digits", weights="int2", activations="int2", **QUICK)
+    _, record = afina.quantize(digits_network, "digits", weight_type="int2", activation_type="int2", **QUICK)
     assert record.after["quality"] < 0.85
     assert record.notes[-1].startswith("Warning: more than a tenth of the quality is lost")
     _, record = afina.quantize(digits_network, "digits", **QUICK)
@@ -431,17 +431,17 @@ def test_regression_is_told_in_the_unit_of_its_targets(no_files):
     module = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 1))
     network = capture(module, GREY, TaskSpec("regression", ("ink",)))
     data = [(image, float(image.sum())) for image in images]
-    _, record = afina.quantize(network, Images(data), weights="int2", max_drop=1e-3, **QUICK)
+    _, record = afina.quantize(network, Images(data), weight_type="int2", max_drop=1e-3, **QUICK)
     assert any("off the simulation by" in note for note in record.notes)
     assert any("The file lost" in note for note in record.notes)
     assert not any("%" in note for note in record.notes if "lost" in note or "simulation" in note)
 
 
 def test_the_guard_gives_precision_back_to_the_layers_to_blame_and_names_them(digits_network, no_files):
-    free, told = afina.quantize(digits_network, "digits", weights="int2", **QUICK)
+    free, told = afina.quantize(digits_network, "digits", weight_type="int2", **QUICK)
     lost = told.before["quality"] - told.after["quality"]
     assert lost > 0.04
-    network, record = afina.quantize(digits_network, "digits", weights="int2", max_drop="2%", **QUICK)
+    network, record = afina.quantize(digits_network, "digits", weight_type="int2", max_drop="2%", **QUICK)
     assert record.after["quality"] >= record.before["quality"] - 0.02
     (note,) = [note for note in record.notes if "given back" in note]
     named = set(re.search(r"layers: (.*)\.", note).group(1).split(", "))
@@ -458,7 +458,7 @@ def test_the_guard_leaves_alone_what_keeps_the_limit(digits_network, no_files):
 
 def test_without_labels_the_file_is_judged_by_agreement(digits_network, no_files):
     images = [Images(list(part)) for part in digits(0, 300)[0].split(200)]
-    _, record = afina.quantize(digits_network, tuple(images), weights="int2", max_drop="5%", **QUICK)
+    _, record = afina.quantize(digits_network, tuple(images), weight_type="int2", max_drop="5%", **QUICK)
     assert record.before["quality"] == 1.0
     assert record.after["quality"] >= 0.95
 
@@ -478,7 +478,7 @@ def test_a_plain_folder_of_images_without_labels_is_enough(digits_network, no_fi
 
 def test_training_wins_back_what_two_bits_lose(digits_network, no_files):
     plain, trained = (
-        afina.quantize(digits_network, "digits", weights="int2", qat=qat, learn_scales=bool(qat), **QUICK)[1]
+        afina.quantize(digits_network, "digits", weight_type="int2", qat=qat, learn_scales=bool(qat), **QUICK)[1]
         for qat in (0, 2)
     )
     assert trained.after["quality"] >= plain.after["quality"] + 0.02
@@ -488,11 +488,11 @@ def test_training_wins_back_what_two_bits_lose(digits_network, no_files):
 # Bad input
 
 BAD = {
-    "weights": ({"weights": "int1"}, "int8"),
-    "activations": ({"activations": "int9"}, "int8"),
+    "weights": ({"weight_type": "int1"}, "int8"),
+    "activations": ({"activation_type": "int9"}, "int8"),
     "granularity": ({"granularity": "block:x"}, "block:N"),
     "runtime": ({"runtime": "tensorrt"}, "onnxruntime"),
-    "16-bit activations on OpenVINO": ({"runtime": "openvino", "activations": "int16"}, "cannot run.*int8"),
+    "16-bit activations on OpenVINO": ({"runtime": "openvino", "activation_type": "int16"}, "cannot run.*int8"),
     "a layer that is not there": ({"skip": "heads"}, "Did you mean head"),
     "size without a plan": ({"size": "9KB"}, "--plan auto"),
     "latency without a plan": ({"latency": "1ms"}, "--plan auto"),
@@ -504,7 +504,7 @@ BAD = {
     "no images": ({"images": 0}, "--images is 0"),
     "a size that is none": ({"plan": "auto", "size": "small"}, "size"),
     "a plan that is not there": ({"plan": "no.json"}, "cannot be read"),
-    "half floats with integer activations": ({"weights": "fp16"}, "activations none"),
+    "half floats with integer activations": ({"weight_type": "fp16"}, "activations none"),
 }
 
 
@@ -530,7 +530,7 @@ def test_no_data_is_one_clear_error(digits_network):
 def test_the_command_writes_a_network_and_prints_the_record(digits_network, tmp_path):
     source = digits_network.save(tmp_path / "net.pt2")
     code, out, err = call(
-        "quantize", source, "--data", "digits", "--weights", "int4", "--skip", "stem", "--images", 64, "--rounding",
+        "quantize", source, "--data", "digits", "--weight-type", "int4", "--skip", "stem", "--images", 64, "--rounding",
         "nearest", "--calibration", "minmax", "--out", tmp_path / "q.pt2", "--json", "--quiet", "--threads", 1,
     )  # fmt: skip
     assert code == 0, err
@@ -549,8 +549,8 @@ def test_the_command_writes_a_network_and_prints_the_record(digits_network, tmp_
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--weights", "int1"], "int8"),
-        (["--activations", "fp8"], "int8"),
+        (["--weight-type", "int1"], "int8"),
+        (["--activation-type", "fp8"], "int8"),
         (["--size", "9KB"], "--plan auto"),
         (["--skip", "nothing"], "no layer"),
         (["--out", "q.onnx"], "does not end in .pt2"),

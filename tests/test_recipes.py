@@ -15,7 +15,7 @@ from afina.data import open_data
 from afina.errors import InputError
 from afina.graph import Network, capture
 from afina.graph.stored import attribute
-from afina.jobs.run import KINDS, check_order, read_recipe, recipe_text
+from afina.jobs.common.recipe import check_order, read_recipe, recipe_text
 from afina.runtimes import check_parity, get_runtime
 from afina.training import FitConfig, evaluate, fit
 from afina.types import Step
@@ -25,7 +25,7 @@ STEPS = {
     "factorize": {"parameters": 0.7, "images": 64, "method": "spatial"},
     "sparsify": {"sparsity": 0.5, "images": 64},
     "distill": {"epochs": 1, "learning_rate": 0.01},
-    "quantize": {"weights": "int7", "images": 64, "calibration": "minmax"},
+    "quantize": {"weight_type": "int7", "images": 64, "calibration": "minmax"},
 }
 
 
@@ -87,7 +87,7 @@ def one_step(data, digits_network, tokens):
 def apply(network: Network, name: str, data, original: Network) -> Network:
     if name == "distill":
         return afina.distill(original, network, data, **STEPS[name])[0]
-    return KINDS[name].job(network, data, teacher=original, **STEPS[name])[0]
+    return getattr(afina, name)(network, data, teacher=original, **STEPS[name])[0]
 
 
 @pytest.mark.parametrize("which", ["convolutions", "tokens"])
@@ -113,7 +113,7 @@ def test_zeros_survive_distillation_and_quantization(digits_network, tmp_path, q
     steps = [
         {"sparsify": {"sparsity": 0.6, "images": 64}},
         {"distill": {"epochs": 1}},
-        {"quantize": {"weights": "int4", "images": 64, "calibration": "minmax", "qat": qat}},
+        {"quantize": {"weight_type": "int4", "images": 64, "calibration": "minmax", "qat": qat}},
     ]
     result = afina.run(steps, digits_network, "digits", out=tmp_path / "r")
     network = Network.load(result.network)
@@ -162,16 +162,16 @@ def test_a_recipe_goes_on_from_the_last_step_that_is_the_same(digits_network, tm
 
 
 def test_the_original_teaches_every_training(digits_network, tmp_path, monkeypatch):
-    import afina.jobs.common.subject as compression
+    from afina.jobs.common import finetuning
 
     teachers = []
-    real = compression.fit
+    real = finetuning.fit
 
     def watched(*args, teacher, **rest):
         teachers.append(teacher)
         return real(*args, teacher=teacher, **rest)
 
-    monkeypatch.setattr(compression, "fit", watched)
+    monkeypatch.setattr(finetuning, "fit", watched)
     steps = [
         {"prune": {"macs": 0.7, "images": 64, "finetune": 1}},
         {"sparsify": {"sparsity": 0.5, "images": 64, "finetune": 1}},
@@ -205,7 +205,10 @@ def test_the_original_teaches_every_training(digits_network, tmp_path, monkeypat
         ([{"prune": {"macs": 0.5}}, {"factorize": {"parameters": "150%"}}], r"Step 2 \(factorize\): --parameters 150%"),
         ([{"prune": {"macs": 0.5}}, {"sparsify": {"pattern": "4:2"}}], r"Step 2 \(sparsify\): .*4:2"),
         ([{"prune": {"macs": 0.5}}, {"distill": {"epochs": 0}}], r"Step 2 \(distill\): .*epochs is 0"),
-        ([{"prune": {"macs": 0.5}}, {"quantize": {"weights": "int9"}}], r"Step 2 \(quantize\): weights is 'int9'"),
+        (
+            [{"prune": {"macs": 0.5}}, {"quantize": {"weight_type": "int9"}}],
+            r"Step 2 \(quantize\): --weight-type 'int9'",
+        ),
         ([{"prune": {"macs": 0.5}}, {"quantize": {"max_drop": "2 percent"}}], r"Step 2 \(quantize\): --max-drop"),
     ],
 )
@@ -225,7 +228,24 @@ def test_a_recipe_that_is_not_yaml_says_so(tmp_path):
 
 
 def test_a_recipe_is_written_as_it_is_read():
-    steps = [{"prune": {"macs": "50%"}}, {"quantize": {"weights": "int4"}}]
+    steps = [{"prune": {"macs": "50%"}}, {"quantize": {"weight_type": "int4"}}]
     recipe = read_recipe(steps)
     assert yaml.safe_load(recipe_text(recipe)) == {"steps": steps}
     assert read_recipe(yaml.safe_load(recipe_text(recipe))) == recipe
+
+
+def test_what_a_record_says_was_done_is_done_again_by_a_recipe(digits_network, tmp_path):
+    pruned, record = afina.prune(digits_network, "digits", macs="60%", images=64)
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(recipe_text([Step("prune", {"config": record.step.config})]))
+    again = Network.load(afina.run(recipe, digits_network, "digits", out=tmp_path / "r").network)
+    assert [p.shape for p in again.module.parameters()] == [p.shape for p in pruned.module.parameters()]
+    assert again.module.code == pruned.module.code
+
+
+def test_other_weights_or_another_input_size_never_give_the_network_of_before(digits_network, tmp_path):
+    steps = [{"prune": {"macs": "60%", "criterion": "magnitude"}}]
+    afina.run(steps, digits_network, "digits", out=tmp_path / "r")
+    other = noisy(digits_network)
+    with pytest.raises(InputError, match="another|differ"):
+        afina.run(steps, other, "digits", out=tmp_path / "r")

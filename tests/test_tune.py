@@ -21,7 +21,7 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs.tuning import training_trials as trials_module
+from afina.jobs.tuning import settings
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
@@ -332,7 +332,7 @@ def test_another_space_in_the_same_folder_is_refused_and_nothing_is_lost(tuned):
 
 
 def test_what_a_space_may_vary_of_a_training_is_an_option_of_it():
-    assert {"learning_rate", "optimizer", "batch_size", "precision", "augment"} <= set(trials_module.TRAINING)
+    assert {"learning_rate", "optimizer", "batch_size", "precision", "augment"} <= set(settings.TRAINING)
 
 
 @pytest.mark.parametrize("name", ["none", "median", "halving", "hyperband"])

@@ -20,9 +20,10 @@ from subjects import Subject, open_subject
 
 import afina
 from afina.graph.network import Network
-from afina.jobs.common.subject import RATES, suited_batch
 from afina.progress import PlainProgress
 from afina.training import FitConfig, evaluate, fit
+from afina.training.suited import RATES_OF_FINE_TUNING as RATES
+from afina.training.suited import suited_batch
 
 RUNS = Path(__file__).parents[2] / "runs" / "recipes"
 SEEDS = (0, 1, 2)
@@ -58,7 +59,7 @@ def main() -> None:
 def row(subject: Subject, way: str, seed: int) -> Row:
     """The pruned network after one epoch."""
     config = FitConfig(
-        epochs=1, optimizer="sgd", learning_rate=RATES["sgd"], batch_size=suited_batch(subject.data), seed=seed
+        epochs=1, optimizer="sgd", learning_rate=RATES["sgd"], batch_size=suited_batch(subject.data.count("train")), seed=seed
     )
     chosen = WAYS[way]
     teacher = None if chosen is None else subject.network

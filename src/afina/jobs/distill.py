@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from afina.data import open_data
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.jobs.common.finetuning import RATES, suited_batch, suited_optimizer
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.subject import Subject, load_for
 from afina.jobs.options.declaration import command
@@ -15,6 +14,7 @@ from afina.jobs.options.shared import names
 from afina.models import load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
+from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_optimizer
 from afina.types import Record, Step
 
 
@@ -43,8 +43,8 @@ def _distill(asked: DistillOptions) -> tuple[Network, Record]:
     config = replace(
         config,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate or RATES[optimizer],
-        batch_size=asked.batch_size or suited_batch(learned),
+        learning_rate=asked.learning_rate or RATES_OF_FINE_TUNING[optimizer],
+        batch_size=asked.batch_size or suited_batch(learned.count("train")),
     )
     trained, curve = fit(network, learned, config, teacher=master, progress=progress)
     record = Record(

@@ -15,7 +15,6 @@ from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.tried import Tried
 from afina.jobs.candidates.variants import ORIGINAL
-from afina.jobs.common.finetuning import RATES, suited_batch, suited_optimizer
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
 from afina.jobs.common.subject import load_for
@@ -32,17 +31,10 @@ from afina.runtimes import get_runtime
 from afina.store.run import Run
 from afina.tasks import get_task
 from afina.training import FitConfig, fit, layer_dtypes
-from afina.training.config import Optimizer
 from afina.training.policy import check_patterns, summary
+from afina.training.suited import INITIAL_STEPS, fine_tuning, initial_training, suited_epochs
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 
-# Trainings are sized in steps, so that a small data set gets more epochs than a large one.
-_ADAPT_STEPS, _FINETUNE_STEPS = 4000, 2000
-_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 20
-# Highest learning rates: from random weights, from given weights.
-_RATES: dict[Optimizer, tuple[float, float]] = {"sgd": (0.1, 0.02), "adamw": (1e-3, 2e-4)}
-# Of classification; a regression has nothing to smooth and takes no notice.
-_SMOOTHING = 0.1
 # Options that a run folder keeps in another form, or that do not decide what a run does.
 _RESOLVED = ("size", "latency", "memory", "max_drop", "out")
 
@@ -125,27 +117,31 @@ def _trainings(
     asked: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
 ) -> _Trainings:
     """Both trainings, with what suits the network and the images where nothing is asked for."""
-    if asked.optimizer is None and "optimizer" not in settings.options:
-        base = replace(base, optimizer=suited_optimizer(source.network))
-    base = replace(base, batch_size=suited_batch(images))
-    epochs = asked.epochs
+    optimizer = base.optimizer if asked.optimizer or "optimizer" in settings.options else None
+    both: dict[str, Any] = {"precision": base.precision, "keep_fp32": base.keep_fp32, "seed": base.seed}
+    count, epochs = images.count("train"), asked.epochs
     if epochs is None and asked.training is not None:
-        epochs = settings.options.get("epochs", _epochs(images, _ADAPT_STEPS))
-    shared = ("optimizer", "epochs", "precision")
-    adapting: dict[str, Any] = {
-        "learning_rate": _RATES[base.optimizer][1 if source.pretrained else 0],
-        "label_smoothing": _SMOOTHING,
-        **{name: value for name, value in settings.options.items() if name not in shared},
-        "epochs": epochs or _epochs(images, _ADAPT_STEPS),
-    }
-    if asked.learning_rate is not None:
-        adapting["learning_rate"] = asked.learning_rate
-    finetuning = replace(
-        base,
-        epochs=asked.finetune or _epochs(images, _FINETUNE_STEPS),
-        learning_rate=asked.learning_rate or RATES[base.optimizer],
+        epochs = settings.options.get("epochs", suited_epochs(count, INITIAL_STEPS))
+    named = ("optimizer", "epochs", "precision", "learning_rate")
+    adapting = initial_training(
+        source.network,
+        count,
+        pretrained=source.pretrained,
+        epochs=epochs or None,
+        optimizer=optimizer,
+        learning_rate=asked.learning_rate or settings.options.get("learning_rate"),
+        **both,
+        **{name: value for name, value in settings.options.items() if name not in named},
     )
-    return _Trainings(replace(base, **adapting), finetuning, None if epochs is None else epochs > 0)
+    finetuning = fine_tuning(
+        source.network,
+        count,
+        epochs=asked.finetune,
+        optimizer=optimizer,
+        learning_rate=asked.learning_rate,
+        **both,
+    )
+    return _Trainings(adapting, finetuning, None if epochs is None else epochs > 0)
 
 
 def _run_config(
@@ -165,11 +161,6 @@ def _run_config(
 def _metric(images: ImageData, network: Network) -> MetricInfo:
     task = get_task(network.task)
     return task.metric if images.labelled else task.agreement
-
-
-def _epochs(images: ImageData, steps: int) -> int:
-    per_epoch = max(1, images.count("train") // suited_batch(images))
-    return max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, steps // per_epoch))
 
 
 def _tell_data(job: Job) -> None:

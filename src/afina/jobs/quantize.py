@@ -10,7 +10,6 @@ from afina.data import ImageData
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
-from afina.jobs.common.finetuning import suited_batch, suited_optimizer
 from afina.jobs.common.subject import Subject, open_subject
 from afina.jobs.options.declaration import command
 from afina.jobs.options.quantize import QuantizeOptions
@@ -32,11 +31,8 @@ from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.training import FitConfig, fit
-from afina.training.config import Optimizer
+from afina.training.suited import quantization_aware_training
 from afina.types import Budget, Record
-
-# Highest learning rates of training with simulated integers, by optimizer: the weights are nearly right already.
-_RATES: dict[Optimizer, float] = {"sgd": 0.01, "adamw": 1e-4}
 
 
 def _quantize(asked: QuantizeOptions) -> tuple[Network, Record]:
@@ -177,15 +173,12 @@ class _Quantization:
         return (f"{what.capitalize()} trained for {len(curve)} epochs with simulated integers.",)
 
     def _training(self, data: ImageData) -> FitConfig:
-        optimizer = self.asked.optimizer or suited_optimizer(self.subject.network)
-        return FitConfig(
+        return quantization_aware_training(
+            self.subject.network,
+            data.count("train"),
             epochs=self.asked.qat,
-            optimizer=optimizer,
-            learning_rate=self.asked.learning_rate or _RATES[optimizer],
-            weight_decay=0.0,
-            keep_zeros=True,
-            schedule="cosine",
-            batch_size=suited_batch(data),
+            optimizer=self.asked.optimizer,
+            learning_rate=self.asked.learning_rate,
             seed=self.subject.seed,
         )
 

@@ -12,8 +12,8 @@ from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
-from afina.jobs.common.recipe import RECIPE_FILE, STEPS, read_recipe, recipe_text
-from afina.jobs.common.subject import load_for
+from afina.jobs.common.recipe import RECIPE_FILE, STEPS, exact_step, read_recipe, recipe_text
+from afina.jobs.common.subject import context_of, load_for
 from afina.jobs.distill import distill, fit_config
 from afina.jobs.factorize import factorize, factorize_config
 from afina.jobs.options.declaration import check_values, command, command_line, declared
@@ -24,6 +24,7 @@ from afina.jobs.sparsify import sparsify, sparsify_config
 from afina.progress import Progress
 from afina.store.result import from_plain, to_plain
 from afina.store.run import Run
+from afina.techniques import replay
 from afina.types import Measurement, Record, Step
 from afina.units import format_value
 
@@ -34,6 +35,8 @@ _JOBS: Mapping[str, Callable[..., tuple[Network, Record]]] = {
     "distill": distill,
     "quantize": quantize,
 }
+# Calibration images of a step that is done again by its configuration.
+_IMAGES = 1024
 # What raises `InputError` for options that a technique's configuration refuses.
 _CONFIGS: Mapping[str, Callable[[Any, Exporter], object]] = {
     "prune": lambda asked, _: prune_config(asked),
@@ -126,6 +129,9 @@ class _Job:
         return network, tuple(records)
 
     def _apply(self, step: Step, network: Network, before: Sequence[Record]) -> tuple[Network, Record]:
+        exact = exact_step(step)
+        if exact is not None:
+            return replay(exact, network, context_of(self.data, network, _IMAGES, self.seed, self.progress))
         if step.technique == "distill" and any(record.step.technique == "sparsify" for record in before):
             step = replace(step, config={"keep_zeros": True, **step.config})
         asked = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
@@ -159,16 +165,18 @@ def _options(
     whole = {"data": data, "runtime": exporter.runtime.name, "threads": exporter.threads, "seed": seed,
              "progress": progress}  # fmt: skip
     whole |= {"teacher": original, **({"student": network} if step.technique == "distill" else {"model": network})}
-    names = {each.name for each in declared(STEPS[step.technique].options)}
+    names = {each.name for each in declared(STEPS[step.technique])}
     return {**{name: value for name, value in whole.items() if name in names}, **step.config}
 
 
 def _check_steps(steps: Sequence[Step], exporter: Exporter) -> None:
     """Raise now what a step would raise, when its turn comes, for options that are wrong in themselves."""
     for number, step in enumerate(steps, 1):
+        if exact_step(step) is not None:
+            continue
         try:
             # No job runs here: the model and the data only have to be there.
-            asked = STEPS[step.technique].options(**_options(step, "", "", "", exporter, 0, None))
+            asked = STEPS[step.technique](**_options(step, "", "", "", exporter, 0, None))
             check_values(asked)
             _CONFIGS[step.technique](asked, exporter)
         except InputError as error:

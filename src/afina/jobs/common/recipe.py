@@ -1,12 +1,12 @@
 """Recipes: ordered steps as plain data, read, checked and written.
 
-A step is the name of a command and its options, as in Python: `{"prune": {"macs": "50%"}}`. Which orders are legal
-follows from what each step requires of the network and what it takes away: `float-weights` (nothing is in integers yet)
-and `dense-weights` (zeros that were made would not be filled again).
+A step is the name of a command with options, named as in Python: `{"prune": {"macs": "50%"}}`; or, to do again exactly
+what a record says was done, the configuration of its technique: `{"prune": {"config": record.step.config}}`. Techniques
+of other packages have no command: their configuration is what a step says of them. Which orders are legal follows from
+the traits that each technique requires of the network and removes (`afina.techniques.TRAITS`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +21,31 @@ from afina.jobs.options.prune import PruneOptions
 from afina.jobs.options.quantize import QuantizeOptions
 from afina.jobs.options.sparsify import SparsifyOptions
 from afina.store.result import to_plain
+from afina.techniques import FLOAT_WEIGHTS, TECHNIQUES, TRAITS
 from afina.types import Step
 
 RECIPE_FILE = "recipe.yaml"
-FLOAT, DENSE = "float-weights", "dense-weights"
-_MEANING = {
-    FLOAT: "Weights in integers cannot be changed any more; training with simulated integers is `quantize: {qat: N}`.",
-    DENSE: "It solves for new weights, which would fill the zeros.",
-}
+EXACT = "config"
 _EXAMPLE = "Write, for example:\nsteps:\n  - prune: {macs: 50%, finetune: 1}\n  - quantize: {weight_type: int8}"
 
-
-@dataclass(frozen=True)
-class StepKind:
-    """One kind of step.
-
-    Attributes:
-        options: The options of the command; those that a recipe as a whole says are no options of a step.
-        requires: Traits of the network that it needs.
-        takes_away: Traits that the network has no more after it.
-        renamed: What options of a step were called in earlier versions, and are called now.
-    """
-
-    options: type
-    requires: tuple[str, ...]
-    takes_away: tuple[str, ...] = ()
-    renamed: Mapping[str, str] | None = None
-
-
-STEPS = {
-    "prune": StepKind(PruneOptions, (FLOAT, DENSE)),
-    "factorize": StepKind(FactorizeOptions, (FLOAT, DENSE)),
-    "sparsify": StepKind(SparsifyOptions, (FLOAT,), takes_away=(DENSE,)),
-    "distill": StepKind(DistillOptions, (FLOAT,)),
-    "quantize": StepKind(
-        QuantizeOptions,
-        (FLOAT,),
-        takes_away=(FLOAT,),
-        renamed={"weights": "weight_type", "activations": "activation_type"},
-    ),
+# Steps that are commands; those options that a recipe as a whole says are no options of a step. Every other technique
+# in the table of techniques is a step with its configuration as options.
+STEPS: Mapping[str, type] = {
+    "prune": PruneOptions,
+    "factorize": FactorizeOptions,
+    "sparsify": SparsifyOptions,
+    "distill": DistillOptions,
+    "quantize": QuantizeOptions,
 }
+# What options of a step were called in earlier versions, and are called now.
+_RENAMED = {"quantize": {"weights": "weight_type", "activations": "activation_type"}}
+
+
+def exact_step(step: Step) -> Step | None:
+    """The step as `afina.techniques.replay` takes it, where it says its technique's configuration; else None."""
+    if step.technique not in STEPS:
+        return step
+    return Step(step.technique, step.config[EXACT]) if EXACT in step.config else None
 
 
 def read_recipe(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> tuple[Step, ...]:
@@ -90,19 +75,29 @@ def recipe_text(steps: Sequence[Step]) -> str:
 
 
 def check_order(steps: Sequence[Step]) -> None:
-    """Raise `InputError` where a step requires what one before it has taken away."""
+    """Raise `InputError` where a step requires a trait of the network that one before it has removed."""
     gone: dict[str, tuple[int, str]] = {}
     for number, step in enumerate(steps, 1):
-        for trait in STEPS[step.technique].requires:
+        requires, removes = _traits(step.technique)
+        for trait in requires:
             if trait in gone:
                 before, culprit = gone[trait]
                 raise InputError(
                     f"Step {number} ({step.technique}) requires {trait}, which step {before} ({culprit}) takes away.",
-                    why=_MEANING[trait],
-                    fix=f"Put {step.technique} before {culprit}.",
+                    why=TRAITS[trait],
+                    fix=f"Put {step.technique} before {culprit}."
+                    + (" Training with simulated integers is `quantize: {qat: N}`." if trait == FLOAT_WEIGHTS else ""),
                 )
-        for trait in STEPS[step.technique].takes_away:
+        for trait in removes:
             gone.setdefault(trait, (number, step.technique))
+
+
+def _traits(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The traits that a step requires, and those that it removes. A distillation is no technique; it trains weights."""
+    if name not in TECHNIQUES:
+        return (FLOAT_WEIGHTS,), ()
+    technique = TECHNIQUES.get(name)
+    return technique.requires, technique.removes
 
 
 def _content(path: Path) -> Any:
@@ -120,14 +115,31 @@ def _step(number: int, entry: Any) -> Step:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise InputError(f"Step {number} of the recipe is not one step with its options: {entry!r}.", fix=_EXAMPLE)
     (name, options), *_ = entry.items()
-    if name not in STEPS:
-        raise InputError(f"Step {number}: there is no step {name!r}.", fix=did_you_mean(str(name), STEPS))
+    names = dict.fromkeys([*STEPS, *TECHNIQUES.names()])
+    if name not in names:
+        raise InputError(f"Step {number}: there is no step {name!r}.", fix=did_you_mean(str(name), names))
     if not isinstance(options or {}, Mapping):
         raise InputError(f"Step {number} ({name}): its options are {options!r}.", fix=_EXAMPLE)
-    where, kind = f"Step {number} ({name})", STEPS[name]
-    keys = recipe_keys(kind.options)
-    _check_keys(where, options or {}, keys, kind.renamed or {})
-    return Step(name, {key: _value(where, keys[key], value) for key, value in (options or {}).items()})
+    where, options = f"Step {number} ({name})", options or {}
+    if name not in STEPS or EXACT in options:
+        return _exact(where, str(name), options)
+    keys = recipe_keys(STEPS[name])
+    _check_keys(where, options, keys, _RENAMED.get(name, {}))
+    return Step(name, {key: _value(where, keys[key], value) for key, value in options.items()})
+
+
+def _exact(where: str, name: str, options: Mapping[str, Any]) -> Step:
+    """A step that says the configuration of its technique, checked."""
+    if name in STEPS and (len(options) > 1 or name not in TECHNIQUES or not isinstance(options[EXACT], Mapping)):
+        raise InputError(
+            f"{where}: `config` is the whole configuration of a technique, and nothing beside it.",
+            fix="Give the config of `Record.step`, or the options of the command.",
+        )
+    try:
+        TECHNIQUES.get(name).read(options[EXACT] if name in STEPS else options)
+    except InputError as error:
+        raise InputError(f"{where}: {error.what}", error.why, error.fix) from error
+    return Step(name, dict(options))
 
 
 def _value(where: str, declared: Declared, value: Any) -> Any:

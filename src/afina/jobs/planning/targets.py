@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
-from afina.units import format_value, parse_share, parse_size, parse_time
+from afina.jobs.options.targets import Goal
+from afina.units import format_value
 
 T = TypeVar("T")
 # A target is met from below, and no further below than this share of it, where the axes allow.
@@ -38,24 +38,7 @@ class Target:
         return self.limit * (1 - TOLERANCE) <= value <= self.limit
 
 
-def goal_of(
-    macs: str | float | None, parameters: str | float | None, size: str | float | None, latency: str | float | None
-) -> tuple[str, float]:
-    """The one target that was given, parsed: its name, and a share of what the network has, bytes or seconds."""
-    given = {"macs": macs, "parameters": parameters, "size": size, "latency": latency}
-    asked = {name: value for name, value in given.items() if value is not None}
-    if len(asked) != 1:
-        raise InputError(
-            f"{'No' if not asked else 'More than one'} target was given{': ' if asked else ''}{', '.join(asked)}.",
-            fix="Give one of --macs 50%, --parameters 30%, --size 5MB, --latency 8ms.",
-        )
-    name, value = next(iter(asked.items()))
-    if name == "size":
-        return name, float(parse_size(value))
-    return name, parse_time(value) if name == "latency" else parse_share(value, f"--{name}")
-
-
-def target_of(goal: tuple[str, float], network: Network, exporter: Exporter) -> Target:
+def target_of(goal: Goal, network: Network, exporter: Exporter) -> Target:
     """A goal as a target for `network`: shares become counts, files and times are measured by `exporter`."""
     name, limit = goal
     if name == "size":

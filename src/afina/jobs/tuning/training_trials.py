@@ -11,7 +11,6 @@ from optuna.study import Study
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.common.finetuning import suited_batch, suited_optimizer
 from afina.jobs.common.subject import load_for
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.costs import SECONDS, Costs
@@ -25,6 +24,7 @@ from afina.store.files import copy
 from afina.tasks import get_task
 from afina.training import FitConfig, fit
 from afina.training.config import Optimizer
+from afina.training.suited import suited_batch, suited_optimizer
 from afina.types import Epoch, MetricInfo
 
 # User attribute of a trial: the epochs of its training.
@@ -106,7 +106,7 @@ class Training:
     @property
     def batch(self) -> int:
         """Batch size that suits the number of images."""
-        return suited_batch(self._data)
+        return suited_batch(self._data.count("train"))
 
     @property
     def optimizer(self) -> Optimizer:

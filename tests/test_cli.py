@@ -304,3 +304,13 @@ def test_an_interrupted_command_says_what_is_kept(job, arguments, told, tmp_path
     code, _, err = call(*arguments)
     assert code == 1
     assert told in err
+
+
+@pytest.mark.parametrize("command", ["optimize", "run", "tune"])
+def test_a_run_folder_that_cannot_be_written_is_told_before_the_model_is_looked_at(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "recipe.yaml").write_text("steps: [{prune: {macs: 50%}}]")
+    first = [tmp_path / "recipe.yaml"] if command == "run" else []
+    code, _, err = call(command, *first, "no_such_model", "--data", "digits", "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert "--out" in err

@@ -247,5 +247,5 @@ def test_other_weights_or_another_input_size_never_give_the_network_of_before(di
     steps = [{"prune": {"macs": "60%", "criterion": "magnitude"}}]
     afina.run(steps, digits_network, "digits", out=tmp_path / "r")
     other = noisy(digits_network)
-    with pytest.raises(InputError, match="another|differ"):
+    with pytest.raises(InputError, match="another"):
         afina.run(steps, other, "digits", out=tmp_path / "r")

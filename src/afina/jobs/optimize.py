@@ -28,6 +28,7 @@ from afina.models import Loaded
 from afina.progress import Progress
 from afina.reporting import write_metadata
 from afina.runtimes import get_runtime
+from afina.store.files import check_folder
 from afina.store.run import Run
 from afina.tasks import get_task
 from afina.training import FitConfig, fit, layer_dtypes
@@ -59,6 +60,8 @@ def _optimize(asked: OptimizeOptions) -> Result:
         StorageError: the run folder cannot be written; what is finished is kept.
     """
     progress = asked.progress or Progress()
+    if asked.out is not None:
+        check_folder(Path(asked.out), "--out")
     settings = read_settings(asked.training or {})
     base = _base_training(asked, settings)
     runtime, input_size = get_runtime(asked.runtime), asked.input_size or settings.input_size

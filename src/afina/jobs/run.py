@@ -22,6 +22,7 @@ from afina.jobs.prune import prune, prune_config
 from afina.jobs.quantize import quantize, quantize_config
 from afina.jobs.sparsify import sparsify, sparsify_config
 from afina.progress import Progress
+from afina.store.files import check_folder
 from afina.store.result import from_plain, to_plain
 from afina.store.run import Run
 from afina.techniques import replay
@@ -80,6 +81,8 @@ def _run(asked: RunOptions) -> RecipeResult:
         InputError: an unknown step or option, an order that is not legal, or an option that is out of range.
     """
     steps, progress = read_recipe(asked.recipe), asked.progress or Progress()
+    if asked.out is not None:
+        check_folder(Path(asked.out), "--out")
     exporter = Exporter.of(asked)
     _check_steps(steps, exporter)
     check_source(asked.model, asked.weights, asked.input_size)

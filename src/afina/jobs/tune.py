@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 from optuna.study import Study
@@ -29,6 +30,7 @@ from afina.search import (
 )
 from afina.search.storage import without_password
 from afina.search.studies import STUDY, stop_if_all_failed, stop_if_hopeless
+from afina.store.files import check_folder
 
 __all__ = ["Tuned", "describe_search", "tune"]
 
@@ -50,6 +52,8 @@ def _tune(asked: TuneOptions) -> Tuned:
         StorageError: the run folder or the database cannot be used.
     """
     begun, progress = _now(), asked.progress or Progress()
+    if asked.out is not None:
+        check_folder(Path(asked.out), "--out")
     check_sampler(asked.sampler)
     check_stopping(early_stopping_of(asked))
     if asked.ray is None and asked.devices > 1:

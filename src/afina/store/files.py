@@ -85,6 +85,27 @@ def check_target(path: Path, option: str, suffix: str = "", *, makes_folder: boo
         ) from error
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Raise `InputError` where nothing can be written in a folder that is made when it is needed: before any work.
+
+    Args:
+        folder: The folder, which need not exist yet.
+        option: What names it, for messages: `--out`.
+    """
+    nearest = folder.expanduser().absolute()
+    try:
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise InputError(f"{option} {folder}: {nearest} is a file, not a folder.", fix="Give another folder.")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {folder} cannot be written.", why=error.strerror or str(error), fix="Give another folder."
+        ) from error
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also when the process or the machine dies in the middle.
 

@@ -1,6 +1,7 @@
 """What every technique promises, over the table of techniques."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import torch
 
 from afina.errors import InputError, NothingToDo
 from afina.runtimes import IntegerPolicy, check_parity, get_runtime
-from afina.techniques import TECHNIQUES, replay
+from afina.techniques import TECHNIQUES, replay, step_of_config
 from afina.techniques.context import Context
+from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig
 from afina.testing.techniques import check_technique
 from afina.types import Step
 
@@ -82,6 +84,23 @@ def test_units_chosen_on_some_images_are_kept_in_a_replay_on_others(small_networ
     assert first.module.get_parameter("head.weight").shape == (10, 8)
 
 
+MIXED = QuantizeConfig(
+    policy=IntegerPolicy(int8_weight_bits=7, symmetric_inputs_of_linear_layers="always"),
+    layers=(("inner", Precision("int4", "int8")), ("head", FLOAT), ("stem", Precision("fp16", "none"))),
+)
+
+
+@pytest.mark.parametrize("step", [Step("quantize", MIXED.plain()), step_of_config("quantize", MIXED)])
+def test_precisions_of_layers_and_a_policy_survive_json(step):
+    config = json.loads(json.dumps(step.config))
+    assert config == step.config
+    assert TECHNIQUES["quantize"].read(config) == MIXED
+
+
+def test_a_network_of_mixed_precision_is_quantized_again_from_its_record(small_network, images):
+    check_technique(TECHNIQUES["quantize"], small_network, images, MIXED)
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -89,6 +108,8 @@ def test_units_chosen_on_some_images_are_kept_in_a_replay_on_others(small_networ
         (Step("prune", {"rati": 0.5}), "Did you mean ratio"),
         (Step("prune", {"ratio": "half"}), "ratio is 'half'"),
         (Step("prune", {"ratio": 2.0}), "between 0 and 1"),
+        (Step("quantize", {"layers": {"head": "int9 x int8"}}), "weights is 'int9'"),
+        (Step("quantize", {"layers": {"head": 4}}), "quantize: layers"),
         (Step("prune", {"keep": {"stem, inner": 8}, "removed": {"stem, inner": [1, 1]}}), "is to lose 8 of 16"),
     ],
 )

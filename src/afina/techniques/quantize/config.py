@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator
 
 from afina.errors import InputError, did_you_mean
 from afina.runtimes.policy import IntegerPolicy
@@ -59,6 +61,13 @@ class Precision:
         return f"{self.weights} x {self.activations}" if self.weights != self.activations else self.weights
 
 
+def _parse_layers(value: Any) -> Any:
+    """The precisions of layers that `QuantizeConfig.plain` writes as texts; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return tuple((name, Precision.parse(text) if isinstance(text, str) else text) for name, text in value.items())
+
+
 @dataclass(frozen=True)
 class QuantizeConfig:
     """How a network is quantized.
@@ -97,7 +106,8 @@ class QuantizeConfig:
     calibration: str = "auto"
     rounding: Literal["auto", "nearest", "gram"] = "auto"
     equalize: Literal["auto", "none"] = "auto"
-    layers: tuple[tuple[str, Precision], ...] = field(default=())
+    # Records hold `layers` as `plain` writes it, so what reads a configuration has to understand that form too.
+    layers: Annotated[tuple[tuple[str, Precision], ...], BeforeValidator(_parse_layers)] = ()
     policy: IntegerPolicy = field(default_factory=IntegerPolicy)
 
     def __post_init__(self) -> None:
@@ -109,7 +119,10 @@ class QuantizeConfig:
         check_choice("equalize", self.equalize, EQUALIZATIONS)
 
     def plain(self) -> dict[str, Any]:
-        """What differs from the defaults, and weights and activations in any case; `from_plain` reads it."""
+        """What differs from the defaults, and weights and activations in any case, as a record holds it.
+
+        `from_plain` reads it, and so does `Technique.read`, also after it has been through JSON.
+        """
         default = QuantizeConfig()
         changed = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
         if self.layers:

@@ -20,6 +20,7 @@ from afina.errors import StorageError
 from afina.reporting.charts import charts
 from afina.reporting.facts import best_achievable, comparison, exceeded, headline, limits, pareto
 from afina.reporting.layers import layer_table
+from afina.reporting.words import step_words
 from afina.runtimes import RUNTIMES, Runtime
 from afina.runtimes.onnx_runtime import ONNXRuntime
 from afina.runtimes.openvino_runtime import OpenVINORuntime
@@ -654,3 +655,18 @@ def test_the_picture_for_the_readme_is_made_by_its_script(browser: Any, tmp_path
     script = [sys.executable, screenshot.__file__, str(tmp_path), str(tmp_path / "report.png")]
     subprocess.run(script, check=True, timeout=90, capture_output=True)
     assert 20_000 < (tmp_path / "report.png").stat().st_size < 250_000
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_step_is_told_without_the_long_lists_that_repeat_it(nested):
+    config = {
+        "ratio": 0.5,
+        "skip": ["head", "stem"],
+        "keep": {"inner": 8},
+        "removed": {"inner": list(range(8))},
+        "names": [f"layer{i}" for i in range(9)],
+        "blocks": [],
+    }
+    expected = "ratio 0.5, skip head, stem, keep inner 8"
+    step = Step("prune", {"config": config} if nested else config)
+    assert step_words(step) == f"prune ({'config ' if nested else ''}{expected})"

@@ -13,7 +13,8 @@ _METRICS = {
     "mae_to_original": "mean difference from the original",
 }
 _ORDERS = {"RGB": "RGB", "BGR": "BGR", "L": "grey"}
-_LONG_VALUE = 60
+_LONG_VALUE = 60  # characters
+_LONG_LIST = 8  # entries
 
 
 def metric_words(metric: MetricInfo) -> str:
@@ -70,11 +71,16 @@ def provenance(measurement: Measurement) -> str:
 
 
 def step_words(step: Step, most: int | None = None) -> str:
-    """`prune (ratio 0.5, epochs 3)`; with `most`, only so many settings."""
+    """`prune (ratio 0.5, epochs 3)`; with `most`, only so many settings.
+
+    Long lists, such as the units that pruning takes away, are there to do the step again, and are left out.
+
+    Example:
+        >>> step_words(Step("prune", {"ratio": 0.5, "skip": ["head"], "removed": {"stem": [3, 1]}}))
+        'prune (ratio 0.5, skip head)'
+    """
     settings = [
-        f"{_spaced(key)} {shortened(_plain(value), _LONG_VALUE)}"
-        for key, value in step.config.items()
-        if value is not None and value not in ("", [], (), {})
+        f"{_spaced(key)} {shortened(_plain(value), _LONG_VALUE)}" for key, value in _readable(step.config).items()
     ]
     if most is not None and len(settings) > most:
         settings = [*settings[:most], "…"]
@@ -127,6 +133,21 @@ def shortened(text: str, width: int) -> str:
 
 def _spaced(name: str) -> str:
     return str(name).replace("_", " ")
+
+
+def _readable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a value and are neither a long list nor lists by name; inside mappings too."""
+    readable = dict[str, Any]()
+    for key, value in settings.items():
+        shown = value
+        if isinstance(value, Mapping):
+            lists = all(isinstance(item, (list, tuple)) for item in value.values())
+            shown = {} if lists else _readable(value)
+        elif isinstance(value, (list, tuple)) and len(value) > _LONG_LIST:
+            shown = ()
+        if shown is not None and shown not in ("", [], (), {}):
+            readable[key] = shown
+    return readable
 
 
 def _plain(value: Any) -> str:

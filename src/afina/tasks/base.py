@@ -1,4 +1,4 @@
-"""The contract of a task. A new one is a file with a subclass, and a row in `TASKS`."""
+"""The contract of a task. A new one is a file with a subclass, and a row in `TASKS` or an entry point."""
 
 import math
 from abc import ABC, abstractmethod

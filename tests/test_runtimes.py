@@ -37,6 +37,7 @@ from afina.runtimes import (
 from afina.tasks import get_task
 from afina.techniques.context import Context
 from afina.techniques.quantize import QuantizeConfig, apply
+from afina.testing.runtimes import check_runtime
 
 SHAPE = (1, 8, 8)
 
@@ -53,22 +54,30 @@ def _int8(network):
     return apply(network, config, Context(calibration=lambda: iter(images.split(32))))[0]
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_an_exported_file_answers_as_the_network_for_any_batch(runtime, small_network, tmp_path, batch):
-    path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
-    session = runtime.load(path, threads=1)
-    images = small_network.example(batch)
-    with small_network.inference():
-        expected = small_network(images).numpy()
-    (outputs,) = session(images.numpy())
-    assert outputs.shape == (batch, 10)
-    assert np.allclose(outputs, expected, atol=1e-4)
+def test_a_runtime_keeps_its_contract(runtime, small_network, tmp_path):
+    check_runtime(runtime, small_network, small_network.example(3), tmp_path)
 
 
-def test_a_file_says_how_its_images_are_prepared_and_what_it_is_for(runtime, small_network, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "replacement", "promise"),
+    [
+        ("_metadata", lambda self, path: None, "writes the input and the task"),
+        ("_open", lambda self, path, threads: lambda images: (np.zeros((len(images), 10)),), "answers as the network"),
+    ],
+)
+def test_a_contract_that_is_broken_is_told_by_the_promise(
+    method, replacement, promise, small_network, tmp_path, monkeypatch
+):
+    runtime = RUNTIMES["pt2"]
+    monkeypatch.setattr(type(runtime), method, replacement)
+    with pytest.raises(AssertionError, match=promise):
+        check_runtime(runtime, small_network, small_network.example(3), tmp_path)
+
+
+def test_a_file_is_run_by_the_runtime_that_wrote_it(runtime, small_network, tmp_path):
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
-    assert read_metadata(path) == (small_network.input, small_network.task)
     assert runtime_of(path) is runtime
+    assert read_metadata(path) == runtime.metadata(path)
 
 
 def test_an_int8_network_answers_the_same_and_takes_less(runtime, tmp_path):
@@ -171,22 +180,6 @@ def test_another_networks_file_fails_parity(runtime, small_network, tmp_path):
         other.module.get_parameter("head.weight").mul_(1.5)
     with pytest.raises(ParityError, match="does not answer"):
         check_parity(other, path, None, threads=1)
-
-
-def test_a_broken_or_missing_file_is_one_clear_error(runtime, tmp_path):
-    path = tmp_path / f"model{runtime.suffix}"
-    with pytest.raises(InputError):
-        runtime.load(path, threads=1)
-    for part in runtime.files(path):
-        part.write_bytes(b"broken")
-    with pytest.raises(InputError):
-        runtime.load(path, threads=1)
-
-
-def test_a_wrong_suffix_writes_nothing(runtime, small_network, tmp_path):
-    with pytest.raises(InputError, match="does not end in"):
-        runtime.export(small_network, tmp_path / "model.bin")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_latency_and_memory_come_from_a_fresh_process_with_their_conditions(runtime, small_network, tmp_path):

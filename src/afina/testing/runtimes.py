@@ -43,7 +43,7 @@ def check_export(runtime: Runtime, network: Network, folder: Path) -> None:
     _promise(runtime, beside == files, f"writes its own files and no others (there are {', '.join(sorted(beside))})")
     wrong = folder / "refused" / "model.other"
     _refuses(runtime, lambda: runtime.export(network, wrong), "refuses a file of another ending")
-    _promise(runtime, not wrong.exists(), "writes nothing where it refuses")
+    _promise(runtime, not wrong.parent.exists(), "writes nothing where it refuses")
 
 
 def check_answers(runtime: Runtime, network: Network, images: Tensor, folder: Path, tolerance: float) -> None:

@@ -15,7 +15,7 @@ _LEAST = 2  # images in a split
 _VALIDATION_PART = 0.2
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Reads one image.
 
     Attributes:
@@ -60,7 +60,7 @@ class Listing:
 
     name: str
     task: TaskSpec
-    source: Source
+    source: ImageSource
     parts: dict[str, Part]
     fingerprint: str
     labelled: bool = True

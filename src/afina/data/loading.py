@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from afina.data.decode import decode, reason
-from afina.data.listing import Source
+from afina.data.listing import ImageSource
 from afina.errors import InputError
 from afina.progress import Progress
 from afina.types import InputSpec
@@ -24,14 +24,14 @@ _CHUNK = 64
 _AHEAD = 2  # batches that are decoded before they are asked for
 
 
-def load(source: Source, key: str, input: InputSpec) -> np.ndarray:
+def load(source: ImageSource, key: str, input: InputSpec) -> np.ndarray:
     """One image: uint8 `[C, H, W]`; of a prepared source, float32."""
     image = source.image(key)
     return decode(image, input) if isinstance(image, Image.Image) else image
 
 
 def decode_all(
-    source: Source, keys: Sequence[str], input: InputSpec, progress: Progress, *, keep: bool
+    source: ImageSource, keys: Sequence[str], input: InputSpec, progress: Progress, *, keep: bool
 ) -> tuple[np.ndarray | None, dict[str, str]]:
     """Decode every image once.
 
@@ -63,7 +63,7 @@ def decode_all(
     return pixels, unreadable
 
 
-def stream(source: Source, batches: Iterable[Sequence[str]], input: InputSpec) -> Iterator[np.ndarray]:
+def stream(source: ImageSource, batches: Iterable[Sequence[str]], input: InputSpec) -> Iterator[np.ndarray]:
     """Images of each batch of keys, `[n, C, H, W]`, decoded a little ahead of their use.
 
     Raises:
@@ -86,7 +86,7 @@ def stream(source: Source, batches: Iterable[Sequence[str]], input: InputSpec) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load_again(source: Source, key: str, input: InputSpec) -> np.ndarray:
+def _load_again(source: ImageSource, key: str, input: InputSpec) -> np.ndarray:
     try:
         return load(source, key, input)
     except Exception as error:
@@ -98,7 +98,7 @@ def _load_again(source: Source, key: str, input: InputSpec) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _pool(source: Source) -> Iterator[ThreadPoolExecutor | None]:
+def _pool(source: ImageSource) -> Iterator[ThreadPoolExecutor | None]:
     if not source.parallel:
         yield None
         return

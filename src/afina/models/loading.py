@@ -14,7 +14,7 @@ from afina.graph.network import Network, capture, unlifted
 from afina.models.head import find_head, set_bias, with_new_head, with_order
 from afina.models.inputs import choose_input, output_width
 from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_saved, library_and_name, weights_file
-from afina.models.sources import Request, Source, named_source
+from afina.models.sources import BuiltModule, ModelRequest, build_named
 from afina.models.userfile import build_from_file
 from afina.models.weights import Fit, load_weights, looks_trained, reset
 from afina.progress import Progress
@@ -74,7 +74,7 @@ def load_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wanted = _Wanted(weights, task, input, input_size, targets, progress or Progress(), options or {})
+        request = _LoadRequest(weights, task, input, input_size, targets, progress or Progress(), options or {})
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
         if options and not built:
@@ -85,13 +85,13 @@ def load_model(
         if isinstance(model, (str, Path)) and not built:
             model = Network.load(model)
         if isinstance(model, Network):
-            return _from_network(model, wanted, str(name))
-        return _from_source(_source(model, wanted), wanted, str(name))
+            return _from_network(model, request, str(name))
+        return _from_source(_source(model, request), request, str(name))
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """The arguments of `load_model`, but for the model."""
+class _LoadRequest:
+    """The arguments of `load_model` besides the model itself."""
 
     weights: str | Path | None
     task: TaskSpec | None
@@ -111,70 +111,73 @@ class _Wanted:
         return weights_file(self.weights)
 
 
-def _source(model: str | Path | nn.Module, wanted: _Wanted) -> Source:
+def _source(model: str | Path | nn.Module, request: _LoadRequest) -> BuiltModule:
     """The module that `model` names, with the weights that come with it (not yet those of a file)."""
-    random = wanted.weights == RANDOM
+    random = request.weights == RANDOM
     if isinstance(model, nn.Module):
-        return _given_module(model, wanted)
+        return _from_module(model, request)
     text = str(model)
     in_file = FILE.fullmatch(text)
     if in_file:
-        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", wanted.outputs, wanted.options)
+        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", request.outputs, request.options)
         trained = looks_trained(module, otherwise=False)
         if trained and random:
-            return Source(reset(module))
-        return Source(module, trained=trained, missing="" if trained else "its builder loads none, and none are given")
+            return BuiltModule(reset(module))
+        return BuiltModule(
+            module, trained=trained, missing="" if trained else "its builder loads none, and none are given"
+        )
     library, name = library_and_name(text)
-    trained = wanted.weights == PRETRAINED or (wanted.weights is None and library != "builtin")
-    return named_source(
-        Request(name, wanted.outputs, trained, wanted.size, wanted.input, wanted.progress, wanted.options), library
+    trained = request.weights == PRETRAINED or (request.weights is None and library != "builtin")
+    return build_named(
+        ModelRequest(name, request.outputs, trained, request.size, request.input, request.progress, request.options),
+        library,
     )
 
 
-def _given_module(module: nn.Module, wanted: _Wanted) -> Source:
-    """A module from Python, which has the weights that it has."""
-    if wanted.weights == RANDOM:
-        return Source(reset(module))
+def _from_module(module: nn.Module, request: _LoadRequest) -> BuiltModule:
+    """A module that was passed from Python, with the weights that it holds."""
+    if request.weights == RANDOM:
+        return BuiltModule(reset(module))
     if looks_trained(module, otherwise=True):
-        return Source(module, trained=True)
-    return Source(module, missing="its batch norms have seen no images yet")
+        return BuiltModule(module, trained=True)
+    return BuiltModule(module, missing="its batch norms have seen no images yet")
 
 
-def _from_source(source: Source, wanted: _Wanted, name: str) -> Loaded:
-    if wanted.weights == PRETRAINED and not source.trained:
+def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loaded:
+    if request.weights == PRETRAINED and not source.trained:
         raise InputError(
             f"The trained weights of {name} are not available.",
             why=f"The reason: {source.missing}." if source.missing else "",
             fix=f"Give a file of weights with {WEIGHTS}, or start from `random` ones.",
         )
-    module, task = source.module, wanted.task
-    trained = source.trained or wanted.file is not None
-    input, note = choose_input(module, source.input, wanted.input, wanted.size, trained)
+    module, task = source.module, request.task
+    trained = source.trained or request.file is not None
+    input, note = choose_input(module, source.input, request.input, request.size, trained)
     notes = [note] if note else []
-    if source.missing and wanted.weights is None:
+    if source.missing and request.weights is None:
         notes.append(f"{name} starts from random weights: {source.missing}.")
     width, fit = output_width(module, input), Fit()
-    if wanted.file is not None and width is not None:
+    if request.file is not None and width is not None:
         module = copy.deepcopy(module).cpu()
-        fit = load_weights(module, wanted.file, width, name)
+        fit = load_weights(module, request.file, width, name)
     # Where the width is not known the module fails on such images, and `capture` says how.
     labels = _numbered(width) if width is not None else task.labels if task is not None else ("0",)
     network = capture(module, input, TaskSpec(task.name if task is not None else "classification", labels))
-    return _with_head(network, wanted, name, notes, fit, trained, source.new_head)
+    return _with_head(network, request, name, notes, fit, trained, source.new_head)
 
 
-def _from_network(original: Network, wanted: _Wanted, name: str) -> Loaded:
-    if wanted.weights == RANDOM:
+def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded:
+    if request.weights == RANDOM:
         raise InputError(
             f"{name} is a captured network, which always has weights.",
             fix=f"Leave `random` out ({WEIGHTS}), or give the model that it was made from.",
         )
     network, fit = original.copy().eval(), Fit()
-    if wanted.file is not None:
-        fit = load_weights(network.module, wanted.file, network.task.outputs, name)
-    if wanted.size is not None and wanted.size != (network.input.height, network.input.width):
-        network = _resized(network, wanted.size)
-    return _with_head(network, wanted, name, [], fit, True, None)
+    if request.file is not None:
+        fit = load_weights(network.module, request.file, network.task.outputs, name)
+    if request.size is not None and request.size != (network.input.height, network.input.width):
+        network = _resized(network, request.size)
+    return _with_head(network, request, name, [], fit, True, None)
 
 
 def _resized(network: Network, size: tuple[int, int]) -> Network:
@@ -199,7 +202,7 @@ def _not_resizable(network: Network, size: tuple[int, int]) -> InputError:
 
 def _with_head(
     network: Network,
-    wanted: _Wanted,
+    request: _LoadRequest,
     name: str,
     notes: list[str],
     fit: Fit,
@@ -210,17 +213,17 @@ def _with_head(
 
     Args:
         network: As captured, with the task that it had.
-        wanted: What was asked for.
+        request: The arguments of `load_model`.
         name: The model's name.
         notes: What there is to tell so far.
         fit: How the weights of a file went in.
         trained: Whether it holds trained weights.
         replaced: How many outputs it had before its library gave it a new last layer; None if it did not.
     """
-    task, fresh, head = wanted.task, replaced is not None or fit.dropped is not None, find_head(network)
+    task, fresh, head = request.task, replaced is not None or fit.dropped is not None, find_head(network)
     if fit.dropped is not None and head is not None and head.layer != fit.dropped:
         raise InputError(
-            f"The weights in {wanted.file} do not fit {name}.",
+            f"The weights in {request.file} do not fit {name}.",
             why=f"Layer {fit.dropped} has another number of outputs there, and it is not the last layer.",
             fix="Give the weights of this very model.",
         )
@@ -228,9 +231,9 @@ def _with_head(
     if task is not None:
         if network.task.outputs != task.outputs or not (fresh or _fits(network.task, task)):
             replaced, fresh = network.task.outputs, True
-            network = with_new_head(network, task, _bias(wanted, task))
+            network = with_new_head(network, task, _bias(request, task))
         elif fresh or not trained:
-            set_bias(network, _bias(wanted, task))
+            set_bias(network, _bias(request, task))
         else:
             network, note = _matched(network, task)
             notes += [note] if note else []
@@ -264,10 +267,10 @@ def _same_names(had: TaskSpec, task: TaskSpec) -> bool:
     return sorted(had.labels) == sorted(task.labels)
 
 
-def _bias(wanted: _Wanted, task: TaskSpec) -> Tensor:
-    if wanted.targets is None:
+def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:
+    if request.targets is None:
         return torch.zeros(task.outputs)
-    return get_task(task).initial_bias(wanted.targets)
+    return get_task(task).initial_bias(request.targets)
 
 
 def _new_head_note(before: int, task: TaskSpec, layers: tuple[str, ...]) -> str:

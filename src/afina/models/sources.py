@@ -1,10 +1,10 @@
-"""Where a named module comes from: timm, torchvision, or our own small networks.
+"""Where a named module comes from: timm, torchvision, or our own small networks (the table `LIBRARIES`).
 
-Each gives a `Source`: a module on the CPU with what is known about its input and its weights.
+Each gives a `BuiltModule`: a module on the CPU with what is known about its input and its weights.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,17 +19,16 @@ from afina.models.userfile import check_options
 from afina.progress import Progress
 from afina.types import InputSpec
 
-LIBRARIES = ("timm", "torchvision", "builtin")
 _CLASSES = 1000
 _BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of a source.
+class ModelRequest:
+    """What a library is asked to build.
 
     Attributes:
-        name: Of the model, without the source's prefix.
+        name: Name of the model, without the library's prefix.
         outputs: Width that the last layer should have; None leaves it as it is.
         trained: Whether the library's own trained weights are wanted.
         size: Height and width that the user asked for; None for the model's own.
@@ -48,8 +47,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A module as its source gave it.
+class BuiltModule:
+    """A module as its library, file or user built it, before weights of a file are put into it.
 
     Attributes:
         module: The module, on the CPU.
@@ -66,36 +65,31 @@ class Source:
     new_head: int | None = None
 
 
-def named_source(request: Request, library: str | None) -> Source:
+def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
     """The module of a name: of `library`, or of timm, or of torchvision where timm has none of that name.
 
     Raises:
         InputError: nobody knows the name (with the nearest ones), or the library refuses to build it.
     """
     library = library_of(request.name, library)
-    if request.options and library != "builtin":
+    if request.options and not LIBRARIES[library].has_options:
         raise InputError(
             f"{library}:{request.name} takes no arguments here, and got {', '.join(request.options)}.",
             fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
         )
-    return _BUILDERS[library](request)
+    return LIBRARIES[library].build(request)
 
 
 def library_of(name: str, library: str | None) -> str:
     """The library that has a model: the one that is named, else timm or torchvision. Raises `InputError`."""
     if library is None:
-        if _in_timm(name):
-            return "timm"
-        if name in torchvision_names():
-            return "torchvision"
-        raise _unknown(name, {*timm_names(), *torchvision_names()})
-    names: dict[str, Callable[[], Any]] = {
-        "timm": timm_names,
-        "torchvision": torchvision_names,
-        "builtin": lambda: BUILTIN,
-    }
-    if not (_in_timm(name) if library == "timm" else name in names[library]()):
-        raise _unknown(name, names[library](), library)
+        searched = {prefix: row for prefix, row in LIBRARIES.items() if row.searched}
+        found_in = next((prefix for prefix, row in searched.items() if row.has(name)), None)
+        if found_in is None:
+            raise _unknown(name, {known for row in searched.values() for known in row.names()})
+        return found_in
+    if not LIBRARIES[library].has(name):
+        raise _unknown(name, LIBRARIES[library].names(), library)
     return library
 
 
@@ -122,11 +116,11 @@ def _in_timm(name: str) -> bool:
 def _unknown(name: str, names: Any, library: str = "") -> InputError:
     who = f"{library} has no model" if library else "There is no model"
     prefix = f"{library}:" if library else ""
-    known = [f"{prefix}{known}" for known in names]
-    return InputError(f"{who} {name!r}.", fix=did_you_mean(f"{prefix}{name}", known))
+    candidates = [f"{prefix}{candidate}" for candidate in names]
+    return InputError(f"{who} {name!r}.", fix=did_you_mean(f"{prefix}{name}", candidates))
 
 
-def _timm(request: Request) -> Source:
+def _timm(request: ModelRequest) -> BuiltModule:
     import timm
 
     name, outputs = request.name, request.outputs
@@ -150,7 +144,7 @@ def _timm(request: Request) -> Source:
         return module
 
     if not request.trained:
-        return Source(build(False), input)
+        return BuiltModule(build(False), input)
     missing = "timm has no trained weights for it"
     if config.has_weights:
         url = hub_url() if config.hf_hub_id else str(config.url)
@@ -160,13 +154,13 @@ def _timm(request: Request) -> Source:
             with hub_access(online):
                 module = build(True)
             changed = outputs is not None and outputs != config.num_classes
-            return Source(module, input, True, new_head=config.num_classes if changed else None)
+            return BuiltModule(module, input, True, new_head=config.num_classes if changed else None)
         except (OSError, RuntimeError) as error:
             missing = _why(error, url, online)
-    return Source(build(False), input, missing=missing)
+    return BuiltModule(build(False), input, missing=missing)
 
 
-def _torchvision(request: Request) -> Source:
+def _torchvision(request: ModelRequest) -> BuiltModule:
     from torchvision.models import get_model, get_model_weights
 
     name = request.name
@@ -184,15 +178,15 @@ def _torchvision(request: Request) -> Source:
             if not online:
                 raise OSError(f"no connection to {best.url}")
             with hub_access(online), _quiet():
-                return Source(get_model(name, weights=best), input, True)
+                return BuiltModule(get_model(name, weights=best), input, True)
         except (OSError, RuntimeError) as error:
             missing = _why(error, best.url, online)
     with _quiet():
         module = get_model(name, weights=None, num_classes=request.outputs or _CLASSES)
-    return Source(module, input, missing=missing)
+    return BuiltModule(module, input, missing=missing)
 
 
-def _builtin(request: Request) -> Source:
+def _builtin(request: ModelRequest) -> BuiltModule:
     input = request.input or InputSpec(*(request.size or _BUILTIN_SIZE))
     if request.size is not None:
         input = replace(input, height=request.size[0], width=request.size[1])
@@ -203,9 +197,9 @@ def _builtin(request: Request) -> Source:
     try:
         module = build(**decided, **request.options)
     except (TypeError, ValueError, RuntimeError) as error:
-        given = ", ".join(f"{key}={value}" for key, value in request.options.items())
-        raise InputError(f"builtin:{request.name} cannot be built with {given}.", why=str(error)) from error
-    return Source(module, input, missing=missing)
+        options = ", ".join(f"{key}={value}" for key, value in request.options.items())
+        raise InputError(f"builtin:{request.name} cannot be built with {options}.", why=str(error)) from error
+    return BuiltModule(module, input, missing=missing)
 
 
 def _spec(height: int, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSpec:
@@ -226,4 +220,27 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-_BUILDERS: dict[str, Callable[[Request], Source]] = {"timm": _timm, "torchvision": _torchvision, "builtin": _builtin}
+@dataclass(frozen=True)
+class ModelLibrary:
+    """One row of the table of libraries.
+
+    Attributes:
+        names: All names of its models, for messages.
+        has: Whether it has a model of that name.
+        build: Builds a module by name.
+        searched: Whether a name without a prefix is looked for here; in the order of the table.
+        has_options: Whether its builders take arguments from the user.
+    """
+
+    names: Callable[[], Collection[str]]
+    has: Callable[[str], bool]
+    build: Callable[[ModelRequest], BuiltModule]
+    searched: bool = True
+    has_options: bool = False
+
+
+LIBRARIES: dict[str, ModelLibrary] = {
+    "timm": ModelLibrary(timm_names, _in_timm, _timm),
+    "torchvision": ModelLibrary(torchvision_names, lambda name: name in torchvision_names(), _torchvision),
+    "builtin": ModelLibrary(lambda: tuple(BUILTIN), BUILTIN.__contains__, _builtin, searched=False, has_options=True),
+}

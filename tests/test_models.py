@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -573,3 +574,24 @@ def test_the_demo_network_learns_real_digits_in_a_few_epochs() -> None:
             optimizer.step()
     right = answers(network, images[held_out]).argmax(1) == targets[held_out]
     assert right.float().mean() > 0.93
+
+
+def test_a_builder_that_draws_at_random_builds_the_same_network_each_time_and_disturbs_nobody(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import random\nimport numpy as np\nimport torch\nfrom torch import nn\n\n"
+        "def build():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "    net[1].bias.data += float(np.random.rand()) + random.random()\n"
+        "    return net\n"
+    )
+    np.random.seed(7)
+    expected = np.random.rand(3)
+    np.random.seed(7)
+    first, again = (
+        load_model(
+            f"{tmp_path}/net.py:build", weights="random", input=InputSpec(8, 8, mean=(0.5,), std=(0.5,), order="L")
+        )
+        for _ in range(2)
+    )
+    assert np.array_equal(np.random.rand(3), expected)
+    assert first.network.fingerprint() == again.network.fingerprint()

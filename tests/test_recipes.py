@@ -200,7 +200,7 @@ def test_the_original_teaches_every_training(digits_network, tmp_path, monkeypat
         ({"step": []}, "has no option 'step'"),
         ([{"prune": {}, "quantize": {}}], "not one step"),
         ([{"prune": {"macs": 0.5, "finetune": "one"}}], r"Step 1 \(prune\): finetune is 'one'"),
-        ([{"prune": {"macs": 0.5, "finetune": 1, "learning_rate": -1}}], "learning_rate is -1"),
+        ([{"prune": {"macs": 0.5, "finetune": 1, "learning_rate": -1}}], "--learning-rate is -1"),
         ([{"prune": {"macs": 0.5}}, {"prune": {}}], r"Step 2 \(prune\): No target was given"),
         ([{"prune": {"macs": 0.5}}, {"factorize": {"parameters": "150%"}}], r"Step 2 \(factorize\): --parameters 150%"),
         ([{"prune": {"macs": 0.5}}, {"sparsify": {"pattern": "4:2"}}], r"Step 2 \(sparsify\): .*4:2"),

@@ -59,7 +59,11 @@ def main() -> None:
 def row(subject: Subject, way: str, seed: int) -> Row:
     """The pruned network after one epoch."""
     config = FitConfig(
-        epochs=1, optimizer="sgd", learning_rate=RATES["sgd"], batch_size=suited_batch(subject.data.count("train")), seed=seed
+        epochs=1,
+        optimizer="sgd",
+        learning_rate=RATES["sgd"],
+        batch_size=suited_batch(subject.data.count("train")),
+        seed=seed,
     )
     chosen = WAYS[way]
     teacher = None if chosen is None else subject.network

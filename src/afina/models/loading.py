@@ -1,11 +1,14 @@
 """`load_model`: from what a user calls a model to a captured network with the right head, weights and input."""
 
 import copy
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +75,7 @@ def load_model(
         InputError: the model or the weights are not there, broken, or do not fit.
         Unsupported: the model cannot be captured.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         request = _LoadRequest(weights, task, input, input_size, targets, progress or Progress(), options or {})
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
@@ -87,6 +89,24 @@ def load_model(
         if isinstance(model, Network):
             return _from_network(model, request, str(name))
         return _from_source(_source(model, request), request, str(name))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Whoever draws in the block (torch, numpy, random) draws the same each time; what was before goes on after it.
+
+    Without it a builder with weights of its own gave another network at each call, and no run could be resumed.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ LearningRate = Annotated[
 ]
 OptimizerName = Annotated[
     Optimizer | None,
-    Option("`sgd` or `adamw`; by default the one that suits the network.", metavar="NAME"),
+    Option("By default the one that suits the network.", choices=("sgd", "adamw"), metavar="NAME"),
 ]
 Precision = Annotated[
     TrainingPrecision,
@@ -142,6 +142,8 @@ def check_training(
         raise InputError(f"{option} is {epochs}.", fix="Give a number of epochs, 0 for no training.")
     if epochs and data is None:
         raise InputError("Training needs images.", fix=f"Give --data, or leave {option} out.")
+    if learning_rate is not None and not learning_rate > 0:
+        raise InputError(f"--learning-rate is {learning_rate}.", fix="Give more than 0.")
     if not epochs and (learning_rate is not None or optimizer is not None):
         flag = "--optimizer" if learning_rate is None else "--learning-rate"
         raise InputError(

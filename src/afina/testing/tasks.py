@@ -52,7 +52,7 @@ def check_loss(task: Task, outputs: Tensor, targets: Tensor) -> None:
     optimizer = torch.optim.Adam([trained], lr=0.1)
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        task.loss(trained, targets).backward()  # type: ignore[no-untyped-call]
+        task.loss(trained, targets).backward()
         optimizer.step()
     _promise(task, bool(trained.isfinite().all()), "gives a finite gradient of the loss")
     before, after = (task.scores(values.detach().numpy(), targets.numpy()).mean() for values in (outputs, trained))

@@ -35,7 +35,7 @@ def replay(step: Step, network: "Network", context: "Context") -> "tuple[Network
         >>> smaller, record = replay(Step("prune", {"ratio": 0.5}), network, Context())
         >>> again, _ = replay(record.step, network, Context())
         >>> int(record.after["parameters"]), record.step.config["keep"]
-        (78, {'1.out': 4})
+        (78, {'1': 4})
     """
     technique = TECHNIQUES.get(step.technique)
     return technique.apply(network, technique.read(step.config), context)

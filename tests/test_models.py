@@ -595,3 +595,28 @@ def test_a_builder_that_draws_at_random_builds_the_same_network_each_time_and_di
     )
     assert np.array_equal(np.random.rand(3), expected)
     assert first.network.fingerprint() == again.network.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["w.th", "w.pth.tar", "weights", "old.th", "w.st"])
+def test_an_ordinary_checkpoint_is_read_whatever_its_name_is(name, tmp_path):
+    from safetensors.torch import save_file
+
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    file = tmp_path / name
+    if name == "w.st":
+        save_file(module.state_dict(), file)
+    else:
+        torch.save(module.state_dict(), file, _use_new_zipfile_serialization=name != "old.th")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    grey = InputSpec(8, 8, mean=(0.5,), std=(0.5,), order="L")
+    network = load_model(f"{tmp_path}/net.py:build", weights=str(file), input=grey).network
+    (weight,) = [value for key, value in network.module.state_dict().items() if key.endswith("weight")]
+    assert torch.equal(weight, module[1].weight)
+
+
+def test_a_file_that_holds_no_weights_is_refused_by_its_content(tmp_path):
+    (tmp_path / "w.th").write_text("<html>not found</html>")
+    with pytest.raises(InputError, match="neither that of safetensors nor of torch"):
+        load_model("builtin:convnet", weights=str(tmp_path / "w.th"))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,19 +44,46 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: there is no such file, it is broken, or it holds more than plain tensors.
     """
     check_weights(path)
-    raw = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    is_safetensors = path.suffix.lower() == ".safetensors" or _format_of(path) == "safetensors"
+    raw = _read_safetensors(path) if is_safetensors else _read_torch(path)
     return _without_prefix(_unwrapped(raw, path))
 
 
 def check_weights(path: Path) -> None:
-    """Raise `InputError` where there is no such file of weights, or it is of a kind that cannot be read."""
-    if path.suffix.lower() not in SUFFIXES:
+    """Raise `InputError` where there is no such file of weights, or it is of a kind that cannot be read.
+
+    A name says little: `.th`, `.pth.tar` or no ending at all are ordinary checkpoints to those who wrote them. A file
+    of another name is looked into.
+    """
+    if path.suffix.lower() not in SUFFIXES and path.is_file():
+        if _format_of(path) is None:
+            raise InputError(
+                f"{path} is not a weights file that can be read.",
+                why=f"Its name ends in {path.suffix or 'nothing'!r}, and its content is neither that of safetensors nor of "
+                "torch.save.",
+                fix="Give `random`, `pretrained`, or such a file.",
+            )
+    elif path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"{path} is not a weights file that can be read.",
             why=f"Its name ends in {path.suffix or 'nothing'!r}.",
             fix=f"Give `random`, `pretrained`, or a file in one of: {', '.join(SUFFIXES)}.",
         )
     check_file(path)
+
+
+def _format_of(path: Path) -> Literal["safetensors", "torch"] | None:
+    """The format of a file by its first bytes; None for one that is neither.
+
+    safetensors begins with the length of a JSON header; what `torch.save` writes is a zip, or (before torch 1.6, and
+    where it is asked for) a pickle of protocol 2.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "torch"
+    length = int.from_bytes(start[:8], "little")
+    return "safetensors" if start[8:9] == b"{" and length < path.stat().st_size else None
 
 
 def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:

@@ -48,7 +48,8 @@ def _split(arguments: str) -> list[str]:
 
 
 def _text(item: object) -> str:
-    lines, out = inspect.cleandoc(item.__doc__ or "").splitlines(), []
+    text, _, example = inspect.cleandoc(item.__doc__ or "").partition("Example:\n")
+    lines, out = text.splitlines(), []
     for line in lines:
         if line.rstrip(":") in ("Args", "Attributes", "Returns", "Raises") and line.endswith(":"):
             out.append(f"**{line[:-1]}**\n")
@@ -59,6 +60,8 @@ def _text(item: object) -> str:
             out[-1] += f" {line.strip()}"
         else:
             out.append(line)
+    if example:
+        out.append(f"```python\n{inspect.cleandoc(example)}\n```")
     return "\n".join(out)
 
 

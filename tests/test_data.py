@@ -2,8 +2,10 @@
 
 import io
 import multiprocessing
+import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -651,6 +653,37 @@ class TestFingerprint:
         assert open_data(folder, seed=3).fingerprint == first
         _photo(99, (50, 50)).save(folder / "a" / "000.png")
         assert open_data(folder).fingerprint != first
+
+    @pytest.mark.parametrize("name", ["x.bmp", "x.jpg", "x.png"])
+    def test_of_a_folder_sees_a_picture_replaced_by_one_of_the_same_size_and_time(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        folder = _folder(tmp_path / "f", {"a": 3, "b": 3})
+        picture = folder / "a" / name
+        kind = {"x.bmp": "BMP", "x.jpg": "JPEG", "x.png": "PNG"}[name]
+        contents = [_bytes(_photo(number, (300, 300)), kind) for number in (1, 2)]
+        size = max(map(len, contents))
+        assert size > 3 * 16 * 1024 or name == "x.jpg"
+        fingerprints = []
+        for content in contents:
+            picture.write_bytes(content.ljust(size, b"\0"))
+            os.utime(picture, ns=(10**18, 10**18))
+            fingerprints.append(open_data(folder).fingerprint)
+        assert fingerprints[0] != fingerprints[1]
+
+    def test_of_a_bitmap_sees_a_single_pixel(self, tmp_path: Path) -> None:
+        folder = _folder(tmp_path / "f", {"a": 3, "b": 3})
+        picture = _photo(1, (300, 300))
+        picture.save(folder / "a" / "x.bmp")
+        first = open_data(folder).fingerprint
+        picture.putpixel((100, 100), (1, 2, 3))
+        picture.save(folder / "a" / "x.bmp")
+        assert open_data(folder).fingerprint != first
+
+    def test_of_a_copy_elsewhere_is_the_same(self, tmp_path: Path) -> None:
+        folder = _folder(tmp_path / "f", {"a": 3, "b": 3})
+        shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+        assert open_data(tmp_path / "copy").fingerprint == open_data(folder).fingerprint
 
     def test_of_a_zip_sees_a_change_of_the_same_size(self, tmp_path: Path) -> None:
         folder = _folder(tmp_path / "f", {"a": 3, "b": 3})

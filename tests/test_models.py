@@ -618,5 +618,5 @@ def test_an_ordinary_checkpoint_is_read_whatever_its_name_is(name, tmp_path):
 
 def test_a_file_that_holds_no_weights_is_refused_by_its_content(tmp_path):
     (tmp_path / "w.th").write_text("<html>not found</html>")
-    with pytest.raises(InputError, match="neither that of safetensors nor of torch"):
+    with pytest.raises(InputError, match="neither that of safetensors nor that of torch"):
         load_model("builtin:convnet", weights=str(tmp_path / "w.th"))

@@ -1,5 +1,6 @@
 """Files of a folder or inside a zip, read by name; the zip is never extracted."""
 
+import hashlib
 import os
 import posixpath
 import threading
@@ -19,6 +20,10 @@ SUFFIXES = frozenset(
     )
 )
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+# Formats in which an edit changes only the bytes of the pixels that it touches.
+_UNCOMPRESSED = frozenset((".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"))
+_BLOCK = 16 * 1024  # bytes of each of the three blocks of a large file that are hashed
+_CHUNK = 2**20
 _LARGEST = 2**30  # bytes of one image file: beyond it, a zip entry is taken for a bomb
 
 
@@ -38,7 +43,7 @@ class Files(Protocol):
         """Its content."""
 
     def signature(self, name: str) -> str:
-        """Something cheap that changes when the content does: the size, and the checksum if it is stored."""
+        """A short text that changes when the content of the file does; the same for a copy elsewhere."""
 
 
 class FileSource:
@@ -73,7 +78,7 @@ class FolderFiles:
         return (self.root / name).read_bytes()
 
     def signature(self, name: str) -> str:
-        return str((self.root / name).stat().st_size)
+        return file_signature(self.root / name)
 
     def _walk(self, folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
         real = os.path.realpath(folder)
@@ -151,10 +156,10 @@ class ZipFiles:
             raise InputError(
                 f"{self.path} is encrypted.", fix="Give a zip without a password, or the extracted folder."
             )
-        found = ((_tidy(entry.filename), entry) for entry in entries if not entry.is_dir())
+        tidied = ((_tidy(entry.filename), entry) for entry in entries if not entry.is_dir())
         return {
             name[len(self.prefix) :]: entry
-            for name, entry in found
+            for name, entry in tidied
             if name.startswith(self.prefix) and not any(_is_junk(part) for part in name.split("/"))
         }
 
@@ -190,8 +195,45 @@ def find_files(path: Path) -> tuple[Files, str]:
     )
 
 
+def file_signature(path: Path) -> str:
+    """Size and hash of a file: the same for a copy elsewhere, another one after an edit.
+
+    Small files and uncompressed pictures are hashed as a whole. Of larger compressed ones (JPEG, PNG, WebP, ...) three
+    blocks are: the first, the middle and the last 16 KiB, so that many images do not take long. What this does not
+    notice: a change of a large compressed file that keeps its size and those three blocks. An edit of a PNG does not
+    keep them (its checksum is at the end), that of a JPEG or WebP hardly ever. The modification time is not looked at,
+    since a copy or a checkout of the same images has another one.
+
+    Returns:
+        `SIZE:HASH`; `SIZE:unreadable` where the file may not be read, which the pass over all images reports.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.png"
+        ...     _ = path.write_bytes(b"abc")
+        ...     file_signature(path)
+        '3:cf4ab791c62b8d2b2109c90275287816'
+    """
+    size = path.stat().st_size
+    digest = hashlib.blake2b(digest_size=16)
+    whole = size <= 3 * _BLOCK or path.suffix.lower() in _UNCOMPRESSED
+    try:
+        with path.open("rb", buffering=0 if not whole else -1) as file:
+            if whole:
+                while block := file.read(_CHUNK):
+                    digest.update(block)
+            else:
+                for start in (0, (size - _BLOCK) // 2, size - _BLOCK):
+                    file.seek(start)
+                    digest.update(file.read(_BLOCK))
+    except OSError:
+        return f"{size}:unreadable"
+    return f"{size}:{digest.hexdigest()}"
+
+
 def is_image(name: str) -> bool:
-    """By the name alone."""
+    """Whether a file is an image, by its name alone."""
     return posixpath.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -205,8 +247,8 @@ def _inside_zip(archive: Path, inner: str) -> tuple[Files, str]:
         return files, posixpath.normpath(inner)
     if any(name.startswith(f"{inner}/") for name in files.names):
         return files.below(inner), ""
-    known = [name for name in files.names if not is_image(name)] + [n.split("/")[0] for n in files.names]
-    raise InputError(f"There is no {inner} in {archive}.", fix=did_you_mean(inner, known))
+    candidates = [name for name in files.names if not is_image(name)] + [n.split("/")[0] for n in files.names]
+    raise InputError(f"There is no {inner} in {archive}.", fix=did_you_mean(inner, candidates))
 
 
 def _is_junk(name: str) -> bool:

@@ -58,7 +58,11 @@ def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
 
 
 def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:
-    """SHA-256 over the sorted names with their sizes (in a zip: and checksums), and over the table if any."""
+    """SHA-256 over the sorted names with the signature of each file's content, and over the table if there is one.
+
+    `file_signature` says what a signature notices in a folder; in a zip it is the size and the stored checksum. The
+    place of the folder is not part of it: a copy elsewhere has the same fingerprint.
+    """
     digest = hashlib.sha256(table)
     for name in sorted(names):
         digest.update(f"{name}\0{files.signature(name)}\n".encode())

@@ -59,8 +59,8 @@ def check_weights(path: Path) -> None:
         if _format_of(path) is None:
             raise InputError(
                 f"{path} is not a weights file that can be read.",
-                why=f"Its name ends in {path.suffix or 'nothing'!r}, and its content is neither that of safetensors nor of "
-                "torch.save.",
+                why=f"Its name ends in {path.suffix or 'nothing'!r}, and its content is neither that of "
+                "safetensors nor that of torch.save.",
                 fix="Give `random`, `pretrained`, or such a file.",
             )
     elif path.suffix.lower() not in SUFFIXES:

@@ -15,9 +15,13 @@ from common import keep
 from afina.data import open_data
 from afina.graph import capture
 from afina.graph.cost import cost_of
+from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.subject import context_of
-from afina.jobs.planning.axes import AxisPlanner, computed
+from afina.jobs.options.targets import Goal
+from afina.jobs.planning.axes import AxisPlanner
+from afina.jobs.planning.targets import target_of
 from afina.progress import PlainProgress
+from afina.runtimes import get_runtime
 from afina.techniques.prune import PruneConfig, Study
 from afina.types import InputSpec, TaskSpec
 
@@ -51,7 +55,8 @@ def main() -> None:
     assert study.moments
     note("statistics", start)
     start = time.monotonic()
-    counts = AxisPlanner(study, "global", "macs").reach(computed("macs", 0.5, network))
+    target = target_of(Goal("macs", 0.5), network, Exporter(get_runtime("onnxruntime"), 1))
+    counts = AxisPlanner(study, "global", "macs").reach(target)
     note("sensitivities and plan", start)
     start = time.monotonic()
     pruned, _ = study.prune(counts)

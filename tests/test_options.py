@@ -78,7 +78,7 @@ def test_an_object_that_only_python_has_gives_no_command_that_cannot_run():
 
 @pytest.mark.parametrize("technique", STEPS)
 def test_a_step_of_a_recipe_is_the_command_and_can_be_read_again(technique):
-    keys = recipe_keys(STEPS[technique].options)
+    keys = recipe_keys(STEPS[technique])
     assert not {"model", "data", "weights", "input_size", "seed", "runtime", "progress", "example"} & set(keys)
     numbers = {"epochs": 3, "finetune": 2, "qat": 1}
     config = {name: value for name, value in numbers.items() if name in keys}

@@ -172,7 +172,7 @@ def test_a_student_learns_from_a_teacher_without_any_label(digits: ImageData, tr
     images = as_data(digits, None)
     assert not images.labelled
     student = convnet(digits, seed=9)
-    result, curve = fit(student, images, FitConfig(epochs=2, batch_size=64), teacher=trained)
+    result, curve = fit(student, images, FitConfig(epochs=3, batch_size=64), teacher=trained)
     assert curve[-1].quality > 0.85, "the curve is agreement with the teacher"
     assert evaluate(result, digits).value > 0.85, "the labels were never seen"
 

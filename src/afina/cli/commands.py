@@ -3,6 +3,7 @@
 import sys
 import webbrowser
 from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -72,18 +73,15 @@ def _network(suffix: str) -> Run:
     return run
 
 
-def _tune(job: Job, arguments: Arguments, shown: Shown) -> None:
-    from afina.jobs.tune import describe_search
+def _described(module: str, function: str = "describe") -> Run:
+    """A job whose module says its result in words."""
 
-    result = job(**arguments)
-    show(result, describe_search(result), shown.as_json)
+    def run(job: Job, arguments: Arguments, shown: Shown) -> None:
+        describe = getattr(import_module(f"afina.jobs.{module}"), function)
+        result = job(**arguments)
+        show(result, describe(result), shown.as_json)
 
-
-def _recipe(job: Job, arguments: Arguments, shown: Shown) -> None:
-    from afina.jobs.run import describe
-
-    result = job(**arguments)
-    show(result, describe(result), shown.as_json)
+    return run
 
 
 def _sensitivity(job: Job, arguments: Arguments, shown: PlotShown) -> None:
@@ -121,13 +119,6 @@ def _benchmark(job: Job, arguments: Arguments, shown: TableShown) -> None:
     show(rows, describe(rows), shown.as_json)
 
 
-def _export(job: Job, arguments: Arguments, shown: Shown) -> None:
-    from afina.jobs.export import describe
-
-    result = job(**arguments)
-    show(result, describe(result), shown.as_json)
-
-
 def _report(job: Job, arguments: Arguments, shown: ReportShown) -> None:
     page = job(**arguments)
     typer.echo(str(page))
@@ -144,16 +135,16 @@ def _doctor(job: Job, arguments: Arguments, shown: Shown) -> None:
 
 add(app, "demo", DemoOptions, Shown, _verdict, resumes=True)
 add(app, "optimize", OptimizeOptions, Shown, _verdict, resumes=True)
-add(app, "tune", TuneOptions, Shown, _tune, resumes=True)
+add(app, "tune", TuneOptions, Shown, _described("tune", "describe_search"), resumes=True)
 add(app, "prune", PruneOptions, NetworkShown, _network("pruned"))
 add(app, "sparsify", SparsifyOptions, NetworkShown, _network("sparse"))
 add(app, "factorize", FactorizeOptions, NetworkShown, _network("factorized"))
 add(app, "quantize", QuantizeOptions, NetworkShown, _network("quantized"))
 add(app, "distill", DistillOptions, NetworkShown, _network("distilled"))
-add(app, "run", RunOptions, Shown, _recipe, resumes=True)
+add(app, "run", RunOptions, Shown, _described("run"), resumes=True)
 add(app, "sensitivity", SensitivityOptions, PlotShown, _sensitivity)
 add(app, "profile", ProfileOptions, TableShown, _profile)
 add(app, "benchmark", BenchmarkOptions, TableShown, _benchmark)
-add(app, "export", ExportOptions, Shown, _export)
+add(app, "export", ExportOptions, Shown, _described("export"))
 add(app, "report", ReportOptions, ReportShown, _report)
 add(app, "doctor", DoctorOptions, Shown, _doctor)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from afina.errors import InputError, did_you_mean
@@ -261,8 +260,3 @@ def step_of(name: str, options: Any) -> Step:
 def recipe_keys(options: type) -> dict[str, Declared]:
     """The options that a step of a recipe may say, by name."""
     return {e.name: e for e in declared(options) if e.option.in_recipe and not e.option.python_only}
-
-
-def is_optional(each: Declared) -> bool:
-    """Whether None is a value of it."""
-    return NoneType in each.kinds

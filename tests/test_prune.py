@@ -343,7 +343,7 @@ def test_sensitivities_grow_with_what_is_gone_and_are_shown_as_table_csv_and_plo
         ({"size": "500B"}, "smallest possible"),
         ({"macs": 0.5, "criterion": "magnitud"}, "Did you mean magnitude"),
         ({"macs": 0.5, "axis": "chanels"}, "Did you mean channels"),
-        ({"macs": 0.5, "per": "globl"}, "Choose global or layer"),
+        ({"macs": 0.5, "per": "globl"}, "There are: global, layer"),
         ({"macs": 0.5, "finetune": 1}, "needs images"),
         ({"macs": 0.5, "steps": 2}, "gains nothing"),
         ({"size": "5GB"}, "already"),

@@ -277,14 +277,14 @@ def test_a_plan_can_be_kept_and_used_again_for_its_network_alone(digits_network,
         afina.quantize(digits_network, "digits", plan=path, **QUICK)
 
 
-STEM = {"stem": {"weight_type": "int8", "activation_type": "int8"}}
+STEM = {"stem": {"weights": "int8", "activations": "int8"}}
 NEW = {"format": "afina/plan/2"}
 BAD_PLANS = {
     "a number": (None, "its format is 3"),
     "no network": ({"network": None}, "does not name its network"),
     "layers in a list": ({"layers": []}, "its layers are not names"),
     "a layer that is a number": ({"layers": {"stem": 3}}, "the precision of layer 'stem' is 3"),
-    "bits that there are not": ({"layers": {"stem": {"weight_type": "int1", "activation_type": "int8"}}}, "int1"),
+    "bits that there are not": ({"layers": {"stem": {"weights": "int1", "activations": "int8"}}}, "int1"),
     "sums that there are not": ({"sums": "x"}, "sums is 'x'"),
     "text instead of yes or no": ({"centred": "no"}, "centred is 'no'"),
     "additions that there are not": ({**NEW, "policy": {"additions": "x"}}, "additions is 'x'"),
@@ -364,7 +364,7 @@ def test_a_plan_of_before_that_says_less_can_still_be_read(digits_network, no_fi
 
 def test_a_plan_with_activations_that_the_runtime_cannot_run_is_refused_before_any_work(tmp_path):
     pytest.importorskip("openvino")
-    layers = {"stem": {"weight_type": "int8", "activation_type": "int16"}}
+    layers = {"stem": {"weights": "int8", "activations": "int16"}}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"format": "afina/plan/1", "network": "0123", "layers": layers}))
     with pytest.raises(InputError, match="openvino cannot run activations in int16"):

@@ -31,7 +31,7 @@ class Technique:
 
     `apply(network, config, context)` gives the new network and the `Record` of what was done. It leaves the input
     network as it was, gives the same result for the same seed, raises `NothingToDo` where it would touch nothing, and
-    its `Record.step` (see `step`) is enough for `afina.techniques.replay` to do the same again.
+    its `Record.step` (see `step_of_config`) is enough for `afina.techniques.replay` to do the same again.
     `afina.testing.techniques.check_technique` checks all of that.
 
     Attributes:
@@ -60,7 +60,10 @@ class Technique:
     removes: tuple[str, ...] = ()
 
     def read(self, values: Mapping[str, Any]) -> Any:
-        """The config with these values, which may be as JSON holds them (lists for tuples); defaults for the others.
+        """The config with these values, and the defaults of the options that are not named.
+
+        Args:
+            values: By the option's name, as Python or as JSON holds them (lists for tuples).
 
         Raises:
             InputError: there is no option of that name, or a value is of a wrong type or out of range.
@@ -89,10 +92,13 @@ def step_of_config(name: str, config: Any) -> Step:
 
 
 def accept_technique(value: Any) -> Technique:
-    """What an entry point of the group `afina.techniques` refers to, where it keeps the contract.
+    """The value of an entry point of the group `afina.techniques`, once it is known to keep the contract.
+
+    Args:
+        value: Whatever the entry point refers to.
 
     Raises:
-        BrokenContract: it does not; the text names the part.
+        BrokenContract: the value does not keep the contract; the text names the part.
     """
     if not isinstance(value, Technique):
         raise BrokenContract(f"it is {type(value).__name__}, not an afina.techniques.Technique")
@@ -129,8 +135,8 @@ def _check_config(config: Any) -> None:
         raise BrokenContract(f"its `config` has no default for `{missing[0]}`")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(config)
-        same = adapter.validate_python(to_plain(config())) == config()
+        survives = adapter.validate_python(to_plain(config())) == config()
     except Exception as error:
         raise BrokenContract(f"its `config` cannot be written as plain data and read back: {error}") from error
-    if not same:
+    if not survives:
         raise BrokenContract("its `config` is another one when it is written as plain data and read back")

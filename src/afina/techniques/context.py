@@ -1,4 +1,4 @@
-"""What a technique is given beside the network and its configuration."""
+"""`Context`: the images, the seed and the progress that a technique gets beside the network and its configuration."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor
 from afina.errors import InputError
 from afina.progress import Progress
 
-# Multiply-accumulates that measuring sensitivities may take, and the images that it rests on.
+# Multiply-accumulates that measuring sensitivities may take, and the fewest and the most images that it rests on.
 _WORK = 4e12
 _FEWEST, _MOST = 16, 256
 
@@ -21,10 +21,17 @@ class Context:
     Attributes:
         calibration: Gives, at each call, a fresh run through batches of preprocessed images
             (float32 `[N, C, H, W]`); None where there is no data.
-        images: About how many images that is.
-        held_out: Likewise, of a few images that nothing is fitted to; None where there are none.
-        seed: For everything that is drawn by chance.
-        progress: Where long work is told.
+        images: About how many images one such run has.
+        held_out: Gives, in the same way, a few images that nothing is fitted to; None where there are none.
+        seed: The seed of everything that is drawn by chance.
+        progress: Shows the user how far long work has come.
+
+    Example:
+        >>> context = Context(calibration=lambda: torch.zeros(40, 3, 2, 2).split(8), images=40)
+        >>> [len(batch) for batch in context.stream()]
+        [8, 8, 8, 8, 8]
+        >>> context.first(macs=1e6, most=20).shape
+        torch.Size([20, 3, 2, 2])
     """
 
     calibration: Callable[[], Iterable[Tensor]] | None = None
@@ -34,19 +41,35 @@ class Context:
     progress: Progress = field(default_factory=Progress)
 
     def first(self, macs: float, most: int = _MOST) -> Tensor:
-        """As many calibration images as work of `macs` multiply-accumulates for each image allows, in one tensor."""
-        wanted = min(int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST)), most)
+        """The first calibration images, as many as the work on each of them allows: 16 to 256, and at most `most`.
+
+        Args:
+            macs: Multiply-accumulates that will be spent on each image. The images together get 4e12 of them, so that
+                1e11 for each allows 40 images.
+            most: The largest number of images.
+
+        Returns:
+            Images `[N, C, H, W]`; fewer than allowed where the stream ends before.
+
+        Raises:
+            InputError: there are no calibration images.
+        """
+        allowed = min(int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST)), most)
         batches: list[Tensor] = []
         for batch in self.stream():
-            batches.append(batch[: wanted - sum(map(len, batches))])
-            if sum(map(len, batches)) >= wanted:
+            batches.append(batch[: allowed - sum(map(len, batches))])
+            if sum(map(len, batches)) >= allowed:
                 break
         if not batches:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
         return torch.cat(batches)
 
     def stream(self) -> Iterable[Tensor]:
-        """A fresh run through the calibration images. Raises `InputError` where there are none."""
+        """A fresh run through the calibration images, in batches `[N, C, H, W]`.
+
+        Raises:
+            InputError: there are no calibration images.
+        """
         if self.calibration is None:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
         return self.calibration()

@@ -1,7 +1,8 @@
 """Structured pruning: remove the units of each free axis (channels, neurons, heads) that matter least.
 
-`study` looks at a network's axes and prunes it, `elimination` chooses units in closed form and `refit` makes up for
-them, `importance` ranks by other criteria, `sensitivity` measures what losing units costs.
+`study` looks at a network's axes and prunes it, `elimination` chooses units in closed form and refits the layers that
+read them, `importance` ranks by other criteria, `limits` says how few units an axis may keep, `sensitivity` measures
+what losing units costs.
 """
 
 from afina.techniques.prune.config import CRITERIA, KINDS, PruneConfig

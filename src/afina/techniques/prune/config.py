@@ -19,20 +19,25 @@ class PruneConfig:
             `1 - (1 - ratio)^2` of the MACs go with them, as a layer loses inputs and outputs.
         keep: Units that each axis keeps, by the axis's name; axes that are not named stay whole.
         removed: Units that an axis loses, by the axis's name, in the order in which they go. Records have it, so that
-            they can be replayed; it must leave as many as `keep` says. Of other axes, the criterion chooses.
-        criterion: Which units go: `fit` (those whose loss the layers that read them can best make up for, with a
-            least-squares refit of the others), `magnitude`, `taylor`, `batchnorm`, `random`.
+            they can be replayed; it must leave as many as `keep` says. The criterion chooses the units of other axes.
+        criterion: How the units that go are chosen: `fit` (those that the layers which read them can best do without,
+            once their other weights are refitted by least squares), `magnitude` (of the weights), `taylor` (weight
+            times gradient), `batchnorm` (scales of norms), `random`.
         axes: Kinds of axes (`channels`, `hidden`, `heads`, `head-dim`, `embedding`, `groups`) or names of axes to
             prune; empty for all; `blocks` alone for none but the `blocks`.
         blocks: Names of residual blocks (`graph.blocks`) that are taken out whole, before anything else.
-        multiple: Where a layer has more channels than this, what is kept is a multiple of it, which kernels like.
-        wide: Channels from which on an axis keeps to the multiple; what narrower axes keep may be any number.
-        minimum: Units that every axis keeps at least.
-        floor: Share of its units that every axis keeps at least.
+        multiple: Channels that an axis keeps are a multiple of this, which kernels like, where it has more than that.
+        wide: Axes of so many channels or more keep a multiple of `multiple`; narrower ones keep any number.
+        minimum: The smallest number of units that any axis keeps.
+        floor: The smallest share of its units that any axis keeps.
         refit: Whether, with images, all layers are refitted in order to what they gave before (any criterion).
 
     Raises:
-        InputError: a value is out of range; it names the option, what is allowed and what was given.
+        InputError: a value is out of range; the text names the option, what is allowed and what it was.
+
+    Example:
+        >>> PruneConfig(ratio=0.5, axes=("channels",)).criterion
+        'fit'
     """
 
     ratio: float | None = 0.5

@@ -1,12 +1,13 @@
-"""Taking units out of what layers read, each time the one that costs least, and refitting what is left.
+"""Takes units out of what layers read, each time those that cost least, and refits the weights that are left.
 
 A layer computes `y = W x` on rows with second moments `H = xx / rows` (damped). When the columns S of W go and the
 others are refitted by least squares, the mean squared error of y grows by `tr(W_S [(H^-1)_SS]^-1 W_S^T)`, and
 
     W <- W - W_S [(H^-1)_SS]^-1 (H^-1)_S,:        H^-1 <- H^-1 - (H^-1)_:,S [(H^-1)_SS]^-1 (H^-1)_S,:
 
-(Hassibi & Stork 1993, "Optimal brain surgeon", equations 3 to 5, for a set of columns instead of one weight). An axis
-whose units several layers read is judged by the sum of their errors, each as a share of what its outputs vary.
+(Hassibi & Stork 1993, "Second order derivatives for network pruning: optimal brain surgeon", equations 3 to 5, for a
+set of columns instead of one weight). For an axis that several layers read, their growths are summed, each as a share
+of what the layer's outputs vary.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,18 +25,53 @@ from afina.graph.statistics import Moments, Reader
 from afina.graph.stored import attribute
 
 _DAMPING = {torch.float64: 1e-4, torch.float32: 1e-3}
-# An axis is emptied in about so many rounds: wide axes lose several units at a time.
+# An axis is emptied in about so many rounds: wide axes lose several units in each.
 _ROUNDS = 64
 
 
+# One output reads three inputs, `y = 3 x0 + 2 x1 + 1.5 x2`. The first two resemble each other, the third is alone:
+#
+#     H = [[5, 4, 0],        H^-1 = [[ 0.56, -0.44, 0  ],
+#          [4, 5, 0],                [-0.44,  0.56, 0  ],
+#          [0, 0, 5]]                [ 0,     0,    0.2]]
+#
+# `growth`: without input j the error grows by w_j^2 / (H^-1)_jj, which is 16.2, 7.2 and 11.25. So input 1 goes, though
+# the smallest weight is that of input 2: input 0 can stand in for input 1, and nothing for input 2.
+#
+# `take_out`: w <- [3, 2, 1.5] - 2 / 0.56 * [-0.44, 0.56, 0] = [4.6, 0, 1.5]. Input 0 takes over 4/5 of the weight, as
+# 4/5 x0 is the best guess of x1. Had weight 1 become zero and no other changed, the error would be 2 * 5 * 2 = 20.
+# H^-1 <- [[0.2, 0, 0], [0, 0, 0], [0, 0, 0.2]], which is the inverse of H without input 1. So the next growths (105.8
+# and 11.25) are again those of a full refit, and H itself is inverted once.
+#
+# A unit with several columns (the pixels of a channel after `flatten`, a head) takes them all out together: w_j becomes
+# the matrix W_S and (H^-1)_jj the block (H^-1)_SS. The constant is a last column that always stays.
 class State:
-    """A layer on its way to fewer inputs: its matrices with the constant's column last, and the inverse moments.
+    """A layer that loses inputs: its refitted matrices, with the constant's column last, and the inverse moments.
+
+    Args:
+        reader: The layer.
+        weight: Its weight, as in the network.
+        moments: What it reads.
 
     Attributes:
-        matrices: `[stack, outputs, columns + 1]`.
-        inverse: `[stack, columns + 1, columns + 1]`.
-        whole: Which columns are still there, `[stack, columns]`.
-        scale: One over the energy of the layer's outputs around their mean.
+        matrices: `[stack, outputs, columns + 1]`; a stack is the groups, or the blocks of inputs, of the layer.
+        inverse: The inverse of the damped mean of `[x; 1] [x; 1]^T`: `[stack, columns + 1, columns + 1]`.
+        present: Which columns are still there, `[stack, columns]`.
+        scale: One over the energy of the layer's outputs around their mean; errors are multiplied by it.
+
+    Raises:
+        AfinaError: the moments cannot be inverted.
+
+    Example:
+        >>> reader = Reader("fc.weight", bias=None, shape=(1, 3), nodes=("fc",))
+        >>> h = [[5, 4, 0, 0], [4, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]]
+        >>> moments = Moments(torch.tensor([h], dtype=torch.float64), rows=1)
+        >>> state = State(reader, torch.tensor([[3, 2, 1.5]]), moments)
+        >>> columns = [_Columns(np.array([0, 1, 2]), torch.device("cpu"))]
+        >>> (state.growth(columns, 3) / state.scale).numpy().round(1)
+        array([16.2,  7.2, 11.3])
+        >>> round(state.take_out(columns, [1]) / state.scale, 1), state.matrices[0, 0].numpy().round(1)
+        (7.2, array([4.6, 0. , 1.5, 0. ]))
     """
 
     def __init__(self, reader: Reader, weight: Tensor, moments: Moments) -> None:
@@ -46,41 +82,60 @@ class State:
         energy = float(((matrices @ centred) * matrices).sum())
         self.matrices, self.scale = matrices, 1.0 / max(energy, 1e-12)
         self.inverse = _inverse(h, reader)
-        self.whole = torch.ones(matrices.shape[0], matrices.shape[2] - 1, dtype=torch.bool)
+        self.present = torch.ones(matrices.shape[0], matrices.shape[2] - 1, dtype=torch.bool)
 
     def growth(self, columns: "list[_Columns]", size: int) -> Tensor:
-        """For each of `size` units, how much the error would grow without it; 0 for units that are not read here."""
-        grown = torch.zeros(size, dtype=self.matrices.dtype, device=self.matrices.device)
-        for matrix, inverse, found in zip(self.matrices, self.inverse, columns, strict=True):
-            for units, index in found.parts():
+        """How much the error would grow without each single unit, `[size]`; 0 for units that are not read here.
+
+        Args:
+            columns: The unit of each column, for each matrix of the stack.
+            size: How many units the axis has.
+        """
+        total = torch.zeros(size, dtype=self.matrices.dtype, device=self.matrices.device)
+        for matrix, inverse, unit_columns in zip(self.matrices, self.inverse, columns, strict=True):
+            for units, index in unit_columns.by_width():
                 block = inverse[index[:, :, None], index[:, None, :]]
-                parts = matrix[:, index].transpose(0, 1)
-                solved = torch.linalg.solve(block, parts.transpose(1, 2))
-                grown.index_add_(0, units, (solved * parts.transpose(1, 2)).sum((1, 2)))
-        return grown * self.scale
+                weights = matrix[:, index].transpose(0, 1)
+                solved = torch.linalg.solve(block, weights.transpose(1, 2))
+                total.index_add_(0, units, (solved * weights.transpose(1, 2)).sum((1, 2)))
+        return total * self.scale
 
     def take_out(self, columns: "list[_Columns]", units: Sequence[int]) -> float:
-        """Take the columns of `units` out and refit the others; gives the growth of the error."""
-        grown = 0.0
-        for s, found in enumerate(columns):
-            gone = found.of(units)
-            if not len(gone):
+        """Take the columns of `units` out and refit the others, in place; gives the growth of the error."""
+        total = 0.0
+        for s, unit_columns in enumerate(columns):
+            index = unit_columns.of(units)
+            if not len(index):
                 continue
-            rows = self.inverse[s, gone]
-            parts = self.matrices[s][:, gone]
-            solved = torch.linalg.solve(rows[:, gone], torch.cat((rows, parts.T), dim=1))
+            rows = self.inverse[s, index]
+            weights = self.matrices[s][:, index]
+            solved = torch.linalg.solve(rows[:, index], torch.cat((rows, weights.T), dim=1))
             step, back = solved[:, : rows.shape[1]], solved[:, rows.shape[1] :]
-            grown += float((back * parts.T).sum())
-            self.matrices[s] -= parts @ step
+            total += float((back * weights.T).sum())
+            self.matrices[s] -= weights @ step
             self.inverse[s] -= rows.T @ step
-            self.whole[s, gone.cpu()] = False
+            self.present[s, index.cpu()] = False
             # What went earlier stays exactly zero, whatever is left of it in the inverse by rounding.
-            self.matrices[s][:, :-1][:, ~self.whole[s]] = 0
-        return grown * self.scale
+            self.matrices[s][:, :-1][:, ~self.present[s]] = 0
+        return total * self.scale
 
 
 class _Columns:
-    """Which columns of one matrix go with which units."""
+    """Which columns of one matrix go with which units.
+
+    Args:
+        units: The unit of each column, -1 for a column of no unit (or one that is gone): `[columns]`.
+        device: Where indices are put.
+
+    Example:
+        >>> columns = _Columns(np.array([0, 0, 2, -1, 1, 1]), torch.device("cpu"))
+        >>> columns.of([0, 2])
+        tensor([0, 1, 2])
+        >>> for units, index in columns.by_width():  # unit 2 has one column, the units 0 and 1 have two
+        ...     print(units.tolist(), index.tolist())
+        [2] [[2]]
+        [0, 1] [[0, 1], [4, 5]]
+    """
 
     def __init__(self, units: NDArray[np.int64], device: torch.device) -> None:
         self._units, self._device = units, device
@@ -89,8 +144,11 @@ class _Columns:
         """The columns of some units."""
         return torch.from_numpy(np.flatnonzero(np.isin(self._units, list(units)))).to(self._device)
 
-    def parts(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Units with as many columns each, `[n]`, and their columns `[n, m]`."""
+    def by_width(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """For each number `m` of columns that a unit has: the `n` units that have so many, and their columns `[n, m]`.
+
+        So the units of one width are solved for in one batch.
+        """
         order = np.argsort(self._units, kind="stable")
         order = order[self._units[order] >= 0]
         present, counts = np.unique(self._units[order], return_counts=True)
@@ -103,13 +161,13 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Path:
-    """The order in which an axis loses its units.
+    """The order in which an axis loses units.
 
     Attributes:
-        order: All units, the first to go first.
-        losses: For each number of units gone, 0 to all but one, the summed error of what reads the axis, as a share of
-            what those outputs vary.
-        matrices: For each number of units gone that was asked for, the refitted matrices by the weight's name.
+        order: The units that go, in the order in which they go.
+        losses: The summed error of the layers that read the axis when so many units are gone, from none to all of
+            `order`, each layer's as a share of what its outputs vary: `[len(order) + 1]`.
+        matrices: At each stop (a number of units gone), the refitted matrices of those layers by the weight's name.
     """
 
     order: tuple[int, ...]
@@ -118,21 +176,24 @@ class Path:
 
 
 class States:
-    """The layers that were looked at, made when they are first asked for.
+    """The states of a network's layers; each is made when an axis that its layer reads is first looked at.
 
     Args:
         network: The network.
-        readers: Its layers.
-        moments: What they read.
+        readers: Its layers, by the weight's name.
+        moments: What they read, by the weight's name.
     """
 
     def __init__(self, network: Network, readers: Mapping[str, Reader], moments: Mapping[str, Moments]) -> None:
         self._network, self._readers, self._moments = network, readers, moments
-        self._known: dict[str, State] = {}
+        self._states: dict[str, State] = {}
 
     def of(self, axis: Axis) -> dict[str, tuple[State, list[_Columns]]]:
-        """The layers that read an axis, with the unit of each of their columns; only those that have moments."""
-        found: dict[str, tuple[State, list[_Columns]]] = {}
+        """By the weight's name, the layers that read an axis, with the unit of each of their columns.
+
+        Layers without moments are left out. Columns that are gone already belong to no unit any more.
+        """
+        readings: dict[str, tuple[State, list[_Columns]]] = {}
         for member in axis.members:
             if member.role != "consumer" or member.dim != 1 or member.name not in self._moments:
                 continue
@@ -140,67 +201,73 @@ class States:
             kernel = int(np.prod(reader.shape[2:]))
             units = reader.columns(torch.from_numpy(np.repeat(member.units, kernel)))
             state = self._state(member.name)
-            units = torch.where(state.whole, units, -1)
+            units = torch.where(state.present, units, -1)
             columns = [_Columns(part.numpy(), state.matrices.device) for part in units]
-            found[member.name] = state, columns
-        return found
+            readings[member.name] = state, columns
+        return readings
 
     def release(self, names: Iterable[str]) -> None:
-        """Of layers that lose no more inputs, keep the matrices alone: the inverses are what takes the memory."""
+        """Keep only the matrices of layers that lose no more inputs: the inverses are what takes the memory."""
         for name in names:
-            if name in self._known:
-                self._known[name].inverse = self._known[name].inverse[:, :0, :0].clone()
+            if name in self._states:
+                self._states[name].inverse = self._states[name].inverse[:, :0, :0].clone()
 
     @property
-    def changed(self) -> dict[str, State]:
-        """The layers that were asked for."""
-        return self._known
+    def by_weight(self) -> dict[str, State]:
+        """The states that were made so far, by the weight's name."""
+        return self._states
 
     def _state(self, name: str) -> State:
-        if name not in self._known:
+        if name not in self._states:
             weight = attribute(self._network.module, name)
-            self._known[name] = State(self._readers[name], weight, self._moments[name])
-        return self._known[name]
+            self._states[name] = State(self._readers[name], weight, self._moments[name])
+        return self._states[name]
 
 
+# An axis of 128 units loses 128 / 64 = 2 units in a round. To lose 5, with a stop at 3, it takes rounds of 2, 1 and 2:
+# the second is short so that the matrices can be copied at 3. Which units cost least is worked out once in a round, for
+# each unit alone, so that two units that stand in for each other may go together. What they cost together is measured
+# when they are taken out, and shared evenly between them; rounds that cost 0.02, 0.02 and 0.08 give
+#
+#     losses  [0, 0.01, 0.02, 0.04, 0.08, 0.12]
 def eliminate(
-    axis: Axis, states: States, gone: int, stops: Sequence[int] = (), removed: Sequence[int] | None = None
+    axis: Axis, states: States, count: int, stops: Sequence[int] = (), removed: Sequence[int] | None = None
 ) -> Path | None:
-    """Take `gone` units out of what reads an axis, changing `states`; None where no layer with moments reads it.
+    """Take `count` units out of the layers that read an axis, changing `states`; None where none of them has moments.
 
     Args:
         axis: The axis.
         states: Its layers as they are now.
-        gone: How many units are to go.
-        stops: Numbers of units gone at which to keep the matrices.
-        removed: The units that go, in this order, where they were chosen before; else those that cost least.
+        count: How many units go.
+        stops: Numbers of units gone at which the matrices are copied into the path.
+        removed: The units that go, in this order, where they were chosen before; None for those that cost least.
     """
     if not states.of(axis):
         return None
     per_round = max(1, axis.size // _ROUNDS)
     order: list[int] = []
-    losses = np.zeros(gone + 1)
-    kept: dict[int, dict[str, Tensor]] = {}
+    losses = np.zeros(count + 1)
+    matrices: dict[int, dict[str, Tensor]] = {}
     alive = np.ones(axis.size, dtype=bool)
-    while len(order) < gone:
+    while len(order) < count:
         readings = states.of(axis)
-        due = min([gone, *(stop for stop in stops if stop > len(order))])
-        count = min(per_round, due - len(order))
-        chosen = _cheapest(axis, readings, alive, count) if removed is None else removed[len(order) :][:count]
-        grown = sum(state.take_out(columns, chosen) for state, columns in readings.values())
+        next_stop = min([count, *(stop for stop in stops if stop > len(order))])
+        number = min(per_round, next_stop - len(order))
+        units = _cheapest(axis, readings, alive, number) if removed is None else removed[len(order) :][:number]
+        growth = sum(state.take_out(columns, units) for state, columns in readings.values())
         before = len(order)
-        order += chosen
-        alive[list(chosen)] = False
-        losses[before : len(order) + 1] = np.linspace(losses[before], losses[before] + max(grown, 0.0), len(chosen) + 1)
+        order += units
+        alive[list(units)] = False
+        losses[before : len(order) + 1] = np.linspace(losses[before], losses[before] + max(growth, 0.0), len(units) + 1)
         if len(order) in stops:
-            kept[len(order)] = {name: state.matrices.clone() for name, (state, _) in readings.items()}
-    return Path(tuple(order), losses, kept)
+            matrices[len(order)] = {name: state.matrices.clone() for name, (state, _) in readings.items()}
+    return Path(tuple(order), losses, matrices)
 
 
 def _cheapest(
     axis: Axis, readings: Mapping[str, tuple[State, "list[_Columns]"]], alive: NDArray[np.bool_], count: int
 ) -> list[int]:
-    """The `count` units whose loss makes the summed error grow least, of those that are `alive`."""
+    """The `count` units whose loss makes the summed error grow least, of those that are `alive` (`[size]`)."""
     growth = sum(state.growth(columns, axis.size).double().cpu() for state, columns in readings.values())
     assert isinstance(growth, Tensor)
     ranked = np.argsort(np.where(alive, growth.numpy(), np.inf), kind="stable")
@@ -209,7 +276,11 @@ def _cheapest(
 
 
 def _inverse(h: Tensor, reader: Reader) -> Tensor:
-    """The inverse of damped moments; the constant has no part in it where the layer cannot take one."""
+    """The inverse of damped moments `h`, `[stack, columns + 1, columns + 1]`.
+
+    Where the layer cannot take a constant, the last row and column are those of the identity: then no weight is moved
+    to the constant.
+    """
     count = h.shape[1]
     diagonal = h.diagonal(dim1=1, dim2=2)
     damping = _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)

@@ -13,12 +13,17 @@ def apply(network: Network, config: PruneConfig, context: Context) -> tuple[Netw
 
     The result is ordinary: it runs, trains, saves, exports and prunes again.
 
+    Args:
+        network: The network.
+        config: How to prune.
+        context: Calibration images (criteria that need images give way to `magnitude` without them), seed, progress.
+
     Raises:
         InputError: the configuration is not possible for this network.
         NothingToDo: no unit of any axis can be removed.
     """
     study = Study(network, config, context)
-    # Blocks alone: the config says of no axis how many units go.
+    # A config that names blocks alone says of no axis how many units go.
     uniform = config.ratio is not None and bool(study.axes) and not config.keep
     return study.prune(study.uniform() if uniform else config.keep)
 

@@ -22,7 +22,11 @@ class SparsifyConfig:
         skip: Names of layers that stay whole.
 
     Raises:
-        InputError: a value is out of range; it names the option, what is allowed and what was given.
+        InputError: a value is out of range; the text names the option, what is allowed and what it was.
+
+    Example:
+        >>> SparsifyConfig(pattern="2:4").kept_of
+        (2, 4)
     """
 
     sparsity: float = 0.5
@@ -52,7 +56,11 @@ class SparsifyConfig:
 
     @property
     def kept_of(self) -> tuple[int, int]:
-        """N and M of the pattern."""
+        """N and M of the pattern.
+
+        Raises:
+            InputError: the pattern is not of the form N:M.
+        """
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", self.pattern)
         if not match:
             raise InputError(f"{self.pattern!r} is not a pattern.", fix="Write N:M, as in 2:4.")

@@ -1,9 +1,23 @@
-"""Which weights of a layer become zero, one column after the other, the error of each put right by those that follow.
+"""Which weights of a layer become zero, column by column; the columns that follow make up for the error of each.
 
 With `H` the damped second moments of what the layer reads and U the upper Cholesky factor of its inverse, dropping
 weight `w_j` of a row costs `w_j^2 / U_jj^2`, and the best change of the columns k > j is `- w_j / U_jj * U_jk`
 (Frantar & Alistarh 2023, "SparseGPT", section 3; Hassibi & Stork 1993). Which weights of a block of columns go is
-chosen when the block is reached, from the weights as they have become.
+chosen when the block is reached, from the weights as they are by then.
+
+One output reads `y = 2 x0 + 3 x1 + 1.5 x2`, where the first two inputs resemble each other:
+
+    H = [[5, 4, 0],     H^-1 = [[ 0.56, -0.44, 0  ],     U = [[0.75, -0.6, 0   ],     U^T U = H^-1
+         [4, 5, 0],             [-0.44,  0.56, 0  ],          [0,     0.45, 0   ],
+         [0, 0, 5]]             [ 0,     0,    0.2]]          [0,     0,    0.45]]
+
+    w                2          3            1.5
+    w^2 / U_jj^2     7.2        45           11.25
+
+With one of three weights to go, the first one goes: `w <- w - 2 / 0.75 * [0.75, -0.6, 0] = [0, 4.6, 1.5]`, where the
+second takes over 4/5 of it. The second can pass its error on to the third only, as the first is done with: its cost is
+45, and not the 16.2 that it would be with the first to help. That is the price of one order of columns for all outputs:
+with it, one U serves all of them, whichever weights they lose.
 """
 
 import torch
@@ -18,18 +32,24 @@ _DAMPING = 1e-2
 def eliminate(
     matrix: Tensor, moments: Tensor, sparsity: float, pattern: tuple[int, int] | None, order: Tensor, constant: bool
 ) -> Tensor:
-    """A matrix with zeros, `[outputs, columns + 1]`; the last column is what is to be added to the constant.
+    """A matrix with zeros, `[outputs, columns + 1]`; its last column is to be added to the layer's constant.
 
     Args:
-        matrix: `[outputs, columns]`.
+        matrix: The layer's matrix, `[outputs, columns]`.
         moments: Mean of `[x; 1] [x; 1]^T`, `[columns + 1, columns + 1]`.
-        sparsity: Share of zeros, where there is no pattern.
-        pattern: N and M; M divides the columns.
-        order: In which order columns are gone through, and grouped by M.
+        sparsity: Share of zeros, where there is no pattern; each block of 64 columns gets this share.
+        pattern: N and M; M divides the number of columns.
+        order: The columns in the order in which they are gone through, and grouped by M.
         constant: Whether the layer can take a constant.
 
     Raises:
         AfinaError: the moments cannot be inverted.
+
+    Example:
+        >>> h = torch.tensor([[5.0, 4, 0, 0], [4, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+        >>> sparse = eliminate(torch.tensor([[2, 3, 1.5]]), h, 1 / 3, None, torch.arange(3), constant=False)
+        >>> sparse.numpy().round(1)
+        array([[0. , 4.6, 1.5, 0. ]])
     """
     count = len(order)
     # The constant comes last, so that it takes up what no weight can.
@@ -41,43 +61,53 @@ def eliminate(
         end = min(start + step, count)
         diagonal = factor.diagonal()[start:end]
         cost = (w[:, start:end] / diagonal).square()
-        gone = _most_dispensable(cost, sparsity, pattern)
+        dropped = _most_dispensable(cost, sparsity, pattern)
         errors = torch.zeros_like(cost)
         for j in range(start, end):
-            dropped = gone[:, j - start]
-            errors[:, j - start] = torch.where(dropped, w[:, j] / factor[j, j], 0.0)
+            errors[:, j - start] = torch.where(dropped[:, j - start], w[:, j] / factor[j, j], 0.0)
             w[:, j:end] -= errors[:, j - start, None] * factor[j, j:end]
         w[:, end:] -= errors @ factor[start:end, end:]
-        w[:, start:end][gone] = 0.0
+        w[:, start:end][dropped] = 0.0
     result = torch.empty_like(w)
     result[:, index] = w
     return result
 
 
 def by_magnitude(matrix: Tensor, sparsity: float, pattern: tuple[int, int] | None, order: Tensor) -> Tensor:
-    """The matrix `[outputs, columns]` with its smallest weights zero, the others as they are."""
-    gone = _most_dispensable(matrix[:, order].square(), sparsity, pattern)
+    """The matrix `[outputs, columns]` with its smallest weights zero, the others as they are.
+
+    Example:
+        >>> matrix = torch.tensor([[4.0, -1.0, 2.0, 3.0], [0.5, 6.0, -7.0, 8.0]])
+        >>> by_magnitude(matrix, 0.0, (2, 4), torch.arange(4)).tolist()
+        [[4.0, 0.0, 0.0, 3.0], [0.0, 0.0, -7.0, 8.0]]
+        >>> by_magnitude(matrix, 0.25, None, torch.arange(4)).tolist()
+        [[4.0, 0.0, 2.0, 3.0], [0.0, 6.0, -7.0, 8.0]]
+    """
+    dropped = _most_dispensable(matrix[:, order].square(), sparsity, pattern)
     result = matrix.clone()
-    result[:, order] = matrix[:, order].masked_fill(gone, 0.0)
+    result[:, order] = matrix[:, order].masked_fill(dropped, 0.0)
     return result
 
 
 def _most_dispensable(cost: Tensor, sparsity: float, pattern: tuple[int, int] | None) -> Tensor:
-    """True where a weight goes, `[outputs, columns]`."""
+    """True where a weight is dropped, `[outputs, columns]`: where it costs least."""
     if pattern is not None:
-        kept, group = pattern
-        grouped = cost.reshape(len(cost), -1, group)
+        n, m = pattern
+        grouped = cost.reshape(len(cost), -1, m)
         order = grouped.argsort(dim=2, stable=True)
-        gone = torch.zeros_like(grouped, dtype=torch.bool)
-        return gone.scatter_(2, order[:, :, : group - kept], True).reshape(cost.shape)
+        dropped = torch.zeros_like(grouped, dtype=torch.bool)
+        return dropped.scatter_(2, order[:, :, : m - n], True).reshape(cost.shape)
     number = round(sparsity * cost.numel())
-    gone = torch.zeros(cost.numel(), dtype=torch.bool, device=cost.device)
-    gone[cost.flatten().argsort(stable=True)[:number]] = True
-    return gone.reshape(cost.shape)
+    dropped = torch.zeros(cost.numel(), dtype=torch.bool, device=cost.device)
+    dropped[cost.flatten().argsort(stable=True)[:number]] = True
+    return dropped.reshape(cost.shape)
 
 
 def _factor(moments: Tensor, constant: bool) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped moments."""
+    """Upper Cholesky factor of the inverse of the damped moments, `[columns + 1, columns + 1]`.
+
+    Where the layer cannot take a constant, the last row and column are those of the identity.
+    """
     h = moments.double().clone()
     inputs = h.diagonal()[:-1]
     h.diagonal()[:-1] += _DAMPING * inputs.mean().clamp_min(1e-12)

@@ -13,16 +13,23 @@ from afina.types import Sensitivity
 def layer_sensitivities(
     network: Network, config: SparsifyConfig, context: Context, levels: tuple[float, ...]
 ) -> dict[str, Sensitivity]:
-    """Of each layer that can be made sparse, by its name, with a share of its weights gone (each of `levels`).
+    """The sensitivity of each layer that can be made sparse, by the layer's name.
+
+    Args:
+        network: The network; it is left as it is.
+        config: How layers are made sparse.
+        context: Calibration images, progress.
+        levels: Shares of the layer's weights that become zero, each of which is measured (`Effect.of`).
 
     Raises:
-        InputError: there are no images.
+        InputError: there are no images, or the config does not fit the network.
+        NothingToDo: no layer can be made sparse.
     """
     network = network.copy().eval() if network.training else network
     readers, _ = readers_of(network, config)
     effect = Effect(network, context.first(len(readers) * len(levels) * cost_of(network).macs))
     moments = gather(network, readers, context.stream(), context.images) if config.criterion == "fit" else {}
-    scratch, found = network.copy(), dict[str, Sensitivity]()
+    scratch, results = network.copy(), dict[str, Sensitivity]()
     with context.progress.work("Measuring layers", len(readers)) as bar:
         for name, reader in readers.items():
             measured = []
@@ -31,7 +38,7 @@ def layer_sensitivities(
                     set_zeros(scratch, reader, level, config, moments.get(name))
                     measured.append(effect.of(scratch))
             size = attribute(network.module, name).numel()
-            gone = tuple(round(size * level) for level in levels)
-            found[reader.name] = Sensitivity(reader.name, "weights", size, (reader.name,), (), gone, tuple(measured))
+            zeros = tuple(round(size * level) for level in levels)
+            results[reader.name] = Sensitivity(reader.name, "weights", size, (reader.name,), (), zeros, tuple(measured))
             bar.advance(note=reader.name)
-    return found
+    return results

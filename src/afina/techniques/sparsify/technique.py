@@ -32,8 +32,13 @@ from afina.types import Record
 def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[Network, Record]:
     """A network with zeros in its weights, and the record; the input is left as it was.
 
-    Each layer is first refitted, on what it reads now, to what it gave before; then its weights go one column after
-    the other. Its shapes, and the size of an ordinary exported file, stay as they are.
+    With images, each layer is first refitted, on what it reads now, to what it gave before; then its weights go one
+    column after the other (`elimination`). Shapes, and the size of an ordinary exported file, stay as they are.
+
+    Args:
+        network: The network.
+        config: How layers are made sparse; the criterion is `magnitude` where there are no images.
+        context: Calibration images, progress.
 
     Raises:
         InputError: the configuration is not possible for this network.
@@ -51,27 +56,32 @@ def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[N
             set_zeros(sparse, readers[name], share, config, None)
     else:
         _fit(network, sparse, readers, shares, config, context)
-    left = {reader.name: _zeros(sparse, reader) for reader in readers.values()}
-    whole = {name: "no weight is to go" for name, zeros in left.items() if not zeros}
-    if len(whole) == len(left):
+    zeros_of = {reader.name: _zeros(sparse, reader) for reader in readers.values()}
+    whole = {name: "no weight is to go" for name, zeros in zeros_of.items() if not zeros}
+    if len(whole) == len(zeros_of):
         raise NothingToDo("No weight of this network is to become zero.", why="The sparsity is too small.")
     total = sum(int(np.prod(reader.shape)) for reader in readers.values())
-    zeros = sum(left.values())
+    zeros = sum(zeros_of.values())
     before = asdict(cost_of(network))
     return sparse, Record(
         step=step_of_config("sparsify", config),
-        touched=tuple(name for name in left if name not in whole),
+        touched=tuple(name for name in zeros_of if name not in whole),
         skipped={**skipped, **whole},
         before={**before, "nonzero": float(total - sum(_zeros(network, r) for r in readers.values()))},
         after={**before, "nonzero": float(total - zeros)},
         seconds=time.monotonic() - start,
-        notes=(f"{zeros / total:.1%} of {total} weights in {len(left) - len(whole)} layers are zero",),
+        notes=(f"{zeros / total:.1%} of {total} weights in {len(zeros_of) - len(whole)} layers are zero",),
     )
 
 
 def readers_of(network: Network, config: SparsifyConfig) -> tuple[dict[str, Reader], dict[str, str]]:
-    """The layers that can be made sparse, and those that cannot with the reason."""
-    found, skipped = dict[str, Reader](), dict[str, str]()
+    """The layers that can be made sparse, by the weight's name, and why the others cannot, by the layer's name.
+
+    Raises:
+        InputError: the config names a layer that is not there, or its pattern fits no layer.
+        NothingToDo: no layer can be made sparse.
+    """
+    readers, skipped = dict[str, Reader](), dict[str, str]()
     known = {reader.name for reader in find_readers(network).values()}
     for name in (*config.skip, *config.layers):
         if name not in known:
@@ -82,36 +92,46 @@ def readers_of(network: Network, config: SparsifyConfig) -> tuple[dict[str, Read
         elif config.pattern and reader.shape[1] % config.kept_of[1]:
             skipped[reader.name] = f"{config.kept_of[1]} does not divide its {reader.shape[1]} inputs"
         else:
-            found[name] = reader
-    if not found:
-        told = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
+            readers[name] = reader
+    if not readers:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
         if config.pattern:
             raise InputError(
-                f"The pattern {config.pattern} fits no layer of this network.", why=told, fix="Give --sparsity instead."
+                f"The pattern {config.pattern} fits no layer of this network.",
+                why=reasons,
+                fix="Give --sparsity instead.",
             )
-        raise NothingToDo("This network has no layer that can be made sparse.", why=told)
-    return found, skipped
+        raise NothingToDo("This network has no layer that can be made sparse.", why=reasons)
+    return readers, skipped
 
 
 def set_zeros(network: Network, reader: Reader, share: float, config: SparsifyConfig, moments: Moments | None) -> None:
-    """Make one layer sparse in place: by `moments` (with `xx`, means) where they are given, else by magnitude."""
+    """Make one layer sparse, in place.
+
+    Args:
+        network: Changed in place.
+        reader: The layer.
+        share: Share of its weights that become zero, where the config has no pattern.
+        config: The pattern, if there is one.
+        moments: What the layer reads, for `elimination.eliminate`; None for the smallest weights to go.
+    """
     weight = attribute(network.module, reader.weight)
     pattern = config.kept_of if config.pattern else None
     matrices = reader.matrices(weight.detach()).double()
     order = _inputs_first(reader, matrices.shape[2])
     if moments is None:
-        found = torch.stack([by_magnitude(matrix, share, pattern, order) for matrix in matrices])
+        sparse = torch.stack([by_magnitude(matrix, share, pattern, order) for matrix in matrices])
     else:
         parts = [
             eliminate(matrix, h / moments.rows, share, pattern, order, reader.takes_constant)
             for matrix, h in zip(matrices, moments.xx, strict=True)
         ]
-        found = torch.stack([part[:, :-1] for part in parts])
+        sparse = torch.stack([part[:, :-1] for part in parts])
         constants = torch.stack([part[:, -1] for part in parts])
         with torch.no_grad():
             add_constant(network, reader, constants.sum(0) if reader.blocks > 1 else constants.flatten())
     with torch.no_grad():
-        weight.copy_(reader.from_matrices(found, weight))
+        weight.copy_(reader.from_matrices(sparse, weight))
 
 
 def _fit(
@@ -122,13 +142,14 @@ def _fit(
     config: SparsifyConfig,
     context: Context,
 ) -> None:
+    """Make the layers of `sparse` sparse, in the order of the graph, each refitted to what it gave in `network`."""
     names = [name for name in readers if shares.get(name, 0.0) > 0 or config.pattern]
     with context.progress.work("Making layers sparse", len(names)) as bar:
-        parts, enough = passes(names, network, context.images)
+        parts, images = passes(names, network, context.images)
         for part in parts:
             chosen = {name: readers[name] for name in part}
-            found = compare(network, sparse, chosen, {}, context.stream(), enough)
-            for name, moments in found.items():
+            measured = compare(network, sparse, chosen, {}, context.stream(), images)
+            for name, moments in measured.items():
                 reader = readers[name]
                 if reader.blocks == 1:
                     solve(sparse, reader, moments, constant_of(network, sparse, reader, None))
@@ -137,20 +158,25 @@ def _fit(
 
 
 def _shares(readers: Mapping[str, Reader], config: SparsifyConfig) -> dict[str, float]:
-    """Share of zeros by the weight's name."""
+    """The share of weights that become zero, by the weight's name."""
     if config.layers:
         return {name: config.layers[reader.name] for name, reader in readers.items() if reader.name in config.layers}
     return dict.fromkeys(readers, config.sparsity)
 
 
 def _inputs_first(reader: Reader, columns: int) -> Tensor:
-    """Columns with the inputs running fastest, so that a group of M is M inputs at one place of the kernel."""
+    """Columns with the inputs running fastest, so that a group of M is M inputs at one place of the kernel.
+
+    The weight of a convolution of 2 inputs and 3 pixels of kernel has the columns (input, pixel) 00 01 02 10 11 12, and
+    the order is 0 3 1 4 2 5: 00 10, 01 11, 02 12.
+    """
     if reader.blocks > 1 or len(reader.shape) == 2:
         return torch.arange(columns)
     return torch.arange(columns).reshape(reader.shape[1], -1).T.flatten()
 
 
 def _zeros(network: Network, reader: Reader) -> int:
+    """How many weights of a layer are zero."""
     return int((attribute(network.module, reader.weight) == 0).sum())
 
 

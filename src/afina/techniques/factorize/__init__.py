@@ -7,7 +7,7 @@
 from afina.techniques.factorize.config import METHODS, Chosen, FactorizeConfig
 from afina.techniques.factorize.options import Chain, Layer, frontier
 from afina.techniques.factorize.study import chains_with_losses, layers_of
-from afina.techniques.factorize.technique import TECHNIQUE, apply, shaped, told
+from afina.techniques.factorize.technique import TECHNIQUE, apply, shaped
 
 __all__ = [
     "METHODS",
@@ -21,5 +21,4 @@ __all__ = [
     "frontier",
     "layers_of",
     "shaped",
-    "told",
 ]

@@ -15,17 +15,22 @@ class FactorizeConfig:
     """How to factorize.
 
     Attributes:
-        share: Share of its parameters that each layer keeps, where `layers` is empty.
+        share: Share of its parameters that each layer keeps, where `layers` is empty and `rank` is None.
         method: A form of `forms.FORMS`, or `auto`: for each layer the one with the least error at its cost. Layers that
             have no such form (a linear layer has the svd alone) take the svd.
-        rank: A rank of its own for every layer, as a number or as a share of the largest one; None goes by cost.
+        rank: The rank of every layer, as a number or as a share of the layer's largest rank; with None, ranks are the
+            largest whose chains keep `share`.
         layers: For each layer by name, its form and its ranks; layers that are not named stay whole.
-        multiple: Ranks are a multiple of it (8 or 16 suit many kernels).
+        multiple: Ranks are a multiple of this (8 or 16 suit many kernels), where `rank` and `layers` do not give them.
         refit: Whether, with images, the other layers are refitted in order to what they gave before.
         skip: Names of layers that stay whole.
 
     Raises:
-        InputError: a value is out of range; it names the option, what is allowed and what was given.
+        InputError: a value is out of range; the text names the option, what is allowed and what it was.
+
+    Example:
+        >>> FactorizeConfig(layers={"conv": ("tucker", (16, 8))}).share
+        0.5
     """
 
     share: float = 0.5
@@ -53,10 +58,11 @@ class FactorizeConfig:
         for name, (form, ranks) in self.layers.items():
             _check_form(name, form, tuple(FORMS))
             if len(ranks) != len(FORMS[form].ranks) or min(ranks) < 1:
-                wanted = len(FORMS[form].ranks)
-                raise InputError(f"{name}: {form} takes {wanted} rank{'s' * (wanted > 1)}, 1 or more, not {ranks}.")
+                count = len(FORMS[form].ranks)
+                raise InputError(f"{name}: {form} takes {count} rank{'s' * (count > 1)}, 1 or more, not {ranks}.")
 
 
-def _check_form(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise InputError(f"{what}: there is no method {given!r}.", fix=did_you_mean(given, known))
+def _check_form(option: str, form: str, forms: tuple[str, ...]) -> None:
+    """Raises `InputError`, which names the option (or the layer), where a form is none of `forms`."""
+    if form not in forms:
+        raise InputError(f"{option}: there is no method {form!r}.", fix=did_you_mean(form, forms))

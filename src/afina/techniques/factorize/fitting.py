@@ -33,6 +33,18 @@ def decompose(problem: Problem, name: str, ranks: Sequence[int], work: float = W
         name: One of `FORMS`.
         ranks: One for each letter of the form's ranks, none above `Form.most`.
         work: Multiply-accumulates that refining them may take.
+
+    Returns:
+        Factors of the shapes `Form.shapes`, in the type of the problem.
+
+    Example:
+        >>> weight = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)[:, :, None, None]
+        >>> problem = Problem(weight, torch.diag(torch.tensor([1.0, 9.0], dtype=torch.float64)))
+        >>> factors = decompose(problem, "svd", (1,))
+        >>> [tuple(factor.shape) for factor in factors]
+        [(2, 1), (1, 2, 1, 1)]
+        >>> multiplied("svd", factors).flatten(1).abs().numpy().round(6).tolist()  # not the larger number is kept
+        [[0.0, 0.0], [0.0, 1.0]]
     """
     if name == "svd":
         return _balanced(FORMS[name], _by_outputs(problem, ranks[0]))
@@ -46,74 +58,113 @@ def multiplied(name: str, factors: Sequence[Tensor]) -> Tensor:
 
 
 def refine(problem: Problem, form: Form, factors: Sequence[Tensor], work: float = WORK) -> list[Tensor]:
-    """Alternating least squares in the metric, from factors at hand; the error never grows."""
+    """Factors that are nearer in the metric, by alternating least squares from `factors`; the error never grows.
+
+    Each sweep takes the factors in the order in which their layers run, the output's last. Products with the metric are
+    nearly all the work: large layers get fewer steps of conjugate gradients, and fewer sweeps.
+
+    Args:
+        problem: The layer.
+        form: The form of the chain.
+        factors: In the order of the form; they are left as they are.
+        work: Multiply-accumulates that it may take.
+    """
     factors = list(factors)
     product = problem.weight.numel() * problem.metric.shape[-1]
-    possible = work / (product * (len(factors) - 1))
-    steps = int(min(_STEPS, max(2, possible / 2)))
-    for _ in range(int(min(_SWEEPS, max(1, possible / (steps + 1))))):
+    affordable = work / (product * (len(factors) - 1))
+    steps = int(min(_STEPS, max(2, affordable / 2)))
+    for _ in range(int(min(_SWEEPS, max(1, affordable / (steps + 1))))):
         for index in reversed(range(1, len(factors))):
             factors[index] = _conjugate_gradients(problem, form, factors, index, steps)
         factors[0] = _best_output(problem, form, factors)
     return factors
 
 
+# Two outputs, two inputs, C the moments of the inputs:
+#
+#     W = [[2, 0],     C = [[1, 0],     W C W^T = [[4, 0],      U = [[0],     U U^T W = [[0, 0],
+#          [0, 1]]          [0, 9]]                [0, 9]]           [1]]                [0, 1]]
+#
+# Rank 1 keeps the output that varies most, and loses 4 of 13. The svd of W itself would keep the weight 2, and lose 9.
 def _by_outputs(problem: Problem, rank: int) -> list[Tensor]:
-    own = problem.matrix
-    _, vectors = torch.linalg.eigh(problem.seen(own) @ own.T)
+    """The factors U and `U^T W` of the svd, with U the leading eigenvectors of `W C W^T`."""
+    matrix = problem.matrix
+    _, vectors = torch.linalg.eigh(problem.times_metric(matrix) @ matrix.T)
     basis = vectors[:, -rank:].flip(1)
-    return [basis, (basis.T @ own).reshape(rank, *problem.weight.shape[1:])]
+    return [basis, (basis.T @ matrix).reshape(rank, *problem.weight.shape[1:])]
 
 
+# The output's factor A multiplies rows R that the rest of the chain makes of the input, so that V = A R, and the least
+# error is at A = W C R^T (R C R^T)^-1. In most forms R is the product of the other factors; in `spatial` A has the
+# kernel's width too. One input, a kernel of 2 x 2, rank 1 and B[r,i,h] = [[[1, 2]]] give a row for each width w:
+#
+#     R[(r,w), (i,h,W)] = B[r,i,h] * (w == W) = [[1, 0, 2, 0],      w = 0: the first column of the kernel is 1, 2
+#                                                [0, 1, 0, 2]]      w = 1: the second is
+#
+# In the equation for `einsum`, W is the letter of the column's width, and an identity matrix [w, W] is what compares.
 def _best_output(problem: Problem, form: Form, factors: Sequence[Tensor]) -> Tensor:
     """The output's factor, by least squares on what the rest of the chain gives it."""
-    letters, rest = form.factors[0], form.factors[1:]
-    own = letters[1:]
-    extra = [torch.eye(problem.weight.shape[3]).to(problem.weight)] if "w" in own else []
-    # The kernel's width, where this factor has it, is read position by position: capital W.
-    spelled = ["wW"] if extra else []
-    columns = "ihW" if extra else OUTPUT[1:]
-    read = torch.einsum(f"{','.join((*rest, *spelled))}->{own}{columns}", *factors[1:], *extra)
-    rows = read.reshape(-1, problem.matrix.shape[1])
-    seen = problem.seen(rows)
-    system = seen @ rows.T
+    letters, rest = form.factors[0][1:], form.factors[1:]
+    identity = [torch.eye(problem.weight.shape[3]).to(problem.weight)] if "w" in letters else []
+    identity_letters = ["wW"] if identity else []
+    columns = "ihW" if identity else OUTPUT[1:]
+    rows = torch.einsum(f"{','.join((*rest, *identity_letters))}->{letters}{columns}", *factors[1:], *identity)
+    rows = rows.reshape(-1, problem.matrix.shape[1])
+    weighted = problem.times_metric(rows)
+    system = weighted @ rows.T
     system += 1e-9 * system.diagonal().mean().clamp_min(_TINY) * torch.eye(len(system)).to(system)
-    solved: Tensor = torch.linalg.solve(system, seen @ problem.matrix.T).T
+    solved: Tensor = torch.linalg.solve(system, weighted @ problem.matrix.T).T
     return solved.reshape(factors[0].shape)
 
 
+# With the others fixed, the weight V is linear in one factor F, and the error is a quadratic whose minimum solves
+#
+#     gradient(V(F)) = gradient(W)        gradient(X) = X C, multiplied by the other factors: a tensor in the shape of F
+#
+# The matrix of this system has a row for each number in F (r * s * h * w for a core), and is never formed: conjugate
+# gradients (Hestenes and Stiefel 1952) need its product with a factor only. A few steps do, as F starts from its value
+# in the sweep before, and the other factors will change again anyway.
 def _conjugate_gradients(problem: Problem, form: Form, factors: Sequence[Tensor], index: int, steps: int) -> Tensor:
-    """One factor nearer to its least-squares value, the others fixed; starts from where it is."""
-    # `einsum` multiplies from left to right: only between neighbours, from the ends inwards, is what it keeps small.
-    own, down = form.factors[index], [*range(index), *reversed(range(index + 1, len(factors)))]
-    forth = f"{','.join(reversed(form.factors))}->{OUTPUT}"
-    home = f"{','.join((OUTPUT, *(form.factors[place] for place in down)))}->{own}"
-    above, below, others = factors[:index], factors[index + 1 :], [factors[place] for place in down]
+    """The factor at `index`, nearer to its least-squares value with the others fixed; starts from its value now."""
+    # `einsum` multiplies from left to right: what it keeps is small only between neighbours, from the ends inwards.
+    letters, inwards = form.factors[index], [*range(index), *reversed(range(index + 1, len(factors)))]
+    weight_equation = f"{','.join(reversed(form.factors))}->{OUTPUT}"
+    gradient_equation = f"{','.join((OUTPUT, *(form.factors[place] for place in inwards)))}->{letters}"
+    above, below, others = factors[:index], factors[index + 1 :], [factors[place] for place in inwards]
 
     def weight(factor: Tensor) -> Tensor:
-        return torch.einsum(forth, *reversed((*above, factor, *below)))
+        return torch.einsum(weight_equation, *reversed((*above, factor, *below)))
 
-    def back(gap: Tensor) -> Tensor:
-        seen = problem.seen(gap.flatten(1)).reshape(gap.shape)
-        return torch.einsum(home, seen, *others)
+    def gradient(gap: Tensor) -> Tensor:
+        weighted = problem.times_metric(gap.flatten(1)).reshape(gap.shape)
+        return torch.einsum(gradient_equation, weighted, *others)
 
-    found = factors[index].clone()
-    residual = back(problem.weight - weight(found))
+    solution = factors[index].clone()
+    residual = gradient(problem.weight - weight(solution))
     step, energy = residual.clone(), residual.square().sum()
     for _ in range(steps):
         if energy <= _TINY:
             break
-        applied = back(weight(step))
+        applied = gradient(weight(step))
         length = energy / (step * applied).sum().clamp_min(_TINY)
-        found += length * step
+        solution += length * step
         residual -= length * applied
         energy, before = residual.square().sum(), energy
         step = residual + (energy / before) * step
-    return found
+    return solution
 
 
 def _balanced(form: Form, factors: Sequence[Tensor]) -> list[Tensor]:
-    """Neighbours share their scale evenly along the rank between them, which training and quantization like."""
+    """Factors with the same product, of which neighbours are of the same norm along each unit of the rank between them.
+
+    Training and quantization like that better than a large factor beside a small one.
+
+    Example:
+        >>> outer, inner = torch.tensor([[8.0, 1.0]]), torch.tensor([2.0, 4.0]).reshape(2, 1, 1, 1)
+        >>> outer, inner = _balanced(FORMS["svd"], [outer, inner])
+        >>> outer.flatten().tolist(), inner.flatten().tolist()
+        ([4.0, 2.0], [4.0, 2.0])
+    """
     factors = list(factors)
     for first in range(len(factors) - 1):
         second = first + 1

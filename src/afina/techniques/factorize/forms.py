@@ -10,7 +10,8 @@ A convolution with weight `W[o, i, h, w]` (outputs, inputs, kernel) is written a
     tt       W[o,i,h,w] = sum_rst  A[o,r] V[r,s,w] U[s,t,h] B[t,i]   1 x 1, k x 1, 1 x k, 1 x 1: a tensor train
                                                                  (Oseledets 2011)
 
-A linear layer, and a convolution of 1 x 1, is a matrix, for which all of these are the svd.
+(On the right, the kernels of the layers in the order in which they run.) A linear layer, and a convolution of 1 x 1, is
+a matrix, for which all of these are the svd.
 """
 
 import math
@@ -26,9 +27,22 @@ class Form:
     """One row of the table above.
 
     Attributes:
-        name: As it is asked for.
+        name: The name in options and records: `tucker`.
         factors: The letters of each factor, from the output's to the input's; layers run from the last to the first.
-        ranks: Letters of the ranks, from the output's side.
+        ranks: The letters of the ranks, from the output's side.
+
+    Example:
+        >>> tucker, shape = FORMS["tucker"], (12, 8, 3, 3)  # 12 outputs, 8 inputs, a kernel of 3 x 3
+        >>> tucker.equation
+        'or,rshw,si->oihw'
+        >>> tucker.shapes(shape, (5, 4))
+        ((12, 5), (5, 4, 3, 3), (4, 8))
+        >>> tucker.parameters(shape, (5, 4))  # 60 + 180 + 32, for the 864 of the layer
+        272
+        >>> tucker.macs(shape, (5, 4), before=(10, 10), after=(5, 5))  # 32 * 100 + 180 * 25 + 60 * 25
+        9200
+        >>> tucker.most(shape)
+        (12, 8)
     """
 
     name: str
@@ -37,30 +51,45 @@ class Form:
 
     @property
     def equation(self) -> str:
-        """What multiplies the factors to the weight, for `torch.einsum`."""
+        """The equation by which `torch.einsum` multiplies the factors to the weight."""
         return f"{','.join(self.factors)}->{OUTPUT}"
 
     def shapes(self, shape: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Of each factor, for a weight `[outputs, inputs, height, width]`."""
-        size = dict(zip(OUTPUT + self.ranks, (*shape, *ranks), strict=True))
-        return tuple(tuple(size[letter] for letter in factor) for factor in self.factors)
+        """The shape of each factor, for a weight of shape `[outputs, inputs, height, width]`."""
+        sizes = dict(zip(OUTPUT + self.ranks, (*shape, *ranks), strict=True))
+        return tuple(tuple(sizes[letter] for letter in factor) for factor in self.factors)
 
     def parameters(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
-        """Numbers that all factors hold."""
+        """How many numbers the factors hold together, for a weight of shape `[outputs, inputs, height, width]`."""
         return sum(math.prod(factor) for factor in self.shapes(shape, ranks))
 
     def macs(self, shape: Sequence[int], ranks: Sequence[int], before: tuple[int, int], after: tuple[int, int]) -> int:
-        """Multiply-accumulates of the chain, on an image of size `before` that becomes `after` (height, width)."""
+        """Multiply-accumulates of the chain for one image.
+
+        A layer of the chain whose kernel has a height makes the image as high as it is in the end, and one whose kernel
+        has a width as wide: with a stride of 2, what runs before that is four times as much work for each weight.
+
+        Args:
+            shape: The weight's, `[outputs, inputs, height, width]`.
+            ranks: The ranks of the chain.
+            before: Height and width of the image that the chain reads.
+            after: Height and width of what it gives.
+        """
         height, width = before
         total = 0
-        for factor, own in reversed(list(zip(self.factors, self.shapes(shape, ranks), strict=True))):
+        for factor, sizes in reversed(list(zip(self.factors, self.shapes(shape, ranks), strict=True))):
             height = after[0] if "h" in factor else height
             width = after[1] if "w" in factor else width
-            total += math.prod(own) * height * width
+            total += math.prod(sizes) * height * width
         return total
 
     def most(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The largest rank of each letter that means anything: more would not make the chain any nearer."""
+        """The largest rank of each letter that is allowed, for a weight of shape `[outputs, inputs, height, width]`.
+
+        It is the smaller side of the matrix that the rank belongs to, for `spatial` (outputs x width) by
+        (inputs x height): at that rank the chain can be the layer itself, and more would not make it nearer. For `cp`,
+        whose rank has no bound that is tight, it is the smallest product of two sides with the kernel taken as one.
+        """
         outputs, inputs, height, width = shape
         full = {
             "svd": (min(outputs, inputs * height * width),),

@@ -1,4 +1,4 @@
-"""What each layer could become: forms and ranks with what they cost and about how far they are from the layer."""
+"""The chains that each layer could become: forms and ranks, their costs, and about how far they are from the layer."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,8 @@ from afina.techniques.factorize.forms import FORMS, Form
 from afina.techniques.factorize.problem import Problem
 from afina.techniques.factorize.starting import input_energies
 
-# Costs that ranks are looked for at, as shares of the layer's own; those at which chains are really fitted; and the
-# multiply-accumulates that one of these fits may take.
+# Costs for which ranks are searched, as shares of the layer's parameters; the shares at which a chain is fitted; and
+# the multiply-accumulates that one such fit may take.
 _SHARES = tuple(np.geomspace(0.95, 0.03, 70))
 _FITTED = (0.65, 0.35, 0.15)
 _WORK = 2e9
@@ -27,16 +27,16 @@ _TINY = 1e-12
 
 @dataclass
 class Chain:
-    """One thing that a layer could become.
+    """A chain that a layer could become.
 
     Attributes:
-        form: Name of the form.
-        ranks: Its ranks.
-        parameters: Numbers that it holds.
-        macs: Multiply-accumulates for one image.
+        form: The name of the form.
+        ranks: The ranks, in the order of the form.
+        parameters: How many numbers the chain holds.
+        macs: Multiply-accumulates of the chain for one image.
         error: Squared error of the layer's outputs, as a share of what they vary.
-        loss: What it does to the network's outputs, on the scale of `Effect`.
-        weight: The whole weight that it stands for; only of chains that were fitted.
+        loss: What the chain does to the network's outputs, on the scale of `Effect`; not a number until it is known.
+        weight: The weight that the chain stands for, in the layer's shape; None where it was not fitted.
     """
 
     form: str
@@ -54,8 +54,18 @@ class Layer:
 
     Attributes:
         reader: The layer.
-        before: Height and width of what it reads.
-        after: Of what it gives.
+        before: Height and width of what it reads for one image; for a linear layer its rows, and 1.
+        after: Height and width of what it gives.
+
+    Example:
+        >>> layer = Layer(Reader("conv.weight", "conv.bias", (12, 8, 3, 3), ("conv",)), (10, 10), (10, 10))
+        >>> layer.shape, layer.parameters, layer.macs
+        ((12, 8, 3, 3), 864, 86400)
+        >>> layer.forms("auto"), layer.most("svd")
+        (['svd', 'spatial', 'tucker', 'cp'], (12,))
+        >>> chain = layer.chain("tucker", (5, 4), error=0.1)
+        >>> chain.parameters, chain.macs
+        (272, 27200)
     """
 
     reader: Reader
@@ -64,21 +74,26 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the weight of one group: outputs, inputs, height, width (see `Problem.weight`)."""
+        """The shape of the weight of one group: outputs, inputs, height, width (see `Problem.weight`)."""
         outputs, inputs, *kernel = self.reader.shape
         height, width = kernel if len(kernel) == 2 else (math.prod(kernel), 1)
         return outputs // self.reader.groups, inputs, height, width
 
     @property
     def parameters(self) -> int:
+        """How many numbers the layer's weight holds."""
         return math.prod(self.reader.shape)
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates of the layer for one image."""
         return self.parameters * math.prod(self.after)
 
     def forms(self, method: str) -> list[str]:
-        """Names of the forms that it may take where `method` was asked for."""
+        """The names of the forms that the layer may take with an option `method`: that form, or all with `auto`.
+
+        Matrices, grouped convolutions and wide layers in blocks take the svd alone, whatever the method.
+        """
         _, _, height, width = self.shape
         plain = self.reader.groups == 1 and len(self.reader.shape) == 4 and self.reader.blocks == 1
         if not plain or height * width == 1:
@@ -90,90 +105,122 @@ class Layer:
         return [method] if method in flat or (method == "tt" and min(height, width) > 1) else ["svd"]
 
     def most(self, form: str) -> tuple[int, ...]:
-        """The largest ranks that mean anything."""
+        """The largest ranks of a form (see `Form.most`)."""
         return FORMS[form].most(self.shape)
 
     def chain(self, form: str, ranks: Sequence[int], error: float, weight: Tensor | None = None) -> Chain:
-        """That form with those ranks, and its costs."""
-        own, groups = FORMS[form], self.reader.groups
+        """The chain of a form and ranks, with its costs; `error` and `weight` are those of `Chain`."""
+        of_group, groups = FORMS[form], self.reader.groups
         return Chain(
-            form, tuple(ranks), groups * own.parameters(self.shape, ranks),
-            groups * own.macs(self.shape, ranks, self.before, self.after), error, weight=weight,
+            form, tuple(ranks), groups * of_group.parameters(self.shape, ranks),
+            groups * of_group.macs(self.shape, ranks, self.before, self.after), error, weight=weight,
         )  # fmt: skip
 
 
 def chains_of(layer: Layer, problems: Sequence[Problem], forms: Iterable[str], multiple: int) -> list[Chain]:
-    """Chains at many costs, those that are nearest to the layer at theirs; fewest parameters first."""
-    found: list[Chain] = []
+    """The chains that a layer could become: for each form and many costs the nearest; fewest parameters first.
+
+    Chains that hold more than 95% of the layer's parameters are left out.
+
+    Args:
+        layer: The layer.
+        problems: One for each of its groups.
+        forms: Names of the forms, as `Layer.forms` gives them.
+        multiple: Ranks are a multiple of this.
+    """
+    chains: list[Chain] = []
     for form in forms:
-        found += _svd(layer, problems, multiple) if form == "svd" else _fitted(layer, problems[0], form, multiple)
-    found = [chain for chain in found if chain.parameters <= _WORTH * layer.parameters]
-    found.sort(key=lambda chain: (chain.parameters, chain.error))
-    return found
+        chains += _svd(layer, problems, multiple) if form == "svd" else _fitted(layer, problems[0], form, multiple)
+    chains = [chain for chain in chains if chain.parameters <= _WORTH * layer.parameters]
+    chains.sort(key=lambda chain: (chain.parameters, chain.error))
+    return chains
 
 
 def frontier(chains: Iterable[Chain], cost: str) -> list[Chain]:
-    """Those of which no other costs less (`parameters` or `macs`) and is as near; cheapest first."""
-    best, found = math.inf, list[Chain]()
+    """The chains of which no other costs less (`parameters` or `macs`) and is as near; cheapest first.
+
+    Example:
+        >>> chains = [Chain("svd", (rank,), cost, cost, error) for rank, cost, error in [(3, 30, 0.1), (1, 10, 0.4)]]
+        >>> chains.append(Chain("cp", (4,), 20, 20, 0.5))
+        >>> [(chain.form, chain.parameters) for chain in frontier(chains, "parameters")]
+        [('svd', 10), ('svd', 30)]
+    """
+    best, nearest = math.inf, list[Chain]()
     for chain in sorted(chains, key=lambda chain: (getattr(chain, cost), chain.error)):
         if chain.error < best:
             best = chain.error
-            found.append(chain)
-    return found
+            nearest.append(chain)
+    return nearest
 
 
 def fit(layer: Layer, problems: Sequence[Problem], form: str, ranks: Sequence[int], work: float) -> list[list[Tensor]]:
-    """The factors of a layer's chain, for each group."""
+    """The factors of a layer's chain, for each group in the order of the form (see `fitting.decompose`)."""
     return [decompose(problem, form, ranks, work) for problem in problems]
 
 
-def whole(layer: Layer, form: str, factors: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The weight, in the layer's shape, that a chain stands for."""
-    return torch.cat([multiplied(form, own) for own in factors]).reshape(layer.reader.shape)
+def dense_weight(layer: Layer, form: str, factors: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The weight, in the layer's shape, that a chain stands for; `factors` are those of each group."""
+    return torch.cat([multiplied(form, of_group) for of_group in factors]).reshape(layer.reader.shape)
 
 
+# Where the principal components of the outputs hold 0.6, 0.3 and 0.1 of the squares, chains of rank 1, 2 and 3 have the
+# errors 0.4, 0.1 and 0: no chain has to be fitted to know its error. Three are fitted nevertheless, those nearest to
+# 65%, 35% and 15% of the layer's parameters: `study` puts their weights into the network to measure what they do to it.
 def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain]:
-    """The error of every rank is known at once: what the principal components that are left out hold."""
+    """Chains of the form svd, whose errors are what the principal components that are left out hold."""
     energies = torch.stack([problem.output_energies() for problem in problems]).mean(0)
     errors = (1 - energies.cumsum(0)).clamp_min(_TINY)
     (most,) = layer.most("svd")
     ranks = {
-        found[0]
+        best[0]
         for share in _SHARES
-        if (found := _best_ranks(FORMS["svd"], layer.shape, [], share * math.prod(layer.shape), multiple))
+        if (best := _best_ranks(FORMS["svd"], layer.shape, [], share * math.prod(layer.shape), multiple))
     }
     chains = [layer.chain("svd", (rank,), float(errors[rank - 1])) for rank in sorted(ranks) if rank <= most]
     for share in _FITTED:
         near = min(chains, key=lambda c: abs(c.parameters - share * layer.parameters), default=None)
         if near is not None and near.weight is None:
-            near.weight = whole(layer, "svd", fit(layer, problems, "svd", near.ranks, _WORK))
+            near.weight = dense_weight(layer, "svd", fit(layer, problems, "svd", near.ranks, _WORK))
     return chains
 
 
+# The errors of other forms are known only once they are fitted, which is too much work for all of a layer's chains (up
+# to 70). So the chains at 65%, 35% and 15% of the parameters are fitted, and the errors of the others lie on the curve
+# through these (`interpolate`). Which ranks to take at a cost follows from spectra, which are cheap (`_best_ranks`).
 def _fitted(layer: Layer, problem: Problem, form: str, multiple: int) -> list[Chain]:
-    """Errors are measured at a few costs, and follow a power of the cost between."""
+    """Chains of another form: a few are fitted, and the errors of the others follow a power of the cost between."""
     spectra, size = _spectra(problem, form), math.prod(layer.shape)
 
-    def at(share: float) -> tuple[int, ...] | None:
+    def ranks_at(share: float) -> tuple[int, ...] | None:
         return _best_ranks(FORMS[form], layer.shape, spectra, share * size, multiple)
 
-    known: dict[tuple[int, ...], Chain] = {}
-    for ranks in {ranks for share in _FITTED if (ranks := at(share)) is not None}:
-        weight = whole(layer, form, fit(layer, [problem], form, ranks, _WORK))
+    fitted: dict[tuple[int, ...], Chain] = {}
+    for ranks in {ranks for share in _FITTED if (ranks := ranks_at(share)) is not None}:
+        weight = dense_weight(layer, form, fit(layer, [problem], form, ranks, _WORK))
         error = max(problem.error(weight.reshape(problem.weight.shape).to(problem.weight)), _TINY)
-        known[ranks] = layer.chain(form, ranks, error, weight)
-    if not known:
+        fitted[ranks] = layer.chain(form, ranks, error, weight)
+    if not fitted:
         return []
-    points = sorted((chain.parameters, chain.error) for chain in known.values())
-    others = {ranks for share in _SHARES if (ranks := at(share)) is not None} - set(known)
+    points = sorted((chain.parameters, chain.error) for chain in fitted.values())
+    others = {ranks for share in _SHARES if (ranks := ranks_at(share)) is not None} - set(fitted)
     chains = [layer.chain(form, ranks, 0.0) for ranks in others]
     for chain in chains:
-        chain.error = between(chain.parameters, points)
-    return [*known.values(), *chains]
+        chain.error = interpolate(chain.parameters, points)
+    return [*fitted.values(), *chains]
 
 
-def between(x: float, points: Sequence[tuple[float, float]]) -> float:
-    """A curve through points (sorted by x), straight where both are on logarithmic scales, and on beyond the ends."""
+def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
+    """The value at x of a curve through points (x, y), straight between them on logarithmic scales of both.
+
+    Args:
+        x: More than 0.
+        points: In rising order of x. Beyond the ends the curve goes on straight; through one point it is constant.
+
+    Example:
+        >>> points = [(100, 0.4), (400, 0.1)]
+        >>> [round(interpolate(x, points), 3) for x in (100, 200, 800)]
+        [0.4, 0.2, 0.05]
+    """
     xs, ys = np.log([p[0] for p in points]), np.log(np.maximum([p[1] for p in points], _TINY))
     if len(points) == 1:
         return float(np.exp(ys[0]))
@@ -183,7 +230,11 @@ def between(x: float, points: Sequence[tuple[float, float]]) -> float:
 
 
 def _spectra(problem: Problem, form: str) -> list[np.ndarray]:
-    """For each rank of a form, by how much of it is kept (from 0), what the rest of its spectrum holds."""
+    """For each rank of a form, what its spectrum loses at the ranks 0, 1, 2, ... (`_tail`); [] for forms of one rank.
+
+    The spectra are those of the outputs (in the metric), of the matrix that the middle rank of a train is of (without a
+    metric), and of the inputs (with the metric taken for a product).
+    """
     if form not in ("tucker", "tt"):
         return []
     outer, inner = (_tail(values) for values in (problem.output_energies(), input_energies(problem)))
@@ -191,6 +242,7 @@ def _spectra(problem: Problem, form: str) -> list[np.ndarray]:
 
 
 def _middle(problem: Problem) -> np.ndarray:
+    """What the middle rank of a train loses: that of the matrix (outputs x width) by (inputs x height)."""
     weight = problem.weight
     matrix = weight.permute(0, 3, 1, 2).reshape(weight.shape[0] * weight.shape[3], -1)
     values = torch.linalg.svdvals(matrix).square()
@@ -198,31 +250,58 @@ def _middle(problem: Problem) -> np.ndarray:
 
 
 def _tail(values: Tensor) -> np.ndarray:
-    found: np.ndarray = np.maximum(0.0, 1 - np.concatenate(([0.0], values.cumsum(0).double().cpu().numpy())))
-    return found
+    """What is lost of shares that sum to 1 when the first 0, 1, 2, ... of them are kept.
+
+    Example:
+        >>> _tail(torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)).round(3)
+        array([1. , 0.4, 0.1, 0. ])
+    """
+    tail: np.ndarray = np.maximum(0.0, 1 - np.concatenate(([0.0], values.cumsum(0).double().cpu().numpy())))
+    return tail
 
 
 def _best_ranks(
     form: Form, shape: Sequence[int], spectra: Sequence[np.ndarray], cost: float, multiple: int
 ) -> tuple[int, ...] | None:
+    """The ranks whose chain is about the nearest of those with at most `cost` parameters; None where there are none.
+
+    A form of one rank takes the largest. Of several ranks, all combinations on a grid (`_steps`) are compared by the
+    sum of what the spectra lose, which bounds the squared error of HOSVD and of TT-SVD (De Lathauwer et al. 2000, "A
+    multilinear singular value decomposition", property 10; Oseledets 2011, theorem 2.2); of equals, the one with more
+    parameters.
+
+    Args:
+        form: The form.
+        shape: The weight's, `[outputs, inputs, height, width]`.
+        spectra: For each rank of the form, what is lost at the ranks 0, 1, 2, ... (`_spectra`).
+        cost: How many parameters the chain may have.
+        multiple: Ranks are a multiple of this.
+
+    Example:
+        >>> outputs, inputs = np.array([1, 0.4, 0.1, 0.02, 0]), np.array([1, 0.5, 0.2, 0.1, 0])
+        >>> _best_ranks(FORMS["tucker"], (4, 4, 3, 3), [outputs, inputs], cost=72, multiple=1)
+        (2, 2)
+
+        There, (2, 2) holds 52 parameters and loses 0.1 + 0.2; (1, 4) holds 56 and loses 0.4 + 0; (3, 2) would hold 74.
+    """
     most = form.most(shape)
     if len(form.ranks) == 1:
         each = form.parameters(shape, (1,))
         rank = min(int(cost // each), most[0]) // multiple * multiple
         return (rank,) if rank else None
-    best, found = (math.inf, 0), None
+    best, best_ranks = (math.inf, 0), None
     for ranks in product(*(_steps(size, multiple) for size in most)):
-        price = form.parameters(shape, ranks)
-        if price > cost or not _possible(form, shape, ranks):
+        parameters = form.parameters(shape, ranks)
+        if parameters > cost or not _possible(form, shape, ranks):
             continue
-        left_out = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
-        if (left_out, -price) < best:
-            best, found = (left_out, -price), ranks
-    return found
+        lost = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
+        if (lost, -parameters) < best:
+            best, best_ranks = (lost, -parameters), ranks
+    return best_ranks
 
 
 def _possible(form: Form, shape: Sequence[int], ranks: Sequence[int]) -> bool:
-    """In a train, no rank is more than the one beside it times what lies between them."""
+    """Whether a train can have these ranks: none is above the one beside it times the kernel's side between them."""
     if form.name != "tt":
         return True
     (outer, middle, inner), (_, _, height, width) = ranks, shape
@@ -230,6 +309,11 @@ def _possible(form: Form, shape: Sequence[int], ranks: Sequence[int]) -> bool:
 
 
 def _steps(size: int, multiple: int) -> list[int]:
-    """About sixteen ranks up to `size`, multiples of `multiple`."""
+    """About sixteen ranks up to `size`, multiples of `multiple`.
+
+    Example:
+        >>> _steps(40, 8), _steps(6, 4), len(_steps(64, 1))
+        ([8, 16, 24, 32, 40], [4], 16)
+    """
     step = max(multiple, math.ceil(size / 16 / multiple) * multiple)
     return list(range(step, size + 1, step)) or ([size // multiple * multiple] if size >= multiple else [])

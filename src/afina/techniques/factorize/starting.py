@@ -1,4 +1,9 @@
-"""Where the search for a chain starts: a plain decomposition of the weight, scaled by moments taken for a product."""
+"""The chain that `fitting.refine` starts from: a plain decomposition of the weight, scaled by its separable metric.
+
+A plain decomposition (SVD, HOSVD, TT-SVD, CP) is the nearest where all inputs count the same. Where the metric is a
+product `C_i x C_h x C_w` of moments over inputs, rows and columns of the kernel, it is the nearest to the weight times
+the square roots of the three, and each factor is then multiplied by the inverse roots of the letters that it has.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,9 +21,13 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 10, 200
 
 
 def start(problem: Problem, name: str, ranks: Sequence[int], work: float = math.inf) -> list[Tensor]:
-    """Factors of form `name`: nearest to the weight where the metric is `C_i x C_h x C_w`.
+    """Factors of form `name` that are about the nearest to the weight where the metric is `C_i x C_h x C_w`.
 
-    The form `cp`, which has no such minimum in closed form, is near to it after `work` multiply-accumulates.
+    Args:
+        problem: The layer.
+        name: One of `FORMS` but `svd`, which needs no start.
+        ranks: One for each letter of the form's ranks.
+        work: Multiply-accumulates that `cp`, which has no closed form, may take.
     """
     scaled, undo = _scaled(problem)
     plain = partial(_cp, work=work) if name == "cp" else _PLAIN[name]
@@ -27,15 +36,29 @@ def start(problem: Problem, name: str, ranks: Sequence[int], work: float = math.
 
 
 def input_energies(problem: Problem) -> Tensor:
-    """Of each principal component of the inputs, the share of the outputs' squares, largest first, where the metric is
-    taken for a product."""
+    """The share of the outputs' squares that each principal component of the inputs has, largest first: `[inputs]`.
+
+    The metric is taken for a product.
+    """
     scaled, _ = _scaled(problem)
     matrix = scaled.transpose(0, 1).flatten(1)
     return shares(torch.linalg.eigvalsh(matrix @ matrix.T))
 
 
+# Two inputs and a kernel of 1 x 2 make four columns, (input, pixel) 00 01 10 11, with the metric
+#
+#     C = [[5, 1, 4, 0.8],      C_i[i,j] = C[i0,j0] + C[i1,j1] = [[10, 8],       the trace of each 2 x 2 block
+#          [1, 5, 0.8, 4],                                        [8, 10]]
+#          [4, 0.8, 5, 1],      C_w[v,w] = C[0v,0w] + C[1v,1w] = [[10, 2],       the sum of the blocks on the diagonal
+#          [0.8, 4, 1, 5]]                                        [2, 10]]
+#
+# and C_h = [[20]]. C is (C_i x C_h x C_w) / 400 here; other metrics are near to such a product only, which is why the
+# result is a start. The factor 400 does not matter: the nearest chain is the same for every multiple of a metric.
 def _scaled(problem: Problem) -> tuple[Tensor, Callable[[str, Tensor], Tensor]]:
-    """The weight times the square roots of its separable metric, and what takes them from a factor again."""
+    """The weight times the square roots of its separable metric, and a function that takes them out of a factor again.
+
+    The function takes the factor's letters and the factor.
+    """
     _, inputs, height, width = problem.weight.shape
     assert problem.metric.ndim == 2  # a matrix that is taken in blocks has the svd alone
     moments = problem.metric.reshape(inputs, height, width, inputs, height, width)
@@ -59,18 +82,26 @@ def _scaled(problem: Problem) -> tuple[Tensor, Callable[[str, Tensor], Tensor]]:
 
 
 def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of a symmetric matrix, and the inverse of that."""
+    """The square root of a symmetric matrix, and the inverse of that root.
+
+    Example:
+        >>> root, inverse = _root(torch.tensor([[5.0, 4.0], [4.0, 5.0]]))
+        >>> root.numpy().round(3).tolist(), (3 * inverse).numpy().round(3).tolist()
+        ([[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 2.0]])
+    """
     values, vectors = torch.linalg.eigh(moments)
     sizes = values.clamp_min(values[-1].clamp_min(_TINY) * 1e-6).sqrt()
     return (vectors * sizes) @ vectors.T, (vectors / sizes) @ vectors.T
 
 
 def _times(tensor: Tensor, place: int, matrix: Tensor) -> Tensor:
+    """A tensor with one of its dimensions multiplied by a matrix `[size, size]`."""
     product: Tensor = torch.tensordot(tensor, matrix, dims=([place], [0]))
     return product.movedim(-1, place)
 
 
 def _spatial(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """The truncated SVD of the matrix (outputs x width) by (inputs x height) (Jaderberg et al. 2014, scheme 2)."""
     outputs, inputs, height, width = weight.shape
     matrix = weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
     left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -107,7 +138,11 @@ def _tt(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
 
 
 def _cp(weight: Tensor, ranks: Sequence[int], work: float) -> list[Tensor]:
-    """Alternating least squares (Kolda and Bader 2009, figure 3.3); all but the outputs' factor share one product."""
+    """Alternating least squares (Kolda and Bader 2009, "Tensor decompositions and applications", figure 3.3).
+
+    With `W[o,i,h,w] = sum_r a[r,o] b[r,i] u[r,h] v[r,w]`, each factor in turn is the least-squares solution. What the
+    weight times the new `a` is (`[rank, inputs, height, width]`) serves for the other three factors of a round.
+    """
     (rank,) = ranks
     rounds = int(min(max(work / (4 * weight.numel() * rank), _FEWEST_ROUNDS), _MOST_ROUNDS))
     _, inputs, height, width = weight.shape
@@ -116,9 +151,9 @@ def _cp(weight: Tensor, ranks: Sequence[int], work: float) -> list[Tensor]:
     for _ in range(rounds):
         chain = torch.einsum("ri,rh,rw->rihw", b, u, v).flatten(1)
         a = _solved((b, u, v), chain @ flat.T)
-        left = (a @ flat).reshape(rank, inputs, height, width)
-        b = _solved((a, u, v), torch.einsum("rihw,rh,rw->ri", left, u, v))
-        kernels = torch.einsum("rihw,ri->rhw", left, b)
+        without_outputs = (a @ flat).reshape(rank, inputs, height, width)
+        b = _solved((a, u, v), torch.einsum("rihw,rh,rw->ri", without_outputs, u, v))
+        kernels = torch.einsum("rihw,ri->rhw", without_outputs, b)
         u = _solved((a, b, v), torch.einsum("rhw,rw->rh", kernels, v))
         v = _solved((a, b, u), torch.einsum("rhw,rh->rw", kernels, u))
     return [a.T, v, u, b]
@@ -126,22 +161,41 @@ def _cp(weight: Tensor, ranks: Sequence[int], work: float) -> list[Tensor]:
 
 def _cp_start(weight: Tensor, place: int, rank: int) -> Tensor:
     """`[rank, size]`: leading singular vectors of a dimension; a rank above its size has random ones in addition."""
-    own = _leading(weight.movedim(place, 0).flatten(1), rank).T
+    leading = _leading(weight.movedim(place, 0).flatten(1), rank).T
     generator = torch.Generator().manual_seed(place)
-    extra = torch.rand(rank - len(own), own.shape[1], generator=generator, dtype=torch.float64)
-    return torch.cat([own, extra.to(own)])
+    extra = torch.rand(rank - len(leading), leading.shape[1], generator=generator, dtype=torch.float64)
+    return torch.cat([leading, extra.to(leading)])
 
 
-def _solved(others: Sequence[Tensor], seen: Tensor) -> Tensor:
-    """The factor that is nearest, the others fixed, from what they see of the weight."""
-    system = math.prod((factor @ factor.T for factor in others), start=torch.ones(()).to(seen))
+# With rank 2 and `a` and `b` known, c[r,w] is to make sum_r a[r,o] b[r,i] c[r,w] near to W[o,i,w]. The normal equations
+# have a matrix of rank x rank only: the moments of the vectors a[r] times b[r] (of outputs x inputs numbers each) are
+# the products, entry by entry, of the moments of a and of b.
+#
+#     a = [[1, 0],     a a^T = [[1, 1],      b = [[1, 2],     b b^T = [[5, 5],      system = [[5,  5],
+#          [1, 1]]              [1, 2]]           [1, 2]]              [5, 5]]                [5, 10]]
+#
+# Where two terms become the same in all factors, the system is singular: the ridge keeps the solution finite.
+def _solved(others: Sequence[Tensor], product: Tensor) -> Tensor:
+    """The factor `[rank, size]` that is the nearest with the others `[rank, sizes]` fixed.
+
+    Args:
+        others: The other three factors.
+        product: The weight multiplied by the other three, `[rank, size]`.
+
+    Example:
+        >>> a, b, c = torch.tensor([[1.0, 0], [1, 1]]), torch.tensor([[1.0, 2], [1, 2]]), torch.tensor([[3.0], [4]])
+        >>> weight = torch.einsum("ro,ri,rw->oiw", a, b, c)
+        >>> _solved((a, b), torch.einsum("oiw,ro,ri->rw", weight, a, b)).numpy().round(3).tolist()
+        [[3.0], [4.0]]
+    """
+    system = math.prod((factor @ factor.T for factor in others), start=torch.ones(()).to(product))
     system = system + _RIDGE * system.diagonal().mean() * torch.eye(len(system)).to(system)
-    solved: Tensor = torch.linalg.solve(system, seen)
+    solved: Tensor = torch.linalg.solve(system, product)
     return solved
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """Its leading left singular vectors, as columns."""
+    """The leading left singular vectors of a matrix, `[rows, rank]`, or all of them where there are fewer."""
     vectors: Tensor = torch.linalg.eigh(matrix @ matrix.T)[1]
     return vectors[:, -rank:].flip(1)
 

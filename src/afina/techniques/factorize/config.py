@@ -50,8 +50,8 @@ class FactorizeConfig:
         _check_form("method", self.method, METHODS)
         if self.multiple < 1:
             raise InputError(f"multiple is {self.multiple}, and must be 1 or more.")
-        whole = isinstance(self.rank, int)
-        if self.rank is not None and not (self.rank >= 1 if whole else 0 < self.rank < 1):
+        is_count = isinstance(self.rank, int)
+        if self.rank is not None and not (self.rank >= 1 if is_count else 0 < self.rank < 1):
             raise InputError(
                 f"rank is {self.rank}.", why="It is a number, 1 or more, or a share below 1 of the largest rank."
             )

@@ -225,11 +225,11 @@ class Study:
             [*self.config.blocks, *(name for axis in fewer for name in axis.producers or (axis.name,))]
         )
         notes = [*(f"{name}: taken out whole" for name in self.config.blocks), *notes]
-        whole = {name: "the budget is met without it" for name in self.axes if self.axes[name] not in fewer}
+        untouched = {name: "the budget is met without it" for name in self.axes if self.axes[name] not in fewer}
         return pruned, Record(
             step=step_of_config("prune", config),
             touched=tuple(touched),
-            skipped={name: why for name, why in {**self.skipped, **whole}.items() if name not in touched},
+            skipped={name: why for name, why in {**self.skipped, **untouched}.items() if name not in touched},
             before=asdict(cost_of(self.reference)),
             after=asdict(cost_of(pruned)),
             seconds=time.monotonic() - start,

@@ -57,20 +57,20 @@ def apply(network: Network, config: SparsifyConfig, context: Context) -> tuple[N
     else:
         _fit(network, sparse, readers, shares, config, context)
     zeros_of = {reader.name: _zeros(sparse, reader) for reader in readers.values()}
-    whole = {name: "no weight is to go" for name, zeros in zeros_of.items() if not zeros}
-    if len(whole) == len(zeros_of):
+    untouched = {name: "no weight is to go" for name, zeros in zeros_of.items() if not zeros}
+    if len(untouched) == len(zeros_of):
         raise NothingToDo("No weight of this network is to become zero.", why="The sparsity is too small.")
     total = sum(int(np.prod(reader.shape)) for reader in readers.values())
     zeros = sum(zeros_of.values())
     before = asdict(cost_of(network))
     return sparse, Record(
         step=step_of_config("sparsify", config),
-        touched=tuple(name for name in zeros_of if name not in whole),
-        skipped={**skipped, **whole},
+        touched=tuple(name for name in zeros_of if name not in untouched),
+        skipped={**skipped, **untouched},
         before={**before, "nonzero": float(total - sum(_zeros(network, r) for r in readers.values()))},
         after={**before, "nonzero": float(total - zeros)},
         seconds=time.monotonic() - start,
-        notes=(f"{zeros / total:.1%} of {total} weights in {len(zeros_of) - len(whole)} layers are zero",),
+        notes=(f"{zeros / total:.1%} of {total} weights in {len(zeros_of) - len(untouched)} layers are zero",),
     )
 
 
@@ -82,10 +82,10 @@ def readers_of(network: Network, config: SparsifyConfig) -> tuple[dict[str, Read
         NothingToDo: no layer can be made sparse.
     """
     readers, skipped = dict[str, Reader](), dict[str, str]()
-    known = {reader.name for reader in find_readers(network).values()}
+    names = {reader.name for reader in find_readers(network).values()}
     for name in (*config.skip, *config.layers):
-        if name not in known:
-            raise InputError(f"There is no layer {name!r} to make sparse.", fix=did_you_mean(name, known))
+        if name not in names:
+            raise InputError(f"There is no layer {name!r} to make sparse.", fix=did_you_mean(name, names))
     for name, reader in find_readers(network).items():
         if reader.name in config.skip:
             skipped[reader.name] = "asked to stay whole"

@@ -121,7 +121,7 @@ class QuantizeConfig:
     def plain(self) -> dict[str, Any]:
         """What differs from the defaults, and weights and activations in any case, as a record holds it.
 
-        `from_plain` reads it, and so does `Technique.read`, also after it has been through JSON.
+        `Technique.read` makes the same configuration of it again, also after it has been through JSON.
         """
         default = QuantizeConfig()
         changed = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
@@ -130,17 +130,6 @@ class QuantizeConfig:
         if self.policy != default.policy:
             changed["policy"] = self.policy.plain()
         return {"weights": self.weights, "activations": self.activations, **changed}
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `plain` was made of: `QuantizeConfig.from_plain(record.step.config)` replays a record.
-
-        Raises:
-            InputError: a value that does not exist.
-            TypeError: a name that does not exist.
-        """
-        layers = tuple((name, Precision.parse(text)) for name, text in values.get("layers", {}).items())
-        return cls(**{**values, "layers": layers, "policy": IntegerPolicy(**values.get("policy", {}))})
 
     @property
     def default(self) -> Precision:

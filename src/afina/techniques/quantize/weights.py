@@ -81,7 +81,7 @@ def _correct_biases(prepared: Prepared, context: Context) -> int:
     biases = {n.name: str(n.args[2].target) for n in layers}
     exact = {n.name: attribute(reference.module, str(n.args[1].target)).detach() for n in layers}
     images = context.first(float(cost_of(reference).macs), _IMAGES_FOR_BIASES)
-    with prepared.held() as network, network.inference():
+    with prepared.rounded_once() as network, network.inference():
         errors = _WeightErrors(network, exact)
         parts = images.split(network.batch)
         for part in parts:

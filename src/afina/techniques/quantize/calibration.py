@@ -125,7 +125,7 @@ def _refine(edges: list[ActivationEdge], best: Method, least: float, loss: Calla
         best: That method.
         least: The change of the outputs by then.
         loss: The change of the outputs as the edges are.
-        runs: How often `loss` may be asked for.
+        runs: How often `loss` may be computed.
 
     Returns:
         How many activations changed.

@@ -32,7 +32,7 @@ class Edge(ObserverBase):
         name: Name of the weight, or of the node whose output is quantized.
         grid: The integers that there are.
         on: Whether to simulate.
-        scale: The real size of one step; a parameter, which is trained only where that is asked for.
+        scale: The real size of one step; a parameter, which is trained only after `Prepared.learn`.
         zero: The zero points (int32), in the shape of `scale`.
     """
 

@@ -93,7 +93,7 @@ class Prepared:
 
     Attributes:
         network: The graph with the edges in it; computes in float until they are on. Its weights are the source's
-            until they are copied (`graph.stored.own`) to be written.
+            until they are copied to be written.
         placement: Which layers are quantized, and why others are not.
         activations: The edges of activations, by node; an edge that several nodes share is there once.
         weights: The edges of weights, by the name of the weight.

@@ -112,8 +112,8 @@ def _normalize(node: Node) -> None:
     node.target, node.args = operator.getitem, (norm, 0)
 
 
-def _pass_on(node: Node) -> None:
-    """Dropout, which does nothing in inference."""
+def _skip_dropout(node: Node) -> None:
+    """Take out dropout, which does nothing in inference."""
     if not node.args[2]:
         _skip(node)
 
@@ -143,8 +143,8 @@ def _subtract(node: Node) -> None:
 _REWRITES: dict[Any, Callable[[Node], None]] = {
     _aten.adaptive_avg_pool2d.default: _pool,
     _aten.batch_norm.default: _normalize,
-    _aten.dropout.default: _pass_on,
-    _aten.dropout_.default: _pass_on,
+    _aten.dropout.default: _skip_dropout,
+    _aten.dropout_.default: _skip_dropout,
     _aten.rsub.Scalar: _subtract,
     _aten.to.dtype: _convert,
 }

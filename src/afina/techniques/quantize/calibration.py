@@ -46,7 +46,7 @@ def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
     precisions = {config.default.activations, *(precision.activations for _, precision in config.layers)}
     if config.calibration == "auto" and context.calibration is not None and not precisions <= {"none", "int16"}:
         macs = float(cost_of(source.network).macs)
-        count = min(_to_compare(macs), context.images // _PART)
+        count = min(_images_to_compare(macs), context.images // _PART)
         is_worth_it = count >= _FEWEST_IMAGES and macs <= _most_macs()
         source.held_out_count = count if is_worth_it else 0
 
@@ -80,7 +80,7 @@ def choose_ranges(prepared: Prepared, context: Context) -> list[str]:
     return [*notes, _compare(prepared, edges, images, runs=int(_WORK / macs / len(images)))]
 
 
-def _to_compare(macs: float) -> int:
+def _images_to_compare(macs: float) -> int:
     """How many images the methods are compared on, for a network of that many MACs."""
     return int(min(max(_WORK / max(macs, 1.0) / (4 * len(METHODS)), _FEWEST_IMAGES), _MOST_IMAGES))
 

@@ -143,7 +143,12 @@ class QuantizeConfig:
         return dict(self.layers).get(layer, self.default)
 
     def with_layers(self, layers: Mapping[str, Precision]) -> Self:
-        """A copy with these precisions of single layers added, or in the place of those that it has for them."""
+        """A copy with these precisions of single layers added, or in the place of those that it has for them.
+
+        Example:
+            >>> QuantizeConfig(layers=(("head", FLOAT),)).with_layers({"head": Precision("int4", "none")}).plain()
+            {'weights': 'int8', 'activations': 'int8', 'layers': {'head': 'int4 x none'}}
+        """
         return replace(self, layers=tuple({**dict(self.layers), **layers}.items()))
 
     def weight_grid(self, precision: Precision) -> Grid:
@@ -158,7 +163,12 @@ class QuantizeConfig:
 
 
 def bits_of(name: str) -> int:
-    """The number of bits in the name of an integer type: 8 for `int8`."""
+    """The number of bits in the name of an integer type.
+
+    Example:
+        >>> bits_of("int8")
+        8
+    """
     return int(name.removeprefix("int"))
 
 

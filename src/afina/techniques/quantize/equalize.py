@@ -39,11 +39,13 @@ _HOMOGENEOUS = frozenset(
 )
 _PRODUCERS = frozenset(("conv1d", "conv2d", "conv3d", "linear", "layer_norm"))
 _READERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+# The strengths `a` that are tried.
 _STRENGTHS = (0.5, 0.75)
-_IMAGES, _FEWEST = 64, 8
-_WORK = 4e10
-# The network's outputs must gain this share for scale to be moved.
+# Images that these are compared on: as many as this number of MACs allows, between the fewest and the most.
+_WORK, _FEWEST_IMAGES, _MOST_IMAGES = 4e10, 8, 64
+# The change of the outputs must fall by this share for scale to be moved.
 _WORTH = 0.03
+# A channel is scaled by no more than this, up or down.
 _MOST_SCALE, _TINY = 100.0, 1e-8
 
 
@@ -72,7 +74,7 @@ def equalize(source: Source, config: QuantizeConfig, context: Context) -> tuple[
     if config.equalize == "none" or config.default.activations == "none" or not links or context.calibration is None:
         return source, ()
     macs = float(cost_of(source.network).macs)
-    images = context.first(macs, int(min(max(_WORK / macs, _FEWEST), _IMAGES)))
+    images = context.first(macs, int(min(max(_WORK / macs, _FEWEST_IMAGES), _MOST_IMAGES)))
     largest_values = _largest_values(source.network, links, images)
     exact = Effect(source.network, images)
     best, least, strength = source, _loss(source, config, images, exact), 0.0

@@ -17,11 +17,13 @@ from afina.techniques.quantize.grids import Grid
 
 Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BINS = 8192
-_SHRINK_STEPS = 64
+# Shares of a range that are tried by `mse` (half as many by `entropy`), from the smallest up to 1; and how often `mse`
+# starts again from the smallest.
+_SHRINK_STEPS, _SMALLEST_SHRINK, _SHRINKS = 64, 0.4, 5
 # Values of one batch that are counted: counting more took as long as a quarter of a ResNet-50, and changed no range.
 _COUNTED = 2**15
-_SMALLEST_SHRINK, _SHRINKS = 0.4, 5
-_SHARE_KEPT = 0.9999
+# The share of the values that `percentile` does not clip.
+_SHARE_INSIDE = 0.9999
 # The share that a moving average keeps of its value, over so many images.
 _MEMORY, _REMEMBERED = 0.9, 64
 # Grids of more codes than this are finer than what a histogram can tell apart.
@@ -41,8 +43,8 @@ class Histogram:
 
     Attributes:
         reach: The end of the range that is counted; 0 until a value other than 0 is counted.
-        low: The smallest value, or 0 where that is smaller.
-        high: The largest value, or 0 where that is larger.
+        low: The smallest value so far; 0 where all are positive.
+        high: The largest value so far; 0 where all are negative.
         average: The moving average of the batches' smallest and largest values; None before the first batch.
         counts: How many values fell into each bin, `[8192]` (float64).
 
@@ -163,7 +165,7 @@ def _percentile(histogram: Histogram, grid: Grid) -> tuple[float, float]:
     """The range that holds 99.99% of the values, the same share left out at both ends."""
     centers, counts = histogram.values()
     share = counts.cumsum(0) / counts.sum()
-    outside = (1 - _SHARE_KEPT) / 2
+    outside = (1 - _SHARE_INSIDE) / 2
     last = len(centers) - 1
     first = min(int(torch.searchsorted(share, outside)), last)
     end = min(int(torch.searchsorted(share, 1 - outside)), last)

@@ -39,13 +39,16 @@ from torch import Tensor
 from afina.techniques.quantize.grids import Granularity, Grid
 from afina.techniques.quantize.scales import best_scales
 
+# What is added to the diagonal of a moment, as a share of its mean.
 _DAMPING, _TINY = 1e-4, 1e-12
 # Inputs whose changes are passed on to all later ones together, and rows that are worked on together: the changes of
 # a panel stay in the processor's cache.
 _PANEL, _ROWS = 128, 1024
 # Scales that are tried around the one that suits the weights alone, where codes are few.
 _FACTORS = (1.0, 0.92, 0.84, 1.08)
+# Sweeps over all codes, and turns of scales and codes, at most.
 _SWEEPS, _ROUNDS = 4, 3
+# So few bits that other scales are tried.
 _FEW_BITS = 4
 
 

@@ -29,7 +29,9 @@ from afina.techniques.quantize.scales import best_scales
 
 # From so many bits on, rounding to nearest with corrected biases loses no more (33.5 dB each on a ResNet-20).
 _ENOUGH_BITS = 8
+# Images that the errors of biases are averaged over, at most.
 _IMAGES_FOR_BIASES = 32
+# The ridge of least squares, as a share of the mean square of the inputs.
 _RIDGE = 1e-3
 _TINY = 1e-12
 
@@ -56,8 +58,8 @@ def round_layers(prepared: Prepared, context: Context) -> list[str]:
         corrected = _correct_biases(prepared, context) if context.calibration is not None else 0
         return [f"Weights of {len(edges)} layers rounded to nearest, {corrected} biases corrected."]
     readers = {name: reader for name, reader in find_readers(prepared.source.network).items() if name in edges}
-    readers = {name: reader for name, reader in readers.items() if _takes(reader, edges[name])}
-    done = _by_outputs(prepared, readers, context)
+    readers = {name: reader for name, reader in readers.items() if _can_be_solved(reader, edges[name])}
+    done = _round_by_outputs(prepared, readers, context)
     return [f"Weights of {done} of {len(edges)} layers rounded by their layers' outputs (Gram matrices)."]
 
 
@@ -133,11 +135,11 @@ def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
     known = prepared.source.scales if is_of_source else {}
     key = (edge.name, edge.grid, edge.granularity, prepared.config.power_of_two)
     if key not in known:
-        known[key] = _nearest(weight, edge, prepared.config.power_of_two)
+        known[key] = _nearest_scales(weight, edge, prepared.config.power_of_two)
     edge.set(*known[key])
 
 
-def _nearest(weight: Tensor, edge: WeightEdge, power_of_two: bool) -> tuple[Tensor, Tensor]:
+def _nearest_scales(weight: Tensor, edge: WeightEdge, power_of_two: bool) -> tuple[Tensor, Tensor]:
     flat = weight.flatten(1)[None]
     try:
         return _flat(*best_scales(flat, flat.new_ones(1, flat.shape[2]), edge.grid, edge.granularity, power_of_two))
@@ -153,7 +155,7 @@ def _flat(scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
     return scale.flatten(0, 1), zero.flatten(0, 1)
 
 
-def _takes(reader: Reader, edge: WeightEdge) -> bool:
+def _can_be_solved(reader: Reader, edge: WeightEdge) -> bool:
     """Whether a layer can be rounded by its outputs.
 
     A wide layer is solved in blocks of its inputs: blocks of weights that share a scale must not cross those.
@@ -161,7 +163,7 @@ def _takes(reader: Reader, edge: WeightEdge) -> bool:
     return reader.blocks == 1 or edge.granularity.kind != "block" or reader.width % edge.granularity.block == 0
 
 
-def _of_blocks(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
+def _scales_by_block(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
     """Scales and zero points of a wide layer, for each block that it is solved in: `[stack, outputs, blocks]`.
 
     For 2 outputs and 9 inputs, of which 3 at a time share a scale, solved in blocks of 6 inputs, the scales
@@ -178,8 +180,19 @@ def _of_blocks(reader: Reader, edge: WeightEdge) -> tuple[Tensor, Tensor]:
     return parts[0], parts[1]
 
 
-def _by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context) -> int:
-    """Groups of layers in the order of the graph; each is solved for the inputs that those before it give by then."""
+def _round_by_outputs(prepared: Prepared, readers: dict[str, Reader], context: Context) -> int:
+    """Round layers in the order of the graph, each for the inputs that the layers before it give by then.
+
+    Where a network is so large that one pass over the images for each layer is too much, several are rounded in one.
+
+    Args:
+        prepared: With all edges on, and all weights rounded to nearest.
+        readers: The layers to round, by the name of the weight, in the order of the graph.
+        context: Calibration images.
+
+    Returns:
+        How many layers were rounded.
+    """
     reference, network = prepared.source.network, prepared.network
     parts, enough = passes(list(readers), reference, context.images)
     with context.progress.work("Rounding layers", len(readers)) as bar:
@@ -225,7 +238,7 @@ def _solve(prepared: Prepared, reader: Reader, moments: Moments, alone: bool) ->
             mean_output = float_output - bias.reshape(float_output.shape)
     mask = _zero_mask(prepared, reader)
     if reader.blocks > 1:
-        scales = _of_blocks(reader, edge)
+        scales = _scales_by_block(reader, edge)
         rounded = round_weights(target, moment, edge.grid, edge.granularity, scales=scales, stays_zero=mask)
     else:
         power = prepared.config.power_of_two

@@ -95,6 +95,7 @@ def _translate(network: "Network") -> "ir.Model":
 
 
 def _exported(program: Any) -> "ir.Model":
+    """An exported program as torch.onnx translates it."""
     import torch
 
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}

@@ -45,6 +45,7 @@ def plain_program(network: "Network") -> ExportedProgram:
 
 
 def _in_plain_ops(graph: Graph) -> None:
+    """Rewrite ops in place: those that write become those that give, and those of `_REWRITES` become plain ones."""
     # Once before: what is skipped may be all that keeps a write from its source. Once after: dropout hides sources.
     for step in (_make_functional, _rewrite, _make_functional):
         for node in list(graph.nodes):

@@ -95,7 +95,7 @@ def _bias_of(node: Any) -> tuple[Any, Any] | None:
 
 
 def weigh_borders(model: Any) -> None:
-    """Give average pools of quantized networks that count their padding another form of the same mean.
+    """Write average pools that count their padding as pools that leave it out, times a share; in quantized networks.
 
     The plugin moves the zero point of a quantized input behind the pool, and forgets that the padding has one too: the
     lowest value of the range stands for its zeros. So the pool leaves the padding out, and its output is multiplied by

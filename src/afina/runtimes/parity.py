@@ -192,6 +192,7 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def _remedy(network: "Network", *, amplifies: bool) -> str:
+    """What a user can do about a file that differs too much."""
     from afina.graph.quantized import is_quantized
 
     if amplifies:

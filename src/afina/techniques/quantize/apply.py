@@ -21,7 +21,7 @@ _TABLE_IMAGES = 8
 
 
 def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[Network, Record]:
-    """The network in integers, and a record: a graph of quantize and dequantize operators around the original ones.
+    """Quantize a network: gives its graph with quantize and dequantize operators in it, and the record of the step.
 
     Batch norms are folded; ranges of activations come from the calibration images; weights are rounded layer by layer
     in the order of the graph, on inputs that are quantized already.
@@ -48,7 +48,7 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
 
 
 def draft(source: Source, config: QuantizeConfig, context: Context) -> Network:
-    """A network of the form and speed that `apply` gives, its ranges and weights chosen without care."""
+    """A network of the form and speed that `apply` gives, fast to make: ranges to the extremes, weights to nearest."""
     prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest", equalize="none"))
     prepared.calibrate(context, "minmax")
     round_layers(prepared, Context())

@@ -33,7 +33,7 @@ _SAFE: Method = "mse"
 
 
 def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
-    """Set `source.held_out_count`: of how many calibration images methods are compared on, and no histograms are made.
+    """Set `source.held_out_count`: on how many images methods are compared, which are left out of the histograms.
 
     None are held out where images are few, where the network is very large, or where there is no choice of methods. On
     the images that it was found on, the widest range looks better than it is, since it cuts nothing off there.

@@ -72,6 +72,7 @@ def outliers_note(layers: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _weight_outliers(weight: Tensor, edge: WeightEdge) -> dict[str, Any]:
+    """The entries of a layer's row on its weight; none where that has no outliers, or is stored in 16-bit floats."""
     values = weight.flatten().float()
     ones = torch.ones_like(values)
     reach = _reach(values, ones)
@@ -86,6 +87,7 @@ def _weight_outliers(weight: Tensor, edge: WeightEdge) -> dict[str, Any]:
 
 
 def _input_outliers(edge: ActivationEdge, is_equalized: bool) -> dict[str, Any]:
+    """The entries of a layer's row on what it reads, by the histogram; none where that has no outliers."""
     values, counts = (tensor.float() for tensor in edge.histogram.values())
     reach = _reach(values, counts)
     if reach <= _FAR:
@@ -140,6 +142,7 @@ def _without_outliers(values: Tensor, counts: Tensor, grid: Grid) -> float:
 
 
 def _noise(values: Tensor, counts: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> float:
+    """Mean squared error of values, each of which is there `counts` times, with one scale."""
     return _mean((fake_quantize(values, scale, zero, grid) - values).square(), counts)
 
 
@@ -148,4 +151,10 @@ def _mean(values: Tensor, counts: Tensor) -> float:
 
 
 def _db(more: float, less: float) -> float:
+    """The ratio of two mean squares in decibels, with one decimal.
+
+    Example:
+        >>> _db(100.0, 1.0), _db(1.0, 2.0)
+        (20.0, -3.0)
+    """
     return round(max(10 * math.log10(max(more, _TINY) / max(less, _TINY)), -_MOST_DB), 1) + 0.0

@@ -201,7 +201,10 @@ class Placement(Quantizer):
             self._annotate_output(node, self.precisions[source])
 
     def _annotate_joined(self, node: Node) -> None:
-        """One scale for joined channels where a layer with weights in integers reads them, even one left in float."""
+        """Give concatenated channels one scale, where a layer with integer weights reads them, even in float.
+
+        All of them have to be quantized already.
+        """
         known = [self.precisions.get(mover_source(source)) for source in _sources(node)]
         precisions = [precision for precision in known if precision is not None]
         read = any(reader.target in WEIGHTED and layer_name(reader) in self.quantized for reader in _readers(node))
@@ -217,7 +220,7 @@ class Placement(Quantizer):
         return node
 
     def _is_joined(self, node: Node) -> bool:
-        """Whether `node` is the convolution in which the runtime computes the addition that alone reads its output."""
+        """Whether an addition alone reads the convolution `node`, and the runtime computes it inside that one."""
         policy = self.config.policy
         last = policy.additions == "in convolution"
         if not (last or policy.convolution_absorbs_every_addition):
@@ -305,6 +308,7 @@ def _readers(node: Node) -> Iterator[Node]:
 
 
 def _moves(node: Node) -> bool:
+    """Whether an operator only moves the values of its first input, or picks some, so that they stay on their grid."""
     return node.target in _MOVING or (node.target is aten.pad.default and _pads_on_grid(node))
 
 

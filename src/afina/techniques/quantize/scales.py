@@ -50,6 +50,7 @@ def best_scales(
 def _best_scales(
     w: Tensor, importance: Tensor, grid: Grid, granularity: Granularity, power_of_two: bool
 ) -> tuple[Tensor, Tensor]:
+    """As `best_scales`, in one piece."""
     blocks = _in_blocks(w, granularity)
     low, high = blocks.amin(3), blocks.amax(3)
     weight_of_error = _in_blocks(importance[:, None].expand(-1, w.shape[1], -1), granularity)

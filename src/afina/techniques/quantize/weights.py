@@ -64,6 +64,7 @@ def round_layers(prepared: Prepared, context: Context) -> list[str]:
 
 
 def _method(prepared: Prepared, context: Context) -> str:
+    """`nearest` or `gram`: as the configuration says, by bits where it says `auto`, `nearest` without images."""
     rounding = prepared.config.rounding
     if context.calibration is None:
         return "nearest"
@@ -140,6 +141,7 @@ def take_nearest(prepared: Prepared, edge: WeightEdge) -> None:
 
 
 def _nearest_scales(weight: Tensor, edge: WeightEdge, power_of_two: bool) -> tuple[Tensor, Tensor]:
+    """Scales and zero points `[outputs, blocks]` of least squared error of a weight `[outputs, ...]`."""
     flat = weight.flatten(1)[None]
     try:
         return _flat(*best_scales(flat, flat.new_ones(1, flat.shape[2]), edge.grid, edge.granularity, power_of_two))

@@ -25,6 +25,7 @@ from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import CALIBRATIONS
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.prepared import Prepared
+from afina.techniques.quantize.technique import TECHNIQUE
 from afina.techniques.quantize.weights import round_layers
 from afina.training import FitConfig, fit
 from afina.types import TaskSpec
@@ -655,7 +656,7 @@ def test_a_record_says_enough_to_quantize_again(digits_network):
     layers = (("down", Precision("int4", "none")), ("head", FLOAT))
     config = QuantizeConfig(granularity="tensor", layers=layers, policy=policy, **QUICK)
     first, record = apply(digits_network, config, _context())
-    again = QuantizeConfig.from_plain(json.loads(json.dumps(record.step.config)))
+    again = TECHNIQUE.read(json.loads(json.dumps(record.step.config)))
     assert again == config
     second, _ = apply(digits_network, again, _context())
     held = second.module.state_dict()

@@ -26,28 +26,36 @@ class Session(Protocol):
     """A loaded file, ready to run."""
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Outputs (float32) for a batch of preprocessed images (float32 [N, C, H, W])."""
+        """Run a batch of preprocessed images.
+
+        Args:
+            images: float32 `[N, C, H, W]`, scaled and normalized as the file's metadata says.
+
+        Returns:
+            The file's outputs, float32 `[N, ...]` each, in the order in which the file has them.
+        """
 
 
 class Runtime(ABC):
     """One way to deploy: a file format and the library that runs it.
 
-    A subclass says what is different: how a file is written (`_write`), opened (`_open`), and what it says about
-    itself (`_metadata`). The library is imported inside methods only, so that a missing one is not an error until
+    A subclass says what is different: how a file is written (`_write`), opened (`_open`), and how its metadata are
+    read (`_metadata`). The library is imported inside methods only, so that a missing one is not an error until
     it is needed.
 
     Attributes:
-        name: Its name in the table and on the command line.
+        name: The runtime's name in the table and on the command line.
         extra: The extra of this package that installs the library; None where it is always there.
-        format: What its files are called in `afina export --to`.
+        format: The name of its files' format in `afina export --to`.
         suffix: The ending of its files, with the dot, in small letters.
         package: The library's distribution, which is also what it is imported as.
         usage: Python code that loads a file and runs it, for people who deploy it: `{file}` stands for its path (other
             braces are doubled). It reads the batch `x` (float32 `[N, C, H, W]`), and leaves the outputs of the first
             image in `scores`.
-        integers: Where it likes integers, and how; `policy` completes it for this machine.
-        stored_bits: For each number of bits that weights may have, how many the file takes for one.
-        activation_bits: Bits of activations that it can compute with, or undo and compute in float.
+        integers: Where the runtime likes integers, and how; `policy` completes it for this machine.
+        stored_bits: For each number of bits that weights may have, how many bits of the file one weight takes.
+        activation_bits: The numbers of bits that activations may have: the runtime computes with them, or dequantizes
+            them and computes in float.
     """
 
     name: ClassVar[str]
@@ -74,7 +82,7 @@ class Runtime(ABC):
     def policy(self) -> IntegerPolicy:
         """How a network is quantized for this runtime on this machine: `integers`, with the bits of int8 weights.
 
-        A runtime whose products cannot saturate (it computes in float, or sums up in 32 bits everywhere) returns
+        A runtime whose products cannot saturate (it computes in float, or adds in 32 bits everywhere) returns
         `integers` as it is.
         """
         return replace(self.integers, int8_weight_bits=int8_weight_bits())
@@ -84,7 +92,7 @@ class Runtime(ABC):
         return False
 
     def check_integers(self, activations: str) -> None:
-        """Raise `InputError`, naming those that there are, where activations in that precision cannot be run."""
+        """Raise `InputError` where the runtime cannot run activations of a type: `none` (float), `int8`, ..."""
         if activations != "none" and int(activations.removeprefix("int")) not in self.activation_bits:
             known = ", ".join(f"int{bits}" for bits in self.activation_bits)
             raise InputError(
@@ -98,7 +106,7 @@ class Runtime(ABC):
         return self.usage.format(file=file)
 
     def start(self) -> None:
-        """Import the library and load its kernels, so that what is measured after this is the file's own."""
+        """Import the library and load its kernels, so that times and memory measured after this are those of a file."""
         importlib.import_module(self.package)
 
     def files(self, path: Path) -> tuple[Path, ...]:
@@ -197,7 +205,21 @@ class Runtime(ABC):
 def in_fixed_batches(
     run: Callable[[np.ndarray], tuple[np.ndarray, ...]], images: np.ndarray, size: int
 ) -> tuple[np.ndarray, ...]:
-    """Run images through a file that takes exactly `size` at a time: the last batch is filled up, and cut again."""
+    """Run images through a file that takes exactly `size` at a time: the last batch is filled up, and cut again.
+
+    Args:
+        run: Runs a batch of exactly `size` images.
+        images: `[N, C, H, W]`, one or more.
+        size: Images in one batch of the file.
+
+    Returns:
+        The outputs for the N images.
+
+    Example:
+        >>> sums = in_fixed_batches(lambda batch: (batch.sum(axis=1),), np.arange(10).reshape(5, 2), size=2)
+        >>> sums[0].tolist()
+        [1, 5, 9, 13, 17]
+    """
     missing = -len(images) % size
     filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
     parts = [run(filled[start : start + size]) for start in range(0, len(filled), size)]
@@ -205,5 +227,6 @@ def in_fixed_batches(
 
 
 def _flush(file: Path) -> None:
+    """Wait until a file is on the disk."""
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())

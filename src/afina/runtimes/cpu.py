@@ -16,7 +16,7 @@ def int8_weight_bits() -> Literal[7, 8]:
     16 signed bits and saturates: 2 x 255 x 127 = 64770 is more than 32767, 2 x 255 x 63 = 32130 is not. ONNX Runtime
     and OpenVINO both use it. Measured on an AVX2 machine with a trained ResNet-20: with 8-bit weights the file's
     outputs are 16 dB (ONNX Runtime) and 15 dB (OpenVINO) above their difference to the exact answer, with 7 bits 36
-    and 34 dB. VNNI, AMX and ARM accumulate in 32 bits: 8. A processor that cannot be asked counts as one without.
+    and 34 dB. VNNI, AMX and ARM accumulate in 32 bits: 8. A processor that cannot be asked counts as one without VNNI.
     """
     machine = platform.machine().lower()
     if machine in ("arm64", "aarch64"):

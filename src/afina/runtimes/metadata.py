@@ -24,7 +24,16 @@ def describe(network: "Network") -> dict[str, str]:
 
 
 def parse(texts: Mapping[str, str]) -> tuple[InputSpec, TaskSpec] | None:
-    """What the two texts say; None where one of them is missing or is not what `describe` writes."""
+    """The input and the task that the two texts describe; None where one is missing or is not as `describe` writes it.
+
+    Example:
+        >>> text = '{"height":8,"width":8,"mean":[0.5],"std":[0.2],"order":"L"}'
+        >>> spec, task = parse({INPUT_KEY: text, TASK_KEY: '{"name":"classify","labels":["cat","dog"]}'})
+        >>> spec.shape, task.labels
+        ((1, 8, 8), ('cat', 'dog'))
+        >>> parse({INPUT_KEY: text}) is None
+        True
+    """
     try:
         return parse_values(json.loads(texts[INPUT_KEY]), json.loads(texts[TASK_KEY]))
     except (KeyError, ValueError):
@@ -32,7 +41,7 @@ def parse(texts: Mapping[str, str]) -> tuple[InputSpec, TaskSpec] | None:
 
 
 def parse_values(input: Any, task: Any) -> tuple[InputSpec, TaskSpec] | None:
-    """The same from values that JSON has been read into already."""
+    """As `parse`, from the values of the two JSON texts."""
     try:
         spec = InputSpec(**{**input, "mean": tuple(input["mean"]), "std": tuple(input["std"])})
         return spec, TaskSpec(task["name"], tuple(task["labels"]))

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def constant(value: "ir.Value | None") -> Any:
-    """The value as an array where it is known, else None."""
+    """The value as a numpy array where it is a constant, else None."""
     import onnx_ir as ir
 
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
@@ -15,7 +15,7 @@ def constant(value: "ir.Value | None") -> Any:
 
 
 def new_constant(graph: "ir.Graph", name: str, array: Any) -> "ir.Value":
-    """An initializer of the graph."""
+    """A constant of the graph (an initializer), added under a name that no other value has."""
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=name)

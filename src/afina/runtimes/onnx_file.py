@@ -80,13 +80,14 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
 
 
 def _translate(network: "Network") -> "ir.Model":
-    whole = for_onnx(network)
+    """The network as torch.onnx translates it, simplified."""
+    prepared = for_onnx(network)
     with torch_onnx():
         try:
             try:
-                model = _exported(plain_program(whole))
-            except Exception:  # mostly an op that only the general way breaks up; else that way fails too, and is told
-                model = _exported(whole.exported())
+                model = _exported(plain_program(prepared))
+            except Exception:  # mostly an op that only the general way breaks up; else that way fails too, and says why
+                model = _exported(prepared.exported())
         except Exception as error:
             raise _failure(error) from error
         _simplify(model)
@@ -94,6 +95,7 @@ def _translate(network: "Network") -> "ir.Model":
 
 
 def _exported(program: Any) -> "ir.Model":
+    """An exported program as torch.onnx translates it."""
     import torch
 
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
@@ -209,7 +211,7 @@ def _holds_halves(network: "Network") -> bool:
 
 
 def _store_half(graph: "ir.Graph") -> None:
-    """Keep float32 weights of two or more dimensions in 16 bits where that changes none, with a Cast behind them."""
+    """Store float32 weights of two or more dimensions in 16 bits where that changes none, with a Cast behind them."""
     import onnx_ir as ir
 
     for name, value in list(graph.initializers.items()):
@@ -292,7 +294,7 @@ def _shorten_names(graph: "ir.Graph") -> None:
     values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     fixed = {*graph.inputs, *graph.outputs}
     for value in values:
-        if value.name and value not in fixed:  # an output without a name is an optional one that is not wanted
+        if value.name and value not in fixed:  # an output without a name is an optional one that nobody reads
             value.name = f"afina.{value.name}"  # out of the way of the short names that follow
     for value in values:
         if value not in fixed:
@@ -306,6 +308,7 @@ def _shorten_names(graph: "ir.Graph") -> None:
 
 
 def _serialize(model: "ir.Model") -> bytes:
+    """The model as the bytes of a file, checked. Raises `Unsupported` where they do not fit in one."""
     import onnx
     import onnx_ir as ir
 
@@ -329,6 +332,12 @@ def _plain(value: Any) -> Any:
 
 
 def _base36(number: int) -> str:
+    """A number in digits 0 to 9 and a to z.
+
+    Example:
+        >>> _base36(35), _base36(36)
+        ('z', '10')
+    """
     digits = ""
     while True:
         number, digit = divmod(number, 36)

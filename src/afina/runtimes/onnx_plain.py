@@ -45,6 +45,7 @@ def plain_program(network: "Network") -> ExportedProgram:
 
 
 def _in_plain_ops(graph: Graph) -> None:
+    """Rewrite ops in place: those that write become those that give, and those of `_REWRITES` become plain ones."""
     # Once before: what is skipped may be all that keeps a write from its source. Once after: dropout hides sources.
     for step in (_make_functional, _rewrite, _make_functional):
         for node in list(graph.nodes):
@@ -61,7 +62,7 @@ def _make_functional(node: Node) -> None:
 
 
 def _functional(op: OpOverload) -> OpOverload | None:
-    """The op that gives a new tensor, where there is one with the same options."""
+    """The op that gives a new tensor in the place of one that writes, where there is one with the same options."""
     name = op._schema.name.removeprefix("aten::")
     twin = getattr(getattr(_aten, name.removesuffix("_"), None), op._overloadname, None) if name.endswith("_") else None
     return twin if twin is not None and _options(twin) == _options(op) else None
@@ -69,22 +70,24 @@ def _functional(op: OpOverload) -> OpOverload | None:
 
 def _is_one_type(node: Node) -> bool:
     """Whether nothing that an op reads would change the type of what it gives."""
-    own = node.meta["val"].dtype
-    return all(getattr(read.meta["val"], "dtype", own) == own for read in node.all_input_nodes)
+    dtype = node.meta["val"].dtype
+    return all(getattr(read.meta["val"], "dtype", dtype) == dtype for read in node.all_input_nodes)
 
 
 def _options(op: OpOverload) -> list[str]:
+    """The names of an op's arguments behind the first."""
     return [argument.name for argument in op._schema.arguments[1:]]
 
 
 def _rewrite(node: Node) -> None:
+    """Write an op in ops that torch.onnx need not break up, where `_REWRITES` says how."""
     rewrite = _REWRITES.get(node.target)
     if rewrite is not None:
         rewrite(node)
 
 
 def _pool(node: Node) -> None:
-    """Means over areas that are of one size; others are left."""
+    """Adaptive average pooling as a mean or an average pool, where all areas are of one size (6 pixels to 3, not 4)."""
     source: Any = node.args[0]
     before, after = source.meta["val"].shape[-2:], list(node.args[1])  # type: ignore[arg-type]
     if after == [1, 1]:
@@ -97,7 +100,7 @@ def _pool(node: Node) -> None:
 
 
 def _normalize(node: Node) -> None:
-    """Batch norm by its running statistics, as the op that has no other way."""
+    """Batch norm by its running statistics, as the op that cannot train."""
     x, weight, bias, mean, variance, training, momentum, eps, _ = node.args
     if training or mean is None or variance is None:
         return
@@ -110,21 +113,21 @@ def _normalize(node: Node) -> None:
     node.target, node.args = operator.getitem, (norm, 0)
 
 
-def _pass_on(node: Node) -> None:
-    """Dropout, which does nothing in inference."""
+def _skip_dropout(node: Node) -> None:
+    """Take out dropout, which does nothing in inference."""
     if not node.args[2]:
         _skip(node)
 
 
 def _skip(node: Node) -> None:
-    """Let those who read an op that does nothing read what it reads; an output stays its own."""
+    """Take out an op that does nothing: its readers read its input. The output of the network is left as it is."""
     if not any(user.op == "output" for user in node.users):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         node.graph.erase_node(node)
 
 
 def _convert(node: Node) -> None:
-    """To another type."""
+    """A conversion to another type, as the op that copies."""
     node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
@@ -141,8 +144,8 @@ def _subtract(node: Node) -> None:
 _REWRITES: dict[Any, Callable[[Node], None]] = {
     _aten.adaptive_avg_pool2d.default: _pool,
     _aten.batch_norm.default: _normalize,
-    _aten.dropout.default: _pass_on,
-    _aten.dropout_.default: _pass_on,
+    _aten.dropout.default: _skip_dropout,
+    _aten.dropout_.default: _skip_dropout,
     _aten.rsub.Scalar: _subtract,
     _aten.to.dtype: _convert,
 }

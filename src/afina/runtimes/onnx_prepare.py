@@ -29,12 +29,12 @@ _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, head
 
 
 def for_onnx(network: "Network") -> "Network":
-    """The network as it is exported, over the same weights; it answers the same, and that given stays as it was."""
+    """The network in ops that torch.onnx can translate: the same answers and weights; `network` is left as it is."""
     return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_results(_with_stored_copies(network)))))
 
 
 def _with_stored_copies(network: "Network") -> "Network":
-    """The network, with copies of weights that are written into stored as they are then."""
+    """The network, with weights that are copied and written into stored as they are after that."""
     copies = _aten.clone.default
     if not any(node.target is copies and is_stored(node.args[0]) for node in network.graph.nodes):
         return network
@@ -44,7 +44,7 @@ def _with_stored_copies(network: "Network") -> "Network":
 
 
 def _with_stored_results(network: "Network") -> "Network":
-    """The network, with what ops that ONNX lacks make of its weights alone stored as it is then.
+    """The network, with the results of ops that ONNX lacks stored, where these read nothing but weights.
 
     Position embeddings are resampled, coordinates spread over a grid, weights standardized by a batch norm.
     """
@@ -60,14 +60,14 @@ def _with_stored_results(network: "Network") -> "Network":
 
 
 def _lacking(network: "Network") -> list[Node]:
-    """The tensors that ops give which torch.onnx would have to break up, of weights alone that are no codes."""
+    """Nodes that torch.onnx would have to break up, that give a tensor, and that read weights alone, none in codes."""
     nodes = [node for node in network.graph.nodes if node.target in _LACKING or _is_part(node)]
     fixed = fixed_nodes(network.graph, lambda node: not is_code(network, node)) if nodes else set()
     return [node for node in nodes if node in fixed and isinstance(node.meta["val"], torch.Tensor)]
 
 
 def _is_part(node: Node) -> bool:
-    """Whether a node takes one of the tensors that such an op gives."""
+    """Whether a node picks one of several tensors that an op of `_LACKING` gives."""
     source: Any = node.args[0] if node.args else None
     return node.target is operator.getitem and source.target in _LACKING
 
@@ -75,7 +75,8 @@ def _is_part(node: Node) -> bool:
 def _with_plain_pooling(network: "Network") -> "Network":
     """The network, with means over areas of more than one size as products with a matrix for each dimension.
 
-    torch.onnx gathers the pixels of each area, in dozens of ops.
+    `[H, W]` pixels become `[h, w]` means as `rows @ x @ columns`, with `rows` of `[h, H]` and `columns` of `[W, w]`
+    (see `_means`). torch.onnx gathers the pixels of each area instead, in dozens of ops.
     """
     pooled = [node for node in network.graph.nodes if _is_pooled(node)]
     values = current_values(network.module) if pooled else {}
@@ -105,7 +106,14 @@ def _is_pooled(node: Node) -> bool:
 
 
 def _means(size: int, areas: int) -> torch.Tensor:
-    """The matrix [areas, size] that takes means over areas that cover a dimension evenly, as adaptive pooling does."""
+    """The matrix `[areas, size]` that takes means over areas that cover a dimension evenly, as adaptive pooling does.
+
+    Example:
+        >>> _means(5, 3)
+        tensor([[0.5000, 0.5000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.3333, 0.3333, 0.3333, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.5000, 0.5000]])
+    """
     matrix = torch.zeros(areas, size)
     for area in range(areas):
         start, end = area * size // areas, -(-(area + 1) * size // areas)
@@ -116,8 +124,9 @@ def _means(size: int, areas: int) -> torch.Tensor:
 def _with_clamps(network: "Network") -> "Network":
     """The network, with a clamp in front of each quantization whose range is narrower than its type.
 
-    QuantizeLinear saturates to the range of the type (0..255), and knows no other. The clamp keeps the answer right;
-    it costs the fusion of that layer, so quantize activations to the full range.
+    QuantizeLinear saturates to the range of the type (0..255), and knows no other. Codes 0..15 of scale 0.1 and zero
+    point 5 stand for -0.5 to 1.0, so values are clamped to that. The clamp keeps the answer right; it costs the fusion
+    of that layer, so quantize activations to the full range.
     """
 
     def is_narrow(node: torch.fx.Node) -> bool:
@@ -153,7 +162,7 @@ def _with_plain_attention(network: "Network") -> "Network":
         return network
     twin = network.copy(network.tensors)
     for node in [node for node in twin.graph.nodes if node.target is _ATTENTION]:
-        if node.args[0].meta["val"].ndim != _MATRICES and _is_written_out(node):
+        if node.args[0].meta["val"].ndim != _MATRICES and _write_out(node):
             continue
         whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
         with twin.graph.inserting_after(node):
@@ -164,11 +173,14 @@ def _with_plain_attention(network: "Network") -> "Network":
     return twin
 
 
-def _is_written_out(node: Node) -> bool:
-    """Whether `node` could be replaced: it has no dropout, no mask of booleans, is not causal, and shares no heads."""
+def _write_out(node: Node) -> bool:
+    """Write attention out as `softmax(q k^T * scale + mask) v`, and say whether that was possible.
+
+    It is where there is no dropout, no mask of booleans, no causal order, and no heads that are shared.
+    """
     call = node.graph.call_function
-    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
-    a: dict[str, Any] = {**given, **node.kwargs}
+    by_place = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
+    a: dict[str, Any] = {**by_place, **node.kwargs}
     mask = a.get("attn_mask")
     boolean = mask is not None and mask.meta["val"].dtype == torch.bool
     if a.get("is_causal") or a.get("dropout_p") or a.get("enable_gqa") or boolean:

@@ -63,11 +63,13 @@ scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]
 
 
 class _ONNXSession:
+    """A file in ONNX Runtime; one whose batch is fixed is run in batches of that size."""
+
     def __init__(self, session: Any, path: Path) -> None:
         inputs = session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-            found = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-            raise InputError(f"{path} does not take one batch of float images.", why=f"Its inputs are: {found}")
+            listed = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
+            raise InputError(f"{path} does not take one batch of float images.", why=f"Its inputs are: {listed}")
         self._session, self._name = session, inputs[0].name
         batch = inputs[0].shape[0]
         self._batch = batch if isinstance(batch, int) else None

@@ -1,4 +1,6 @@
-"""Weights in an OpenVINO model, held in the narrowest type that loses nothing; the plugin widens them when it compiles.
+"""Weights in an OpenVINO model, stored in the narrowest type that loses nothing; the plugin widens them to compile.
+
+Besides, parts of a quantized model that the plugin would compute in float, slowly, or wrong are written otherwise.
 
 Measured with OpenVINO 2026.4: a convolution whose codes are stored in 4, 3 or 2 bits is compiled to the same int8
 kernel, at the same speed, as one whose codes are stored in 8.
@@ -26,7 +28,7 @@ _CURVES = (
 
 
 def drop_zero_offsets(model: Any) -> None:
-    """Take out subtractions of zero points that are all zero.
+    """Take out subtractions of zero points that are all zero: `(codes - 0) * scale` becomes `codes * scale`.
 
     The converter does so for a zero point that one layer has for itself, but not for one that layers share; and with a
     subtraction before its weights a layer is computed in float.
@@ -35,7 +37,7 @@ def drop_zero_offsets(model: Any) -> None:
         if node.get_type_name() != "Subtract" or not _is_zero(node.input_value(1).get_node()):
             continue
         source = node.input_value(0)
-        if source.get_partial_shape() == node.get_output_partial_shape(0):  # it does not spread the value either
+        if source.get_partial_shape() == node.get_output_partial_shape(0):  # it does not broadcast the value either
             node.output(0).replace(source)
 
 
@@ -67,9 +69,9 @@ def flatten_linears(model: Any) -> None:
         constant = vector.get_source_output().get_node()
         vector.replace_source_output(opset13.constant(constant.data.reshape(1, 1, -1)).output(0))
         targets = list(addition.output(0).get_target_inputs())
-        whole = opset13.reshape(addition, np.array([0, *(size.get_length() for size in list(shape)[1:])]), True)
+        restored = opset13.reshape(addition, np.array([0, *(size.get_length() for size in list(shape)[1:])]), True)
         for target in targets:
-            target.replace_source_output(whole.output(0))
+            target.replace_source_output(restored.output(0))
     model.validate_nodes_and_infer_types()
 
 
@@ -93,11 +95,12 @@ def _bias_of(node: Any) -> tuple[Any, Any] | None:
 
 
 def weigh_borders(model: Any) -> None:
-    """Give average pools of quantized networks that count their padding another form of the same mean.
+    """Write average pools that count their padding as pools that leave it out, times a share; in quantized networks.
 
     The plugin moves the zero point of a quantized input behind the pool, and forgets that the padding has one too: the
-    lowest value of the range stands for its zeros. So the pool leaves the padding out, and what it gives is multiplied
-    by the share of each window that lies on the image. (OpenVINO 2026.4; a `Pad` before the pool is fused into it, and
+    lowest value of the range stands for its zeros. So the pool leaves the padding out, and its output is multiplied by
+    the share of each window that lies on the image: of a 3 x 3 window in a corner, 4 of 9 pixels, so that the mean of
+    the 4 becomes their sum divided by 9, as it was. (OpenVINO 2026.4; a `Pad` before the pool is fused into it, and
     goes wrong too.)
     """
     from openvino import opset13, opset14
@@ -127,7 +130,7 @@ def weigh_borders(model: Any) -> None:
 
 
 def _evaluate(node: Any, ones: Any) -> Any:
-    """What an operator gives for ones."""
+    """The output of an operator for a batch of one image of ones; `ones` is its parameter."""
     import openvino
 
     compiled = openvino.Core().compile_model(openvino.Model([node], [ones]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -143,21 +146,25 @@ def slice_before_strides(model: Any) -> None:
     from openvino import opset13
 
     for node in model.get_ordered_ops():
-        if not _is_small(node) or node.input_value(1).get_node().get_type_name() == "Constant":
+        if not _is_one_by_one(node) or node.input_value(1).get_node().get_type_name() == "Constant":
             continue
         strides, source = list(node.get_attributes()["strides"]), node.input_value(0)
-        if max(strides) == 1 or len(source.get_target_inputs()) == 1 or not _is_small(_behind(source.get_node())):
+        if (
+            max(strides) == 1
+            or len(source.get_target_inputs()) == 1
+            or not _is_one_by_one(_before_curves(source.get_node()))
+        ):
             continue
         axes = np.arange(2, 2 + len(strides))
         start, end = np.zeros(len(strides), np.int64), np.full(len(strides), np.iinfo(np.int64).max)
-        taken = opset13.slice(source, start, end, np.array(strides), axes)
-        node.input(0).replace_source_output(taken.output(0))
+        every_nth = opset13.slice(source, start, end, np.array(strides), axes)
+        node.input(0).replace_source_output(every_nth.output(0))
         node.set_attribute("strides", [1] * len(strides))
     model.validate_nodes_and_infer_types()
 
 
-def _is_small(node: Any) -> bool:
-    """Whether it is a convolution of single pixels."""
+def _is_one_by_one(node: Any) -> bool:
+    """Whether a node is a 1x1 convolution without padding."""
     if node.get_type_name() != "Convolution":
         return False
     kernel = node.input_value(1).get_partial_shape()
@@ -166,14 +173,14 @@ def _is_small(node: Any) -> bool:
     )
 
 
-def _behind(node: Any) -> Any:
-    """What gives the pixels that an operator changes one by one: an activation function, or the sum with a bias."""
-    while node.get_type_name() in _CURVES or _is_biased(node):
+def _before_curves(node: Any) -> Any:
+    """The node in front of activation functions and additions of a bias, which change pixels one by one."""
+    while node.get_type_name() in _CURVES or _adds_constant(node):
         node = node.input_value(0).get_node()
     return node
 
 
-def _is_biased(node: Any) -> bool:
+def _adds_constant(node: Any) -> bool:
     return bool(node.get_type_name() == "Add" and node.input_value(1).get_node().get_type_name() == "Constant")
 
 
@@ -185,20 +192,24 @@ def store_narrow(model: Any) -> None:
         if np.prod(node.output(0).shape) < _FEWEST:
             continue
         kind = node.get_element_type().get_type_name()
-        stored = _codes(node.data) if kind == "i8" else _halves(node.data) if kind == "f32" else None
-        if stored is not None:
-            _put(node, stored)
+        narrow = _narrow_codes(node.data) if kind == "i8" else _halves(node.data) if kind == "f32" else None
+        if narrow is not None:
+            _replace(node, narrow)
 
 
-def _put(node: Any, stored: Any) -> None:
+def _replace(node: Any, narrow: Any) -> None:
+    """Let all readers of a constant read `narrow` instead."""
     output = node.output(0)
     for target in list(output.get_target_inputs()):
-        if target.get_node() is not stored:
-            target.replace_source_output(stored.output(0))
+        if target.get_node() is not narrow:
+            target.replace_source_output(narrow.output(0))
 
 
-def _codes(data: Any) -> Any:
-    """Unsigned codes with their middle taken off again, or None where they need all 8 bits."""
+def _narrow_codes(data: Any) -> Any:
+    """Codes in few bits as `unsigned codes - middle`, or None where they need all 8 bits.
+
+    Codes `[-7 0 7]` fit in 4 bits, whose middle is 8: stored are `[1 8 15]` as u4, and 8 is subtracted behind them.
+    """
     from openvino import Type, opset13
 
     low, high = int(data.min()), int(data.max())

@@ -1,4 +1,4 @@
-"""OpenVINO's own library, without what reports its use."""
+"""OpenVINO's Python library, imported without the package that reports its use."""
 
 import sys
 from importlib import import_module
@@ -15,10 +15,10 @@ def openvino() -> Any:
     """
     if "openvino" in sys.modules:
         return sys.modules["openvino"]
-    there = {_REPORTS: sys.modules[_REPORTS]} if _REPORTS in sys.modules else {}
+    before = {_REPORTS: sys.modules[_REPORTS]} if _REPORTS in sys.modules else {}
     sys.modules[_REPORTS] = None  # type: ignore[assignment]
     try:
         return import_module("openvino")
     finally:
         del sys.modules[_REPORTS]
-        sys.modules.update(there)
+        sys.modules.update(before)

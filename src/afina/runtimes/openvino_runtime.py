@@ -108,6 +108,8 @@ scores = model(x)[0][0]
 
 
 class _OpenVINOSession:
+    """A file in OpenVINO, compiled anew for each batch size that it has not compiled lately."""
+
     def __init__(self, core: Any, model: Any, settings: dict[str, Any], path: Path) -> None:
         shapes = [entry.get_partial_shape() for entry in model.inputs]
         if len(shapes) != 1 or len(shapes[0]) != 4 or model.input(0).get_element_type().get_type_name() != "f32":
@@ -115,7 +117,7 @@ class _OpenVINOSession:
         self._core, self._model, self._settings = core, model, settings
         self._batch = None if shapes[0][0].is_dynamic else int(shapes[0][0].get_length())
         self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        if self._batch is not None:  # a file that cannot be compiled is found out when it is loaded
+        if self._batch is not None:  # so a file that cannot be compiled is an error at loading
             self._request(tuple(int(size.get_length()) for size in shapes[0]))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -128,6 +130,7 @@ class _OpenVINOSession:
         return tuple(np.array(results[index]) for index in range(len(results)))
 
     def _request(self, shape: tuple[int, ...]) -> Any:
+        """The file compiled for batches of one shape; the two shapes that were used last are in memory."""
         if shape not in self._compiled:
             while len(self._compiled) >= _COMPILED_SHAPES:
                 self._compiled.popitem(last=False)
@@ -162,14 +165,14 @@ def _converted(data: bytes) -> Any:
 
 
 def _reasons(error: Exception) -> str:
-    """What the converter says of each operator, without where in its source that was found."""
-    said = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
-    return " ".join(said)[:500] or first_lines(error)
+    """What the converter says of each operator, without the places in its source."""
+    reasons = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
+    return " ".join(reasons)[:500] or first_lines(error)
 
 
 def _share_constants(model: Any) -> None:
     """Let equal small constants be one: a quantization spells out its range twice, each layer its axes."""
-    known: dict[Any, Any] = {}
+    firsts: dict[Any, Any] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_output_size() != 1:
             continue
@@ -178,7 +181,7 @@ def _share_constants(model: Any) -> None:
         if data.size > 16:
             continue
         key = (str(output.get_element_type()), tuple(data.shape), data.tobytes())
-        first = known.setdefault(key, output)
+        first = firsts.setdefault(key, output)
         if first is not output:
             for target in list(output.get_target_inputs()):
                 target.replace_source_output(first)
@@ -188,7 +191,7 @@ def _slim(path: Path, texts: dict[str, str]) -> None:
     """Write the graph without what its reader derives anyway, and with the metadata.
 
     For an int8 ResNet-20 OpenVINO writes 174 KB of indented XML beside 274 KB of weights. Its reader
-    infers the shapes inside the graph; how it was converted (with paths of this machine) is nobody's need.
+    infers the shapes inside the graph; how it was converted (with paths of this machine) is of no use to it.
     """
     tree = ElementTree.parse(path)
     root = tree.getroot()
@@ -213,6 +216,7 @@ def _slim(path: Path, texts: dict[str, str]) -> None:
 
 
 def _check_readable(path: Path) -> None:
+    """Raise `AfinaError` where OpenVINO cannot read a file that `_slim` wrote."""
     try:
         openvino().Core().read_model(str(path))
     except RuntimeError as error:

@@ -5,13 +5,14 @@ How large a difference is allowed between a file and its network:
 - float: 1e-3 of the largest output. Kernels add in another order and batch norm is folded, which gives 1e-6 to 1e-5;
   a wrong weight or padding gives 1e-1 and more.
 - int8: a noise of at most 0.1 of the outputs' energy (root mean square, 20 dB), compared with the quantized network,
-  not the float one. A value that lies between two steps may round either way in another kernel, and a flipped step
-  moves all that comes after it, so that the largest difference says little. Flips alone gave 0.016 (ONNX Runtime)
-  and 0.02 (OpenVINO) on a ResNet-20; 8-bit weights on a processor that saturates gave 0.15 and 0.17. With activations
-  of fewer bits a flipped step is larger: the noise may grow by the root of two for each bit less. Some networks (mostly
-  untrained ones) let such flips grow until they are all that can be seen: where the limit is broken, the network is
-  also compared with itself where each value differs in the seventh digit before it is rounded, and the file may differ
-  by half as much again, but by no more than 0.7.
+  not the float one. For outputs `[3 -4]` of the network and `[3.1 -4.2]` of the file that is the root of `0.05 / 25`,
+  0.045. A value that lies between two steps may round either way in another kernel, and a flipped step moves all that
+  comes after it, so that the largest difference says little. Flips alone gave 0.016 (ONNX Runtime) and 0.02 (OpenVINO)
+  on a ResNet-20; 8-bit weights on a processor that saturates gave 0.15 and 0.17. With activations of fewer bits a
+  flipped step is larger: the noise may grow by the root of two for each bit less. Some networks (mostly untrained ones)
+  let such flips grow until they are all that can be seen: where the limit is broken, the network is also compared with
+  itself where each value differs in the seventh digit before it is rounded, and the file may differ by half as much
+  again, but by no more than 0.7.
 - bfloat16, where the runtime computes in it: the same noise, since every activation is rounded to 8 bits.
 
 A float network can amplify rounding just as much (attention with logits of hundreds does). Its file is refused, since
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
 FLOAT_TOLERANCE = 1e-3
 INT8_NOISE = 0.1
-# A file of zeros has a noise of 1.
-_OWN_NOISE, _MOST_NOISE, _SEVENTH_DIGIT = 1.5, 0.7, 1e-6
+# A file may differ by so many times what the network itself changes by where its numbers differ in the seventh digit,
+# but by no more than `_MOST_NOISE`: a file of zeros has a noise of 1.
+_TIMES_AMPLIFIED, _MOST_NOISE, _SEVENTH_DIGIT = 1.5, 0.7, 1e-6
 _PARITY_IMAGES = 64
 _PARITY_BATCH = 32
 _TINY = float(np.finfo(np.float32).tiny)  # outputs that are all zero are compared as they are
@@ -54,6 +56,9 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
             None.
         threads: Threads that the runtime may use.
 
+    Returns:
+        The largest difference, relative to the largest output of the network, whatever measure the limit is in.
+
     Raises:
         ParityError: they disagree by more than this module's description allows, or the file gives no finite numbers.
         InputError: the file cannot be read.
@@ -61,65 +66,77 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
     from afina.graph.quantized import holds_bf16, is_quantized
 
     session = runtime_of(path).load(Path(path), threads=threads)
-    expected, found = _both(network, session, path, _parity_images(network, data))
+    expected, answers = _both(network, session, path, _parity_images(network, data))
     if not np.isfinite(expected).all():
         raise ParityError(
             f"The network behind {Path(path).name} gives outputs that are not finite numbers.",
             fix="Check its weights and its training.",
         )
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if answers.shape != expected.shape or not np.isfinite(answers).all():
         raise ParityError(
             f"{Path(path).name} does not answer as the network it was made from.",
-            why=f"It gives shape {list(found.shape)} with {np.count_nonzero(~np.isfinite(found))} numbers that are "
+            why=f"It gives shape {list(answers.shape)} with {np.count_nonzero(~np.isfinite(answers))} numbers that are "
             f"not finite, the network {list(expected.shape)}, all finite.",
         )
-    difference = relative_difference(expected, found)
+    difference = relative_difference(expected, answers)
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
-        apart, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
+        distance, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
     else:
-        apart, allowed, unit = relative_difference, FLOAT_TOLERANCE, "of the largest output"
-    measured, own = apart(expected, found), 0.0
+        distance, allowed, unit = relative_difference, FLOAT_TOLERANCE, "of the largest output"
+    measured, amplified = distance(expected, answers), 0.0
     if measured > allowed:
-        own = apart(expected, _nudged(network, _parity_images(network, data)))
+        amplified = distance(expected, _nudged(network, _parity_images(network, data)))
         if is_quantized(network):
-            allowed = max(allowed, min(_OWN_NOISE * own, _MOST_NOISE))
+            allowed = max(allowed, min(_TIMES_AMPLIFIED * amplified, _MOST_NOISE))
     if measured > allowed:
+        why = f"Over {len(answers)} images they differ by {measured:.2g} {unit}; up to {allowed:.2g} is allowed."
+        if amplified > allowed:
+            why += f" So does the network, by {amplified:.2g}, where its numbers change in the seventh digit."
         raise ParityError(
             f"{Path(path).name} does not answer as the network it was made from.",
-            why=f"Over {len(found)} images they differ by {measured:.2g} {unit}; up to {allowed:.2g} is allowed."
-            + (f" So does the network, by {own:.2g}, where its numbers change in the seventh digit." * (own > allowed)),
-            fix=_remedy(network, amplifies=own > allowed),
+            why=why,
+            fix=_remedy(network, amplifies=amplified > allowed),
         )
     return difference
 
 
-def relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
+def relative_difference(expected: np.ndarray, answers: np.ndarray) -> float:
     """The largest difference between two sets of outputs, relative to the largest of the expected ones.
+
+    Args:
+        expected: Outputs of the network, of any shape.
+        answers: Outputs of the file, of the same shape.
 
     Example:
         >>> round(relative_difference(np.array([1.0, -4.0]), np.array([1.0, -3.0])), 3)
         0.25
     """
     scale = float(np.abs(expected).max(initial=0.0))
-    return float(np.abs(found - expected).max(initial=0.0)) / max(scale, _TINY)
+    return float(np.abs(answers - expected).max(initial=0.0)) / max(scale, _TINY)
 
 
 def _noise_allowed(network: "Network") -> float:
-    """By the fewest codes that an activation has."""
+    """The noise that a file may have, by the activations of fewest bits: 0.1 for 8 bits, 0.4 for 4."""
     from afina.graph.quantized import activation_bits
 
     bits = min(activation_bits(network), default=8)
     return INT8_NOISE * max(1.0, 2 ** ((8 - bits) / 2))
 
 
-def _noise(expected: np.ndarray, found: np.ndarray) -> float:
-    """Root mean square of the difference, relative to that of the expected outputs."""
+def _noise(expected: np.ndarray, answers: np.ndarray) -> float:
+    """Root mean square of the difference, relative to that of the expected outputs.
+
+    Example:
+        >>> round(_noise(np.array([3.0, -4.0]), np.array([3.1, -4.2])), 3)
+        0.045
+    """
     wide = expected.astype(np.float64)
     energy = float(np.sqrt(np.mean(wide**2)))
-    return float(np.sqrt(np.mean((found - wide) ** 2))) / max(energy, _TINY)
+    return float(np.sqrt(np.mean((answers - wide) ** 2))) / max(energy, _TINY)
 
 
 def _parity_images(network: "Network", data: "ImageData | torch.Tensor | None") -> Iterator[np.ndarray]:
+    """The images that answers are compared on, in batches `[n, C, H, W]`."""
     import torch
 
     if data is None or isinstance(data, torch.Tensor):
@@ -135,18 +152,19 @@ def _parity_images(network: "Network", data: "ImageData | torch.Tensor | None") 
 def _both(
     network: "Network", session: Session, path: Path, batches: Iterator[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
+    """The outputs `[N, outputs]` of the network and of the file for the same images."""
     import torch
 
-    expected, found = [], []
+    expected, answers = [], []
     with network.inference():
         for images in batches:
             expected.append(network(torch.from_numpy(images).to(network.device)).cpu().numpy())
-            found.append(run_session(session, path, images))
-    return np.concatenate(expected), np.concatenate(found)
+            answers.append(run_session(session, path, images))
+    return np.concatenate(expected), np.concatenate(answers)
 
 
 def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
-    """What the network gives where its images, and each value before it is rounded, differ in the seventh digit."""
+    """The network's outputs where its images, and each value before it is rounded, differ in the seventh digit."""
     import torch
     from torch.fx import Interpreter, Node
 
@@ -174,6 +192,7 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def _remedy(network: "Network", *, amplifies: bool) -> str:
+    """What a user can do about a file that differs too much."""
     from afina.graph.quantized import is_quantized
 
     if amplifies:

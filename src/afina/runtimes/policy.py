@@ -16,12 +16,12 @@ from afina.errors import InputError, did_you_mean
 class IntegerPolicy:
     """What quantization has to know of the runtime that will run the file.
 
-    The defaults suit a runtime of which nothing is known: each operator has a kernel of its own, and only activation
+    The defaults suit a runtime of which nothing is known: each operator has its own kernel, and only activation
     functions that clip are computed in the kernel before. They are those of ONNX Runtime.
 
     Attributes:
         additions: How additions, products and concatenations of quantized activations are computed.
-            `own kernel`: in integers, by a kernel of their own, so all operands and the result are quantized.
+            `own kernel`: in integers, by a kernel for additions, so all operands and the result are quantized.
             `in convolution`: an addition is computed in the last convolution before it, whose own output is never
             written, so that one stays unrounded (OpenVINO). Quantized as `own kernel` such a network is simulated with
             a rounding that the file does not have, and the runtime may fall back to float.

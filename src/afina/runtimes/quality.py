@@ -36,7 +36,7 @@ def outputs_of_file(
         threads: Threads that the runtime may use.
         split: `train` or `validation`.
         batch_size: Images in one run; by default what is fast on a processor.
-        limit: Only so many of the images.
+        limit: At most so many of the images, the first ones.
         progress: What the user sees.
 
     Raises:
@@ -64,12 +64,12 @@ def measure_quality(
     """The task's metric over outputs of a file; where there are no labels, its agreement with `reference`.
 
     Args:
-        outputs: `[N, outputs]`, of the first N images of the split.
-        data: Where they come from.
-        task: What they mean.
+        outputs: The file's outputs `[N, outputs]` for the first N images of the split.
+        data: The images, with or without labels.
+        task: What the outputs mean.
         reference: Outputs of the original for the same images; needed where the data has no labels.
-        runtime: What computed them, for the record.
-        split: The split that they belong to.
+        runtime: The runtime that computed the outputs, for the record.
+        split: The split that the images belong to.
 
     Returns:
         The mean over images, with its standard error as the spread.

@@ -106,7 +106,7 @@ def runtime_of(path: str | Path) -> Runtime:
 
 
 def read_metadata(path: str | Path) -> tuple[InputSpec, TaskSpec] | None:
-    """What a file says about its input and task; None where it says nothing.
+    """What a file says about its input and its task; None where Afina did not write it.
 
     Raises:
         InputError: the file is missing, broken, or of a kind that is not known.
@@ -127,4 +127,5 @@ def _first(attribute: str, value: str) -> Runtime | None:
 
 
 def _broken() -> str:
+    """Which runtimes of other packages could not be loaded, and why; empty where all could."""
     return " ".join(f"{error.what} {error.why}" for error in RUNTIMES.problems().values())

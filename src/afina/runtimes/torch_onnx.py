@@ -1,4 +1,4 @@
-"""How torch.onnx is called: silent about its own insides, and with its operators read once."""
+"""How torch.onnx is called: without its warnings about itself, and with its table of operators filled once."""
 
 import contextlib
 import functools
@@ -13,17 +13,17 @@ _MODULES = (r"torch\..*", r"onnxscript\..*", r"onnx_ir\..*", r"copyreg", r"ast")
 
 @contextlib.contextmanager
 def torch_onnx() -> Iterator[None]:
-    """For the length of a `with` block torch.onnx says nothing of deprecations in itself or of ops it does not know.
+    """A `with` block in which torch.onnx is silent about deprecations in itself and about ops that it does not know.
 
-    And it keeps the table of its operators: to fill that anew for each of the dozens of files that a job exports takes
-    a second, which is most of what the export of a small network takes.
+    In it the table of operators is filled once: to fill it anew for each of the dozens of files that a job exports
+    takes a second each, which is most of the time that the export of a small network takes.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _kept_operators():
+        with warnings.catch_warnings(), _cached_operators():
             for module in _MODULES:
                 warnings.filterwarnings("ignore", module=module)
             yield
@@ -33,22 +33,25 @@ def torch_onnx() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_operators() -> Iterator[None]:
-    """Only here: whoever calls torch.onnx otherwise may add operators to the table that it gets."""
+def _cached_operators() -> Iterator[None]:
+    """A `with` block in which torch.onnx fills its table of operators once, and reads that again afterwards.
+
+    Outside of it a new table is filled for each export, as ever: other code may add operators to the one that it gets.
+    """
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:  # no public name; without it, exports are as correct, and slower
         yield
         return
-    own = ONNXRegistry.__dict__["from_torchlib"]
-    kept = functools.partial(_filled, ONNXRegistry.from_torchlib)
-    ONNXRegistry.from_torchlib = staticmethod(kept)  # type: ignore[method-assign]
+    original = ONNXRegistry.__dict__["from_torchlib"]
+    cached = functools.partial(_filled_table, ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(cached)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
 
 
 @functools.cache
-def _filled(fill: Callable[..., Any], **options: Any) -> Any:
+def _filled_table(fill: Callable[..., Any], **options: Any) -> Any:
     return fill(**options)

@@ -11,7 +11,7 @@ from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.effects import layer_table
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.halves import keep_wide, kept_note
-from afina.techniques.quantize.outliers import told
+from afina.techniques.quantize.outliers import outliers_note
 from afina.techniques.quantize.prepared import Prepared, Source
 from afina.techniques.quantize.weights import round_layers
 from afina.types import Record, Step
@@ -21,10 +21,16 @@ _TABLE_IMAGES = 8
 
 
 def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[Network, Record]:
-    """`network` in integers: a graph of quantize and dequantize operators around the original ones.
+    """Quantize a network: gives its graph with quantize and dequantize operators in it, and the record of the step.
 
     Batch norms are folded; ranges of activations come from the calibration images; weights are rounded layer by layer
     in the order of the graph, on inputs that are quantized already.
+
+    Args:
+        network: In float; it is left as it is.
+        config: Precisions, how ranges and codes are chosen, and for which runtime.
+        context: Calibration images, and what the user sees of the work. Images are needed where activations become
+            integers; without, weights are rounded to nearest.
 
     Raises:
         InputError: there are no calibration images.
@@ -34,15 +40,15 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
     start = time.monotonic()
     source = Source.of(network)
     hold_out(source, config, context)
-    source, moved = equalize(source, config, context)
-    config, kept = keep_wide(source, config, context)
+    source, equalize_notes = equalize(source, config, context)
+    config, wide_layers = keep_wide(source, config, context)
     prepared, notes = prepare(source, config, context)
-    prepared.placement.skipped.update(kept)
-    return finish(network, prepared, context, (*moved, *kept_note(kept), *notes), start)
+    prepared.placement.skipped.update(wide_layers)
+    return finish(network, prepared, context, (*equalize_notes, *kept_note(wide_layers), *notes), start)
 
 
 def draft(source: Source, config: QuantizeConfig, context: Context) -> Network:
-    """A network of the form and speed that `apply` gives, its ranges and weights chosen without care."""
+    """A network of the form and speed that `apply` gives, fast to make: ranges to the extremes, weights to nearest."""
     prepared = Prepared(source, replace(config, calibration="minmax", rounding="nearest", equalize="none"))
     prepared.calibrate(context, "minmax")
     round_layers(prepared, Context())
@@ -52,7 +58,15 @@ def draft(source: Source, config: QuantizeConfig, context: Context) -> Network:
 def finish(
     network: Network, prepared: Prepared, context: Context, notes: tuple[str, ...], start: float
 ) -> tuple[Network, Record]:
-    """The network in integers, and the record of it: what was done to `network` since `start` (`time.monotonic()`)."""
+    """The network in integers, and the record of how it was made.
+
+    Args:
+        network: The float network, as it was given to `apply`.
+        prepared: Calibrated and rounded.
+        context: Images that the noise of single layers is measured on; without, the record has no table of layers.
+        notes: Of what was chosen on the way.
+        start: When the work began, by `time.monotonic()`.
+    """
     result = prepared.convert()
     before = cost_of(network)
     images = context.first(float(before.macs), _TABLE_IMAGES) if context.calibration is not None else None
@@ -64,14 +78,14 @@ def finish(
         before=asdict(before),
         after=asdict(cost_of(result)),
         seconds=time.monotonic() - start,
-        notes=(*notes, *told(layers)),
+        notes=(*notes, *outliers_note(layers)),
         layers=layers,
     )
     return result, record
 
 
 def prepare(source: Source, config: QuantizeConfig, context: Context) -> tuple[Prepared, tuple[str, ...]]:
-    """Edges in place, calibrated and rounded, switched on; and what was chosen on the way."""
+    """The source with edges in place, calibrated and rounded, switched on; and notes on what was chosen on the way."""
     prepared = Prepared(source, config)
     notes = list[str]()
     if prepared.activations:

@@ -25,7 +25,7 @@ class Precision:
 
     Attributes:
         weights: `fp32`, `fp16` or `bf16` (stored so, computed in float), or `int16` to `int2`.
-        activations: Type of its input and its output: `none` (float) or `int16` to `int2`.
+        activations: The type of its input and its output: `none` (float) or `int16` to `int2`.
 
     Raises:
         InputError: a type that does not exist, or float weights with integer activations.
@@ -51,7 +51,7 @@ class Precision:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The precision that `WEIGHTS x ACTIVATIONS` says. Raises `InputError` where it says none."""
+        """The precision that a text `WEIGHTS x ACTIVATIONS` names. Raises `InputError` where it names none."""
         weights, _, activations = text.partition(" x ")
         return cls(weights, activations)
 
@@ -62,7 +62,7 @@ class Precision:
 
 
 def _parse_layers(value: Any) -> Any:
-    """The precisions of layers that `QuantizeConfig.plain` writes as texts; anything else as it is."""
+    """Precisions of layers as `QuantizeConfig.plain` writes them, `{"head": "int4 x int8"}`; anything else as it is."""
     if not isinstance(value, Mapping):
         return value
     return tuple((name, Precision.parse(text) if isinstance(text, str) else text) for name, text in value.items())
@@ -73,15 +73,17 @@ class QuantizeConfig:
     """How a network is quantized.
 
     Attributes:
-        weights: Precision of weights, as in `Precision`.
-        activations: Precision of activations, as in `Precision`.
+        weights: The type of weights, as in `Precision`.
+        activations: The type of activations, as in `Precision`.
         granularity: Which weights share a scale: `tensor`, `channel` or `block:N`.
-        scheme: Of weights: `absmax` (symmetric) or `affine`. Activations are affine.
+        scheme: How weights become codes: `absmax` (symmetric) or `affine`. Activations are affine.
         full_range: Whether absmax weights use the lowest code too, which has no positive counterpart.
-        power_of_two: Scales are powers of two, for devices that only shift.
-        calibration: How ranges of activations are chosen: a method, or `auto`, the one that the outputs like best.
-        rounding: `nearest`; `gram`, the one that the layer's outputs like best; `auto`, `gram` where it pays.
-        equalize: `auto` moves scale between layers where that lowers the error of weights or activations; `none`.
+        power_of_two: Whether scales are powers of two, for devices that only shift.
+        calibration: How ranges of activations are chosen: by a method of `ranges`, or `auto`, the method that changes
+            the network's outputs least.
+        rounding: How weights become codes: `nearest`; `gram`, the codes that change the layer's outputs least, by the
+            Gram matrix of its inputs; or `auto`, `gram` where that gains something (fewer than 8 bits).
+        equalize: Whether scale is moved between layers: `auto`, where that changes the outputs less; or `none`.
         layers: Precisions of single layers, by name, that differ from the above.
         policy: Where the runtime likes integers, and how: `Runtime.policy()` of the one that will run the file.
 
@@ -121,7 +123,7 @@ class QuantizeConfig:
     def plain(self) -> dict[str, Any]:
         """What differs from the defaults, and weights and activations in any case, as a record holds it.
 
-        `from_plain` reads it, and so does `Technique.read`, also after it has been through JSON.
+        `Technique.read` makes the same configuration of it again, also after it has been through JSON.
         """
         default = QuantizeConfig()
         changed = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
@@ -131,19 +133,9 @@ class QuantizeConfig:
             changed["policy"] = self.policy.plain()
         return {"weights": self.weights, "activations": self.activations, **changed}
 
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `plain` was made of: `QuantizeConfig.from_plain(record.step.config)` replays a record.
-
-        Raises:
-            InputError: a value that does not exist.
-            TypeError: a name that does not exist.
-        """
-        layers = tuple((name, Precision.parse(text)) for name, text in values.get("layers", {}).items())
-        return cls(**{**values, "layers": layers, "policy": IntegerPolicy(**values.get("policy", {}))})
-
     @property
     def default(self) -> Precision:
+        """The precision of layers that are not in `layers`."""
         return Precision(self.weights, self.activations)
 
     def precision(self, layer: str) -> Precision:
@@ -151,22 +143,32 @@ class QuantizeConfig:
         return dict(self.layers).get(layer, self.default)
 
     def with_layers(self, layers: Mapping[str, Precision]) -> Self:
-        """The same with those precisions of single layers, in place of those that it has for them."""
+        """A copy with these precisions of single layers added, or in the place of those that it has for them.
+
+        Example:
+            >>> QuantizeConfig(layers=(("head", FLOAT),)).with_layers({"head": Precision("int4", "none")}).plain()
+            {'weights': 'int8', 'activations': 'int8', 'layers': {'head': 'int4 x none'}}
+        """
         return replace(self, layers=tuple({**dict(self.layers), **layers}.items()))
 
     def weight_grid(self, precision: Precision) -> Grid:
-        """The grid of integers of a layer's weights."""
+        """The grid of a layer's weights; 8 bits are 7 where the runtime's products saturate (`policy`)."""
         bits = bits_of(precision.weights)
         bits = self.policy.int8_weight_bits if bits == 8 else bits
         return Grid(bits, signed=True, scheme=self.scheme, full=self.full_range)
 
     def activation_grid(self, name: str) -> Grid:
-        """The grid of integers of activations in that precision."""
+        """The grid of activations in an integer type, such as `int8`: codes without sign, affine."""
         return Grid(bits_of(name), signed=False, scheme="affine")
 
 
 def bits_of(name: str) -> int:
-    """The number of bits in the name of an integer type: 8 for `int8`."""
+    """The number of bits in the name of an integer type.
+
+    Example:
+        >>> bits_of("int8")
+        8
+    """
     return int(name.removeprefix("int"))
 
 

@@ -28,12 +28,19 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
     """For each quantized layer its precision, its output's signal-to-noise ratio (dB), and its outliers.
 
     The noise is all that there is in the layer's output, also what comes from the layers before it. Where a layer has
-    outliers, there is what `outliers_of` tells of them.
+    outliers, its row holds what `outliers_of` gives too.
+
+    Args:
+        prepared: Calibrated and rounded, with all edges on.
+        images: `[N, C, H, W]`.
+
+    Returns:
+        Rows `{"precision": "int4 x int8", "snr_db": 21.3, ...}` by the names of layers.
     """
-    with prepared.held() as network:
+    with prepared.rounded_once() as network:
         noise = _noise(prepared.source.network, network, images)
     modules = dict(prepared.network.module.named_modules())
-    reads = {
+    input_edges = {
         n.name: modules.get(str(getattr(mover_source(n.args[0]), "target", "")))
         for n in prepared.network.graph.nodes
         if n.args
@@ -46,7 +53,7 @@ def layer_table(prepared: Prepared, images: Tensor) -> dict[str, dict[str, Any]]
             continue
         weight = attribute(prepared.unrounded.module, edge.name).detach()
         row: dict[str, Any] = {"precision": str(prepared.config.precision(name)), "snr_db": round(noise[node.name], 1)}
-        row |= outliers_of(weight, edge, reads.get(node.name), name in prepared.source.moved)
+        row |= outliers_of(weight, edge, input_edges.get(node.name), name in prepared.source.equalized)
         table[name] = row
     return table
 
@@ -67,7 +74,7 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
         error = torch.linalg.vector_norm(value - exact.pop(node.name), dtype=torch.float64)
         noise[node.name] = noise.get(node.name, 0.0) + float(error) ** 2
 
-    # The outputs of all layers are kept at once.
+    # The exact outputs of all layers are in memory at once.
     for part in images.split(network.input.few):
         watch(reference, part, is_layer, remember)
         watch(network, part, is_layer, subtract)
@@ -76,8 +83,12 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
 
 @dataclass(frozen=True)
 class Damage:
-    """What a precision of one layer alone does to the network's outputs: mean squared change, as a share of what
-    they vary over the images.
+    """What a precision of one layer alone does to the network's outputs.
+
+    Attributes:
+        layer: Name of the layer.
+        precision: Its precision; the rest of the network is in float.
+        loss: Mean squared change of the outputs, as a share of what they vary over the images.
     """
 
     layer: str
@@ -90,6 +101,8 @@ def damages(
 ) -> list[Damage]:
     """The damage of each option of each layer, measured on images, the rest of the network in float.
 
+    Options are in the order of `options`, layers in the order of the graph.
+
     Args:
         prepared: Calibrated, with ranges; its weights still those of the float network. All its edges end up off.
         options: The precisions to try for a layer of that name.
@@ -98,39 +111,41 @@ def damages(
     """
     prepared.simulate(False)
     effect = Effect(prepared.network, images)
-    found = []
-    parts = parts_of(prepared)
-    with progress.work("Measuring layers", len(parts)) as bar:
-        for layer, (weight, activations) in parts.items():
+    measured = []
+    edges = edges_by_layer(prepared)
+    with progress.work("Measuring layers", len(edges)) as bar:
+        for layer, (weight, activations) in edges.items():
             for precision in options(layer):
-                with_precision(prepared, weight, activations, precision)
-                found.append(Damage(layer, precision, effect.of(prepared.network)))
+                switch_precision(prepared, weight, activations, precision)
+                measured.append(Damage(layer, precision, effect.of(prepared.network)))
             weight.on = False
             for edge in activations:
                 edge.on = False
             bar.advance()
-    return found
+    return measured
 
 
-def with_precision(prepared: Prepared, weight: WeightEdge, activations: list[ActivationEdge], to: Precision) -> None:
+def switch_precision(
+    prepared: Prepared, weight: WeightEdge, activations: list[ActivationEdge], precision: Precision
+) -> None:
     """Switch the edges of one layer to a precision: weights to nearest, activations at the ranges that they have."""
-    weight.half = HALVES.get(to.weights)
-    if to.weights.startswith("int"):
+    weight.half = HALVES.get(precision.weights)
+    if precision.weights.startswith("int"):
         grid = weight.grid
-        weight.grid = replace(grid, bits=prepared.config.weight_grid(to).bits)
+        weight.grid = replace(grid, bits=prepared.config.weight_grid(precision).bits)
         take_nearest(prepared, weight)
-    weight.on = to.weights != "fp32"
+    weight.on = precision.weights != "fp32"
     for edge in activations:
-        if to.activations != "none" and bits_of(to.activations) != edge.grid.bits:
-            edge.grid = Grid(bits_of(to.activations), signed=False, scheme="affine")
+        if precision.activations != "none" and bits_of(precision.activations) != edge.grid.bits:
+            edge.grid = Grid(bits_of(precision.activations), signed=False, scheme="affine")
             edge.choose("mse")
-        edge.on = to.activations != "none"
+        edge.on = precision.activations != "none"
 
 
-def parts_of(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationEdge]]]:
-    """The edges that belong to each layer: its weight's, and those of what it reads and gives."""
+def edges_by_layer(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationEdge]]]:
+    """The edges that belong to each layer, by its name: its weight's, and those of its input and its output."""
     modules = dict(prepared.network.module.named_modules())
-    found = {}
+    edges_of = {}
     for node in prepared.network.graph.nodes:
         if node.target not in WEIGHTED or not isinstance(node.args[1], Node):
             continue
@@ -139,5 +154,5 @@ def parts_of(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationE
             continue
         near = [mover_source(node.args[0]), *node.users, *(user for first in node.users for user in first.users)]
         edges = [modules.get(str(other.target)) for other in near if isinstance(other, Node)]
-        found[weight.name.removesuffix(".weight")] = (weight, [e for e in edges if isinstance(e, ActivationEdge)])
-    return found
+        edges_of[weight.name.removesuffix(".weight")] = (weight, [e for e in edges if isinstance(e, ActivationEdge)])
+    return edges_of

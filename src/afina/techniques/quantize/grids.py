@@ -6,6 +6,14 @@ A grid of `bits` bits writes a real value `x` as a code `q` in `low..high` with 
 
 with rounding to nearest, ties to even. Inside the range `(low - z) s .. (high - z) s` the error is at most `s / 2`;
 outside, the value is clipped to the nearer end. Zero is written exactly, since `z` is a code.
+
+With 3 bits without sign, and values from -1 to 2.5: the scale is `3.5 / 7 = 0.5`, the zero point `1 / 0.5 = 2`, and
+
+    codes       0     1     2     3     4     5     6     7
+    stand for  -1   -0.5    0    0.5    1    1.5    2    2.5
+
+so 0.7 becomes `round(1.4) + 2 = 3`, that is 0.5, and 3.1 becomes `round(6.2) + 2 = 8`, clipped to 7, that is 2.5.
+
 (Jacob et al. 2018, arXiv 1712.05877, equations 1 and 3; Nagel et al. 2021, arXiv 2106.08295, section 2.)
 """
 
@@ -34,13 +42,21 @@ _STORED: dict[tuple[bool, bool], torch.dtype] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers of `bits` bits.
+    """The codes that there are: integers of `bits` bits.
 
     Attributes:
         bits: 2 to 8, or 16.
-        signed: Codes from `-2^(bits-1)`, else from 0.
+        signed: Whether codes go from `-2^(bits-1)`, else from 0.
         scheme: `absmax` (symmetric: zero point 0 where signed, in the middle where not) or `affine`.
-        full: For `absmax`, also the lowest signed code, which has no positive counterpart; restricted without.
+        full: Whether signed codes of `absmax` include the lowest, which has no positive counterpart.
+
+    Raises:
+        InputError: a number of bits that there is no grid of.
+
+    Example:
+        >>> weights, activations = Grid(4), Grid(8, signed=False, scheme="affine")
+        >>> (weights.low, weights.high), (activations.low, activations.high)
+        ((-7, 7), (0, 255))
     """
 
     bits: int
@@ -54,6 +70,7 @@ class Grid:
 
     @property
     def low(self) -> int:
+        """The lowest code."""
         if not self.signed:
             return 0
         lowest = -(1 << (self.bits - 1))
@@ -61,21 +78,32 @@ class Grid:
 
     @property
     def high(self) -> int:
+        """The highest code."""
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """What codes are stored in."""
+        """The integer type that codes are stored in: 8 bits, or 16 where there are more than 8."""
         return _STORED[self.signed, self.bits > 8]
 
     def scales(self, low: Tensor, high: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
-        """Scale and zero point (int32) that cover `low..high`, elementwise; a range of nothing gets scale 1.
+        """Scale (float32) and zero point (int32) that cover `low..high`, elementwise; the range 0..0 gets scale 1.
 
         The range is widened to hold zero, and clipped to half of what float32 holds. With `power_of_two` the scale is
         the next power of two above.
 
+        Args:
+            low: Lower ends, of any shape, in the units of the values.
+            high: Upper ends, in the same shape.
+            power_of_two: Whether scales are powers of two.
+
         Raises:
             FloatingPointError: an end is not a finite number.
+
+        Example:
+            >>> scale, zero = Grid(3, signed=False, scheme="affine").scales(torch.tensor(-1.0), torch.tensor(2.5))
+            >>> float(scale), int(zero)
+            (0.5, 2)
         """
         if not bool(low.isfinite().all() and high.isfinite().all()):
             raise FloatingPointError("a range is not finite")
@@ -106,6 +134,10 @@ class Granularity:
     Attributes:
         kind: `tensor`, `channel` (one scale for each output) or `block` (for each output and `block` inputs).
         block: Inputs in one block; the last block of an output may be shorter.
+
+    Example:
+        >>> Granularity.parse("block:4").spread(torch.tensor([[0.1, 0.2]]), inputs=6)
+        tensor([[0.1000, 0.1000, 0.1000, 0.1000, 0.2000, 0.2000]])
     """
 
     kind: Literal["tensor", "channel", "block"] = "channel"
@@ -113,7 +145,7 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: str) -> "Granularity":
-        """`tensor`, `channel` or `block:32`. Raises `InputError`."""
+        """The granularity that a text names: `tensor`, `channel` or `block:32`. Raises `InputError`."""
         kind, _, size = text.partition(":")
         if kind in ("tensor", "channel") and not size:
             return cls(kind)  # type: ignore[arg-type]
@@ -148,41 +180,67 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
 
     Returns:
         Whole numbers in the type and shape of `x`, not yet in the grid's storage type.
+
+    Example:
+        >>> grid = Grid(3, signed=False, scheme="affine")
+        >>> quantize(torch.tensor([-1.0, 0.7, 3.1]), torch.tensor(0.5), torch.tensor(2), grid)
+        tensor([0., 3., 7.])
     """
     return (torch.round(x / scale) + zero).clamp(grid.low, grid.high)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """What codes stand for: `(codes - zero) * scale`, in the units of `scale`.
+    """The values that codes stand for: `(codes - zero) * scale`, in the units of `scale`.
 
-    Of codes from `quantize`, at most `scale / 2` from `x` where `x` is inside `(low - zero) scale .. (high - zero)
-    scale`; outside, the nearer end. 0 is given back as 0.
+    For codes from `quantize` they are at most `scale / 2` from `x` where that is inside `(low - zero) scale .. (high -
+    zero) scale`; outside, they are the nearer end. 0 becomes 0 again.
 
     Args:
         codes: Whole numbers, of any shape.
-        scale: As they were made with; broadcasts against the codes.
-        zero: As they were made with; broadcasts against the codes.
+        scale: The scale that the codes were made with; broadcasts against the codes.
+        zero: The zero point that the codes were made with; broadcasts against the codes.
+
+    Example:
+        >>> dequantize(torch.tensor([0.0, 3.0, 7.0]), torch.tensor(0.5), torch.tensor(2))
+        tensor([-1.0000,  0.5000,  2.5000])
     """
     return (codes - zero) * scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """`x` as the grid would give it back, in float; error at most `scale / 2` inside the range.
+    """`x` quantized and dequantized, in its type and shape; the error inside the range is at most `scale / 2`.
 
     Differentiable by the straight-through estimator: the gradient to `x` is that of clipping, the gradient to `scale`
     that of learned step sizes (Esser et al. 2020, arXiv 1902.08153, equation 3), scaled as there.
+
+    Example:
+        >>> x = torch.tensor([0.7, 3.1], requires_grad=True)
+        >>> value = fake_quantize(x, torch.tensor(0.5), torch.tensor(2), Grid(3, signed=False, scheme="affine"))
+        >>> value.sum().backward()
+        >>> value.tolist(), x.grad.tolist()
+        ([0.5, 2.5], [1.0, 0.0])
     """
     # In 32 bits whatever autocast gives: codes of 16 bits are beyond halves.
     wide = x.float()
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _Straight.apply(wide, scale, zero, grid.low, grid.high).to(x.dtype)  # type: ignore[no-any-return]
+        return _StraightThrough.apply(wide, scale, zero, grid.low, grid.high).to(x.dtype)  # type: ignore[no-any-return]
     # In one piece of memory: torch's own operator takes fifteen times as long on a processor. One scale is multiplied
     # by, as the nodes do that the edges of activations become; many are divided by, as codes of weights are made.
     steps = wide * scale.double().reciprocal().float().reshape(()) if scale.numel() == 1 else wide / scale
     return steps.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale).to(x.dtype)
 
 
-class _Straight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
+    """Rounding whose gradient is that of the values without the rounding.
+
+    For one value with `t = x / s + z` and code `q = round(x / s) + z`, inside the range:
+
+        x' = (q - z) s      dx'/dx = 1 (the rounding counts as the identity)      dx'/ds = q - t, the error in steps
+
+    and outside, with the end `q = low` or `high`: `dx'/dx = 0`, `dx'/ds = q - z`. So a large value that is clipped
+    pulls the scale up by many steps, and values inside by half a step at most.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
         ratio = x / scale

@@ -25,7 +25,7 @@ from afina.techniques.quantize.quantizer import HALVES, WEIGHTED, is_layer, laye
 # single layers add up. int8 is at about that; 16 bits are for those who want less.
 _ALL = 1e-3
 _IMAGES = 16
-# From this share on, weights that became zero are told as the reason of the damage.
+# From this share on, weights that became zero are named as the reason of the damage.
 _MANY = 0.01
 
 
@@ -43,28 +43,35 @@ def keep_wide(source: Source, config: QuantizeConfig, context: Context) -> tuple
         context: Images; without, noise stands in for them.
 
     Raises:
-        NothingToDo: no layer can be stored as asked.
+        NothingToDo: no layer can be stored in its 16-bit type.
         AfinaError: a weight is not a finite number.
     """
     halves = {layer: HALVES[kind] for layer in source.layers if (kind := config.precision(layer).weights) in HALVES}
     if not halves:
         return config, {}
     images = _images(source, context)
-    kept = {**_reaching(source, halves, images), **_too_large(source, halves)}
-    free = {layer: dtype for layer, dtype in halves.items() if layer not in kept and layer not in dict(config.layers)}
-    kept |= _harmed(source, config, free, images, context)
-    if kept.keys() >= halves.keys() and all(
-        config.precision(layer) == FLOAT for layer in set(source.layers) - set(kept)
+    reasons = {**_overflowing_activations(source, halves, images), **_overflowing_weights(source, halves)}
+    undecided = {
+        layer: dtype for layer, dtype in halves.items() if layer not in reasons and layer not in dict(config.layers)
+    }
+    reasons |= _harmed(source, config, undecided, images, context)
+    if reasons.keys() >= halves.keys() and all(
+        config.precision(layer) == FLOAT for layer in set(source.layers) - set(reasons)
     ):
-        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(kept.items())[:4])
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:4])
         raise NothingToDo(f"No layer can be stored in {config.weights}.", why=why, fix="Use bf16, int8 or fp32.")
-    return config.with_layers(dict.fromkeys(kept, FLOAT)), kept
+    return config.with_layers(dict.fromkeys(reasons, FLOAT)), reasons
 
 
-def kept_note(kept: Mapping[str, str]) -> tuple[str, ...]:
-    """Which layers stay in 32 bits and why, as a note of a record; none where there are none."""
-    told = "; ".join(f"{layer} ({reason})" for layer, reason in kept.items())
-    return (f"Stays in 32 bits: {told}.",) if kept else ()
+def kept_note(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Which layers stay in 32 bits and why, as a note of a record; no note where there are none.
+
+    Example:
+        >>> kept_note({"head": "its largest weight is 7e+04, and the type ends at 65504"})
+        ('Stays in 32 bits: head (its largest weight is 7e+04, and the type ends at 65504).',)
+    """
+    listed = "; ".join(f"{layer} ({reason})" for layer, reason in reasons.items())
+    return (f"Stays in 32 bits: {listed}.",) if reasons else ()
 
 
 def _images(source: Source, context: Context) -> Tensor:
@@ -80,9 +87,9 @@ def _weights(source: Source) -> dict[str, Tensor]:
     return {layer_name(n): attribute(source.network.module, str(n.args[1].target)).detach() for n in stored}
 
 
-def _too_large(source: Source, halves: Mapping[str, torch.dtype]) -> dict[str, str]:
-    """Layers with a weight that becomes infinite in 16 bits."""
-    found = {}
+def _overflowing_weights(source: Source, halves: Mapping[str, torch.dtype]) -> dict[str, str]:
+    """Layers with a weight that becomes infinite in 16 bits, with that as the reason."""
+    reasons = {}
     for layer, weight in _weights(source).items():
         if layer not in halves:
             continue
@@ -93,50 +100,56 @@ def _too_large(source: Source, halves: Mapping[str, torch.dtype]) -> dict[str, s
             )
         if not bool(weight.to(halves[layer]).isfinite().all()):
             largest = torch.finfo(halves[layer]).max
-            found[layer] = f"its largest weight is {float(weight.abs().max()):.3g}, and the type ends at {largest:.5g}"
-    return found
+            reasons[layer] = (
+                f"its largest weight is {float(weight.abs().max()):.3g}, and the type ends at {largest:.5g}"
+            )
+    return reasons
 
 
-def _reaching(source: Source, halves: Mapping[str, torch.dtype], images: Tensor) -> dict[str, str]:
-    """Layers in fp16 that read or give values beyond fp16."""
-    wanted = {layer for layer, dtype in halves.items() if dtype == torch.float16}
-    layers = [n for n in source.network.graph.nodes if is_layer(n) and layer_name(n) in wanted]
+def _overflowing_activations(source: Source, halves: Mapping[str, torch.dtype], images: Tensor) -> dict[str, str]:
+    """Layers in fp16 that read or give values beyond fp16, with that as the reason."""
+    in_fp16 = {layer for layer, dtype in halves.items() if dtype == torch.float16}
+    layers = [n for n in source.network.graph.nodes if is_layer(n) and layer_name(n) in in_fp16]
     near = {node for layer in layers for node in (layer, layer.args[0])}
-    reach: dict[Node, float] = {}
+    largest_values: dict[Node, float] = {}
 
-    def note(node: Node, value: Tensor) -> None:
-        reach[node] = max(reach.get(node, 0.0), float(value.abs().max()))
+    def take(node: Node, value: Tensor) -> None:
+        largest_values[node] = max(largest_values.get(node, 0.0), float(value.abs().max()))
 
     for part in images.split(source.network.batch) if layers else ():
-        watch(source.network, part, near.__contains__, note)
+        watch(source.network, part, near.__contains__, take)
     largest = torch.finfo(torch.float16).max
-    found = {}
+    reasons = {}
     for layer in layers:
-        for verb, value in (("gives", reach[layer]), ("reads", reach[layer.args[0]])):
+        for verb, value in (("gives", largest_values[layer]), ("reads", largest_values[layer.args[0]])):
             if not value <= largest:
-                found[layer_name(layer)] = f"it {verb} values up to {value:.3g}, and fp16 ends at {largest:.5g}"
-    return found
+                reasons[layer_name(layer)] = f"it {verb} values up to {value:.3g}, and fp16 ends at {largest:.5g}"
+    return reasons
 
 
 def _harmed(
     source: Source, config: QuantizeConfig, halves: Mapping[str, torch.dtype], images: Tensor, context: Context
 ) -> dict[str, str]:
-    """The layers that change the outputs most in 16 bits, until the others together change them by little."""
+    """The layers that change the outputs most in 16 bits, until the others together change them by little.
+
+    Damages of `[0.002 0.0007 0.0004]` add up to 0.0031, more than 0.001: the first layer stays in 32 bits. The others
+    make 0.0011, still more: the second stays too. The third, with 0.0004, is stored in 16 bits.
+    """
     if not halves:
         return {}
     others = tuple((layer, FLOAT) for layer in source.layers if layer not in halves)
     prepared = Prepared(source, replace(config, layers=others))
-    found = damages(
+    by_loss = damages(
         prepared, lambda layer: [config.precision(layer)] if layer in halves else [], images, context.progress
     )
-    found.sort(key=lambda damage: damage.loss)
-    left = sum(damage.loss for damage in found)
-    weights, kept = _weights(source), dict[str, str]()
-    while found and not left <= _ALL:
-        worst = found.pop()
-        left = sum(damage.loss for damage in found)
+    by_loss.sort(key=lambda damage: damage.loss)
+    total = sum(damage.loss for damage in by_loss)
+    weights, reasons = _weights(source), dict[str, str]()
+    while by_loss and not total <= _ALL:
+        worst = by_loss.pop()
+        total = sum(damage.loss for damage in by_loss)
         weight = weights[worst.layer]
         lost = float(((weight != 0) & (weight.to(halves[worst.layer]) == 0)).float().mean())
         why = f"{lost:.0%} of its weights become zero" if lost > _MANY else "rounding its weights"
-        kept[worst.layer] = f"{why}, which changes the outputs by {worst.loss:.2g} of what they vary"
-    return kept
+        reasons[worst.layer] = f"{why}, which changes the outputs by {worst.loss:.2g} of what they vary"
+    return reasons

@@ -22,14 +22,14 @@ from afina.techniques.context import Context
 from afina.techniques.quantize.config import QuantizeConfig
 from afina.techniques.quantize.edges import ActivationEdge, WeightEdge, store_half
 from afina.techniques.quantize.grids import SMALLEST_SCALE, Granularity, Grid
-from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, keep_norms_apart, layer_name, mover_source
+from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, Placement, hide_norms, layer_name, mover_source
 from afina.techniques.quantize.ranges import Histogram, Method
 from afina.training.layout import fitting_layout, place
 
 _UNDO_TENSOR = "quantized_decomposed.dequantize_per_tensor.default"
 _UNDO_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
-# Functions that keep all modules that they were ever given: a module, and its name there.
-_KEEPERS = (
+# Functions that cache their argument, a module with all its weights, for good: where each is, and its name.
+_CACHED_FUNCTIONS = (
     (torch.ao.quantization.fx.utils, "assert_and_get_unique_device"),
     (torchao.utils, "_assert_and_get_unique_device"),
 )
@@ -42,22 +42,24 @@ class Source:
     Attributes:
         network: The network in float, captured anew, batch norms folded, no weight shared by two layers; in the layout
             in which it is fast.
-        seen: What its activations were seen to hold, by node; filled as they are asked for.
-        scales: Scales and zero points of its weights that were looked for, by name, grid and granularity, and whether
-            they are powers of two.
-        moved: Names of the layers into whose weights scale was moved from what they read.
-        apart: How many of the calibration images, the first ones, ranges are not found on: they are chosen by these.
+        histograms: The values of its activations on the calibration images, by node; filled by the first calibration,
+            and read by all later ones.
+        scales: Scales and zero points of its weights, by name, grid and granularity, and whether they are powers of
+            two; filled as they are first needed.
+        equalized: Names of the layers into whose weights scale was moved from what they read (`equalize`).
+        held_out_count: How many of the calibration images, the first ones, are left out of the histograms, so that
+            methods for ranges can be compared on them.
     """
 
     network: Network
-    seen: dict[str, Histogram] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
     scales: dict[tuple[str, Grid, Granularity, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    moved: frozenset[str] = frozenset()
-    apart: int = 0
+    equalized: frozenset[str] = frozenset()
+    held_out_count: int = 0
 
     @classmethod
     def of(cls, network: Network) -> "Source":
-        """Of a network, which is left as it is.
+        """What all precisions of `network` start from; the network is left as it is.
 
         Raises:
             NothingToDo: it is quantized already.
@@ -82,16 +84,20 @@ class Source:
 class Prepared:
     """A `Source` with edges where a configuration wants them.
 
+    From a float network to integers it goes in this order: `Prepared(source, config)`, `watch` (histograms of
+    activations), `choose_ranges`, `round_layers`, `simulate`, `convert`.
+
     Args:
         source: The float network.
         config: Precisions.
 
     Attributes:
         network: The graph with the edges in it; computes in float until they are on. Its weights are the source's
-            until something `own`s them to write them.
-        activations: Edges by node; a scale that several share is there once.
-        weights: Edges by the name of the weight.
-        unrounded: Has the weights as they were before any rounding: the source, or what was trained.
+            until they are copied to be written.
+        placement: Which layers are quantized, and why others are not.
+        activations: The edges of activations, by node; an edge that several nodes share is there once.
+        weights: The edges of weights, by the name of the weight.
+        unrounded: A network with the weights as they were before any rounding: the source, or the trained one.
 
     Raises:
         NothingToDo: there is nothing that the configuration would change.
@@ -101,10 +107,10 @@ class Prepared:
         self.source, self.config = source, config
         self.placement = Placement(config)
         module = source.network.copy(source.network.tensors).module
-        keep_norms_apart(module)
+        hide_norms(module)
         with _quiet(), torch.no_grad():
             prepared = prepare_pt2e(module, self.placement)
-        _let_go()
+        _clear_caches()
         if not self.placement.quantized:
             raise NothingToDo(
                 "Quantization found no convolution or linear layer that it could change.",
@@ -114,7 +120,7 @@ class Prepared:
         self.unrounded = source.network
 
     def adopt(self, network: Network) -> None:
-        """Go on with a network that has the same edges: this one's own, or a trained copy of it."""
+        """Go on with a network that has the same edges: `self.network` itself, or a trained copy of it."""
         for module in network.module.modules():
             if isinstance(module, (ActivationEdge, WeightEdge)):
                 # Training may take a small scale through zero; what it stands for is its size.
@@ -131,15 +137,15 @@ class Prepared:
             edge.scale.requires_grad_(scales)
 
     def watch(self, context: Context) -> None:
-        """Run the calibration images through, unless all activations have been seen already.
+        """Fill the histograms of activations from the calibration images, unless all are filled already.
 
         Raises:
             InputError: there are no images.
             AfinaError: an activation is not a finite number; it is named.
         """
         for name, edge in self.activations.items():
-            edge.seen = self.source.seen.setdefault(name, edge.seen)
-            edge.watching = not edge.seen.average
+            edge.histogram = self.source.histograms.setdefault(name, edge.histogram)
+            edge.watching = not edge.histogram.average
         if any(edge.watching for edge in self.activations.values()):
             self._run(context)
         for edge in self.activations.values():
@@ -158,15 +164,15 @@ class Prepared:
             edge.on = on
 
     @contextmanager
-    def held(self) -> Iterator[Network]:
-        """The network for the length of a `with` block in which no weight changes: each is rounded once."""
+    def rounded_once(self) -> Iterator[Network]:
+        """The network for the length of a `with` block in which no weight changes, so that each is rounded once."""
         for edge in self.weights.values():
-            edge.hold(True)
+            edge.cache(True)
         try:
             yield self.network
         finally:
             for edge in self.weights.values():
-                edge.hold(False)
+                edge.cache(False)
 
     def convert(self) -> Network:
         """The network in integers: quantize and dequantize nodes around float operators, weights as codes."""
@@ -188,11 +194,12 @@ class Prepared:
         return Network(module, self.network.input, self.network.task, self.network.frozen)
 
     def _run(self, context: Context) -> None:
-        images, apart = 0, self.source.apart
+        """Run the calibration images through the network, without the first ones, which are held out."""
+        images, to_skip = 0, self.source.held_out_count
         with torch.no_grad(), context.progress.work("Calibrating", context.images) as bar:
             for batch in context.stream():
                 bar.advance(len(batch))
-                apart, batch = max(0, apart - len(batch)), batch[apart:]
+                to_skip, batch = max(0, to_skip - len(batch)), batch[to_skip:]
                 if not len(batch):
                     continue
                 for edge in self.activations.values():
@@ -206,9 +213,9 @@ class Prepared:
                         fix="Check the weights and the data.",
                     ) from error
                 images += len(batch)
-        if not images and self.source.apart:
-            # Fewer images came than the context told of: all are needed.
-            self.source.apart = 0
+        if not images and self.source.held_out_count:
+            # Fewer images came than the context promised: none can be held out.
+            self.source.held_out_count = 0
             self._run(context)
         elif not images:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
@@ -227,8 +234,9 @@ def _halve_norms(module: GraphModule) -> None:
 def _snap_biases(module: GraphModule) -> None:
     """Round each bias to the scale of its products, as integer kernels do, so that the simulation has theirs.
 
-    The step is small, but products are many for one step of the output: biases that differ by half a product's step
-    round every few hundredth output the other way.
+    With an input of scale 0.02 and weights of scale 0.005 (one for each output), products are whole multiples of
+    0.0001, and a bias of 0.01234 becomes 123 of these, 0.0123. The step is small, but products are many for one step of
+    the output: biases that differ by half a product's step round every few hundredth output the other way.
     """
     for node in module.graph.nodes:
         bias = node.args[2] if node.target in WEIGHTED and len(node.args) > 2 else None
@@ -244,22 +252,22 @@ def _snap_biases(module: GraphModule) -> None:
 
 
 def _separate_weights(network: Network) -> None:
-    """Give each layer that shares its weight or bias with another its own copy: each gets scales of its own."""
-    module, seen = network.module, set[str]()
+    """Give each layer that shares its weight or bias with another a copy, so that each can have other scales."""
+    module, names = network.module, set[str]()
     for node in module.graph.nodes:
         for index in (1, 2) if node.target in WEIGHTED else ():
-            held = node.args[index] if len(node.args) > index else None
-            if not is_stored(held):
+            stored = node.args[index] if len(node.args) > index else None
+            if not is_stored(stored):
                 continue
-            name = str(held.target)
-            if name in seen:
-                _give_own(module, node, index, f"{name}_of_{node.name}".replace(".", "_"))
-            seen.add(name)
+            name = str(stored.target)
+            if name in names:
+                _give_copy(module, node, index, f"{name}_of_{node.name}".replace(".", "_"))
+            names.add(name)
     module.recompile()
 
 
-def _give_own(module: GraphModule, node: Node, index: int, name: str) -> None:
-    """Let an argument of a layer be a tensor of its own under that name, with the value that it has."""
+def _give_copy(module: GraphModule, node: Node, index: int, name: str) -> None:
+    """Let an argument of a layer be a copy of the tensor that it is, stored under that name."""
     shared = node.args[index]
     assert isinstance(shared, Node)
     value = copy.deepcopy(attribute(module, str(shared.target)))
@@ -268,17 +276,17 @@ def _give_own(module: GraphModule, node: Node, index: int, name: str) -> None:
     else:
         module.register_buffer(name, value)
     with module.graph.inserting_before(node):
-        own = module.graph.get_attr(name)
-    own.meta = copy.copy(shared.meta)
-    node.update_arg(index, own)
+        copied = module.graph.get_attr(name)
+    copied.meta = copy.copy(shared.meta)
+    node.update_arg(index, copied)
 
 
-def _let_go() -> None:
-    """Let torch and torchao forget modules: each that they ask for its device they keep, with its weights, for good."""
-    for owner, name in _KEEPERS:
-        forget = getattr(getattr(owner, name, None), "cache_clear", None)
-        if forget is not None:
-            forget()
+def _clear_caches() -> None:
+    """Let torch and torchao forget modules: of each they cache the device, and with it the module, for good."""
+    for owner, name in _CACHED_FUNCTIONS:
+        cache_clear = getattr(getattr(owner, name, None), "cache_clear", None)
+        if cache_clear is not None:
+            cache_clear()
 
 
 @contextmanager

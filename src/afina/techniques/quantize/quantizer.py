@@ -9,6 +9,21 @@ integers: its kernels write float at no cost.
 
 What differs between runtimes is in `QuantizeConfig.policy` (`IntegerPolicy`): where additions are computed, which
 activation functions are fused, and whether what linear layers read is symmetric.
+
+An example: a residual block between a convolution and a linear layer, `Q` where an activation is quantized.
+
+    x Q -> conv -> relu Q -+-> conv_1 -> relu_1 Q -> conv_2 (Q) -> add -> relu_2 (Q) -> mean Q -> linear
+                           +------------------------------------->
+
+- `relu` carries the quantizer of `conv`, since the runtime computes both in one kernel: if its values go from 0 to 6,
+  it is written as codes 0 to 255 with a scale of 6 / 255 = 0.0235 and the zero point 0. Between the two there is none.
+- `mean` is quantized since the linear layer reads it; what that layer gives stays in float.
+- ONNX Runtime adds in integers, in a kernel of its own. So both operands of `add` are quantized, `relu` (which is
+  already) and `conv_2`, and the result, at `relu_2`: both `(Q)` are there.
+- OpenVINO adds inside `conv_2`: what that one gives is never written, and is not quantized. The `(Q)` of `relu_2` is
+  there.
+- A runtime that adds in float (`additions="float"`) has the `(Q)` of `conv_2`, as for any convolution, and none at
+  `relu_2`, which only `mean` reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,19 +73,20 @@ _MOVING = {
 }  # fmt: skip
 
 
-def _norm_apart(*args: Any) -> Any:
+def _unfolded_norm(*args: Any) -> Any:
+    """Batch norm under a name that PT2E does not know."""
     return aten.batch_norm.default(*args)
 
 
-def keep_norms_apart(module: GraphModule) -> None:
-    """Hide norms from PT2E, until `Placement` is asked, that read a layer which others read too.
+def hide_norms(module: GraphModule) -> None:
+    """Hide norms from PT2E that read a layer which others read too, until `Placement` annotates the graph.
 
-    PT2E folds a norm into the layer before it whoever else reads that: what joins a shortcut to the input of a norm, as
-    networks with the norm first do, would read the norm's outputs.
+    PT2E folds a norm into the layer before it whoever else reads that layer. In networks with the norm first,
+    `conv -> norm -> relu -> ...` and `conv -> add`, the addition would then read the norm's outputs.
     """
     for node in module.graph.nodes:
         if node.target is aten.batch_norm.default and len(node.args[0].users) > 1:
-            node.target = _norm_apart
+            node.target = _unfolded_norm
 
 
 @dataclass
@@ -78,12 +94,12 @@ class Placement(Quantizer):
     """Puts a `WeightEdge` on each weight and an `ActivationEdge` on each activation that a configuration quantizes.
 
     Attributes:
-        config: Which precision each layer has.
+        config: The precisions of layers, and what the runtime likes.
         quantized: Names of the layers that are changed.
-        skipped: Names of those that are not, with the reason.
-        precisions: What each quantized activation is written in, by its node.
-        symmetric: The activations whose zero point is in the middle, where they are of both signs.
-        fixed: What is the same for every image: a runtime computes it once, in float, when it loads.
+        skipped: Names of the layers that are not, with the reason.
+        precisions: The integer type of each quantized activation, by its node.
+        symmetric: The nodes of activations whose zero point is in the middle, where they are of both signs.
+        fixed: The nodes that give the same for every image: a runtime computes them once, in float, when it loads.
     """
 
     config: QuantizeConfig
@@ -94,13 +110,15 @@ class Placement(Quantizer):
     fixed: set[Node] = field(default_factory=set)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Show PT2E the norms again that `hide_norms` hid: it has folded the others by now."""
         for node in model.graph.nodes:
-            if node.target is _norm_apart:
+            if node.target is _unfolded_norm:
                 node.target = aten.batch_norm.default
         model.recompile()
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
+        """Say for each node which of its inputs, and whether its output, are quantized and how."""
         self.fixed = fixed_nodes(model.graph)
         if self.config.policy.symmetric_inputs_of_linear_layers == "always":
             read = [node.args[0] for node in model.graph.nodes if node.target is aten.linear.default]
@@ -132,6 +150,7 @@ class Placement(Quantizer):
         """Nothing to check: every annotation above is one that PT2E accepts."""
 
     def _annotate_weighted(self, node: Node) -> None:
+        """Quantize a layer's weight, what it reads, and, of a convolution, what it gives; or note why not."""
         name, weight = layer_name(node), node.args[1]
         precision = self.config.precision(name)
         if not isinstance(weight, Node) or weight.op != "get_attr":
@@ -157,8 +176,8 @@ class Placement(Quantizer):
         if node in self.fixed or not _is_float(node) or self._is_joined(node):
             return
         node = self._folded_into(node)
-        known = self.precisions.get(node)
-        if known is None or bits_of(known) < bits_of(precision):
+        earlier = self.precisions.get(node)
+        if earlier is None or bits_of(earlier) < bits_of(precision):
             self.precisions[node] = precision
             annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
             annotation.output_qspec = self._activation_spec(node, precision)
@@ -168,6 +187,7 @@ class Placement(Quantizer):
             self._annotate_output(node.args[0], precision)
 
     def _annotate_combined(self, node: Node) -> None:
+        """Quantize all operands of an addition, product or concatenation, in the finest precision of any of them."""
         sources = [mover_source(source) for source in _sources(node)]
         known = [self.precisions[source] for source in sources if source in self.precisions]
         precision = max(known, key=bits_of) if known else self.config.activations
@@ -181,7 +201,10 @@ class Placement(Quantizer):
             self._annotate_output(node, self.precisions[source])
 
     def _annotate_joined(self, node: Node) -> None:
-        """One scale for joined channels where a layer with weights in integers reads them, even one left in float."""
+        """Give concatenated channels one scale, where a layer with integer weights reads them, even in float.
+
+        All of them have to be quantized already.
+        """
         known = [self.precisions.get(mover_source(source)) for source in _sources(node)]
         precisions = [precision for precision in known if precision is not None]
         read = any(reader.target in WEIGHTED and layer_name(reader) in self.quantized for reader in _readers(node))
@@ -197,7 +220,7 @@ class Placement(Quantizer):
         return node
 
     def _is_joined(self, node: Node) -> bool:
-        """Whether `node` is the convolution in which the runtime computes the addition that alone reads its output."""
+        """Whether an addition alone reads the convolution `node`, and the runtime computes it inside that one."""
         policy = self.config.policy
         last = policy.additions == "in convolution"
         if not (last or policy.convolution_absorbs_every_addition):
@@ -222,6 +245,7 @@ class Placement(Quantizer):
         return all(known) or (any(known) and any(self._feeds_quantized(user) for user in (node, *node.users)))
 
     def _feeds_quantized(self, node: Node) -> bool:
+        """Whether a layer with integer activations reads `node`."""
         return any(
             user.target in WEIGHTED and self.config.precision(layer_name(user)).activations != "none"
             for user in node.users
@@ -258,20 +282,24 @@ def _spec(grid: Grid, edge: Callable[..., Any]) -> QuantizationSpec:
 
 
 def _sources(node: Node) -> list[Node]:
+    """The operands of an addition or product, or the tensors that are concatenated."""
     first = node.args[0]
     parts = first if isinstance(first, (list, tuple)) else node.args[:2]
     return [part for part in parts if isinstance(part, Node)]
 
 
 def mover_source(node: Any) -> Any:
-    """What an operator that only moves values has them from; any other node itself."""
+    """The node whose values operators that only move values pass on: `flatten(max_pool2d(x))` is `x` moved.
+
+    Anything else, also what is no node, is returned as it is.
+    """
     while isinstance(node, Node) and _moves(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
 
 def _readers(node: Node) -> Iterator[Node]:
-    """What reads a node, directly or behind operators that move or clip values."""
+    """The nodes that read a node, directly or behind operators that move or clip values."""
     for user in node.users:
         if _moves(user) or user.target in _CLIPPING:
             yield from _readers(user)
@@ -280,11 +308,12 @@ def _readers(node: Node) -> Iterator[Node]:
 
 
 def _moves(node: Node) -> bool:
+    """Whether an operator only moves the values of its first input, or picks some, so that they stay on their grid."""
     return node.target in _MOVING or (node.target is aten.pad.default and _pads_on_grid(node))
 
 
 def _pads_on_grid(node: Node) -> bool:
-    """Whether it pads with zero, or before max pooling with what is never the largest."""
+    """Whether a pad adds zeros, which every grid holds, or minus infinity, which max pooling never picks."""
     mode = node.args[2] if len(node.args) > 2 else "constant"
     value = node.args[3] if len(node.args) > 3 else None
     return bool(mode == "constant" and value in (None, 0, 0.0, float("-inf")))

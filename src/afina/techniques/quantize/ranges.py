@@ -1,4 +1,10 @@
-"""Ranges of activations from a stream, in bounded memory: one histogram for each tensor, never the tensor itself."""
+"""Ranges of activations from a stream, in bounded memory: one histogram for each tensor, never the tensor itself.
+
+A range that reaches to the extremes (`minmax`) clips nothing and has the largest steps; a narrower one has smaller
+steps, and clips. Behind a ReLU most values are small and few are large: of a hundred thousand values between 0 and 1
+and ten of 8, in 8 bits, the range 0 to 8 has steps of 0.031, the range 0 to 1, steps of 0.0039. The other methods are
+answers to how much may be clipped for that.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,12 +17,14 @@ from afina.techniques.quantize.grids import Grid
 
 Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BINS = 8192
-_SHRINK_STEPS = 64
-# Values of one batch that are counted: counting more took as long as a quarter of a ResNet-50, and ranges stay.
+# Shares of a range that are tried by `mse` (half as many by `entropy`), from the smallest up to 1; and how often `mse`
+# starts again from the smallest.
+_SHRINK_STEPS, _SMALLEST_SHRINK, _SHRINKS = 64, 0.4, 5
+# Values of one batch that are counted: counting more took as long as a quarter of a ResNet-50, and changed no range.
 _COUNTED = 2**15
-_SMALLEST_SHRINK, _SHRINKS = 0.4, 5
-_SHARE_KEPT = 0.9999
-# What a moving average keeps of what was before, over so many images.
+# The share of the values that `percentile` does not clip.
+_SHARE_INSIDE = 0.9999
+# The share that a moving average keeps of its value, over so many images.
 _MEMORY, _REMEMBERED = 0.9, 64
 # Grids of more codes than this are finer than what a histogram can tell apart.
 _MOST_CODES = 256
@@ -26,10 +34,26 @@ _LARGEST = 1e36
 
 
 class Histogram:
-    """What a tensor was seen to hold: its extremes, their moving average, and counts in 8192 bins.
+    """The values that a tensor had, over a stream of batches: extremes, their moving average, counts in 8192 bins.
 
     Values are counted over `[-reach, reach]`. When one falls outside, the reach doubles and each pair of bins becomes
-    one, so nothing already counted is approximated a second time. Memory: 64 KiB, whatever the number of images.
+    one, so nothing already counted is approximated a second time. With 8 bins over `[-1, 1]`, a value of 1.5 makes of
+    `[a b c d e f g h]` the counts `[0 0 a+b c+d e+f g+h 0 0]` over `[-2, 2]`. Memory: 64 KiB, whatever the number of
+    images.
+
+    Attributes:
+        reach: The end of the range that is counted; 0 until a value other than 0 is counted.
+        low: The smallest value so far; 0 where all are positive.
+        high: The largest value so far; 0 where all are negative.
+        average: The moving average of the batches' smallest and largest values; None before the first batch.
+        counts: How many values fell into each bin, `[8192]` (float64).
+
+    Example:
+        >>> histogram = Histogram()
+        >>> histogram.add(torch.tensor([-1.0, 0.5]))
+        >>> histogram.add(torch.tensor([1.5]))
+        >>> histogram.low, histogram.high, histogram.reach, float(histogram.counts.sum())
+        (-1.0, 1.5, 2.0, 3.0)
     """
 
     def __init__(self) -> None:
@@ -39,20 +63,25 @@ class Histogram:
         self.counts = torch.zeros(_BINS, dtype=torch.float64)
 
     def add(self, x: Tensor, images: int = _REMEMBERED) -> None:
-        """Count the values of a tensor, of so many images.
+        """Count the values of one batch.
 
-        Raises `FloatingPointError` where one is not a finite number.
+        Args:
+            x: The tensor, of any shape.
+            images: How many images it is of: the more, the more it weighs in the moving average.
+
+        Raises:
+            FloatingPointError: a value is not a finite number, or too large to be summed in float32.
         """
         values = _as_stored(x.detach().float())
         low, high = (float(v) for v in values.aminmax())
         if not (abs(low) < _LARGEST and abs(high) < _LARGEST):
             raise FloatingPointError("calibration met a value that is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        before, kept = self.average or (low, high), _MEMORY ** (images / _REMEMBERED)
-        self.average = kept * before[0] + (1 - kept) * low, kept * before[1] + (1 - kept) * high
+        average, share = self.average or (low, high), _MEMORY ** (images / _REMEMBERED)
+        self.average = share * average[0] + (1 - share) * low, share * average[1] + (1 - share) * high
         self._reach_for(max(-low, high))
         if self.reach:
-            # Of large activations a part is counted: what a histogram says of them does not change with more.
+            # Of large activations only a part is counted: their histograms do not change with more.
             part = values.flatten()[:: _step(values.numel() // _COUNTED, values.shape[-1])]
             self.counts += torch.histc(part, _BINS, -self.reach, self.reach).double().cpu()
         else:
@@ -60,7 +89,7 @@ class Histogram:
 
     @property
     def constant(self) -> bool:
-        """Whether nothing but one value was ever seen."""
+        """Whether all values that were counted are one and the same."""
         return self.reach == 0 or bool((self.counts > 0).sum() <= 1)
 
     def values(self) -> tuple[Tensor, Tensor]:
@@ -81,92 +110,120 @@ class Histogram:
 
 
 def _as_stored(x: Tensor) -> Tensor:
-    """Images with their channels where they are in memory, so that to flatten them is no copy."""
+    """A batch with its dimensions in the order of memory, so that to flatten it is no copy."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return x.permute(0, 2, 3, 1) if last else x
 
 
 def _step(least: int, row: int) -> int:
-    """From one value to the next that is counted: without a divisor in common with a row, so that all columns are."""
+    """The distance from one value that is counted to the next, at least `least`.
+
+    It has no divisor in common with the length of a row, so that values of all columns are counted.
+
+    Example:
+        >>> _step(least=4, row=6)
+        5
+    """
     step = max(1, least)
     while math.gcd(step, row) > 1:
         step += 1
     return step
 
 
-def range_of(seen: Histogram, grid: Grid, method: Method) -> tuple[float, float]:
-    """The range that a grid should cover, by one method."""
-    if not seen.reach:
+def range_of(histogram: Histogram, grid: Grid, method: Method) -> tuple[float, float]:
+    """The range that a grid should cover, by one method; it holds 0, and is `(0, 0)` where nothing but 0 was counted.
+
+    Args:
+        histogram: The values that the activation had.
+        grid: The codes that there are: the fewer, the more a method clips.
+        method: `minmax`, the extremes; `average`, a moving average of the batches' extremes; `percentile`, what holds
+            99.99% of the values; `entropy`, least relative entropy; `mse`, least squared error.
+
+    Example:
+        >>> histogram = Histogram()
+        >>> histogram.add(torch.cat([torch.linspace(0, 1, 1000), torch.tensor([4.0])]))
+        >>> range_of(histogram, Grid(4, signed=False, scheme="affine"), "minmax")
+        (0.0, 4.0)
+    """
+    if not histogram.reach:
         return 0.0, 0.0
-    low, high = _METHODS[method](seen, grid)
+    low, high = _METHODS[method](histogram, grid)
     return min(low, 0.0), max(high, 0.0)
 
 
-def _minmax(seen: Histogram, grid: Grid) -> tuple[float, float]:
-    return seen.low, seen.high
+def _minmax(histogram: Histogram, grid: Grid) -> tuple[float, float]:
+    return histogram.low, histogram.high
 
 
-def _average(seen: Histogram, grid: Grid) -> tuple[float, float]:
+def _average(histogram: Histogram, grid: Grid) -> tuple[float, float]:
     """The moving average of the batches' extremes (Jacob et al. 2018, section 3.1)."""
-    assert seen.average is not None
-    return seen.average
+    assert histogram.average is not None
+    return histogram.average
 
 
-def _percentile(seen: Histogram, grid: Grid) -> tuple[float, float]:
-    """What holds 99.99% of the values, the same share left out at both ends."""
-    centers, counts = seen.values()
+def _percentile(histogram: Histogram, grid: Grid) -> tuple[float, float]:
+    """The range that holds 99.99% of the values, the same share left out at both ends."""
+    centers, counts = histogram.values()
     share = counts.cumsum(0) / counts.sum()
-    outside = (1 - _SHARE_KEPT) / 2
+    outside = (1 - _SHARE_INSIDE) / 2
     last = len(centers) - 1
     first = min(int(torch.searchsorted(share, outside)), last)
     end = min(int(torch.searchsorted(share, 1 - outside)), last)
     return float(centers[first]), float(centers[end])
 
 
-def _mse(seen: Histogram, grid: Grid) -> tuple[float, float]:
-    """The range of least mean squared error: both ends shrunk together, as far as that helps, then each alone."""
-    centers, counts = seen.values()
+def _mse(histogram: Histogram, grid: Grid) -> tuple[float, float]:
+    """The range of least mean squared error: both ends shrunk together, as far as that helps, then each alone.
+
+    64 shares of the range are tried, from 0.4 to 1, all at once: scales `[64, 1]` against the bins `[bins]` give codes
+    `[64, bins]`, whose squared errors are summed with the counts of the bins. Where 0.4 is best, the search starts
+    again from there, up to five times.
+    """
+    centers, counts = histogram.values()
     shrink = torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS, dtype=torch.float64)
 
     def best(lows: Tensor, highs: Tensor) -> tuple[float, float, int]:
         scale, zero = (t.double()[:, None] for t in grid.scales(lows, highs))
         codes = (torch.round(centers / scale) + zero).clamp(grid.low, grid.high)
-        found = int((((codes - zero) * scale - centers).square() @ counts).argmin())
-        return float(lows[found]), float(highs[found]), found
+        index = int((((codes - zero) * scale - centers).square() @ counts).argmin())
+        return float(lows[index]), float(highs[index]), index
 
-    first, last = seen.low, seen.high
+    first, last = histogram.low, histogram.high
     for _ in range(_SHRINKS):
-        low, high, found = best(first * shrink, last * shrink)
-        if found:
+        low, high, index = best(first * shrink, last * shrink)
+        if index:
             break
         first, last = low, high  # few bits and far outliers: the smallest that was tried may not be small enough
-    if grid.scheme == "affine" and seen.low < 0 < seen.high:
+    if grid.scheme == "affine" and histogram.low < 0 < histogram.high:
         low, high, _ = best(first * shrink, torch.full_like(shrink, high))
         low, high, _ = best(torch.full_like(shrink, low), last * shrink)
     return low, high
 
 
-def _entropy(seen: Histogram, grid: Grid) -> tuple[float, float]:
+def _entropy(histogram: Histogram, grid: Grid) -> tuple[float, float]:
     """The range of least relative entropy KL(p, q) (Migacz 2017): p clipped to it, q what its codes can tell apart.
 
-    Zeros are left out: every grid holds them exactly, and behind a ReLU they would outweigh all else.
+    `p` is the histogram with what lies outside the range added to its outermost bins inside; in `q` the counts of all
+    bins that share a code are spread evenly over these. For bins `[6 2 1 3 | 4]` with a range that ends at the bar and
+    two codes: `p = [6 2 1 7]`, `q = [4 4 2 2]` (both divided by their sums). Zeros are left out: every grid holds them
+    exactly, and behind a ReLU they would outweigh all else.
     """
-    centers, counts = seen.values()
-    varied = centers.abs() > 2 * seen.reach / _BINS
+    centers, counts = histogram.values()
+    varied = centers.abs() > 2 * histogram.reach / _BINS
     centers, counts = centers[varied], counts[varied]
     codes = min(2**grid.bits, _MOST_CODES)
-    best, least = (seen.low, seen.high), float("inf")
+    best, least = (histogram.low, histogram.high), float("inf")
     for shrink in torch.linspace(_SMALLEST_SHRINK, 1.0, _SHRINK_STEPS // 2).tolist():
-        low, high = seen.low * shrink, seen.high * shrink
+        low, high = histogram.low * shrink, histogram.high * shrink
         clipped = centers.clamp(low, high)
         bins = ((clipped - low) / max(high - low, _TINY) * codes).long().clamp(0, codes - 1)
         inside = (centers >= low) & (centers <= high)
         if not bool(inside.any()):
-            continue  # all that was seen is far from zero
+            continue  # all values are far from zero
         # q is made of what lies inside alone, so that what is clipped costs.
-        held = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], counts[inside])
-        number = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], torch.ones_like(counts[inside]))
-        q = (held / number.clamp_min(1))[bins] * inside
+        per_code = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], counts[inside])
+        bins_of = torch.zeros(codes, dtype=torch.float64).index_add_(0, bins[inside], torch.ones_like(counts[inside]))
+        q = (per_code / bins_of.clamp_min(1))[bins] * inside
         p = counts * inside
         p[int(inside.nonzero()[0])] += float(counts[centers < low].sum())
         p[int(inside.nonzero()[-1])] += float(counts[centers > high].sum())

@@ -25,7 +25,7 @@ _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
 # Between the seeds of two parts of the same batches.
-_APART = 7919
+_SEED_STRIDE = 7919
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
 
@@ -275,15 +275,15 @@ class Batches:
     ) -> None:
         self._listing, self._part, self._input = listing, part, input
         self._pixels, self._rows = pixels, rows
-        own, of = share
-        self._kind, self.seed = kind, seed + _APART * own
+        part_number, part_count = share
+        self._kind, self.seed = kind, seed + _SEED_STRIDE * part_number
         starts = list(range(0, len(order), batch_size))
         if join and len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()
         self.parts = list[BatchPart]()
         for batch in np.split(order, starts[1:]):
-            places = batch[own::of] if len(batch) >= 2 * of else batch
-            weight = of * len(places) / len(batch) if places is not batch else 1.0
+            places = batch[part_number::part_count] if len(batch) >= 2 * part_count else batch
+            weight = part_count * len(places) / len(batch) if places is not batch else 1.0
             self.parts.append(BatchPart(places, len(batch), weight))
 
     def __len__(self) -> int:

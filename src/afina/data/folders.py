@@ -32,7 +32,7 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     if unlabelled and all(len(path) == 1 for path in images):
         return _flat(files, tuple(path[0] for path in images), name, seed)
     splits = _splits(_unwrap(images, name), name)
-    labels = tuple(sorted({label for found in splits.values() for label, _ in found}))
+    labels = tuple(sorted({label for entries in splits.values() for label, _ in entries}))
     if len(labels) < 2:
         raise InputError(
             f"{name} has one class only ({labels[0]}).",
@@ -41,8 +41,8 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
         )
     number = {label: i for i, label in enumerate(labels)}
     parts = {
-        split: Part(tuple(key for _, key in found), np.array([number[label] for label, _ in found], dtype=np.int64))
-        for split, found in splits.items()
+        split: Part(tuple(key for _, key in entries), np.array([number[label] for label, _ in entries], dtype=np.int64))
+        for split, entries in splits.items()
     }
     if "validation" not in parts:
         parts = split_one(parts["train"], labels, seed, name)

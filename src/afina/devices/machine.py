@@ -58,13 +58,13 @@ def available_cores() -> int:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide a result, of those that are installed."""
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def processor() -> str:

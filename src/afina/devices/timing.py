@@ -46,15 +46,15 @@ def measure_latency(
     _check_counts(threads=threads, batch=batch)
     paths = {name: str(Path(path).absolute()) for name, path in artifacts.items()}
     request = {"kind": "latency", "artifacts": paths, "shape": shape, "threads": threads, "batch": batch}
-    found = _ask({**request, "seconds": seconds}, threads)
+    results = _ask({**request, "seconds": seconds}, threads)
     conditions = f"{_count(threads, 'thread')}, batch {batch}"
     return {
         name: Measurement(
-            value=found[name]["value"],
+            value=results[name]["value"],
             unit="s",
             how="measured",
-            spread=found[name]["spread"],
-            n=found[name]["n"],
+            spread=results[name]["spread"],
+            n=results[name]["n"],
             where=f"{_runtime_label(path)}, {conditions}",
         )
         for name, path in artifacts.items()
@@ -71,9 +71,9 @@ def measure_memory(path: Path, shape: tuple[int, int, int], *, threads: int) -> 
     """
     _check_counts(threads=threads)
     request = {"kind": "memory", "path": str(Path(path).absolute()), "shape": shape, "threads": threads}
-    found = _ask(request, threads)
+    result = _ask(request, threads)
     where = f"{_runtime_label(path)}, {_count(threads, 'thread')}, batch 1, above the runtime alone"
-    return Measurement(found["value"], "B", "measured", n=found["n"], where=where)
+    return Measurement(result["value"], "B", "measured", n=result["n"], where=where)
 
 
 def _ask(request: dict[str, Any], threads: int) -> Any:
@@ -89,9 +89,9 @@ def _ask(request: dict[str, Any], threads: int) -> Any:
         raise _death(done.returncode, done.stderr)
     answer = json.loads(done.stdout)
     if "error" in answer:
-        said = answer["error"]
-        kind = InputError if said["exit_code"] == InputError.exit_code else AfinaError
-        raise kind(said["what"], said["why"], said["fix"])
+        details = answer["error"]
+        kind = InputError if details["exit_code"] == InputError.exit_code else AfinaError
+        raise kind(details["what"], details["why"], details["fix"])
     return answer["result"]
 
 

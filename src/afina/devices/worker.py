@@ -65,7 +65,7 @@ def latency(artifacts: dict[str, str], shape: list[int], threads: int, batch: in
             continue
         if time.perf_counter() > stop or (done % _CHECK_EVERY == 0 and _is_stable(list(times.values()))):
             break
-    return {name: {**_summary(found), "n": len(found) * counts[name]} for name, found in times.items()}
+    return {name: {**_summary(turns), "n": len(turns) * counts[name]} for name, turns in times.items()}
 
 
 def memory(path: str, shape: list[int], threads: int) -> Any:

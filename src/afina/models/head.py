@@ -41,7 +41,7 @@ def find_head(network: Network) -> Head | None:
         node = _only_tensor_input(node)
     if node is None:
         return None
-    weight, bias = (_own_parameter(arg) for arg in (*node.args, None)[1:3])
+    weight, bias = (_unshared_parameter(arg) for arg in (*node.args, None)[1:3])
     has_bias = len(node.args) > 2 and node.args[2] is not None
     if weight not in parameters or (has_bias and bias not in parameters):
         return None
@@ -122,7 +122,7 @@ def _only_tensor_input(node: Node) -> Node | None:
     return inputs[0] if len(inputs) == 1 else None
 
 
-def _own_parameter(argument: object) -> str | None:
+def _unshared_parameter(argument: object) -> str | None:
     """Name of the weight that `argument` is, where nothing else in the graph uses it."""
     if isinstance(argument, Node) and argument.op == "get_attr" and len(argument.users) == 1:
         return str(argument.target)

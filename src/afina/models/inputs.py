@@ -1,4 +1,4 @@
-"""Which images a model is given: the model's own specification, the data's, or the user's wish."""
+"""Which images a model takes: by its library's specification, by the data, or as the user asked."""
 
 import math
 from collections.abc import Mapping
@@ -16,27 +16,34 @@ _GREY = ((0.5,), (0.5,))
 
 
 def choose_input(
-    module: nn.Module, own: InputSpec | None, hint: InputSpec | None, size: tuple[int, int] | None, trained: bool
+    module: nn.Module,
+    source_input: InputSpec | None,
+    hint: InputSpec | None,
+    size: tuple[int, int] | None,
+    trained: bool,
 ) -> tuple[InputSpec, str]:
     """The input of `module`, and a note where it had to be assumed.
 
     Args:
-        module: In evaluation form.
-        own: What the model's source says of its input; None where it says nothing.
-        hint: What the data suggests.
+        module: The model, in evaluation mode.
+        source_input: The input that the model's library states; None where it states none.
+        hint: The input that the data suggests.
         size: Height and width that the user asked for; it wins.
         trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
             are where the model takes them: enlarging them would cost time and add nothing.
     """
-    said = described_input(module)
-    base = own or said or _assumed(module, hint)
+    described = described_input(module)
+    base = source_input or described or _assumed(module, hint)
     if size is not None:
         return replace(base, height=size[0], width=size[1]), ""
-    if hint is not None and own is not None and said is None and not trained:
-        native = replace(own, height=hint.height, width=hint.width)
-        if max(hint.height / own.height, hint.width / own.width) < 1 and output_width(module, native) is not None:
+    if hint is not None and source_input is not None and described is None and not trained:
+        native = replace(source_input, height=hint.height, width=hint.width)
+        if (
+            max(hint.height / source_input.height, hint.width / source_input.width) < 1
+            and output_width(module, native) is not None
+        ):
             return native, ""
-    if own is None and said is None and hint is None:
+    if source_input is None and described is None and hint is None:
         shown = f"{base.height}x{base.width}"
         return base, f"The model does not say what size it takes: {shown} is assumed, --input-size changes it."
     return base, ""

@@ -84,10 +84,10 @@ def library_of(name: str, library: str | None) -> str:
     """The library that has a model: the one that is named, else timm or torchvision. Raises `InputError`."""
     if library is None:
         searched = {prefix: row for prefix, row in LIBRARIES.items() if row.searched}
-        found_in = next((prefix for prefix, row in searched.items() if row.has(name)), None)
-        if found_in is None:
+        first_match = next((prefix for prefix, row in searched.items() if row.has(name)), None)
+        if first_match is None:
             raise _unknown(name, {known for row in searched.values() for known in row.names()})
-        return found_in
+        return first_match
     if not LIBRARIES[library].has(name):
         raise _unknown(name, LIBRARIES[library].names(), library)
     return library

@@ -64,7 +64,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 def check_options(
     name: str, function: Callable[..., Any], options: Mapping[str, Any], known: tuple[str, ...] = ()
 ) -> None:
-    """Whether a function that builds a model takes these arguments; `known` are given in any case.
+    """Check that a function that builds a model takes these options; `known` arguments are passed in any case.
 
     Raises:
         InputError: it does not take one of them.
@@ -81,11 +81,11 @@ def check_options(
             raise InputError(f"{name} takes no argument {key!r}.", fix=did_you_mean(key, names))
 
 
-def check_required(name: str, function: Callable[..., Any], given: Container[str]) -> None:
-    """Whether all arguments that a function cannot do without are given, by name.
+def check_required(name: str, function: Callable[..., Any], available: Container[str]) -> None:
+    """Check that every argument of a function that has no default is among the `available` names.
 
     Raises:
-        InputError: one is not.
+        InputError: one is not; it is named.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -93,7 +93,7 @@ def check_required(name: str, function: Callable[..., Any], given: Container[str
         return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for p in parameters:
-        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in given:
+        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in available:
             raise InputError(
                 f"{name} needs {p.name!r}, and the space has no such parameter.",
                 fix="Add it to the space, or give it a default in the function.",
@@ -121,18 +121,19 @@ def _builder(module: ModuleType, path: Path, name: str) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(module, name, None)
     if callable(function):
         return function
-    own = [
+    functions = [
         key
         for key, value in vars(module).items()
         if callable(value) and not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
     ]
     what = f"{name} in {path} is not a function." if function is not None else f"{path} has no function {name!r}."
-    raise InputError(what if name else f"{path} needs the name of a function.", fix=f"{_offer(path, name, own)}")
+    raise InputError(what if name else f"{path} needs the name of a function.", fix=f"{_offer(path, name, functions)}")
 
 
-def _offer(path: Path, name: str, own: list[str]) -> str:
+def _offer(path: Path, name: str, functions: list[str]) -> str:
     return (
-        did_you_mean(name, own) or f"Write a function in {path.name} that returns the model, and name it after a colon."
+        did_you_mean(name, functions)
+        or f"Write a function in {path.name} that returns the model, and name it after a colon."
     )
 
 

@@ -101,19 +101,21 @@ def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
     Raises:
         InputError: the file cannot be read, or its names or shapes differ.
     """
-    found, own = read_weights(path), module.state_dict()
-    found = _matching_prefix(found, own)
-    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in own]
-    differ = [key for key in own if key in found and found[key].shape != own[key].shape]
+    file_weights, module_weights = read_weights(path), module.state_dict()
+    file_weights = _matching_prefix(file_weights, module_weights)
+    missing = [key for key in module_weights if key not in file_weights and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in file_weights if key not in module_weights]
+    differ = [
+        key for key in module_weights if key in file_weights and file_weights[key].shape != module_weights[key].shape
+    ]
     if not (missing or unexpected or differ):
-        module.load_state_dict(found, strict=False)
+        module.load_state_dict(file_weights, strict=False)
         return Fit()
-    layer = _head(missing + differ, own, outputs)
-    widths = {found[key].shape[0] for key in differ if found[key].ndim}
-    if unexpected or layer is None or not _only_outputs_differ(differ, found, own):
-        raise _mismatch(path, name, missing, unexpected, [(k, found[k], own[k]) for k in differ])
-    module.load_state_dict({key: value for key, value in found.items() if key not in differ}, strict=False)
+    layer = _head(missing + differ, module_weights, outputs)
+    widths = {file_weights[key].shape[0] for key in differ if file_weights[key].ndim}
+    if unexpected or layer is None or not _only_outputs_differ(differ, file_weights, module_weights):
+        raise _mismatch(path, name, missing, unexpected, [(k, file_weights[k], module_weights[k]) for k in differ])
+    module.load_state_dict({key: value for key, value in file_weights.items() if key not in differ}, strict=False)
     had = f"has {widths.pop()} outputs" if widths else "is missing"
     return Fit(layer, (f"The last layer ({layer}) {had} in {path.name} and {outputs} in the model: it starts anew.",))
 
@@ -191,26 +193,30 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _matching_prefix(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _matching_prefix(file_weights: dict[str, Tensor], module_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take off a wrapper's prefix (`model.` of Lightning) where the names fit only without it."""
     for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in found) and not any(key in own for key in found):
-            return {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+        if all(key.startswith(prefix) for key in file_weights) and not any(
+            key in module_weights for key in file_weights
+        ):
+            return {key.removeprefix(prefix): value for key, value in file_weights.items()}
+    return file_weights
 
 
-def _head(keys: list[str], own: Mapping[str, Tensor], outputs: int) -> str | None:
+def _head(keys: list[str], module_weights: Mapping[str, Tensor], outputs: int) -> str | None:
     """The one layer that all of `keys` belong to, where it has as many outputs as the model."""
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:
         return None
     layer = layers.pop()
-    wide = all(own[key].ndim and own[key].shape[0] == outputs for key in keys)
+    wide = all(module_weights[key].ndim and module_weights[key].shape[0] == outputs for key in keys)
     return layer if wide and f"{layer}.weight" in keys else None
 
 
-def _only_outputs_differ(keys: list[str], found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    return all(found[key].ndim and found[key].shape[1:] == own[key].shape[1:] for key in keys)
+def _only_outputs_differ(
+    keys: list[str], file_weights: Mapping[str, Tensor], module_weights: Mapping[str, Tensor]
+) -> bool:
+    return all(file_weights[key].ndim and file_weights[key].shape[1:] == module_weights[key].shape[1:] for key in keys)
 
 
 def _mismatch(

@@ -109,17 +109,17 @@ def _train(
 
     layout = fitting_layout(network, fabric.device, config.channels_last)
     student = place(network.copy(), fabric.device, layout)
-    master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
+    placed_teacher = None if teacher is None else place(teacher.copy(), fabric.device, layout)
     task = get_task(network.task)
     steps = config.epochs * len(_batches(data, network, config, team, seed=0))
     with _reproducible(fabric.device):
         torch.manual_seed(config.seed)
-        objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
+        objective = Objective(task, config, labelled=data.labelled, network=student, teacher=placed_teacher)
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, team, objective, steps, layout, work.sparse)
         teacher_first = config.epochs > 1 and not config.augment and objective.needs_outputs_only
-        training = _Training(student, master, data, config, team, stepper, progress, teacher_first)
+        training = _Training(student, placed_teacher, data, config, team, stepper, progress, teacher_first)
         if work.checkpoint is not None:
             digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(work.checkpoint, digest)
@@ -147,7 +147,7 @@ class _Training:
         self._metric = task.metric if data.labelled else task.agreement
         self._reference = None if data.labelled or teacher is None else predict(teacher, data)
         # Images that are not varied get the same answers from the teacher in every epoch: it is asked once.
-        self._taught = _answers(teacher, data) if teacher_first and teacher is not None else None
+        self._teacher_outputs = _answers(teacher, data) if teacher_first and teacher is not None else None
         self._best = Best(self._metric)
         self._checkpoint: tuple[Path, str] | None = None
         self.curve: list[Epoch] = []
@@ -221,8 +221,8 @@ class _Training:
         self._network.train()
         for part, (images, targets) in zip(batches.parts, batches, strict=True):
             rate = self._stepper.rate
-            taught = None if self._taught is None else self._taught[part.places]
-            loss = self._stepper.take(images, targets, number, taught, part.weight)
+            teacher_outputs = None if self._teacher_outputs is None else self._teacher_outputs[part.places]
+            loss = self._stepper.take(images, targets, number, teacher_outputs, part.weight)
             if math.isfinite(loss):
                 total, count = total + loss * part.whole, count + part.whole
             bar.advance(1, f"loss {loss:.4g}{self._quality()}")

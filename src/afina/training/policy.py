@@ -61,7 +61,7 @@ def keep_in_32(network: Network, patterns: Sequence[str] = ()) -> None:
     """
     check_patterns(network, patterns)
     for node in list(network.graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload) or not _is_kept(node, patterns):
+        if not isinstance(node.target, torch._ops.OpOverload) or not _stays_in_32(node, patterns):
             continue
         if node.target in TRAINING_ARGUMENT:
             # Must stay what it is to be switched; autocast leaves it in the type that it reads.
@@ -185,7 +185,7 @@ class _Kernels(TorchDispatchMode):
         return value
 
 
-def _is_kept(node: Node, patterns: Sequence[str]) -> bool:
+def _stays_in_32(node: Node, patterns: Sequence[str]) -> bool:
     name = op_name(node)
     return name in _SUMMING or any(fnmatchcase(part, p) for p in patterns for part in _within(layer_of(node)))
 

@@ -72,14 +72,14 @@ class Stepper:
         return self._scale.take_log()
 
     def take(
-        self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None, weight: float = 1.0
+        self, images: Tensor, targets: Tensor, epoch: int, teacher_outputs: Tensor | None = None, weight: float = 1.0
     ) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
         Args:
             images, targets: What this device sees of the batch.
             epoch: Number of the epoch, for messages.
-            taught: The teacher's outputs for these images, where they were computed before.
+            teacher_outputs: Outputs `[N, outputs]` of the teacher for these images, where they were computed before.
             weight: Factor of these images' mean loss in the mean over the devices.
 
         Raises:
@@ -87,12 +87,12 @@ class Stepper:
         """
         images = images.to(self._fabric.device, memory_format=self._layout)
         targets = targets.to(self._fabric.device)
-        taught = None if taught is None else taught.to(self._fabric.device)
+        teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self._fabric.device)
         where = f"step {self.done + 1} (epoch {epoch})"
 
         def loss_of() -> Tensor:
             with self._fabric.autocast():
-                loss: Tensor = self._objective(self._network, images, targets, taught)
+                loss: Tensor = self._objective(self._network, images, targets, teacher_outputs)
                 return weight * loss
 
         def backward() -> None:

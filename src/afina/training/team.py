@@ -141,10 +141,10 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
         return
     _check(devices)
     fix = "Define the dataset and its transforms in a module, or train on one device."
-    sent, threads = packed(arguments, "What is trained on", fix), torch.get_num_threads()
+    packed_arguments, threads = packed(arguments, "What is trained on", fix), torch.get_num_threads()
     before = {name: os.environ.get(name) for name in _OF_FABRIC}
     port = _free_port()
-    others = [_Other(work, Seat(rank, devices, port), sent) for rank in range(1, devices)]
+    others = [_Other(work, Seat(rank, devices, port), packed_arguments) for rank in range(1, devices)]
     try:
         for other in others:
             other.process.start()
@@ -174,13 +174,15 @@ class _Other:
     Args:
         work: The function that it runs.
         seat: Its place.
-        sent: The arguments of the function, packed.
+        packed_arguments: The arguments of the function, as bytes.
     """
 
-    def __init__(self, work: Callable[..., None], seat: Seat, sent: bytes) -> None:
+    def __init__(self, work: Callable[..., None], seat: Seat, packed_arguments: bytes) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._seat, self._messages, self._reason = seat, spawn.SimpleQueue(), ""
-        self.process = spawn.Process(target=_join, args=(work, seat, os.getpid(), sent, self._messages), daemon=True)
+        self.process = spawn.Process(
+            target=_join, args=(work, seat, os.getpid(), packed_arguments, self._messages), daemon=True
+        )
 
     def wait_until_ready(self) -> None:
         """Until it has its arguments; what goes wrong before would leave the first process waiting for it."""
@@ -219,11 +221,11 @@ class _Other:
             self._reason = self._messages.get()
 
 
-def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes, messages: Any) -> None:
+def _join(work: Callable[..., None], seat: Seat, parent: int, packed_arguments: bytes, messages: Any) -> None:
     """One of the other processes. It tells an empty text when it is ready, and its error where it cannot go on."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        arguments = pickle.loads(sent)
+        arguments = pickle.loads(packed_arguments)
         messages.put("")
         work(seat, *arguments)
     except Exception as error:

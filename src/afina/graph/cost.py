@@ -95,8 +95,8 @@ def _with_kept(row: LayerRow, before: LayerRow | None) -> LayerRow:
     if before is None or row.kind != before.kind or row.output == before.output or not row.parameters:
         return row
     channel = -1 if row.kind == "linear" else 0
-    kept = (row.output[channel], before.output[channel])
-    return LayerRow(**{**vars(row), "kept": kept}) if kept[0] < kept[1] else row
+    widths = (row.output[channel], before.output[channel])
+    return LayerRow(**{**vars(row), "kept": widths}) if widths[0] < widths[1] else row
 
 
 def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:

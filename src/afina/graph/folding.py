@@ -37,19 +37,21 @@ def fold_weights(network: Network) -> list[str]:
     return names
 
 
-def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True, sized: bool = False) -> set[Node]:
+def fixed_nodes(
+    graph: Graph, is_fixed_source: Callable[[Node], bool] = lambda node: True, sized: bool = False
+) -> set[Node]:
     """The nodes that give the same for every image.
 
-    Those are the ones that nothing feeds (stored tensors, `arange`, `zeros`), as far as they are `given`, and what is
-    computed from them alone; not what is drawn by chance, and no tensor that another node writes into. With `sized`,
-    also what is the same for as many images: it may read sizes.
+    Those are the ones that no node feeds (stored tensors, `arange`, `zeros`) and for which `is_fixed_source` holds, and
+    what is computed from them alone; not what is drawn at random, and no tensor that another node writes into. With
+    `sized`, also what is the same for the same number of images: it may read sizes.
     """
     fixed, written = set[Node](), _written(graph)
     for node in graph.nodes:
         if node in written or node.op not in ("get_attr", "call_function") or node.is_impure():
             continue
         sources = [] if sized and node.target is torch.ops.aten.sym_size.int else node.all_input_nodes
-        if fixed.issuperset(sources) if sources else given(node):
+        if fixed.issuperset(sources) if sources else is_fixed_source(node):
             fixed.add(node)
     return fixed
 

@@ -73,7 +73,7 @@ def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]
 
 
 def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) -> list[InputSpec]:
-    """An input for each tensor that the graph reads; `known` has it for all nodes that read it."""
+    """An input for each tensor that the graph reads; `copies` gets it for every node that reads the tensor."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     stored, inputs = dict[str, Node](), list[InputSpec]()
@@ -85,7 +85,7 @@ def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) ->
             stored[name] = graph.placeholder(name.replace(".", "_"))
             kind = InputKind.BUFFER if name in buffers else InputKind.CONSTANT_TENSOR
             kind = InputKind.PARAMETER if name in parameters else kind
-            kept = True if kind is InputKind.BUFFER else None
-            inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, kept))
+            persistent = True if kind is InputKind.BUFFER else None
+            inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, persistent))
         copies[node] = stored[name]
     return inputs

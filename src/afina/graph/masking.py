@@ -11,7 +11,7 @@ from afina.graph.axes import Analysis, Axis
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network, outputs_of
 from afina.graph.ops import arguments, op_name
-from afina.graph.surgery import kept_positions
+from afina.graph.surgery import remaining_positions
 
 
 def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> Tensor:
@@ -34,11 +34,11 @@ class _Masked(Interpreter):
     def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]], batch: int) -> None:
         super().__init__(network.module)
         self._analysis = Analysis(network, batch)
-        self._kept = kept_positions(self._analysis, keep)
+        self._remaining = remaining_positions(self._analysis, keep)
 
     def run_node(self, n: Node) -> Any:
         statistic = n.op == "call_function" and op_name(n) in _STATISTICS
-        value = self._over_kept(n) if statistic else super().run_node(n)
+        value = self._on_remaining(n) if statistic else super().run_node(n)
         if n.op == "output":
             return value
         if n.op == "get_attr" and isinstance(value, Tensor):
@@ -51,9 +51,9 @@ class _Masked(Interpreter):
         return value
 
     def _mask(self, expr: Expr) -> Tensor | None:
-        return torch.from_numpy(self._kept.mask(expr)) if expr else None
+        return torch.from_numpy(self._remaining.mask(expr)) if expr else None
 
-    def _over_kept(self, n: Node) -> Any:
+    def _on_remaining(self, n: Node) -> Any:
         """The op on what is left of its inputs, spread out again to the whole size."""
         a = arguments(n)
         inputs: dict[str, Any] = {name: self._sliced(source) for name, source in a.items() if isinstance(source, Node)}

@@ -52,10 +52,10 @@ def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Nod
             try:
                 values[node] = _value(module, mode, node, example, values.__getitem__)
             except Exception as error:
-                said = str(error).strip() or type(error).__name__
+                message = str(error).strip() or type(error).__name__
                 raise Unsupported(
                     f"The shapes in the network cannot be followed through {node.target} (node {node.name}).",
-                    why=f"It says: {said.splitlines()[0]}",
+                    why=f"It says: {message.splitlines()[0]}",
                     fix="Rewrite the part of the model whose shapes depend on the values of the data.",
                 ) from error
     return values

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph.axes import Analysis, Axis
-from afina.graph.axes.builder import Kept, Mask
+from afina.graph.axes.builder import Mask, RemainingPositions
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network
 from afina.graph.propagate import refresh_meta
@@ -33,12 +33,12 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
         InputError: an axis is not a free axis of this network, a unit does not exist, or nothing would be left.
     """
     analysis = _checked(network, analysis)
-    kept = kept_positions(analysis, keep)
-    parts = _masks(analysis, kept)
+    remaining = remaining_positions(analysis, keep)
+    parts = _masks(analysis, remaining)
     twin = network.copy()
     twins = dict(zip(analysis.graph.nodes, twin.graph.nodes, strict=True))
     for respelling in analysis.respellings:
-        respelling.write(twins[respelling.node], kept)
+        respelling.write(twins[respelling.node], remaining)
     owners = _owners(twin.module)
     for name, part in parts.items():
         _slice(twin.module, name, part, owners)
@@ -62,28 +62,28 @@ def masks(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Ana
         InputError: as `remove`.
     """
     analysis = _checked(network, analysis)
-    return _masks(analysis, kept_positions(analysis, keep))
+    return _masks(analysis, remaining_positions(analysis, keep))
 
 
-def kept_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Kept:
+def remaining_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> RemainingPositions:
     """What stays of any dimension of the analysed graph when each axis keeps only the given units."""
-    kept = _kept_classes(analysis, keep)
+    class_remains = _remaining_classes(analysis, keep)
 
     def mask(expr: Expr) -> Mask:
         stays = np.ones(len(expr[0]), dtype=np.bool_)
         for array in analysis.solution.expand(expr):
-            stays &= (array < 0) | kept[array]
+            stays &= (array < 0) | class_remains[array]
         return stays
 
-    return Kept(mask)
+    return RemainingPositions(mask)
 
 
-def _masks(analysis: Analysis, kept: Kept) -> Masks:
-    if not all(kept.mask(expr).any() for expr in analysis.needed):
+def _masks(analysis: Analysis, remaining: RemainingPositions) -> Masks:
+    if not all(remaining.mask(expr).any() for expr in analysis.needed):
         raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
     masks: Masks = {}
     for name, dims in analysis.held.items():
-        parts = [kept.mask(expr) if expr else None for expr in dims]
+        parts = [remaining.mask(expr) if expr else None for expr in dims]
         if any(part is not None and not part.any() for part in parts):
             raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")
         masks[name] = [None if part is None or part.all() else part for part in parts]
@@ -96,9 +96,9 @@ def _checked(network: Network, analysis: Analysis | None) -> Analysis:
     return analysis or Analysis(network)
 
 
-def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
+def _remaining_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
     free = {axis.name: axis for axis in analysis.axes.free}
-    kept = np.ones(len(analysis.solution.root), dtype=np.bool_)
+    remains = np.ones(len(analysis.solution.root), dtype=np.bool_)
     for axis, units in keep.items():
         free_axis = free.get(axis.name)
         if free_axis is None or free_axis.size != axis.size:
@@ -114,9 +114,9 @@ def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mas
                 why=f"Given were {chosen.size}, from {chosen.min(initial=0)} to {chosen.max(initial=0)}.",
             )
         classes = analysis.classes[axis.name]
-        kept[classes] = False
-        kept[classes[chosen]] = True
-    return kept
+        remains[classes] = False
+        remains[classes[chosen]] = True
+    return remains
 
 
 def _slice(module: nn.Module, name: str, parts: list[Mask | None], owners: Owners) -> None:

@@ -33,7 +33,7 @@ class NotUnderstood(Exception):
 
 
 @dataclass(frozen=True)
-class Kept:
+class RemainingPositions:
     """What stays of any dimension: `mask(expr)` is True at the positions that do."""
 
     mask: Callable[[Expr], Mask]
@@ -48,12 +48,12 @@ class Respelling:
     """A number spelled out in the graph that changes with the axes.
 
     Attributes:
-        node: Where it is.
-        write: `write(twin, kept)` puts it right in `twin`, which is `node` or the same node of a copy of the graph.
+        node: The node that spells the number out.
+        write: `write(twin, remaining)` puts the number right in `twin`: in `node`, or in its copy in a copied graph.
     """
 
     node: Node
-    write: Callable[[Node, Kept], None]
+    write: Callable[[Node, RemainingPositions], None]
 
 
 class Builder:
@@ -200,8 +200,8 @@ class Builder:
             value = node.target(*args, **kwargs)
         return value if isinstance(value, Tensor) else None
 
-    def respell(self, node: Node, write: Callable[[Node, Kept], None]) -> None:
-        """Surgery calls `write(twin, kept)` on the node's twin.
+    def respell(self, node: Node, write: Callable[[Node, RemainingPositions], None]) -> None:
+        """Surgery calls `write(twin, remaining)` on the node's twin.
 
         The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
         """

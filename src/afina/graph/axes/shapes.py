@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Dims, Kept, NotUnderstood
+from afina.graph.axes.builder import Builder, Dims, NotUnderstood, RemainingPositions
 from afina.graph.axes.elementwise import reduced_dimensions
 from afina.graph.axes.labels import FIXED, Expr, concatenate, join
 from afina.graph.ops import arguments, op_name, set_argument
@@ -146,7 +146,7 @@ def squeeze(g: Builder, node: Node) -> None:
     _fix_ones(g, node, dropped)
     g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
-    def write(twin: Node, _: Kept) -> None:
+    def write(twin: Node, _: RemainingPositions) -> None:
         source = arguments(twin)["self"]
         twin.target = aten.squeeze.dims
         twin.args, twin.kwargs = (source, dropped), {}
@@ -210,7 +210,7 @@ def channel_shuffle(g: Builder, node: Node) -> None:
     group, channel = g.labels.split(dims[1], groups, inner)
     dims[1] = join((channel, group), (inner, groups))
     g.put(node, tuple(dims))
-    g.respell(node, lambda twin, kept: set_argument(twin, "groups", kept.count(group) if group else groups))
+    g.respell(node, lambda twin, remaining: set_argument(twin, "groups", remaining.count(group) if group else groups))
 
 
 def patches(g: Builder, node: Node) -> None:
@@ -271,12 +271,12 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
     if symbolic and (not may_infer or len(symbolic) > 1):
         raise NotUnderstood("it spells out a size that mixes the batch with an axis")
 
-    def write(twin: Node, kept: Kept) -> None:
+    def write(twin: Node, remaining: RemainingPositions) -> None:
         # Sizes that are not constant are nodes: those of the twin.
         new = list(arguments(twin)[name])
         for index, expr in enumerate(dims):
             if expr and (sizes[index] != -1 or index in spelled):
-                new[index] = -1 if index in symbolic else kept.count(expr)
+                new[index] = -1 if index in symbolic else remaining.count(expr)
             elif index in spelled:
                 new[index] = spelled[index]
         set_argument(twin, name, new)

@@ -104,8 +104,8 @@ class _Pass:
         self._network, self._reference, self._outputs = network, reference, outputs or {}
         self._by_node = {node: reader for reader in readers.values() for node in reader.nodes}
         self._count, self._batch = max(count, 1), 0
-        self._wanted: dict[str, Tensor] = {}
-        self._found: dict[str, Moments] = {}
+        self._reference_outputs: dict[str, Tensor] = {}
+        self._moments: dict[str, Moments] = {}
 
     def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
         seen = 0
@@ -124,28 +124,28 @@ class _Pass:
         if not self._batch:
             raise InputError("There are no calibration images.", fix="Give data with training images.")
         for reader in self._by_node.values():
-            if not bool(self._found[reader.weight].xx.isfinite().all()):
+            if not bool(self._moments[reader.weight].xx.isfinite().all()):
                 raise AfinaError(
                     f"What {reader.name} reads is not a finite number on some calibration images.",
                     fix="Check the weights and the data.",
                 )
-        return self._found
+        return self._moments
 
     def _remember(self, node: Node, _: Tensor, y: Tensor) -> None:
         reader = self._by_node[node.name]
-        kept = self._outputs.get(reader.weight)
-        if kept is not None:
-            y = y.index_select(channel_dimension(node), kept.to(y.device))
-        self._wanted[node.name] = outputs_at(reader, node, y, self._places(reader, node, y))
+        indices = self._outputs.get(reader.weight)
+        if indices is not None:
+            y = y.index_select(channel_dimension(node), indices.to(y.device))
+        self._reference_outputs[node.name] = outputs_at(reader, node, y, self._places(reader, node, y))
 
     def _add(self, node: Node, x: Tensor, y: Tensor) -> None:
         reader = self._by_node[node.name]
         rows = rows_of(reader, node, x, self._places(reader, node, y)).float()
-        if reader.weight not in self._found:
+        if reader.weight not in self._moments:
             size = rows.shape[-1] + 1
             dtype = torch.float64 if size <= _DOUBLE_UP_TO + 1 else torch.float32
-            self._found[reader.weight] = Moments(torch.zeros(len(rows), size, size, dtype=dtype, device=rows.device))
-        self._found[reader.weight].add(rows, self._wanted.pop(node.name, None))
+            self._moments[reader.weight] = Moments(torch.zeros(len(rows), size, size, dtype=dtype, device=rows.device))
+        self._moments[reader.weight].add(rows, self._reference_outputs.pop(node.name, None))
 
     def _places(self, reader: Reader, node: Node, y: Tensor) -> Tensor:
         """Output positions to look at in this batch: the same for the same layer and batch, in both networks."""

@@ -101,24 +101,24 @@ def _best_matrices(network: Network, reader: Reader, moments: Moments, constant:
     return solved[:, :, :-1], (solved[:, :, -1:] - constant).flatten()
 
 
-def put(network: Network, reader: Reader, matrices: Tensor, kept: Sequence[Tensor | None]) -> None:
+def put(network: Network, reader: Reader, matrices: Tensor, positions: Sequence[Tensor | None]) -> None:
     """Write refitted matrices `[stack, outputs, columns + 1]`, of the whole layer, into the layer as it is now.
 
     Args:
         network: Changed in place.
         reader: The layer before.
         matrices: Weights, and what is to be added to the layer's constant in the last column.
-        kept: For each dimension of the weight, the positions that are left; None for all.
+        positions: For each dimension of the weight, the positions that the layer still has; None for all.
     """
     weight = attribute(network.module, reader.weight)
     whole = reader.from_matrices(matrices[:, :, :-1], torch.empty(reader.shape, device=weight.device))
     # The constant of a wide layer is shared by its blocks.
     constant = matrices[:, :, -1].sum(0) if reader.blocks > 1 else matrices[:, :, -1].flatten()
-    for dim, index in enumerate(kept):
+    for dim, index in enumerate(positions):
         if index is not None:
             whole = whole.index_select(dim, index.to(whole.device))
-    if kept[0] is not None:
-        constant = constant[kept[0].to(constant.device)]
+    if positions[0] is not None:
+        constant = constant[positions[0].to(constant.device)]
     with torch.no_grad():
         weight.copy_(whole)
         add_constant(network, reader, constant)

@@ -32,14 +32,14 @@ def output_errors(
         nodes: Of convolutions and linear layers.
         images: Batches `[N, C, H, W]`.
     """
-    kept: dict[str, Tensor] = {}
+    outputs_before: dict[str, Tensor] = {}
     sums: dict[str, list[Tensor]] = {}
 
     def remember(node: Node, value: Tensor) -> None:
-        kept[node.name] = value
+        outputs_before[node.name] = value
 
     def compare(node: Node, value: Tensor) -> None:
-        before = kept.pop(node.name)
+        before = outputs_before.pop(node.name)
         totals = sums.setdefault(node.name, [torch.zeros((), dtype=torch.float64)] * 5)
         for place, part in enumerate((value - before, before)):
             rows = part.movedim(channel_dimension(node), 0).flatten(1).double()

@@ -24,7 +24,7 @@ MEMORY = 10**9  # bytes of decoded images that are kept
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
-# Between the seeds of two parts of the same batches.
+# Difference between the seeds of two parts of the same batches; it is large, since epochs have consecutive seeds.
 _SEED_STRIDE = 7919
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
@@ -67,7 +67,7 @@ class ImageData:
         self.fingerprint = listing.fingerprint
         self._augment, self._memory, self._progress = augment, memory, progress or Progress()
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
-        # Of a fold: whose training images it divides, and which of them each split has.
+        # A fold notes the data whose training images it divides, and which of them each split has.
         self._divided: tuple[ImageData, dict[str, np.ndarray]] | None = None
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
@@ -154,10 +154,10 @@ class ImageData:
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
             augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
-            shuffle: In an order drawn by `seed` instead of the fixed one. A single image that would be left
-                for the last batch joins the one before, since batch norm cannot train on it alone.
+            shuffle: Whether the order is drawn by `seed` instead of being the fixed one. A single image that would be
+                left for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
-            limit: Only so many of the images.
+            limit: The most images to give, the first ones of the order; None for all.
             share: `(i, n)`: of each batch, part `i` of `n`, for devices that work on it together. A batch that has
                 not two images for each goes to all of them.
 
@@ -240,9 +240,10 @@ class BatchPart(NamedTuple):
     """A batch, or what one of several devices gets of it.
 
     Attributes:
-        places: Which images of the split.
-        whole: Images of the whole batch.
-        weight: Of the mean over these images in the mean of the parts' means, which then is that of the batch.
+        places: Numbers of its images in the split.
+        whole: How many images the whole batch has.
+        weight: Factor of the mean over these images. The mean of the parts' means, each times its weight, is the mean
+            over the batch: of 10 images on 4 devices the parts have 3, 3, 2 and 2, and the weights 1.2, 1.2, 0.8, 0.8.
     """
 
     places: np.ndarray
@@ -254,8 +255,8 @@ class Batches:
     """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones.
 
     Attributes:
-        seed: Of what is drawn for these images; another for each part of the same batches.
-        parts: What each batch holds, in turn.
+        seed: Seed of the augmentation of these images; each part of the same batches has another one.
+        parts: The images of each batch, in turn.
     """
 
     def __init__(

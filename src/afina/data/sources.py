@@ -1,4 +1,4 @@
-"""`open_data`: whatever a user calls data becomes `ImageData` here, once."""
+"""`open_data`: a path, a table, a torch dataset or the digits as `ImageData`."""
 
 from os import PathLike
 from pathlib import Path
@@ -43,7 +43,7 @@ def open_data(
         input: What the network expects, where it is known already: images are then decoded at that size in
             the one pass, instead of in a second one.
         memory: Bytes of decoded images that may be kept.
-        progress: Is told about the pass.
+        progress: Shows the pass over the images.
 
     Raises:
         InputError: the data is missing, broken or does not do; it says which, why, and what to do.

@@ -93,7 +93,7 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
 
 
 class _Reader:
-    """The one reading of all items: targets, shape, and what is kept."""
+    """Reads all items once: their targets, their shape, and as many of the ready tensors as memory allows."""
 
     def __init__(self, items: _Items, memory: int) -> None:
         self.items, self.left = items, memory

@@ -39,7 +39,7 @@ def measure_latency(
 
     Raises:
         InputError: a file is missing or broken, or its runtime is not installed.
-        AfinaError: the process died; its last words are given.
+        AfinaError: the process died; the message holds the last lines of its error output.
     """
     if not artifacts:
         return {}

@@ -39,7 +39,7 @@ class Classification(Task):
         return [self.spec.labels[i] for i in outputs.argmax(axis=1)]
 
     def initial_bias(self, targets: Tensor) -> Tensor:
-        """Zeros."""
+        """Zeros `[outputs]`: at the start no class is more likely than another."""
         return torch.zeros(self.spec.outputs)
 
 

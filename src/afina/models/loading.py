@@ -1,4 +1,4 @@
-"""`load_model`: from what a user calls a model to a captured network with the right head, weights and input."""
+"""`load_model`: a model, by name, file or module, as a captured network with the right head, weights and input."""
 
 import copy
 import random
@@ -30,9 +30,9 @@ class Loaded:
     """A model, ready for the jobs.
 
     Attributes:
-        network: Captured, with the task's number of outputs, in inference form.
+        network: The captured network, with the task's number of outputs, in inference form.
         source: The model as the user named it.
-        pretrained: It holds trained weights and its head is the trained one, so it needs no training.
+        pretrained: Whether it holds trained weights and its head is the trained one, so that it needs no training.
         notes: What the user should know, one sentence each.
         layers_of_head: Names of the layers that make the outputs; empty where they could not be found.
     """
@@ -66,10 +66,10 @@ def load_model(
         task: What the outputs should be; None keeps the model's own.
         input: What the data suggests: size, channels, mean and std.
         input_size: Height and width that the user asked for; it wins.
-        targets: Of the training data, [N] or [N, outputs]: a new head starts from them.
-        progress: Told about downloads.
-        seed: Of all random weights; the same seed gives the same network.
-        options: Arguments of what builds the model (`depth`, `width`): of our own networks and of the user's builder.
+        targets: Targets of the training data, `[N]` or `[N, outputs]`, from which a new head starts.
+        progress: Shows a line before a download.
+        seed: Seed of all random weights; the same seed gives the same network.
+        options: Arguments (`depth`, `width`) of the function that builds the model: the user's, or that of `builtin:`.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -93,9 +93,9 @@ def load_model(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Whoever draws in the block (torch, numpy, random) draws the same each time; what was before goes on after it.
+    """Seeds the generators of torch, numpy and `random` for the block, and puts their states back after it.
 
-    Without it a builder with weights of its own gave another network at each call, and no run could be resumed.
+    Without it a builder that draws its weights would give another network at each call, and no run could be resumed.
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
@@ -232,10 +232,10 @@ def _with_head(
     """The network with the outputs that the task needs.
 
     Args:
-        network: As captured, with the task that it had.
+        network: The captured network, with the task that it had before.
         request: The arguments of `load_model`.
         name: The model's name.
-        notes: What there is to tell so far.
+        notes: Notes for the user so far.
         fit: How the weights of a file went in.
         trained: Whether it holds trained weights.
         replaced: How many outputs it had before its library gave it a new last layer; None if it did not.
@@ -248,6 +248,13 @@ def _with_head(
             fix="Give the weights of this very model.",
         )
     notes = [*notes, *fit.notes]
+    # Of a task with classes "cat" and "dog":
+    #   the model's outputs                        its last layer
+    #   1000 ImageNet classes; "left", "right"     another one, of random weights; the bias from the targets
+    #   2, made anew by its library or by a file   is kept, since it is random already; the bias from the targets
+    #   2, all weights random                      is kept; the bias from the targets
+    #   "dog", "cat", trained                      is kept, its rows in the order of the task
+    #   "0", "1", trained                          is kept as it is, with a note that the order is assumed
     if task is not None:
         if network.task.outputs != task.outputs or not (fresh or _fits(network.task, task)):
             replaced, fresh = network.task.outputs, True
@@ -273,7 +280,7 @@ def _fits(had: TaskSpec, task: TaskSpec) -> bool:
 
 
 def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
-    """The trained network with its outputs in the task's order, and what there is to tell about the order."""
+    """The trained network with its outputs in the task's order, and a note about the order, or an empty text."""
     had, shown = network.task, _few(task.labels)
     if had.labels == task.labels or task.outputs == 1:
         return network, ""

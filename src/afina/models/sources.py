@@ -30,11 +30,11 @@ class ModelRequest:
     Attributes:
         name: Name of the model, without the library's prefix.
         outputs: Width that the last layer should have; None leaves it as it is.
-        trained: Whether the library's own trained weights are wanted.
+        trained: Whether the module is to have the library's own trained weights.
         size: Height and width that the user asked for; None for the model's own.
         input: What the data suggests of the input, or what the user asked for.
-        progress: Told before a download.
-        options: Further arguments of what builds the model.
+        progress: Shows a line before a download.
+        options: Further arguments of the function that builds the model.
     """
 
     name: str
@@ -54,7 +54,7 @@ class BuiltModule:
         module: The module, on the CPU.
         input: What the model expects of an image; None where the source does not say.
         trained: Whether it holds trained weights.
-        missing: Why it does not, where they were wanted.
+        missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
     """
 

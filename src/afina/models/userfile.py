@@ -24,8 +24,8 @@ def build_from_file(
     """What `builder` in the file at `path` returns.
 
     The file is imported under a private name, with its own folder importable, so it may use files beside it.
-    The builder is called without arguments, or with `classes=` (or `num_classes=`) where it takes one and
-    `outputs` is known; and with `options`, which it must take.
+    The builder is called without arguments, or with `classes=` (or `num_classes=`) where it has such a parameter and
+    `outputs` is known; and with `options`, for which it must have parameters.
 
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
@@ -160,7 +160,7 @@ def _reason(error: BaseException, path: Path) -> str:
 def _importable(folder: Path) -> Iterator[None]:
     """The folder first on the import path; what was imported from it is forgotten afterwards.
 
-    Two folders may each have a `layers.py`, and the second must not be given the first one's.
+    Two folders may each have a `layers.py`: the builder of the second must not import the first one's.
     """
     entry, before = str(folder.resolve()), set(sys.modules)
     sys.path.insert(0, entry)

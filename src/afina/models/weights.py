@@ -121,7 +121,7 @@ def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
 
 
 def looks_trained(module: nn.Module, *, otherwise: bool) -> bool:
-    """Whether the batch norms of `module` have seen images; `otherwise` where it has none to tell."""
+    """Whether a batch norm of `module` has a running mean other than zero; `otherwise` where it has no batch norm."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     means = [m.running_mean for m in norms if m.running_mean is not None]
     return any(bool(mean.any()) for mean in means) if means else otherwise

@@ -23,7 +23,8 @@ def identity(networks: Sequence[Network | None], config: FitConfig, data: str, d
     """A digest of all that decides how a training goes: another digest, another training.
 
     Args:
-        networks: What is trained, its teacher, and whose zeros it keeps, as they are before; None where there is none.
+        networks: The network to train, its teacher, and the network whose zeros stay, all as they are before training;
+            None where there is none.
         config: How it is trained.
         data: Fingerprint of the data.
         device: Type of the device.

@@ -1,4 +1,4 @@
-"""What training minimises: the task's loss, the teacher's answers, what is inside the teacher, or all of them."""
+"""What training minimises: the task's loss, distances to the teacher's outputs and feature maps, or their sum."""
 
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class Objective(nn.Module):
         task: What the outputs mean.
         config: How to train.
         labelled: Whether the targets are labels; without labels they hold nothing.
-        network: What is trained.
-        teacher: What it learns from, or None.
+        network: The network that is trained.
+        teacher: The network that it learns from, or None.
 
     Raises:
         InputError: there are neither labels nor a teacher, or features are asked for that are not there.
@@ -46,7 +46,7 @@ class Objective(nn.Module):
 
     @property
     def needs_outputs_only(self) -> bool:
-        """Whether all that is asked of the teacher is its outputs, so that they may be known beforehand."""
+        """Whether the loss needs nothing but the outputs of the teacher, so that they may be computed beforehand."""
         return self._teacher is not None and self.inside is None
 
     def forward(
@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
 
 def check_teacher(teacher: Network, network: Network) -> None:
-    """Refuse a teacher that looks at other images, or answers another question, than the network.
+    """Refuse a teacher with another input specification, task or labels than the network.
 
     Raises:
         InputError: naming what differs.

@@ -1,4 +1,4 @@
-"""Which parts of a network compute in 32 bits while the rest is in mixed precision, and in what each layer really ran.
+"""Which parts of a network compute in 32 bits while the rest is in mixed precision, and the types that layers ran in.
 
 Autocast takes matrix products and convolutions down to 16 bits. Sums over many values lose most there, so that
 norms and softmax are computed in 32 bits, on every device alike, and losses are (`training.losses`); what a user names
@@ -105,12 +105,12 @@ def check_patterns(network: Network, patterns: Sequence[str]) -> None:
 def layer_dtypes(
     network: Network, precision: TrainingPrecision, keep_fp32: Sequence[str] = ()
 ) -> tuple[LayerDtype, ...]:
-    """In what type each layer runs in training, seen in one run of noise; in the order of the graph.
+    """The types in which each layer runs in training, observed in one run on noise; in the order of the graph.
 
     Listed are layers that hold weights or multiply, and softmax.
 
     Args:
-        network: In float; it is left as it is.
+        network: A float network; it is left as it is.
         precision: The precision of the training.
         keep_fp32: As in `FitConfig`.
 

@@ -49,7 +49,7 @@ def make_fabric(precision: TrainingPrecision, seat: Seat | None = None) -> "Fabr
     if seat is None or seat.size == 1:
         return Fabric(accelerator="auto", devices=1, plugins=[plugin])
     fabric = Fabric(accelerator=device, devices=seat.size, strategy=strategy_of(seat), plugins=[plugin])
-    # It tells of its processes, which are no more than a detail here.
+    # Fabric logs the processes that it joins, which are no more than a detail here.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric.launch()
     return fabric
@@ -107,12 +107,13 @@ class LossScale:
 
     @contextlib.contextmanager
     def step(self, network: Network, where: str, find_overflow: Callable[[], str] = str) -> Iterator[None]:
-        """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether it was one.
+        """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether the step was skipped.
 
         Args:
             network: What is trained.
             where: Step and epoch in words, for the error.
-            find_overflow: Says which layer overflowed first; asked only where the scale has collapsed.
+            find_overflow: Gives a sentence that names the layer that overflowed first; called only where the scale has
+                collapsed.
 
         Raises:
             TrainingError: the scale has collapsed.

@@ -68,7 +68,7 @@ class Stepper:
         return float(self._schedule.get_last_lr()[0])
 
     def take_log(self) -> ScaleLog:
-        """What loss scaling did since the last time that this was asked."""
+        """What loss scaling did since the last call."""
         return self._scale.take_log()
 
     def take(

@@ -1,7 +1,8 @@
 """Several devices that train one network: each takes its part of every batch, and gradients are averaged.
 
-Fabric's strategy joins the processes and carries their sums. The process that asks for the training is the first of
-them: it alone judges, writes checkpoints and tells; the others are started here, do its steps, and end with it.
+Fabric's strategy joins the processes and reduces their gradients. The process that asks for the training is the first
+of them: it alone evaluates, writes checkpoints and reports progress; the others are started here, take the same steps,
+and end with it.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ class Seat:
 
 
 class Team:
-    """What the steps of a training need of the others.
+    """The processes that train one network together, as the steps of a training see them.
 
     Args:
         fabric: The `Fabric` of this process.
@@ -65,7 +66,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process judges and tells."""
+        """Whether this process evaluates, writes checkpoints and reports progress."""
         return self.rank == 0
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -127,10 +128,10 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
 
     What happens with three devices: this process packs the arguments once, starts processes 1 and 2 and waits until
     each says that it has unpacked them (one that cannot, because a class is defined in the user's script, would
-    otherwise leave this process waiting in the first sum for ever). All three then meet at `port` and take steps; every
-    `all_reduce` waits for all of them. If process 2 dies, the sum fails here with an error of the connection, which
-    says nothing of the reason: the reason that process 2 left is raised in its place. If this process is killed, the
-    others see that their parent is gone and end by themselves.
+    otherwise leave this process waiting in the first `all_reduce` for ever). All three then meet at `port` and take
+    steps; every `all_reduce` waits for all of them. If process 2 dies, the `all_reduce` fails here with an error of the
+    connection, which does not name the cause: the error that process 2 sent is raised in its place. If this process is
+    killed, the others see that their parent is gone and end by themselves.
 
     Raises:
         InputError: there are not so many devices, or the arguments cannot be sent to another process.
@@ -185,7 +186,7 @@ class _Other:
         )
 
     def wait_until_ready(self) -> None:
-        """Until it has its arguments; what goes wrong before would leave the first process waiting for it."""
+        """Wait until it has its arguments; an error before that would leave the first process waiting for ever."""
         while self._messages.empty():
             if not self.process.is_alive() and self._messages.empty():
                 raise self.error()
@@ -200,7 +201,7 @@ class _Other:
         return self.process.exitcode not in (None, 0)
 
     def error(self) -> TrainingError:
-        """That it ended, and why, as far as it could say."""
+        """An error that says that the process ended, and why, as far as it could send the reason."""
         self._read()
         self.process.join(_LOOK)
         ended = "failed" if self._reason else f"ended with code {self.process.exitcode}"
@@ -211,7 +212,7 @@ class _Other:
         )
 
     def end(self) -> None:
-        """End it, if it was started."""
+        """Stop the process, if it was started."""
         if self.process.pid is not None:
             self.process.terminate()
             self.process.join()
@@ -222,7 +223,7 @@ class _Other:
 
 
 def _join(work: Callable[..., None], seat: Seat, parent: int, packed_arguments: bytes, messages: Any) -> None:
-    """One of the other processes. It tells an empty text when it is ready, and its error where it cannot go on."""
+    """Run in one of the other processes: sends an empty text when it is ready, and its error where it cannot go on."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         arguments = pickle.loads(packed_arguments)

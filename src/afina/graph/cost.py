@@ -1,4 +1,4 @@
-"""What a network costs, exactly and from its graph alone: parameters, multiply-accumulates, bytes, activations."""
+"""The cost of a network, exactly and from its graph alone: parameters, multiply-accumulates, bytes, activations."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,20 @@ class Cost:
 
 
 def cost_of(network: Network) -> Cost:
-    """The cost of a network for one image."""
+    """The cost of a network for one image.
+
+    Raises:
+        Unsupported: the shapes in the graph depend on the values of the data.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        >>> cost_of(capture(module, spec, TaskSpec("classification", ("cat", "dog"))))
+        Cost(parameters=130, macs=128, bytes=520, peak_activations=264)
+    """
     values = _values(network)
     rows = list(_rows(network, values))
     return Cost(
@@ -49,7 +62,8 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
 
     Args:
         network: Any network, also one with int8 weights.
-        original: What `network` was pruned from; gives `kept` where a layer's outputs are fewer.
+        original: The network that `network` was pruned from. With it, `kept` of a layer that has fewer outputs now is
+            their number now and before.
     """
     rows = tuple(_rows(network, _values(network)))
     if original is None:
@@ -71,7 +85,10 @@ def float_name(dtype: torch.dtype) -> str:
 
 
 def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
-    """Multiply-accumulates for one image by the name of the weight that is multiplied by, and those without one."""
+    """Multiply-accumulates for one image, by the name of the weight, and the sum of those without a weight.
+
+    Products of two activations, as in attention, have no weight.
+    """
     values = _values(network)
     macs_of: dict[str, float] = {}
     rest = 0.0
@@ -126,26 +143,26 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
 
 
 def _bytes(source: Node, values: dict[Node, Any]) -> int:
-    """What a stored tensor takes at its precision; of codes in their bits, with their scales."""
-    tensor, undone = values[source], _undone(source)
-    if undone is None:
+    """Bytes of a stored tensor at its precision; of codes in their bits, with the bytes of their scales."""
+    tensor, dequantization = values[source], _dequantization(source)
+    if dequantization is None:
         return int(tensor.numel() * tensor.element_size())
-    scale = undone.args[1]
+    scale = dequantization.args[1]
     scales = values[scale].numel() * values[scale].element_size() if isinstance(scale, Node) else 0
     return math.ceil(int(tensor.numel()) * (_bits(source) or 8) / 8) + int(scales)
 
 
-def _undone(source: Node) -> Node | None:
+def _dequantization(source: Node) -> Node | None:
     """The node that dequantizes stored codes."""
     return next((user for user in source.users if op_name(user).startswith("dequantize")), None)
 
 
 def _bits(source: Node) -> int | None:
     """Bits that stored codes need, from the limits that their dequantization notes; None where there are no codes."""
-    undone = _undone(source)
-    if undone is None:
+    dequantization = _dequantization(source)
+    if dequantization is None:
         return None
-    named = arguments(undone)
+    named = arguments(dequantization)
     low, high = int(named["quant_min"]), int(named["quant_max"])
     signed = low < 0
     return next(
@@ -231,7 +248,17 @@ def _einsum_macs(equation: str, shapes: list[torch.Size]) -> int:
 
 
 def _peak(network: Network, values: dict[Node, Any]) -> int:
-    """Bytes of the activations that are alive at the worst moment; views and in-place ops share their input's."""
+    """Bytes of the activations that are alive at the worst moment; views and in-place ops share their input's.
+
+    For `a = conv(x)`, `b = relu(a)`, `c = x + b` with 100 bytes each, an activation lives from the node that makes it
+    to the last node that reads it:
+
+        node   alive   bytes
+        x      x         100
+        conv   x a       200
+        relu   x a b     300
+        add    x b c     300
+    """
     order = list(network.graph.nodes)
     storage: dict[Node, Node] = {}
     for node in order:
@@ -277,5 +304,5 @@ def _size(node: Node, values: dict[Node, Any]) -> int:
 _THROUGH = frozenset(
     "to _to_copy detach alias view reshape slice t transpose permute unsqueeze expand contiguous".split()
 )
-# Ops that, in inference, hand on the memory that they are given although their schema does not say so.
+# Ops that, in inference, return the memory of their input although their schema does not say so.
 _IDENTITIES = frozenset("dropout feature_dropout alpha_dropout flatten reshape contiguous to".split())

@@ -1,4 +1,4 @@
-"""Batch norms folded into layers, and weights computed once: what inference computes anyway, in fewer operators."""
+"""Batch norms folded into layers, and weights computed once: the same inference in fewer operators."""
 
 import re
 from collections.abc import Callable
@@ -120,7 +120,8 @@ def _take_name(network: Network, stored: Node, origin: str) -> str:
 def fold_norms(network: Network) -> list[str]:
     """Fold each batch norm that alone reads a convolution or linear layer into it, in place.
 
-    With `k = weight / sqrt(variance + eps)`: `W' = k W`, `b' = bias + k (b - mean)`. A layer without a bias gets one.
+    With `k = weight / sqrt(variance + eps)`, one number for each output: `W' = k W`, `b' = bias + k (b - mean)`
+    (Jacob et al. 2018, section 3.2). A layer without a bias gets one.
 
     Returns:
         Names of the weights that changed.

@@ -29,11 +29,11 @@ def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProg
 
     Args:
         network: Left as it is.
-        rewrite: Changes the program's graph, before torch looks whether it is in order: no op may write into its input.
+        rewrite: Changes the program's graph before torch checks it: no op may write into the program's input.
 
     Raises:
         Unsupported: the shapes cannot be followed.
-        SpecViolationError: torch says that the graph is none of a program.
+        SpecViolationError: torch does not accept the graph as that of a program.
     """
     with network.inference():
         graph, inputs, outputs = _lift(network.module)
@@ -54,7 +54,7 @@ def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProg
 
 
 def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]]:
-    """The graph with an input in the place of each stored tensor, and what its inputs and outputs are."""
+    """The graph with an input in the place of each stored tensor, and the specifications of its inputs and outputs."""
     values = current_values(module)
     graph, copies, outputs = Graph(), dict[Node, Node](), list[OutputSpec]()
     inputs = _lift_stored(module, graph, copies)

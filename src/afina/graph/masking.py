@@ -1,4 +1,4 @@
-"""What a network without some units must answer, computed on the whole network: positions are masked, not removed."""
+"""The outputs that a network without some units must have, computed on the whole network by masking positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from afina.graph.surgery import remaining_positions
 
 
 def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> Tensor:
-    """The answer, in inference form, of the network in which each axis keeps only the given units.
+    """The outputs `[N, outputs]`, in inference, of the network in which each axis keeps only the given units.
 
     After each op the positions of the other units are set to zero, and statistics (of norms, means and the like) are
     taken over the positions that are left. `surgery.remove` must give a network that answers the same; it goes
@@ -23,7 +23,7 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
 
     Args:
         network: Any captured network.
-        keep: As for `remove`.
+        keep: The numbers of the units that stay, for some axes, as `surgery.remove` takes them.
         images: `[N, C, H, W]`; N should be a size that the network's dimensions do not have, such as 5 or 13.
     """
     with network.inference():
@@ -54,7 +54,7 @@ class _Masked(Interpreter):
         return torch.from_numpy(self._remaining.mask(expr)) if expr else None
 
     def _on_remaining(self, n: Node) -> Any:
-        """The op on what is left of its inputs, spread out again to the whole size."""
+        """The op on the remaining positions of its inputs; its result at their places in a tensor of the whole size."""
         a = arguments(n)
         inputs: dict[str, Any] = {name: self._sliced(source) for name, source in a.items() if isinstance(source, Node)}
         first = next(iter(inputs.values()))
@@ -81,7 +81,7 @@ class _Masked(Interpreter):
 
 
 def _zeroed(value: Any, masks: Sequence[Tensor | None]) -> Any:
-    """In place where it can be: a view must go on sharing its memory, as ops may write through it."""
+    """`value` with masked positions at zero; in place where it can be, since ops may write through a view of it."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Shapes of everything in a graph, computed anew: the shapes noted in a graph go stale when it is rewritten."""
+"""The shapes of all tensors in a graph, computed anew: those stored in the graph go stale when it is rewritten."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from afina.graph.stored import attribute
 
 
 def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
-    """What each node gives for an input of `shape` (batch first), as tensors without data; nothing is computed.
+    """The values of all nodes for an input of `shape` (batch first), as tensors without data; nothing is computed.
 
     Raises:
         Unsupported: a node cannot be run on shapes alone, or not on this shape.
@@ -28,7 +28,7 @@ def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
 
 
 def current_values(module: GraphModule) -> dict[Node, Any]:
-    """What each node gives now, as tensors without data, for the batch size that the graph has (a symbol).
+    """The values of all nodes as tensors without data, for the batch size that the graph has (a symbol).
 
     Raises:
         Unsupported: a node cannot be run on shapes alone.

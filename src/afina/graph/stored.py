@@ -1,4 +1,4 @@
-"""What a network stores, by the (dotted) names under which nodes read it: parameters, buffers and constants."""
+"""The stored tensors of a network (parameters, buffers, constants), by the dotted names under which nodes read them."""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -21,13 +21,13 @@ def is_stored(value: Any) -> TypeGuard[Node]:
 
 
 def uses_of(node: Node) -> int:
-    """How often what a node reads is read, also by other nodes that name it."""
+    """How many nodes use the stored tensor that a `get_attr` node reads, also through other `get_attr` nodes."""
     same = (other for other in node.graph.nodes if other.op == "get_attr" and other.target == node.target)
     return sum(len(other.users) for other in same)
 
 
 def put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Store a tensor in the place of what has that name; a parameter as such, any other as a buffer."""
+    """Store a tensor under a name, in the place of any other: a parameter as a parameter, the rest as buffers."""
     owner, _, leaf = name.rpartition(".")
     parent = _part(module, owner)
     held: Mapping[str, Tensor | None] = parent._parameters if isinstance(value, nn.Parameter) else parent._buffers

@@ -31,6 +31,17 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
 
     Raises:
         InputError: an axis is not a free axis of this network, a unit does not exist, or nothing would be left.
+
+    Example:
+        >>> from afina.graph import capture
+        >>> from afina.graph.axes import analyse
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        >>> network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog")))
+        >>> (axis,) = analyse(network).free
+        >>> smaller = remove(network, {axis: [0, 3]})
+        >>> [list(smaller.module.get_parameter(name).shape) for name in ("0.weight", "0.bias", "3.weight")]
+        [[2, 3, 3, 3], [2], [2, 72]]
     """
     analysis = _checked(network, analysis)
     remaining = remaining_positions(analysis, keep)
@@ -49,24 +60,24 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
 
 
 def masks(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Analysis | None = None) -> Masks:
-    """Which positions of each weight stay when each axis keeps only the given units; nothing is changed.
+    """The positions of each weight that stay when each axis keeps only the given units; nothing is changed.
 
     Args:
-        network, keep, analysis: As for `remove`.
+        network, keep, analysis: The arguments of `remove`.
 
     Returns:
         For each parameter, buffer or constant that an op reads (by name, as in `Member.name`), one entry for each
         dimension: True where a position stays, or None where all of them do.
 
     Raises:
-        InputError: as `remove`.
+        InputError: for the same reasons as in `remove`.
     """
     analysis = _checked(network, analysis)
     return _masks(analysis, remaining_positions(analysis, keep))
 
 
 def remaining_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> RemainingPositions:
-    """What stays of any dimension of the analysed graph when each axis keeps only the given units."""
+    """The positions that stay, of any dimension of the analysed graph, when each axis keeps only the given units."""
     class_remains = _remaining_classes(analysis, keep)
 
     def mask(expr: Expr) -> Mask:
@@ -134,7 +145,7 @@ def _slice(module: nn.Module, name: str, parts: list[Mask | None], owners: Owner
 
 
 def _owners(module: nn.Module) -> Owners:
-    """Where each tensor of the module is held, by its identity."""
+    """The modules and attribute names that hold each tensor, by the tensor's identity."""
     owners: Owners = {}
     for owner in module.modules():
         for key, value in [*owner._parameters.items(), *owner._buffers.items(), *vars(owner).items()]:

@@ -161,7 +161,7 @@ def _values(g: Builder, node: Node) -> Array | None:
 
 
 def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
-    """The output has the given positions of dimension `d`; where they are not constant, it is fixed."""
+    """Put an output with some positions of dimension `d`, which is fixed where the positions are not constant."""
     source = g.dims(arguments(node)["self"])
     if positions is None or not source[d]:
         g.fix(node, [source[d]], "positions of it are taken by number")

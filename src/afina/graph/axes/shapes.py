@@ -286,7 +286,7 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
 
 
 def _fix_ones(g: Builder, node: Node, where: Iterable[int]) -> None:
-    """Of these dimensions of what goes in, those of size 1 must stay: a single unit that was sliced out, say."""
+    """Fix the dimensions of size 1 among those of the input: one may be a single unit that was sliced out."""
     source = arguments(node)["self"]
     g.fix(node, [g.dims(source)[d] for d in where if g.shape(source)[d] == 1], "it must stay one")
 

@@ -1,4 +1,4 @@
-"""Second moments of what layers read, from one stream of images in bounded memory: never a stored activation.
+"""Second moments of the inputs of layers, from one stream of images in bounded memory: no activation is stored.
 
 For a layer with rows `x` (see `readers`), `xx = sum [x; 1] [x; 1]^T` is all that the error of its output depends on:
 replacing W by V costs `tr((W - V) xx (W - V)^T)`. The constant 1 stands for the bias.
@@ -35,6 +35,12 @@ class Moments:
         xx: `[stack, columns + 1, columns + 1]`.
         xy: `[stack, columns + 1, outputs]`, with the outputs of a reference; None where there is none.
         rows: How many rows were summed.
+
+    Example:
+        >>> moments = Moments(torch.zeros(1, 3, 3))
+        >>> moments.add(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), None)  # the rows (1, 2) and (3, 4)
+        >>> moments.xx[0].tolist()
+        [[10.0, 14.0, 4.0], [14.0, 20.0, 6.0], [4.0, 6.0, 2.0]]
     """
 
     xx: Tensor
@@ -42,7 +48,7 @@ class Moments:
     rows: int = 0
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
-        """Rows `[stack, n, columns]` and, with a reference, its outputs `[stack, n, outputs]`."""
+        """Add rows `[stack, n, columns]` and, with a reference, its outputs `[stack, n, outputs]` for them."""
         x = F.pad(x, (0, 1), value=1.0)
         self.xx += (x.transpose(1, 2) @ x).to(self.xx.dtype)
         self.rows += x.shape[1]
@@ -78,14 +84,14 @@ def compare(
     count: int,
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """As `gather`, of a changed `network`, with `xy` to what the same layers give in `reference`.
+    """The moments of a changed `network`, as in `gather`, with `xy` to the outputs of the same layers in `reference`.
 
     Args:
         reference: The network before.
         network: The network after, with the nodes of the one before.
-        readers: Of `network`.
+        readers: The layers of `network`, by the weight's name.
         outputs: For each weight, which outputs of the reference's layer the network still has (indices); None for all.
-        images, count, progress: As for `gather`.
+        images, count, progress: The arguments of `gather`.
     """
     return _Pass(network, readers, count, reference, outputs).run(images, progress or Progress())
 
@@ -104,6 +110,7 @@ class _Pass:
         self._network, self._reference, self._outputs = network, reference, outputs or {}
         self._by_node = {node: reader for reader in readers.values() for node in reader.nodes}
         self._count, self._batch = max(count, 1), 0
+        # By the name of the node, from the run of the reference to that of the network on the same batch.
         self._reference_outputs: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
 
@@ -159,7 +166,7 @@ class _Pass:
 
 
 class _Watch(Interpreter):
-    """Runs a graph as far as the last of some nodes, and tells what each reads and gives."""
+    """Runs a graph up to the last of some nodes, and reports the input and output of each of them."""
 
     def __init__(self, network: Network, nodes: Container[str], report: Callable[[Node, Tensor, Tensor], None]) -> None:
         super().__init__(network.module)

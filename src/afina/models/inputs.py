@@ -28,7 +28,7 @@ def choose_input(
         module: The model, in evaluation mode.
         source_input: The input that the model's library states; None where it states none.
         hint: The input that the data suggests.
-        size: Height and width that the user asked for; it wins.
+        size: Height and width that the user asked for, before all others.
         trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
             are where the model takes them: enlarging them would cost time and add nothing.
     """
@@ -84,7 +84,7 @@ def output_width(module: nn.Module, input: InputSpec) -> int | None:
     try:
         with torch.no_grad():
             output = outputs_of(module.eval()(images))
-    except Exception:  # whatever a user's forward may raise; `capture` says what it was
+    except Exception:  # whatever a user's forward may raise; `capture` reports it
         return None
     finally:
         for m, mode in modes.items():

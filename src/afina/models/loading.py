@@ -33,7 +33,7 @@ class Loaded:
         network: The captured network, with the task's number of outputs, in inference form.
         source: The model as the user named it.
         pretrained: Whether it holds trained weights and its head is the trained one, so that it needs no training.
-        notes: What the user should know, one sentence each.
+        notes: Notes for the user, one sentence each.
         layers_of_head: Names of the layers that make the outputs; empty where they could not be found.
     """
 
@@ -63,9 +63,9 @@ def load_model(
             `builtin:convnet`, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
         weights: None for the trained weights that come with the model, else random ones (with a note); `random`;
             `pretrained`, which fails where there are none; or a weights file.
-        task: What the outputs should be; None keeps the model's own.
-        input: What the data suggests: size, channels, mean and std.
-        input_size: Height and width that the user asked for; it wins.
+        task: The task that the outputs should have; None keeps the model's own.
+        input: The input that the data suggests: size, channels, mean and std.
+        input_size: Height and width that the user asked for, before all others.
         targets: Targets of the training data, `[N]` or `[N, outputs]`, from which a new head starts.
         progress: Shows a line before a download.
         seed: Seed of all random weights; the same seed gives the same network.
@@ -180,7 +180,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
     if request.file is not None and width is not None:
         module = copy.deepcopy(module).cpu()
         fit = load_weights(module, request.file, width, name)
-    # Where the width is not known the module fails on such images, and `capture` says how.
+    # Where the width is not known the module fails on such images, and `capture` raises how.
     labels = _numbered(width) if width is not None else task.labels if task is not None else ("0",)
     network = capture(module, input, TaskSpec(task.name if task is not None else "classification", labels))
     return _with_head(network, request, name, notes, fit, trained, source.new_head)

@@ -1,4 +1,4 @@
-"""Where a named module comes from: timm, torchvision, or our own small networks (the table `LIBRARIES`).
+"""The libraries that build a module by name: timm, torchvision and our own small networks (the table `LIBRARIES`).
 
 Each gives a `BuiltModule`: a module on the CPU with what is known about its input and its weights.
 """
@@ -25,14 +25,14 @@ _BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a library is asked to build.
+    """The module that a library is to build.
 
     Attributes:
         name: Name of the model, without the library's prefix.
         outputs: Width that the last layer should have; None leaves it as it is.
         trained: Whether the module is to have the library's own trained weights.
         size: Height and width that the user asked for; None for the model's own.
-        input: What the data suggests of the input, or what the user asked for.
+        input: The input that the data suggests or that the user asked for.
         progress: Shows a line before a download.
         options: Further arguments of the function that builds the model.
     """
@@ -52,7 +52,7 @@ class BuiltModule:
 
     Attributes:
         module: The module, on the CPU.
-        input: What the model expects of an image; None where the source does not say.
+        input: The input specification of the model; None where its source states none.
         trained: Whether it holds trained weights.
         missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.

@@ -21,7 +21,7 @@ _WIDTHS = ("classes", "num_classes")
 def build_from_file(
     path: Path, builder: str, outputs: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """What `builder` in the file at `path` returns.
+    """The module that the function `builder` in the file at `path` builds.
 
     The file is imported under a private name, with its own folder importable, so it may use files beside it.
     The builder is called without arguments, or with `classes=` (or `num_classes=`) where it has such a parameter and
@@ -138,7 +138,7 @@ def _offer(path: Path, name: str, functions: list[str]) -> str:
 
 
 def _takes(function: Callable[..., Any]) -> list[str]:
-    """Which of the names for the number of outputs the function takes."""
+    """The parameters of the function that stand for the number of outputs, by name."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -23,11 +23,11 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Fit:
-    """How the weights of a file went into a module.
+    """The outcome of loading the weights of a file into a module.
 
     Attributes:
         dropped: The layer whose weights were left out because its outputs differ in number; None for none.
-        notes: What the user should know.
+        notes: Notes for the user, one sentence each.
     """
 
     dropped: str | None = None
@@ -52,8 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def check_weights(path: Path) -> None:
     """Raise `InputError` where there is no such file of weights, or it is of a kind that cannot be read.
 
-    A name says little: `.th`, `.pth.tar` or no ending at all are ordinary checkpoints to those who wrote them. A file
-    of another name is looked into.
+    Checkpoints also end in `.th`, `.pth.tar` or nothing at all: the format of a file with another ending is read off
+    its first bytes.
     """
     if path.suffix.lower() not in SUFFIXES and path.is_file():
         if _format_of(path) is None:

@@ -1,4 +1,4 @@
-"""What a student can learn from inside a teacher: feature maps, where they are active, how images relate to each other.
+"""Losses on the feature maps of a teacher: on their values, on where they are active, on distances between images.
 
     features    mean of |P s - t|^2, as a share of what t varies (Romero et al. 2015, equation 3), P a learned 1 x 1
     attention   mean of |a(s) - a(t)|^2 with a(x) = sum_c x_c^2, scaled to length 1 (Zagoruyko & Komodakis 2017, eq. 2)
@@ -78,7 +78,7 @@ Pair = tuple[Place, Place]
 
 
 def find_pairs(student: Network, teacher: Network, layers: str | Sequence[str]) -> list[Pair]:
-    """Places of the student and of the teacher that should say the same.
+    """Pairs of places, of the student and of the teacher, whose activations should become alike.
 
     Args:
         student, teacher: Both with the same input.
@@ -104,8 +104,9 @@ def find_pairs(student: Network, teacher: Network, layers: str | Sequence[str]) 
 def places_of(network: Network) -> list[Place]:
     """The activations of a network that are feature maps, in the order of the graph.
 
-    Layers say where their channels are (first of a convolution or batch norm, last of a linear layer or layer norm),
-    and element-wise operators hand it on. Views, and attention's own tensors, are no feature maps.
+    The kind of a layer gives the dimension of its channels (first of a convolution or batch norm, last of a linear
+    layer or layer norm), and element-wise operators keep that of their input. Views, and attention's own tensors, are
+    no feature maps.
     """
     with network.inference():
         values = fake_values(network.module, (_IMAGES, *network.input.shape))

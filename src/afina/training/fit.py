@@ -83,7 +83,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is trained, and how: the same in every process."""
+    """The arguments of a training, the same in every process."""
 
     network: Network
     data: ImageData

@@ -26,7 +26,7 @@ from afina.training.precision import make_fabric
 
 _SUMMING = frozenset("layer_norm group_norm instance_norm rms_norm softmax log_softmax _safe_softmax".split())
 _NAMED = 6
-# Kernels that only change a type or a name: what they read says nothing of what is computed.
+# Kernels that only change a type or a name: the type that they read is not one that anything is computed in.
 _CASTS = frozenset(("_to_copy", "detach", "alias"))
 
 
@@ -75,7 +75,7 @@ def keep_in_32(network: Network, patterns: Sequence[str] = ()) -> None:
 
 
 def in_fp32(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `operator` gives for these arguments, with autocast off and 16-bit tensors among them widened."""
+    """Call `operator` with autocast off, and with 16-bit tensors among the arguments widened to float32."""
     devices: set[str] = set()
 
     def widened(value: Any) -> Any:
@@ -134,7 +134,7 @@ def layer_dtypes(
 
 
 def summary(rows: Sequence[LayerDtype]) -> str:
-    """How many layers compute in which types, in one sentence; the few that differ from most are named."""
+    """One sentence that counts the layers by the types they compute in; the few that differ from most are named."""
     layers: dict[str, list[str]] = {}
     for row in rows:
         layers.setdefault(" with ".join(row.computed), []).append(row.layer)
@@ -168,7 +168,7 @@ class _Seen(Interpreter):
 
 
 class _Kernels(TorchDispatchMode):
-    """Notes the floating types that kernels are given: this is below autocast, where its casts are done."""
+    """Notes the floating types that kernels read: this is below autocast, where its casts are done."""
 
     def __init__(self) -> None:
         super().__init__()

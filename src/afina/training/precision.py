@@ -66,12 +66,12 @@ def is_emulated(precision: TrainingPrecision, device: torch.device) -> bool:
 
 @dataclass
 class ScaleLog:
-    """What dynamic loss scaling did over some steps.
+    """The work of dynamic loss scaling over some steps.
 
     Attributes:
         skipped: Steps that overflowed: each was skipped, and the scale halved (backoff).
         grown: How often the scale was doubled, after enough steps without one.
-        scale: What it is now; None where losses are not scaled.
+        scale: The scale now; None where losses are not scaled.
     """
 
     skipped: int = 0
@@ -100,7 +100,7 @@ class LossScale:
         self._log = ScaleLog()
 
     def take_log(self) -> ScaleLog:
-        """What happened since the last call."""
+        """The log since the last call."""
         log, self._log = self._log, ScaleLog()
         log.scale = None if self.scaler is None else self.scaler.get_scale()
         return log

@@ -148,7 +148,7 @@ class Stepper:
         self.done = state["done"]
 
     def _check_finite(self, what: str, value: float, where: str) -> None:
-        # With loss scaling, an overflow is what the scaler looks for; `LossScale` says when it is too much.
+        # With loss scaling the scaler skips steps that overflow; `LossScale` raises where there are too many of them.
         if self._scale.scaler is None and not math.isfinite(value):
             raise TrainingError(
                 f"Training stopped at {where}: the {what} is {value}.",
@@ -168,7 +168,7 @@ class Stepper:
 
 
 def zeros_of(network: Network, sparse: Network) -> dict[Tensor, Tensor]:
-    """Where weights of `sparse` are zero, for each weight of `network` of that name; vectors are left out."""
+    """For each weight of `network`, a mask of the zeros in the weight of `sparse` of that name; vectors have none."""
     weights = dict(network.module.named_parameters())
     masks: dict[Tensor, Tensor] = {}
     for name, sparse_weight in sparse.module.named_parameters():

@@ -35,10 +35,10 @@ _OF_FABRIC = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", 
 
 @dataclass(frozen=True)
 class Seat:
-    """Which of the processes this is, and where they meet.
+    """The place of this process among those that train together, and the port at which they meet.
 
     Attributes:
-        rank: Number of the process; 0 is the one that asked for the training.
+        rank: Number of the process; 0 is the one that called `fit`.
         size: How many processes there are.
         port: TCP port on this machine at which the first process waits for the others.
     """
@@ -94,7 +94,7 @@ class Team:
 
 
 def strategy_of(seat: Seat) -> "DDPStrategy":
-    """How Fabric joins the process at `seat` with the others."""
+    """The strategy by which Fabric joins the process at `seat` with the others."""
     from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
@@ -127,7 +127,7 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
     The block does the same work, at the seat that it is given. The others are gone when it ends, however it ends.
 
     What happens with three devices: this process packs the arguments once, starts processes 1 and 2 and waits until
-    each says that it has unpacked them (one that cannot, because a class is defined in the user's script, would
+    each reports that it has unpacked them (one that cannot, because a class is defined in the user's script, would
     otherwise leave this process waiting in the first `all_reduce` for ever). All three then meet at `port` and take
     steps; every `all_reduce` waits for all of them. If process 2 dies, the `all_reduce` fails here with an error of the
     connection, which does not name the cause: the error that process 2 sent is raised in its place. If this process is
@@ -242,7 +242,7 @@ def _end_with(parent: int) -> None:
 
 
 def _is_of_the_others(error: RuntimeError) -> bool:
-    """Whether it is about the connection to the other processes, and no error of the training itself."""
+    """Whether an error is about the connection to the other processes, and not one of the training itself."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 

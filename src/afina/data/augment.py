@@ -15,10 +15,16 @@ _ASPECT = 4 / 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may vary: `shift` by whole pixels (reflected at the border), mirror left and right (`flip`), or
-    `crop`: a random part of 0.5 to 1 of the area, aspect ratio 3:4 to 4:3, scaled up to the full size
-    (Szegedy et al. 2015, section 6). `strength` times as much of it: the distance of a shift, the area that a crop may
-    lose and the logarithm of its aspect ratio; below 1 also how many are mirrored, which is half of them from 1 on."""
+    """The random changes of an image.
+
+    Attributes:
+        shift: Whether it moves by whole pixels, reflected at the border.
+        flip: Whether it is mirrored left and right, half of the time.
+        crop: Whether a random part of 0.5 to 1 of its area, aspect ratio 3:4 to 4:3, is scaled up to the full size
+            (Szegedy et al. 2015, section 6).
+        strength: Factor of the distance of a shift, of the area that a crop may lose and of the logarithm of its aspect
+            ratio; below 1 also of the share of mirrored images.
+    """
 
     shift: bool = False
     flip: bool = False

@@ -38,15 +38,15 @@ class ImageData:
     that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
 
     Attributes:
-        name: What the user calls it.
+        name: The name that the user gave.
         task: Task and labels; no labels (and the number of outputs open) where the images have none.
         labelled: Whether the targets mean anything.
-        native: The size and channels that the data suggests.
+        native: The input specification (size and channels) that the data suggests.
         unreadable: Images left out, with the reason.
         fingerprint: Changes when the files do.
 
     Raises:
-        InputError: more than 1% of the images are unreadable, or a split or its classes do not do.
+        InputError: more than 1% of the images are unreadable, or a split has too few images or classes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From an image of any size and mode to the pixels that a network expects: the one place that defines it.
+"""The one definition of preprocessing: from an image of any size and mode to the pixels that a network expects.
 
 Training, validation, calibration and the judging of exported files all go through `decode`.
 """
@@ -33,7 +33,7 @@ _UPRIGHT = {
 
 
 def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
-    """What a network with `input` is given for `image`: float32 `[C, H, W]`; `PREPROCESSING` says how.
+    """The input of a network for an image, float32 `[C, H, W]`; `PREPROCESSING` describes the steps.
 
     Raises:
         OSError, ValueError, ...: the image cannot be read (Pillow raises many kinds).
@@ -44,7 +44,7 @@ def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
 
 
 def decode(image: Image.Image, input: InputSpec) -> np.ndarray:
-    """The same before scaling: uint8 `[C, H, W]`, channels as `input.order`."""
+    """The pixels of an image before `normalise`: uint8 `[C, H, W]`, channels in the order `input.order`."""
     image = _resize(_convert(_turn_upright(image), input.order), input.width, input.height)
     pixels = np.asarray(image)
     if input.order == "L":

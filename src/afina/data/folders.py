@@ -60,7 +60,7 @@ def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
 def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:
     """SHA-256 over the sorted names with the signature of each file's content, and over the table if there is one.
 
-    `file_signature` says what a signature notices in a folder; in a zip it is the size and the stored checksum. The
+    `file_signature` tells what changes a signature in a folder; in a zip it is the size and the stored checksum. The
     place of the folder is not part of it: a copy elsewhere has the same fingerprint.
     """
     digest = hashlib.sha256(table)

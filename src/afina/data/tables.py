@@ -93,7 +93,7 @@ def _rank(path: str) -> int:
 
 
 def _split_tables(files: Files, table: str) -> dict[str, str]:
-    """Table and the split that it holds, for the given table and its sibling if it has one."""
+    """A table and, where there is one, its sibling for the other split, each with the split that it holds."""
     match = _FAMILY.fullmatch(table)
     if not match or "split" in _header(_text(files, table)):
         return {table: "train"}

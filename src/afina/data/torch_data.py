@@ -150,7 +150,7 @@ class _Reader:
 
 
 def _collection(one: Any, memory: int) -> Sequence[Any]:
-    """What is indexed by number: a dataset, the part of it that a loader samples, or all a stream gives."""
+    """A collection that is indexed by number: a dataset, the part that a loader samples, or all items of a stream."""
     if isinstance(one, DataLoader):
         plain = one.collate_fn is default_collate and not isinstance(one.dataset, IterableDataset)
         return _sampled(one) if plain else _drained(_unbatched(one), memory)
@@ -285,7 +285,7 @@ def _native(shape: tuple[int, int, int], one: Any) -> InputSpec:
 
 
 def _normalisation(one: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std of the `Normalize` among a dataset's transforms, so that the artifact says the truth."""
+    """Mean and std of the `Normalize` among a dataset's transforms, which the artifact has to note."""
     while one is not None:
         transform = getattr(one, "transform", None)
         for step in getattr(transform, "transforms", [transform]):

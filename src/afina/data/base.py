@@ -91,9 +91,9 @@ class ImageData:
     def with_share(self, share: float) -> "ImageData":
         """The same with that share of the training images, the first in their fixed order; judged by the same ones."""
         twin, part = copy.copy(self), self._part("train")
-        few = part.take(np.arange(max(1, round(share * len(part.keys)))))
-        twin._listing = replace(self._listing, parts={**self._listing.parts, "train": few})
-        twin.fingerprint = f"{self.fingerprint}, {len(few.keys)} of the images"
+        first_images = part.take(np.arange(max(1, round(share * len(part.keys)))))
+        twin._listing = replace(self._listing, parts={**self._listing.parts, "train": first_images})
+        twin.fingerprint = f"{self.fingerprint}, {len(first_images.keys)} of the images"
         return twin
 
     def fold(self, number: int, of: int) -> "ImageData":

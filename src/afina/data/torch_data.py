@@ -96,7 +96,7 @@ class _Reader:
     """Reads all items once: their targets, their shape, and as many of the ready tensors as memory allows."""
 
     def __init__(self, items: _Items, memory: int) -> None:
-        self.items, self.left = items, memory
+        self.items, self.bytes_left = items, memory
         self.labelled, self.varies = False, False
         self.shape: tuple[int, int, int] | None = None
         self.unreadable: dict[str, str] = {}
@@ -144,9 +144,9 @@ class _Reader:
                 why=f"It is {_describe(item.image)} {'with' if kind[1] else 'without'} a target.",
                 fix="Give a dataset whose items are all of one kind, and its tensors all of one size.",
             )
-        if ready and not self.varies and item.image.nbytes <= self.left:
+        if ready and not self.varies and item.image.nbytes <= self.bytes_left:
             self.items.images_in_memory[key] = item.image
-            self.left -= item.image.nbytes
+            self.bytes_left -= item.image.nbytes
 
 
 def _collection(one: Any, memory: int) -> Sequence[Any]:

@@ -80,14 +80,14 @@ def _ask(request: dict[str, Any], threads: int) -> Any:
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     command = [sys.executable, "-m", "afina.devices.worker"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_TIMEOUT
         )
     except subprocess.TimeoutExpired as error:
         raise AfinaError(f"Measuring took more than {_TIMEOUT / 60:.0f} minutes and was stopped.") from error
-    if done.returncode != 0 or not done.stdout:
-        raise _death(done.returncode, done.stderr)
-    answer = json.loads(done.stdout)
+    if process.returncode != 0 or not process.stdout:
+        raise _death(process.returncode, process.stderr)
+    answer = json.loads(process.stdout)
     if "error" in answer:
         details = answer["error"]
         kind = InputError if details["exit_code"] == InputError.exit_code else AfinaError

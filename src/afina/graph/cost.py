@@ -75,7 +75,7 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
 def layer_of(node: Node) -> str:
     """Name of the layer that a node computes, as in the user's model; of a node without weights, its module's."""
     sources = _weights(node) if isinstance(node.target, torch._ops.OpOverload) else node.all_input_nodes
-    return _layer_name(node, [source for source in map(_held, sources) if source is not None])
+    return _layer_name(node, [source for source in map(_stored_source, sources) if source is not None])
 
 
 def float_name(dtype: torch.dtype) -> str:
@@ -95,9 +95,11 @@ def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        held = [source for source in map(_held, _weights(node)) if source is not None and values[source].ndim > 1]
-        if held:
-            macs_of[str(held[0].target)] = macs_of.get(str(held[0].target), 0.0) + _macs(node, values)
+        stored = [
+            source for source in map(_stored_source, _weights(node)) if source is not None and values[source].ndim > 1
+        ]
+        if stored:
+            macs_of[str(stored[0].target)] = macs_of.get(str(stored[0].target), 0.0) + _macs(node, values)
         else:
             rest += _macs(node, values)
     return macs_of, rest
@@ -121,16 +123,16 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")) or _held(node) is not None:
+        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")) or _stored_source(node) is not None:
             continue  # what a weight passes through on its way is not a layer
-        held = [source for source in (_held(n) for n in _weights(node)) if source is not None]
-        new = [source for source in dict.fromkeys(held) if str(source.target) not in counted]
+        stored = [source for source in (_stored_source(n) for n in _weights(node)) if source is not None]
+        new = [source for source in dict.fromkeys(stored) if str(source.target) not in counted]
         macs = _macs(node, values)
         if not macs and not new:
             continue
         counted.update(str(source.target) for source in new)
         tensors = [values[source] for source in new]
-        first = values[held[0]] if held else values[node]
+        first = values[stored[0]] if stored else values[node]
         yield LayerRow(
             name=layer_of(node),
             kind=_kind(node, bool(macs)),
@@ -138,7 +140,7 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
             parameters=sum(t.numel() for t in tensors),
             bytes=sum(_bytes(source, values) for source in new),
             output=_output_shape(values[node]),
-            precision=_precision(first.dtype, _bits(held[0]) if held else None),
+            precision=_precision(first.dtype, _bits(stored[0]) if stored else None),
         )
 
 
@@ -178,16 +180,16 @@ def _weights(node: Node) -> Iterable[Node]:
     return node.all_input_nodes
 
 
-def _held(node: Node) -> Node | None:
+def _stored_source(node: Node) -> Node | None:
     """The `get_attr` node behind a weight, also where it passes through a dequantization, a cast or a view."""
     while node.op == "call_function" and (op_name(node) in _THROUGH or op_name(node).startswith("dequantize")):
         node = node.all_input_nodes[0]
     return node if node.op == "get_attr" else None
 
 
-def _layer_name(node: Node, held: list[Node]) -> str:
+def _layer_name(node: Node, stored: list[Node]) -> str:
     """The owner of the weight in the user's model; of folded int8 weights, the module that the op came from."""
-    for source in held:
+    for source in stored:
         owner, _, leaf = str(source.target).rpartition(".")
         if owner:
             return owner
@@ -294,7 +296,7 @@ def _shares(node: Node) -> Node | None:
 
 def _size(node: Node, values: dict[Node, Any]) -> int:
     """Bytes of what a node gives; weights are not activations."""
-    if node.op == "get_attr" or _held(node) is not None:
+    if node.op == "get_attr" or _stored_source(node) is not None:
         return 0
     value = values[node]
     tensors = value if isinstance(value, (tuple, list)) else [value]

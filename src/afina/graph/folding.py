@@ -125,16 +125,28 @@ def fold_norms(network: Network) -> list[str]:
 
     Returns:
         Names of the weights that changed.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> layers = nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2)
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> network = capture(nn.Sequential(*layers), spec, TaskSpec("classification", ("cat", "dog")))
+        >>> fold_norms(network)
+        ['0.weight']
+        >>> network.module.get_parameter("0.bias").shape
+        torch.Size([2])
     """
-    done = []
+    folded_weights = []
     for norm in list(network.graph.nodes):
         layer = _layer_before(norm)
         if layer is not None:
             _fold(network, layer, norm)
-            done.append(str(arguments(layer)["weight"].target))
+            folded_weights.append(str(arguments(layer)["weight"].target))
     network.graph.eliminate_dead_code()
     network.module.recompile()
-    return done
+    return folded_weights
 
 
 def _layer_before(norm: Node) -> Node | None:
@@ -150,8 +162,8 @@ def _layer_before(norm: Node) -> Node | None:
     if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
         return None
     layer_arguments = arguments(layer)
-    held = [layer_arguments[key] for key in ("weight", "bias") if layer_arguments[key] is not None]
-    if not all(is_stored(node) and uses_of(node) == 1 for node in held):
+    stored = [layer_arguments[key] for key in ("weight", "bias") if layer_arguments[key] is not None]
+    if not all(is_stored(node) and uses_of(node) == 1 for node in stored):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
         return None  # the norm's channels are then not the layer's outputs
@@ -161,14 +173,14 @@ def _layer_before(norm: Node) -> Node | None:
 def _fold(network: Network, layer: Node, norm: Node) -> None:
     a = arguments(norm)
 
-    def held(key: str, default: float) -> Tensor:
+    def parameter_of(key: str, default: float) -> Tensor:
         source = a[key]
         if source is None:
             return torch.full_like(attribute(network.module, str(a["running_mean"].target)), default)
         value: Tensor = attribute(network.module, str(source.target))
         return value.detach()
 
-    factor = held("weight", 1.0) * torch.rsqrt(held("running_var", 1.0) + float(a["eps"]))
+    factor = parameter_of("weight", 1.0) * torch.rsqrt(parameter_of("running_var", 1.0) + float(a["eps"]))
     layer_arguments = arguments(layer)
     name, bias_node = str(layer_arguments["weight"].target), layer_arguments["bias"]
     weight = attribute(network.module, name).detach()
@@ -177,7 +189,9 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
     )
     put_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
     bias_name = str(bias_node.target) if bias_node is not None else bias_name_of(name)
-    put_parameter(network.module, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
+    put_parameter(
+        network.module, bias_name, parameter_of("bias", 0.0) + factor * (bias - parameter_of("running_mean", 0.0))
+    )
     if bias_node is None:
         give_bias(network, layer, bias_name)
     norm.replace_all_uses_with(layer)

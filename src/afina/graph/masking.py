@@ -25,6 +25,19 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
         network: Any captured network.
         keep: The numbers of the units that stay, for some axes, as `surgery.remove` takes them.
         images: `[N, C, H, W]`; N should be a size that the network's dimensions do not have, such as 5 or 13.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.graph.axes import analyse
+        >>> from afina.graph.surgery import remove
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        >>> network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog")))
+        >>> keep = {axis: [0, 3] for axis in analyse(network).free}
+        >>> images = network.example(batch=5)
+        >>> torch.allclose(masked_answer(network, keep, images), remove(network, keep)(images), atol=1e-5)
+        True
     """
     with network.inference():
         return outputs_of(_Masked(network, keep, len(images)).run(images))

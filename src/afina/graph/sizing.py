@@ -44,6 +44,20 @@ class Sizing:
         network: The network.
         axes: Its free axes.
         kind: The cost to compute, `parameters` or `macs`.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.graph.axes import analyse
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))
+        >>> sizing = Sizing(network, analyse(network).free, "parameters")
+        >>> sizing.total({}), sizing.total({"0": 2})  # the convolution is called "0"
+        (330.0, 166.0)
+        >>> sizing.saving({}, "0", 2)
+        164.0
     """
 
     def __init__(self, network: Network, axes: Iterable[Axis], kind: str) -> None:
@@ -78,13 +92,13 @@ class Sizing:
     def _value(self, term: _Term, counts: Counts) -> float:
         value = term.value
         for size, parts in term.dims:
-            left = float(size)
+            remaining = float(size)
             for together, positions in parts:
                 share = 1.0
                 for axis in together:
                     share *= counts.get(axis, self._sizes[axis]) / self._sizes[axis]
-                left -= positions * (1.0 - share)
-            value *= left / size
+                remaining -= positions * (1.0 - share)
+            value *= remaining / size
         return value
 
 
@@ -94,11 +108,11 @@ def _dims(
     """Of each dimension with axes: its size, and how many of its positions go with each set of axes."""
     dims = []
     for dim, size in enumerate(shape):
-        here = labels.get((name, dim), {})
-        if not here:
+        labels_of_dim = labels.get((name, dim), {})
+        if not labels_of_dim:
             continue
-        names = tuple(here)
-        patterns, counts = np.unique(np.stack([here[n] for n in names]), axis=1, return_counts=True)
+        names = tuple(labels_of_dim)
+        patterns, counts = np.unique(np.stack([labels_of_dim[n] for n in names]), axis=1, return_counts=True)
         parts = tuple(
             (tuple(n for n, inside in zip(names, pattern, strict=True) if inside), int(count))
             for pattern, count in zip(patterns.T, counts, strict=True)

@@ -50,7 +50,18 @@ def choose_input(
 
 
 def described_input(module: nn.Module) -> InputSpec | None:
-    """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`."""
+    """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`.
+
+    None where it states no size, or one that is not understood.
+
+    Example:
+        >>> module = nn.Conv2d(1, 4, 3)
+        >>> described_input(module) is None
+        True
+        >>> module.input_size = (1, 28, 28)
+        >>> described_input(module).shape
+        (1, 28, 28)
+    """
     size, mean, std = (getattr(module, name, None) for name in ("input_size", "mean", "std"))
     if size is None:
         return None

@@ -272,26 +272,30 @@ def _with_head(
     return Loaded(network, name, trained and not fresh, tuple(notes), layers)
 
 
-def _fits(had: TaskSpec, task: TaskSpec) -> bool:
+def _fits(model_task: TaskSpec, task: TaskSpec) -> bool:
     """Whether outputs that mean `had` can serve for `task`: as many, and the same names where they have names."""
-    if had.name != task.name or had.outputs != task.outputs:
+    if model_task.name != task.name or model_task.outputs != task.outputs:
         return False
-    return had.name != "classification" or had.labels == _numbered(had.outputs) or _same_names(had, task)
+    return (
+        model_task.name != "classification"
+        or model_task.labels == _numbered(model_task.outputs)
+        or _same_names(model_task, task)
+    )
 
 
 def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
     """The trained network with its outputs in the task's order, and a note about the order, or an empty text."""
-    had, shown = network.task, _few(task.labels)
-    if had.labels == task.labels or task.outputs == 1:
+    model_task, shown = network.task, _few(task.labels)
+    if model_task.labels == task.labels or task.outputs == 1:
         return network, ""
-    if _same_names(had, task):
+    if _same_names(model_task, task):
         return with_order(network, task), f"Its outputs were put into the order of the data's classes: {shown}."
     kind = "classes in sorted order" if task.name == "classification" else "targets in their order"
     return network, f"The model does not name its outputs; they are taken as the data's {kind}: {shown}."
 
 
-def _same_names(had: TaskSpec, task: TaskSpec) -> bool:
-    return sorted(had.labels) == sorted(task.labels)
+def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
+    return sorted(model_task.labels) == sorted(task.labels)
 
 
 def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:

@@ -47,7 +47,15 @@ def weights_file(weights: str | Path | None) -> Path | None:
 
 
 def library_and_name(text: str) -> tuple[str | None, str]:
-    """The library that a model's name is of, None where none is said, and the name in it. Raises `InputError`."""
+    """The library that a model's name states (None where it states none), and the name in that library.
+
+    Raises:
+        InputError: the text is no name of a model: a file of weights, an exported file, a path.
+
+    Example:
+        >>> library_and_name("timm:resnet18"), library_and_name("resnet18")
+        (('timm', 'resnet18'), (None, 'resnet18'))
+    """
     prefix, colon, name = text.partition(":")
     if prefix in LIBRARIES and colon:
         return prefix, name

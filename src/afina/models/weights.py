@@ -116,8 +116,10 @@ def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
     if unexpected or layer is None or not _only_outputs_differ(differ, file_weights, module_weights):
         raise _mismatch(path, name, missing, unexpected, [(k, file_weights[k], module_weights[k]) for k in differ])
     module.load_state_dict({key: value for key, value in file_weights.items() if key not in differ}, strict=False)
-    had = f"has {widths.pop()} outputs" if widths else "is missing"
-    return Fit(layer, (f"The last layer ({layer}) {had} in {path.name} and {outputs} in the model: it starts anew.",))
+    difference = f"has {widths.pop()} outputs" if widths else "is missing"
+    return Fit(
+        layer, (f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew.",)
+    )
 
 
 def looks_trained(module: nn.Module, *, otherwise: bool) -> bool:

@@ -123,7 +123,7 @@ class LossScale:
             yield
             return
         before = self.scaler.get_scale()
-        held = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
+        statistics = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
         yield
         now = self.scaler.get_scale()
         self.skipped = now < before
@@ -131,10 +131,10 @@ class LossScale:
         if not self.skipped:
             return
         self._log.skipped += 1
-        _put_back(held)
+        _put_back(statistics)
         if now < _SMALLEST_SCALE:
             culprit = find_overflow()
-            _put_back(held)
+            _put_back(statistics)
             raise TrainingError(
                 f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
                 why=f"Every step overflows in fp16, whatever the scale. {culprit}".strip(),
@@ -142,7 +142,7 @@ class LossScale:
             )
 
 
-def _put_back(held: list[tuple[Tensor, Tensor]]) -> None:
+def _put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
-        for buffer, value in held:
+        for buffer, value in statistics:
             buffer.copy_(value)

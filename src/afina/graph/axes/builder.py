@@ -168,15 +168,15 @@ class Builder:
 
     def mark(self, weight: Node, made: Made, *, produces: int | None = None, consumes: int | None = None) -> None:
         """Note the dimension along which `weight` makes a layer's units, and the one over which it sums its input."""
-        shape, held = self.shapes(weight), weight
+        shape, source_node = self.shapes(weight), weight
         for _ in range(_DEPTH):  # through what standardises or scales a weight
-            sources = [source for source in held.all_input_nodes if self.is_tensor(source)]
-            if held.op == "get_attr" or not sources or op_name(held) in _LAYERS:
+            sources = [source for source in source_node.all_input_nodes if self.is_tensor(source)]
+            if source_node.op == "get_attr" or not sources or op_name(source_node) in _LAYERS:
                 break
-            held = sources[0]
-        if held.op != "get_attr" or self.shapes(held) != shape:
+            source_node = sources[0]
+        if source_node.op != "get_attr" or self.shapes(source_node) != shape:
             return
-        name = self._names.get(id(attribute(self.module, str(held.target))), str(held.target))
+        name = self._names.get(id(attribute(self.module, str(source_node.target))), str(source_node.target))
         if produces is not None:
             self.producers[name, produces] = made
         if consumes is not None:

@@ -185,10 +185,10 @@ def _select_positions(twin: Node, d: int, positions: torch.Tensor) -> None:
     assert module is not None
     module.register_buffer(name, positions)
     with twin.graph.inserting_before(twin):
-        held = twin.graph.get_attr(name)
-    held.meta["val"] = positions
+        positions_node = twin.graph.get_attr(name)
+    positions_node.meta["val"] = positions
     twin.target = aten.index_select.default
-    twin.args, twin.kwargs = (source, d, held), {}
+    twin.args, twin.kwargs = (source, d, positions_node), {}
     _erase_unused(before)
 
 

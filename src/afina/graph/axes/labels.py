@@ -93,15 +93,15 @@ class Labels:
         #   2 and 2    a new label that is the product of either pair, so that `solve` matches the pairs
         #   0 and any  the labels are fixed
         left, right = _packed(a), _packed(b)
-        many, others = (left >= 0).sum(axis=0), (right >= 0).sum(axis=0)
-        for one, two in sorted(set(zip(many.tolist(), others.tolist(), strict=True))):
-            here = (many == one) & (others == two)
-            if not one or not two:
-                self.fix((*left[:one, here], *right[:two, here]), reason)
+        left_counts, right_counts = (left >= 0).sum(axis=0), (right >= 0).sum(axis=0)
+        for left_count, right_count in sorted(set(zip(left_counts.tolist(), right_counts.tolist(), strict=True))):
+            here = (left_counts == left_count) & (right_counts == right_count)
+            if not left_count or not right_count:
+                self.fix((*left[:left_count, here], *right[:right_count, here]), reason)
                 continue
-            whole = left[0, here] if one == 1 else self.fresh(int(here.sum()))[0]
-            self._define(whole, left[:one, here])
-            self._define(whole, right[:two, here])
+            whole = left[0, here] if left_count == 1 else self.fresh(int(here.sum()))[0]
+            self._define(whole, left[:left_count, here])
+            self._define(whole, right[:right_count, here])
         return a if len(a) <= len(b) else b
 
     def split(self, expr: Expr, outer: int, inner: int) -> tuple[Expr, Expr]:
@@ -158,10 +158,10 @@ class Labels:
     def _as_one(self, expr: Expr) -> Expr:
         """The same dimension with one label for each position that has any."""
         packed = _packed(expr)
-        many = (packed >= 0).sum(axis=0)
-        whole = np.where(many == 1, packed[0], -1)
+        counts = (packed >= 0).sum(axis=0)
+        whole = np.where(counts == 1, packed[0], -1)
         for count in range(2, len(expr) + 1):
-            here = many == count
+            here = counts == count
             whole[here] = self.fresh(int(here.sum()))[0] if here.any() else -1
             self._define(whole[here], packed[:count, here])
         return (whole,)
@@ -251,16 +251,16 @@ class Solution:
 
     def expand(self, expr: Expr) -> Expr:
         """The expression in atomic classes."""
-        waiting, done = list(expr), []
-        while waiting:
-            array = waiting.pop(0)
+        pending, atomic = list(expr), []
+        while pending:
+            array = pending.pop(0)
             classes = np.where(array >= 0, self.root[array], -1)
             parts = np.where(classes >= 0, self.factors[:, classes], -1)
             if (parts < 0).all():
-                done.append(classes)
+                atomic.append(classes)
             else:
-                waiting[:0] = [np.where(parts[0] >= 0, parts[0], classes), parts[1]]
-        return tuple(done)
+                pending[:0] = [np.where(parts[0] >= 0, parts[0], classes), parts[1]]
+        return tuple(atomic)
 
 
 def join(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:

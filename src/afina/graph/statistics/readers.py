@@ -92,6 +92,16 @@ def find_readers(network: Network) -> dict[str, Reader]:
     """The convolutions and linear layers of a network whose weights are stored, by the name of the weight.
 
     Transposed convolutions and computed weights are left out: they are not a product of rows with one matrix.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+        >>> readers = find_readers(capture(module, spec, TaskSpec("classification", ("cat", "dog"))))
+        >>> [(reader.name, reader.shape, reader.inputs) for reader in readers.values()]
+        [('0', (4, 1, 3, 3), 9), ('2', (2, 144), 144)]
     """
     readers: dict[str, Reader] = {}
     for node in network.graph.nodes:

@@ -70,7 +70,7 @@ class Team:
         return self.rank == 0
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Give every parameter the mean gradient of all processes."""
+        """Give every parameter the mean of its gradients in all processes, by one `all_reduce` of all of them."""
         if self.alone:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]

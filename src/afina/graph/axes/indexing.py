@@ -161,7 +161,11 @@ def _values(g: Builder, node: Node) -> Array | None:
 
 
 def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
-    """Put an output with some positions of dimension `d`, which is fixed where the positions are not constant."""
+    """Put an output with some positions of dimension `d`, which is fixed where the positions are not constant.
+
+    When channel 2 of `x[:, [3, 0, 2]]` goes, the channels 0, 1 and 3 are numbered anew as 0, 1 and 2 (`number` is
+    `0 1 1 2`), and the op becomes `x[:, [2, 0]]`.
+    """
     source = g.dims(arguments(node)["self"])
     if positions is None or not source[d]:
         g.fix(node, [source[d]], "positions of it are taken by number")

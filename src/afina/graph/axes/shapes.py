@@ -34,7 +34,11 @@ def view(g: Builder, node: Node) -> None:
 def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
     """The dimensions of `source` regrouped to `shape`.
 
-    Dimensions are cut into the smallest runs of equal size on both sides; a run is joined, then split.
+    Dimensions are cut into the smallest runs of equal size on both sides; a run is joined, then split:
+
+        [4, 6, 5] to [4, 2, 3, 5]    4 is 4, 6 is split into 2 and 3, 5 is 5
+        [4, 2, 3] to [4, 6]          4 is 4, 2 and 3 are joined
+        [6, 4] to [8, 3]             6 and 4 are joined to 24, which is split into 8 and 3
     """
     before = [(expr, size) for expr, size in zip(g.dims(source), g.shape(source), strict=True) if size != 1]
     after = [index for index, size in enumerate(shape) if size != 1]
@@ -258,7 +262,12 @@ def claim(g: Builder, node: Node) -> None:
 
 
 def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, may_infer: bool = False) -> None:
-    """Surgery writes how many positions of `dims` are left; one that goes with the batch it leaves to be inferred."""
+    """Let surgery write how many positions of `dims` are left into the argument `name`, a list of sizes.
+
+    Where half of 4 channels go, `view(x, [s0, 4, 36])` becomes `view(x, [s0, 2, 36])`; `s0` is the node that reads the
+    batch size. In `view(x, [4 * s0, 36])` the first size is computed from the batch and shrinks with the channels too:
+    it becomes -1, which torch infers.
+    """
     sizes = list(arguments(node)[name])
     symbolic = [index for index, size in enumerate(sizes) if not isinstance(size, int) and dims[index]]
     spelled: dict[int, int] = {}

@@ -66,6 +66,11 @@ def measure_memory(path: Path, shape: tuple[int, int, int], *, threads: int) -> 
 
     What the runtime itself takes (its code, loaded before the file) is not counted.
 
+    Args:
+        path: The file.
+        shape: Channels, height, width of an image.
+        threads: Threads that the runtime may use.
+
     Raises:
         InputError, AfinaError: as in `measure_latency`.
     """

@@ -119,6 +119,7 @@ def _with_kept(row: LayerRow, before: LayerRow | None) -> LayerRow:
 
 
 def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
+    """One row for each node that multiplies or reads weights; a weight that is read twice counts in the first row."""
     counted: set[str] = set()
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

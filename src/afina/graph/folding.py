@@ -171,6 +171,7 @@ def _layer_before(norm: Node) -> Node | None:
 
 
 def _fold(network: Network, layer: Node, norm: Node) -> None:
+    """Fold one norm into the layer before it, and let its readers read the layer."""
     a = arguments(norm)
 
     def parameter_of(key: str, default: float) -> Tensor:

@@ -44,6 +44,8 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
 
 
 class _Masked(Interpreter):
+    """Runs a network and sets the positions that do not remain to zero after each node."""
+
     def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]], batch: int) -> None:
         super().__init__(network.module)
         self._analysis = Analysis(network, batch)

@@ -214,9 +214,21 @@ def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
     Regularisers that a module builds only while it trains and that leave no trace in inference (stochastic
     depth) are not captured; batch norm and dropout are.
 
+    Args:
+        module: Any module that takes images `[N, C, H, W]`; a copy of it on the CPU, in float32, is captured.
+        input: Size, channels and normalisation of its images.
+        task: The meaning of its outputs.
+
     Raises:
         InputError: the module fails on images of this size, or does not return one tensor `[N, outputs]`.
-        Unsupported: `torch.export` cannot capture it (the reason is given).
+        Unsupported: `torch.export` cannot capture it (the reason is in the message).
+
+    Example:
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))
+        >>> network(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 2])
     """
     twin = copy.deepcopy(module).cpu().float()
     twin.train()

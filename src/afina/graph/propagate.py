@@ -45,6 +45,7 @@ def refresh_meta(module: GraphModule) -> None:
 
 
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:
+    """The values of all nodes for the input `example`, in the given mode. Raises `Unsupported`."""
     values: dict[Node, Any] = {}
     # Some ops (recurrent layers) follow symbolic sizes only by their Python decompositions, as in a capture.
     with mode, torch.no_grad(), enable_python_dispatcher(), _unguarded(mode):

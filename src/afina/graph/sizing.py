@@ -90,6 +90,7 @@ class Sizing:
         return sum(self._value(term, counts) - self._value(term, fewer) for term in terms)
 
     def _value(self, term: _Term, counts: Counts) -> float:
+        """The cost of one weight when each axis keeps so many units, as `_Term` explains."""
         value = term.value
         for size, parts in term.dims:
             remaining = float(size)

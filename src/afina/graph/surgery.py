@@ -90,6 +90,7 @@ def remaining_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) 
 
 
 def _masks(analysis: Analysis, remaining: RemainingPositions) -> Masks:
+    """The positions that stay of each stored tensor, as `masks` gives them. Raises `InputError` where none do."""
     if not all(remaining.mask(expr).any() for expr in analysis.needed):
         raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
     masks: Masks = {}
@@ -108,6 +109,7 @@ def _checked(network: Network, analysis: Analysis | None) -> Analysis:
 
 
 def _remaining_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
+    """For each class of labels, `[classes]`, whether it stays: all but the units that `keep` leaves out of its axes."""
     free = {axis.name: axis for axis in analysis.axes.free}
     remains = np.ones(len(analysis.solution.root), dtype=np.bool_)
     for axis, units in keep.items():

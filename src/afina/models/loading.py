@@ -164,6 +164,7 @@ def _from_module(module: nn.Module, request: _LoadRequest) -> BuiltModule:
 
 
 def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loaded:
+    """Capture a built module, with the weights of a file where one is given, and fit its head."""
     if request.weights == PRETRAINED and not source.trained:
         raise InputError(
             f"The trained weights of {name} are not available.",
@@ -187,6 +188,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
 
 
 def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded:
+    """A captured network with its head fitted, and with the weights of a file and the image size of the request."""
     if request.weights == RANDOM:
         raise InputError(
             f"{name} is a captured network, which always has weights.",
@@ -201,6 +203,7 @@ def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded
 
 
 def _resized(network: Network, size: tuple[int, int]) -> Network:
+    """The network traced anew for images of another height and width. Raises `InputError` where it depends on them."""
     twin = network.copy()
     twin.input = replace(network.input, height=size[0], width=size[1])
     try:

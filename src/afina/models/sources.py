@@ -121,6 +121,7 @@ def _unknown(name: str, names: Any, library: str = "") -> InputError:
 
 
 def _timm(request: ModelRequest) -> BuiltModule:
+    """A model of timm; with random weights, and the reason in `missing`, where trained ones cannot be had."""
     import timm
 
     name, outputs = request.name, request.outputs
@@ -161,6 +162,7 @@ def _timm(request: ModelRequest) -> BuiltModule:
 
 
 def _torchvision(request: ModelRequest) -> BuiltModule:
+    """A classifier of torchvision, as `_timm`; a trained one keeps its 1000 outputs, for `load_model` to replace."""
     from torchvision.models import get_model, get_model_weights
 
     name = request.name
@@ -187,6 +189,7 @@ def _torchvision(request: ModelRequest) -> BuiltModule:
 
 
 def _builtin(request: ModelRequest) -> BuiltModule:
+    """A network of our own with random weights, for the input that the data has."""
     input = request.input or InputSpec(*(request.size or _BUILTIN_SIZE))
     if request.size is not None:
         input = replace(input, height=request.size[0], width=request.size[1])

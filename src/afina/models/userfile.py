@@ -27,6 +27,12 @@ def build_from_file(
     The builder is called without arguments, or with `classes=` (or `num_classes=`) where it has such a parameter and
     `outputs` is known; and with `options`, for which it must have parameters.
 
+    Args:
+        path: The Python file.
+        builder: Name of a function in it.
+        outputs: Width that the last layer should have; None leaves it to the function.
+        options: Further arguments of the function.
+
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
     """

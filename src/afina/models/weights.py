@@ -150,6 +150,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    """The content of a file of `torch.save`, if it is plain data. Raises `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, which mean nothing to the user
@@ -172,6 +173,7 @@ def _broken(path: Path, reason: str) -> InputError:
 
 
 def _unwrapped(raw: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors inside wrappers such as `{"state_dict": ...}`. Raises `InputError` where there are none."""
     while isinstance(raw, Mapping) and not any(isinstance(value, Tensor) for value in raw.values()):
         inner = next((raw[key] for key in _WRAPPERS if isinstance(raw.get(key), Mapping)), None)
         if inner is None:

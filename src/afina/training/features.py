@@ -165,7 +165,13 @@ class FeatureLoss(nn.Module):
 
 
 def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The outputs of a network, and what some of its nodes give on the way; with gradients where the mode has them."""
+    """The outputs of a network and those of some of its nodes, by name; with gradients where torch's mode has them.
+
+    Args:
+        network: The network, in its present mode.
+        images: `[N, C, H, W]`.
+        nodes: Names of nodes.
+    """
     tap = _Tap(network, frozenset(nodes))
     outputs = outputs_of(tap.run(images))
     return outputs, tap.activations
@@ -210,6 +216,11 @@ def _relation_loss(student_means: Tensor, teacher_means: Tensor) -> Tensor:
 
 
 def _by_resolution(student_places: Sequence[Place], teacher_places: Sequence[Place]) -> list[Pair]:
+    """For each resolution that both networks have, pairs of places: the last of each, of tokens some along the depth.
+
+    With 12 places of 196 tokens in the student and 24 in the teacher, `_DEPTHS` gives the places (4, 8), (7, 15) and
+    (11, 23), counted from 0.
+    """
     pairs: list[Pair] = []
     for grid in dict.fromkeys(place.grid for place in teacher_places):
         ours, theirs = (

@@ -102,6 +102,7 @@ def _train(
     work: _Work, seat: Seat, progress: Progress, after: Callable[[Epoch], None] | None
 ) -> tuple[Network, tuple[Epoch, ...]]:
     network, data, config, teacher = work.network, work.data, work.config, work.teacher
+    # The same in every process, but for `seat`: its number decides the part of each batch that it gets.
     team = Team(make_fabric(config.precision, seat), seat)
     fabric = team.fabric
     if is_emulated(config.precision, fabric.device):
@@ -185,6 +186,7 @@ class _Training:
         return result
 
     def _epoch(self, bar: Bar) -> None:
+        """One epoch: the steps, the quality, its point of the curve, the checkpoint, and a line for the user."""
         start, number = time.monotonic(), len(self.curve) + 1
         loss, rate = self._learn(number, bar)
         quality = self._judge()

@@ -49,6 +49,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: in
     """The schedule over `steps` steps (not epochs); it may be advanced `steps - 1` times.
 
     The momentum is left as it is: only the learning rate has a cycle.
+
+    Args:
+        optimizer: The optimizer whose learning rate is set.
+        config: Schedule, highest learning rate and warm-up.
+        steps: Steps of the whole training.
     """
     config = config.resolved()
     assert config.learning_rate is not None

@@ -222,6 +222,7 @@ class Analysis:
             self._visit_op(g, node)
 
     def _visit_op(self, g: Builder, node: Node) -> None:
+        """Apply the rule for an op; without one, or in a form unknown to the rule, all that the op reads is fixed."""
         inputs = [dims for source in node.all_input_nodes for dims in g.parts(source)]
         makes = isinstance(node.target, torch._ops.OpOverload) and op_name(node) in shapes.MAKERS
         if not makes and not any(expr for dims in inputs for expr in dims):

@@ -181,6 +181,7 @@ class Labels:
         return self._conclude(root, family)
 
     def _conclude(self, root: Array, family: Array) -> "Solution":
+        """The solution for classes of equal labels: fixed ones fix their factors, a product of itself is fixed."""
         factors = np.full((2, self._count), -1, dtype=np.int64)
         reason = np.full(self._count, -1, dtype=np.int64)
         reasons = (*self._reasons, _KNOT)

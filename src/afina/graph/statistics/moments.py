@@ -66,7 +66,14 @@ def gather(
 ) -> dict[str, Moments]:
     """The moments of `readers` over the first `count` images of a stream, in whole batches, by the weight's name.
 
-    Layers with many output positions are looked at in some of them, drawn by a fixed seed.
+    Of layers with many output positions some are looked at, drawn by a fixed seed.
+
+    Args:
+        network: The network.
+        readers: Its layers to look at, by the weight's name, as `find_readers` gives them.
+        images: Batches `[N, C, H, W]`.
+        count: How many images to take.
+        progress: Shows how many images are done.
 
     Raises:
         InputError: there are no images.
@@ -115,6 +122,7 @@ class _Pass:
         self._moments: dict[str, Moments] = {}
 
     def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
+        """Run the network, and the reference before it, on each batch until there were enough images."""
         seen = 0
         with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
             # Few at once: what is alive in a network between two layers grows with them.

@@ -128,7 +128,14 @@ def find_readers(network: Network) -> dict[str, Reader]:
 
 
 def rows_of(reader: Reader, node: Node, x: Tensor, places: Tensor) -> Tensor:
-    """The rows `[stack, images * places, columns]` that a layer reads of input `x` at some of its output positions."""
+    """The rows `[stack, images * places, columns]` that a layer reads at some of its output positions.
+
+    Args:
+        reader: The layer.
+        node: One of its nodes.
+        x: The input of that node.
+        places: Numbers of output positions, int64, as in its flattened output.
+    """
     if op_name(node) == "linear":
         picked = x.reshape(len(x), -1, x.shape[-1])[:, places].flatten(0, 1)
         if reader.blocks > 1:
@@ -141,7 +148,7 @@ def rows_of(reader: Reader, node: Node, x: Tensor, places: Tensor) -> Tensor:
 
 
 def outputs_at(reader: Reader, node: Node, y: Tensor, places: Tensor) -> Tensor:
-    """The outputs `[stack, images * places, outputs]` of a layer at some of its output positions."""
+    """The outputs `[stack, images * places, outputs]` of a layer at some of its output positions, as in `rows_of`."""
     if op_name(node) == "linear":
         return y.reshape(len(y), -1, y.shape[-1])[:, places].flatten(0, 1)[None]
     picked = y.flatten(2)[:, :, places].transpose(1, 2)

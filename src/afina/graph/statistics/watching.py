@@ -14,7 +14,14 @@ from afina.graph.statistics.readers import channel_dimension
 def watch(
     network: Network, images: Tensor, is_watched: Callable[[Node], bool], report: Callable[[Node, Tensor], None]
 ) -> None:
-    """Run images through a network, in inference, and call `report` with each watched node and its output, in order."""
+    """Run images through a network, in inference, and report the outputs of some nodes, in the order of the graph.
+
+    Args:
+        network: The network.
+        images: `[N, C, H, W]`.
+        is_watched: Whether a node's output is reported.
+        report: Called with each such node and its output.
+    """
     with network.inference():
         _Watch(network, is_watched, report).run(images.to(network.device))
 

@@ -1,4 +1,4 @@
-"""Where images come from: folders, zips, tables, torch datasets and digits, all as one `ImageData`.
+"""Sources of images: folders, zips, tables, torch datasets and digits, all as one `ImageData`.
 
 Each kind of source is brought to a `Listing` (images, targets, a way to read one); `ImageData` does the rest.
 `decode` is the one definition of preprocessing, `augment` of random variation.

@@ -15,10 +15,16 @@ _ASPECT = 4 / 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may vary: `shift` by whole pixels (reflected at the border), mirror left and right (`flip`), or
-    `crop`: a random part of 0.5 to 1 of the area, aspect ratio 3:4 to 4:3, scaled up to the full size
-    (Szegedy et al. 2015, section 6). `strength` times as much of it: the distance of a shift, the area that a crop may
-    lose and the logarithm of its aspect ratio; below 1 also how many are mirrored, which is half of them from 1 on."""
+    """The random changes of an image.
+
+    Attributes:
+        shift: Whether it moves by whole pixels, reflected at the border.
+        flip: Whether it is mirrored left and right, half of the time.
+        crop: Whether a random part of 0.5 to 1 of its area, aspect ratio 3:4 to 4:3, is scaled up to the full size
+            (Szegedy et al. 2015, section 6).
+        strength: Factor of the distance of a shift, of the area that a crop may lose and of the logarithm of its aspect
+            ratio; below 1 also of the share of mirrored images.
+    """
 
     shift: bool = False
     flip: bool = False
@@ -61,6 +67,9 @@ def _positions(n: int, size: int, most: int, generator: torch.Generator) -> Tens
     places = torch.arange(size).expand(n, size)
     if most == 0:
         return places
+    # A side of 5 pixels, moved by -2 and by 2, each reflected at the border that it crosses:
+    #   0 1 2 3 4  ->  -2 -1 0 1 2  ->  2 1 0 1 2
+    #   0 1 2 3 4  ->   2  3 4 5 6  ->  2 3 4 3 2
     places = (places + torch.randint(-most, most + 1, (n, 1), generator=generator)).abs()
     return torch.where(places >= size, 2 * (size - 1) - places, places)
 
@@ -73,6 +82,8 @@ def _crop(images: Tensor, strength: float, flips: Tensor | None, generator: torc
     most = strength * math.log(_ASPECT) / 2
     stretch = (most * (2 * draw[1] - 1)).exp()
     width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
+    # `affine_grid` takes coordinates of the result, -1 to 1 along each side, to those of the image. A crop of half the
+    # width that touches the left border is x -> 0.5 x - 0.5: -1 to 1 become -1 to 0. A mirrored one has -0.5 x.
     matrix = torch.zeros(n, 2, 3)
     matrix[:, 0, 2], matrix[:, 1, 2] = (1 - width) * (2 * draw[2] - 1), (1 - height) * (2 * draw[3] - 1)
     matrix[:, 0, 0] = width if flips is None else torch.where(flips, -width, width)

@@ -24,8 +24,8 @@ MEMORY = 10**9  # bytes of decoded images that are kept
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
-# Between the seeds of two parts of the same batches.
-_APART = 7919
+# Difference between the seeds of two parts of the same batches; it is large, since epochs have consecutive seeds.
+_SEED_STRIDE = 7919
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
 
@@ -38,15 +38,15 @@ class ImageData:
     that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
 
     Attributes:
-        name: What the user calls it.
+        name: The name that the user gave.
         task: Task and labels; no labels (and the number of outputs open) where the images have none.
         labelled: Whether the targets mean anything.
-        native: The size and channels that the data suggests.
+        native: The input specification (size and channels) that the data suggests.
         unreadable: Images left out, with the reason.
         fingerprint: Changes when the files do.
 
     Raises:
-        InputError: more than 1% of the images are unreadable, or a split or its classes do not do.
+        InputError: more than 1% of the images are unreadable, or a split has too few images or classes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageData:
         self.fingerprint = listing.fingerprint
         self._augment, self._memory, self._progress = augment, memory, progress or Progress()
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
-        # Of a fold: whose training images it divides, and which of them each split has.
+        # A fold notes the data whose training images it divides, and which of them each split has.
         self._divided: tuple[ImageData, dict[str, np.ndarray]] | None = None
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
@@ -91,9 +91,9 @@ class ImageData:
     def with_share(self, share: float) -> "ImageData":
         """The same with that share of the training images, the first in their fixed order; judged by the same ones."""
         twin, part = copy.copy(self), self._part("train")
-        few = part.take(np.arange(max(1, round(share * len(part.keys)))))
-        twin._listing = replace(self._listing, parts={**self._listing.parts, "train": few})
-        twin.fingerprint = f"{self.fingerprint}, {len(few.keys)} of the images"
+        first_images = part.take(np.arange(max(1, round(share * len(part.keys)))))
+        twin._listing = replace(self._listing, parts={**self._listing.parts, "train": first_images})
+        twin.fingerprint = f"{self.fingerprint}, {len(first_images.keys)} of the images"
         return twin
 
     def fold(self, number: int, of: int) -> "ImageData":
@@ -154,10 +154,10 @@ class ImageData:
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
             augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
-            shuffle: In an order drawn by `seed` instead of the fixed one. A single image that would be left
-                for the last batch joins the one before, since batch norm cannot train on it alone.
+            shuffle: Whether the order is drawn by `seed` instead of being the fixed one. A single image that would be
+                left for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
-            limit: Only so many of the images.
+            limit: The most images to give, the first ones of the order; None for all.
             share: `(i, n)`: of each batch, part `i` of `n`, for devices that work on it together. A batch that has
                 not two images for each goes to all of them.
 
@@ -240,9 +240,10 @@ class BatchPart(NamedTuple):
     """A batch, or what one of several devices gets of it.
 
     Attributes:
-        places: Which images of the split.
-        whole: Images of the whole batch.
-        weight: Of the mean over these images in the mean of the parts' means, which then is that of the batch.
+        places: Numbers of its images in the split.
+        whole: How many images the whole batch has.
+        weight: Factor of the mean over these images. The mean of the parts' means, each times its weight, is the mean
+            over the batch: of 10 images on 4 devices the parts have 3, 3, 2 and 2, and the weights 1.2, 1.2, 0.8, 0.8.
     """
 
     places: np.ndarray
@@ -254,8 +255,8 @@ class Batches:
     """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones.
 
     Attributes:
-        seed: Of what is drawn for these images; another for each part of the same batches.
-        parts: What each batch holds, in turn.
+        seed: Seed of the augmentation of these images; each part of the same batches has another one.
+        parts: The images of each batch, in turn.
     """
 
     def __init__(
@@ -275,15 +276,15 @@ class Batches:
     ) -> None:
         self._listing, self._part, self._input = listing, part, input
         self._pixels, self._rows = pixels, rows
-        own, of = share
-        self._kind, self.seed = kind, seed + _APART * own
+        part_number, part_count = share
+        self._kind, self.seed = kind, seed + _SEED_STRIDE * part_number
         starts = list(range(0, len(order), batch_size))
         if join and len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()
         self.parts = list[BatchPart]()
         for batch in np.split(order, starts[1:]):
-            places = batch[own::of] if len(batch) >= 2 * of else batch
-            weight = of * len(places) / len(batch) if places is not batch else 1.0
+            places = batch[part_number::part_count] if len(batch) >= 2 * part_count else batch
+            weight = part_count * len(places) / len(batch) if places is not batch else 1.0
             self.parts.append(BatchPart(places, len(batch), weight))
 
     def __len__(self) -> int:

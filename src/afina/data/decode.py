@@ -1,4 +1,4 @@
-"""From an image of any size and mode to the pixels that a network expects: the one place that defines it.
+"""The one definition of preprocessing: from an image of any size and mode to the pixels that a network expects.
 
 Training, validation, calibration and the judging of exported files all go through `decode`.
 """
@@ -33,7 +33,7 @@ _UPRIGHT = {
 
 
 def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
-    """What a network with `input` is given for `image`: float32 `[C, H, W]`; `PREPROCESSING` says how.
+    """The input of a network for an image, float32 `[C, H, W]`; `PREPROCESSING` describes the steps.
 
     Raises:
         OSError, ValueError, ...: the image cannot be read (Pillow raises many kinds).
@@ -44,7 +44,7 @@ def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
 
 
 def decode(image: Image.Image, input: InputSpec) -> np.ndarray:
-    """The same before scaling: uint8 `[C, H, W]`, channels as `input.order`."""
+    """The pixels of an image before `normalise`: uint8 `[C, H, W]`, channels in the order `input.order`."""
     image = _resize(_convert(_turn_upright(image), input.order), input.width, input.height)
     pixels = np.asarray(image)
     if input.order == "L":
@@ -89,8 +89,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image, order: str) -> Image.Image:
-    wanted = "L" if order == "L" else "RGB"
-    if image.mode == wanted and "transparency" not in image.info:
+    mode = "L" if order == "L" else "RGB"
+    if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
@@ -100,7 +100,7 @@ def _convert(image: Image.Image, order: str) -> Image.Image:
         image.paste(rgba, mask=rgba.getchannel("A"))
     elif image.mode == "P":  # its colours count, also for grey: the indices alone mean nothing
         image = image.convert("RGB")
-    return image if image.mode == wanted else image.convert(wanted)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
@@ -113,11 +113,14 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
-    own, wanted = image.width / image.height, width / height
-    if abs(math.log(own / wanted)) <= _ASPECT_TOLERANCE:
+    image_aspect, network_aspect = image.width / image.height, width / height
+    if abs(math.log(image_aspect / network_aspect)) <= _ASPECT_TOLERANCE:
         return image.resize((width, height), Image.Resampling.BILINEAR)
     # The part is cut by `box`, in one operation with the resize.
-    part_width, part_height = min(image.width, image.height * wanted), min(image.height, image.width / wanted)
+    part_width, part_height = (
+        min(image.width, image.height * network_aspect),
+        min(image.height, image.width / network_aspect),
+    )
     left, top = (image.width - part_width) / 2, (image.height - part_height) / 2
     box = (left, top, left + part_width, top + part_height)
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

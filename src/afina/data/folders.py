@@ -32,7 +32,7 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     if unlabelled and all(len(path) == 1 for path in images):
         return _flat(files, tuple(path[0] for path in images), name, seed)
     splits = _splits(_unwrap(images, name), name)
-    labels = tuple(sorted({label for found in splits.values() for label, _ in found}))
+    labels = tuple(sorted({label for entries in splits.values() for label, _ in entries}))
     if len(labels) < 2:
         raise InputError(
             f"{name} has one class only ({labels[0]}).",
@@ -41,8 +41,8 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
         )
     number = {label: i for i, label in enumerate(labels)}
     parts = {
-        split: Part(tuple(key for _, key in found), np.array([number[label] for label, _ in found], dtype=np.int64))
-        for split, found in splits.items()
+        split: Part(tuple(key for _, key in entries), np.array([number[label] for label, _ in entries], dtype=np.int64))
+        for split, entries in splits.items()
     }
     if "validation" not in parts:
         parts = split_one(parts["train"], labels, seed, name)
@@ -60,7 +60,7 @@ def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
 def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:
     """SHA-256 over the sorted names with the signature of each file's content, and over the table if there is one.
 
-    `file_signature` says what a signature notices in a folder; in a zip it is the size and the stored checksum. The
+    `file_signature` tells what changes a signature in a folder; in a zip it is the size and the stored checksum. The
     place of the folder is not part of it: a copy elsewhere has the same fingerprint.
     """
     digest = hashlib.sha256(table)

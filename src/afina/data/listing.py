@@ -1,4 +1,4 @@
-"""What each kind of data is brought to before `ImageData` takes over: a list of images, a way to read one."""
+"""`Listing`: the common form of all kinds of data, keys of images with their targets, and a way to read one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -48,13 +48,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that is known of the data before an image is decoded.
+    """The data before any image is decoded.
 
     Attributes:
-        name: What the user calls it.
-        native: What the data itself suggests; None to look at the images.
+        name: The name that the user gave.
+        native: The input specification that the data itself suggests; None to derive one from the images.
         flips: Whether a mirrored image is as good as the original.
-        varies: Whether the source varies its images itself, so that no more variation is wanted.
+        varies: Whether the source varies its images itself, so that they are not augmented.
         unreadable: Images that could not even be found, with the reason.
     """
 

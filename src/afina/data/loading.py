@@ -21,11 +21,11 @@ from afina.progress import Progress
 from afina.types import InputSpec
 
 _CHUNK = 64
-_AHEAD = 2  # batches that are decoded before they are asked for
+_AHEAD = 2  # batches that are decoded ahead of the one in use
 
 
 def load(source: ImageSource, key: str, input: InputSpec) -> np.ndarray:
-    """One image: uint8 `[C, H, W]`; of a prepared source, float32."""
+    """One image as uint8 `[C, H, W]`; of a prepared source as float32."""
     image = source.image(key)
     return decode(image, input) if isinstance(image, Image.Image) else image
 

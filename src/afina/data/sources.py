@@ -1,4 +1,4 @@
-"""`open_data`: whatever a user calls data becomes `ImageData` here, once."""
+"""`open_data`: a path, a table, a torch dataset or the digits as `ImageData`."""
 
 from os import PathLike
 from pathlib import Path
@@ -37,16 +37,16 @@ def open_data(
             (`cells.zip/train.csv`); a torch `Dataset` or `DataLoader`, or a pair of them; an `ImageData`, as
             it is.
         seed: Draws the validation split where there is none, and the order of the images.
-        task: `classification` or `regression`, where the data leaves it open; None to tell from the targets.
+        task: `classification` or `regression`, where the data leaves it open; None to decide by the targets.
         augment: A name in `AUGMENTATIONS`; None to choose by the kind and size of the images.
         unlabelled: Whether a folder of images without class folders will do, as images without labels.
         input: What the network expects, where it is known already: images are then decoded at that size in
             the one pass, instead of in a second one.
         memory: Bytes of decoded images that may be kept.
-        progress: Is told about the pass.
+        progress: Shows the pass over the images.
 
     Raises:
-        InputError: the data is missing, broken or does not do; it says which, why, and what to do.
+        InputError: the data is missing, broken or not enough to train on and to judge by.
     """
     if isinstance(source, ImageData):
         return source
@@ -81,6 +81,6 @@ def _list(source: Any, seed: int, task: str | None, memory: int, unlabelled: boo
     try:
         return list_folder(files, name, seed, unlabelled=unlabelled)
     except InputError:
-        for other in top_tables(files):  # probably what was meant: say what is wrong with it
+        for other in top_tables(files):  # probably the table was meant: this raises what is wrong with it
             list_table(files, other, name, seed, task)
         raise

@@ -77,8 +77,8 @@ def list_table(files: Files, table: str, name: str, seed: int, task: str | None)
         rows = _by_column(next(iter(rows.values())))
     spec = _task([row for split in rows.values() for row in split], task)
     parts, missing = {}, dict[str, str]()
-    for split, found in rows.items():
-        parts[split] = _part(files, posixpath.dirname(table), found, spec, missing)
+    for split, split_rows in rows.items():
+        parts[split] = _part(files, posixpath.dirname(table), split_rows, spec, missing)
     if len(parts) == 1:
         labels = spec.labels if spec.name == "classification" else ()
         parts = split_one(next(iter(parts.values())), labels, seed, name)
@@ -93,15 +93,16 @@ def _rank(path: str) -> int:
 
 
 def _split_tables(files: Files, table: str) -> dict[str, str]:
-    """Table and the split that it holds, for the given table and its sibling if it has one."""
+    """A table and, where there is one, its sibling for the other split, each with the split that it holds."""
     match = _FAMILY.fullmatch(table)
     if not match or "split" in _header(_text(files, table)):
         return {table: "train"}
-    own = match["split"]
+    table_word = match["split"]
     sibling = {
-        word: f"{table[: match.start('split')]}{_like(own, word)}{table[match.end('split') :]}" for word in SPLIT_NAMES
+        word: f"{table[: match.start('split')]}{_like(table_word, word)}{table[match.end('split') :]}"
+        for word in SPLIT_NAMES
     }
-    if own.lower() == "train":
+    if table_word.lower() == "train":
         other = next((sibling[word] for word in VALIDATION_NAMES if files.has(sibling[word])), None)
         return {table: "train"} if other is None else {table: "train", other: "validation"}
     return {sibling["train"]: "train", table: "validation"} if files.has(sibling["train"]) else {table: "train"}
@@ -163,11 +164,11 @@ def _by_column(rows: list[Row]) -> dict[str, list[Row]]:
         raise InputError(
             f"{wrong.place}: the split is {wrong.split!r}.", fix=f"Write one of: {', '.join(SPLIT_NAMES)}."
         )
-    found = {row.split for row in rows}
-    judged = next((word for word in VALIDATION_NAMES if word in found), None)
-    if "train" not in found and len(found) > 1:
+    words = {row.split for row in rows}
+    judged = next((word for word in VALIDATION_NAMES if word in words), None)
+    if "train" not in words and len(words) > 1:
         raise InputError(f"{rows[0].place}: the column split never says train.", fix="Mark rows with train.")
-    splits = {"train": [row for row in rows if row.split == "train"]} if "train" in found else {}
+    splits = {"train": [row for row in rows if row.split == "train"]} if "train" in words else {}
     return {
         **splits,
         **({"validation" if splits else "train": [r for r in rows if r.split == judged]} if judged else {}),

@@ -35,7 +35,7 @@ class _Items:
 
     def __init__(self) -> None:
         self.collections: dict[str, Sequence[Any]] = {}
-        self.kept: dict[str, Any] = {}
+        self.images_in_memory: dict[str, Any] = {}
         self.prepared = False
 
     def item(self, key: str) -> _Item:
@@ -43,7 +43,7 @@ class _Items:
         return _understood(self.collections[split][int(number)])
 
     def image(self, key: str) -> Any:
-        return self.kept[key] if key in self.kept else self.item(key).image
+        return self.images_in_memory[key] if key in self.images_in_memory else self.item(key).image
 
 
 def is_torch_data(source: object) -> bool:
@@ -65,14 +65,14 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
         InputError: items are of another kind, or differ in kind or size.
     """
     pair = isinstance(source, (tuple, list))
-    given = dict(zip(SPLITS, source, strict=True)) if pair else {"train": source}
+    collections = dict(zip(SPLITS, source, strict=True)) if pair else {"train": source}
     items = _Items()
-    for split, one in given.items():
+    for split, one in collections.items():
         items.collections[split] = _collection(one, memory)
     reader = _Reader(items, memory)
-    parts = {split: reader.read(split, len(items.collections[split])) for split in given}
-    spec = _task(parts, task, _classes(given["train"]), reader.labelled)
-    finished = {split: Part(tuple(keys), _targets(found, spec)) for split, (keys, found) in parts.items()}
+    parts = {split: reader.read(split, len(items.collections[split])) for split in collections}
+    spec = _task(parts, task, _classes(collections["train"]), reader.labelled)
+    finished = {split: Part(tuple(keys), _targets(targets, spec)) for split, (keys, targets) in parts.items()}
     name = "dataset"
     if not pair:
         labels = spec.labels if spec.name == "classification" else ()
@@ -84,7 +84,7 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
         finished,
         _fingerprint(items, finished),
         labelled=reader.labelled,
-        native=_native(reader.shape, given["train"]) if reader.shape else None,
+        native=_native(reader.shape, collections["train"]) if reader.shape else None,
         # Small grey images are mostly characters, which have a right and a wrong way round.
         flips=reader.shape is None or reader.shape[0] == 3,
         varies=reader.varies,
@@ -93,10 +93,10 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
 
 
 class _Reader:
-    """The one reading of all items: targets, shape, and what is kept."""
+    """Reads all items once: their targets, their shape, and as many of the ready tensors as memory allows."""
 
     def __init__(self, items: _Items, memory: int) -> None:
-        self.items, self.left = items, memory
+        self.items, self.bytes_left = items, memory
         self.labelled, self.varies = False, False
         self.shape: tuple[int, int, int] | None = None
         self.unreadable: dict[str, str] = {}
@@ -144,13 +144,13 @@ class _Reader:
                 why=f"It is {_describe(item.image)} {'with' if kind[1] else 'without'} a target.",
                 fix="Give a dataset whose items are all of one kind, and its tensors all of one size.",
             )
-        if ready and not self.varies and item.image.nbytes <= self.left:
-            self.items.kept[key] = item.image
-            self.left -= item.image.nbytes
+        if ready and not self.varies and item.image.nbytes <= self.bytes_left:
+            self.items.images_in_memory[key] = item.image
+            self.bytes_left -= item.image.nbytes
 
 
 def _collection(one: Any, memory: int) -> Sequence[Any]:
-    """What is indexed by number: a dataset, the part of it that a loader samples, or all a stream gives."""
+    """A collection that is indexed by number: a dataset, the part that a loader samples, or all items of a stream."""
     if isinstance(one, DataLoader):
         plain = one.collate_fn is default_collate and not isinstance(one.dataset, IterableDataset)
         return _sampled(one) if plain else _drained(_unbatched(one), memory)
@@ -238,7 +238,7 @@ def _target(target: Any) -> int | tuple[float, ...]:
 def _task(
     parts: dict[str, tuple[list[str], list[Any]]], task: str | None, classes: Sequence[str], labelled: bool
 ) -> TaskSpec:
-    targets = [target for _, found in parts.values() for target in found]
+    targets = [target for _, split_targets in parts.values() for target in split_targets]
     if not labelled:
         return TaskSpec(task or "classification", tuple(classes))
     widths = {len(target) if isinstance(target, tuple) else 0 for target in targets}
@@ -262,11 +262,11 @@ def _task(
     return TaskSpec("classification", tuple(classes) or tuple(str(i) for i in range(most + 1)))
 
 
-def _targets(found: list[Any], spec: TaskSpec) -> np.ndarray:
+def _targets(targets: list[Any], spec: TaskSpec) -> np.ndarray:
     if spec.name == "regression":
-        shape = (len(found), max(spec.outputs, 1))
-        return np.array([0.0 if t is None else t for t in found], dtype=np.float32).reshape(shape)
-    return np.array([0 if t is None else t for t in found], dtype=np.int64)
+        shape = (len(targets), max(spec.outputs, 1))
+        return np.array([0.0 if t is None else t for t in targets], dtype=np.float32).reshape(shape)
+    return np.array([0 if t is None else t for t in targets], dtype=np.int64)
 
 
 def _classes(one: Any) -> tuple[str, ...]:
@@ -285,7 +285,7 @@ def _native(shape: tuple[int, int, int], one: Any) -> InputSpec:
 
 
 def _normalisation(one: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std of the `Normalize` among a dataset's transforms, so that the artifact says the truth."""
+    """Mean and std of the `Normalize` among a dataset's transforms, which the artifact has to note."""
     while one is not None:
         transform = getattr(one, "transform", None)
         for step in getattr(transform, "transforms", [transform]):
@@ -304,8 +304,8 @@ def _fingerprint(items: _Items, parts: dict[str, Part]) -> str:
     for split, part in parts.items():
         digest.update(f"{split}:{len(part.keys)}".encode() + part.targets.tobytes())
         for i in np.linspace(0, len(part.keys) - 1, min(_SAMPLE, len(part.keys))).astype(int):
-            if part.keys[i] in items.kept:
-                digest.update(items.kept[part.keys[i]].tobytes())
+            if part.keys[i] in items.images_in_memory:
+                digest.update(items.images_in_memory[part.keys[i]].tobytes())
     return digest.hexdigest()
 
 

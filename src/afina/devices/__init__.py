@@ -1,7 +1,8 @@
-"""Where files are timed, and what is known of it: today this machine; profiles and remote devices have their room here.
+"""The machine that this process runs on: what it is, and what exported files take on it.
 
-`machine` says what this machine is; `timing` measures a file's latency and memory in a fresh process (`worker`).
-Importing this package imports neither torch nor any runtime's library.
+`machine` describes its processor, memory and libraries, `container` the part of the cores that a container allows.
+`timing` measures latency and memory of a file in a fresh process, whose program is `worker`. Importing this package
+imports neither torch nor any runtime's library.
 """
 
 from afina.devices.machine import available_cores, describe_machine

@@ -1,4 +1,4 @@
-"""How much processor time the container (control group) that this process runs in may use."""
+"""The limit on processor time of the container (control group) that this process runs in."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -29,7 +29,7 @@ def _folders(root: Path) -> Iterator[Path]:
         trees = ("sys/fs/cgroup/cpu", f"sys/fs/cgroup/{controllers}") if controllers else ("sys/fs/cgroup",)
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for tree in trees:
-            # A container sees its own group as the root of the tree, whatever its path says: the root is looked at too.
+            # A container sees its own group as the root of the tree, whatever its path is: the root is read too.
             for length in range(len(parts), -1, -1):
                 yield root.joinpath(tree, *parts[:length])
 

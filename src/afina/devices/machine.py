@@ -1,4 +1,4 @@
-"""What this machine is, in words: kept beside every number that was measured on it."""
+"""A description of this machine, which is stored with every number that was measured on it."""
 
 import os
 import platform
@@ -34,7 +34,12 @@ _CPU_FEATURES = (
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """Processor, its vector units, cores, threads used, memory (bytes), system and library versions."""
+    """Processor, its vector units, cores, threads used, memory (bytes), system and library versions.
+
+    Example:
+        >>> sorted(describe_machine(threads=2))
+        ['cores', 'features', 'memory', 'processor', 'python', 'system', 'threads', 'versions']
+    """
     import psutil
 
     return {
@@ -58,13 +63,13 @@ def available_cores() -> int:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide a result, of those that are installed."""
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def processor() -> str:

@@ -39,22 +39,22 @@ def measure_latency(
 
     Raises:
         InputError: a file is missing or broken, or its runtime is not installed.
-        AfinaError: the process died; its last words are given.
+        AfinaError: the process died; the message holds the last lines of its error output.
     """
     if not artifacts:
         return {}
     _check_counts(threads=threads, batch=batch)
     paths = {name: str(Path(path).absolute()) for name, path in artifacts.items()}
     request = {"kind": "latency", "artifacts": paths, "shape": shape, "threads": threads, "batch": batch}
-    found = _ask({**request, "seconds": seconds}, threads)
+    results = _ask({**request, "seconds": seconds}, threads)
     conditions = f"{_count(threads, 'thread')}, batch {batch}"
     return {
         name: Measurement(
-            value=found[name]["value"],
+            value=results[name]["value"],
             unit="s",
             how="measured",
-            spread=found[name]["spread"],
-            n=found[name]["n"],
+            spread=results[name]["spread"],
+            n=results[name]["n"],
             where=f"{_runtime_label(path)}, {conditions}",
         )
         for name, path in artifacts.items()
@@ -66,32 +66,37 @@ def measure_memory(path: Path, shape: tuple[int, int, int], *, threads: int) -> 
 
     What the runtime itself takes (its code, loaded before the file) is not counted.
 
+    Args:
+        path: The file.
+        shape: Channels, height, width of an image.
+        threads: Threads that the runtime may use.
+
     Raises:
         InputError, AfinaError: as in `measure_latency`.
     """
     _check_counts(threads=threads)
     request = {"kind": "memory", "path": str(Path(path).absolute()), "shape": shape, "threads": threads}
-    found = _ask(request, threads)
+    result = _ask(request, threads)
     where = f"{_runtime_label(path)}, {_count(threads, 'thread')}, batch 1, above the runtime alone"
-    return Measurement(found["value"], "B", "measured", n=found["n"], where=where)
+    return Measurement(result["value"], "B", "measured", n=result["n"], where=where)
 
 
 def _ask(request: dict[str, Any], threads: int) -> Any:
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     command = [sys.executable, "-m", "afina.devices.worker"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_TIMEOUT
         )
     except subprocess.TimeoutExpired as error:
         raise AfinaError(f"Measuring took more than {_TIMEOUT / 60:.0f} minutes and was stopped.") from error
-    if done.returncode != 0 or not done.stdout:
-        raise _death(done.returncode, done.stderr)
-    answer = json.loads(done.stdout)
+    if process.returncode != 0 or not process.stdout:
+        raise _death(process.returncode, process.stderr)
+    answer = json.loads(process.stdout)
     if "error" in answer:
-        said = answer["error"]
-        kind = InputError if said["exit_code"] == InputError.exit_code else AfinaError
-        raise kind(said["what"], said["why"], said["fix"])
+        details = answer["error"]
+        kind = InputError if details["exit_code"] == InputError.exit_code else AfinaError
+        raise kind(details["what"], details["why"], details["fix"])
     return answer["result"]
 
 

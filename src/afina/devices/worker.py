@@ -20,7 +20,7 @@ from afina.errors import AfinaError
 from afina.runtimes.base import Session
 from afina.runtimes.table import runtime_of
 
-_TURN = 0.003  # seconds that one turn of one file takes at least: long against the clock and the switch
+_TURN = 0.003  # seconds that one turn of one file takes at least: long against reading the clock and switching files
 _MOST_RUNS = 100  # in one turn
 _WARM_UP = 0.2  # seconds per file
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 400
@@ -43,10 +43,13 @@ def main() -> None:
 
 
 def latency(artifacts: dict[str, str], shape: list[int], threads: int, batch: int, seconds: float) -> Any:
-    """Seconds of one run: `{name: {value, spread, n}}`, for all files in turns of a few runs each.
+    """Seconds that one run of each file takes: `{name: {value, spread, n}}`.
 
-    In each round every file has one turn, in random order, so that whatever else the machine does falls on all of
-    them alike. A turn starts with a run that is not counted: it finds caches that another file has filled.
+    In each round every file has one turn of a few runs, in random order, so that whatever else the machine does falls
+    on all of them alike. A turn starts with a run that is not counted: the caches hold what another file has read.
+
+    Returns:
+        For each file the median over its turns, half their interquartile range, and the number of runs counted.
     """
     images = _images(shape, batch)
     runs = {
@@ -65,7 +68,7 @@ def latency(artifacts: dict[str, str], shape: list[int], threads: int, batch: in
             continue
         if time.perf_counter() > stop or (done % _CHECK_EVERY == 0 and _is_stable(list(times.values()))):
             break
-    return {name: {**_summary(found), "n": len(found) * counts[name]} for name, found in times.items()}
+    return {name: {**_summary(turns), "n": len(turns) * counts[name]} for name, turns in times.items()}
 
 
 def memory(path: str, shape: list[int], threads: int) -> Any:

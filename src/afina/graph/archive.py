@@ -91,7 +91,7 @@ def unpacked(data: bytes, path: str | Path = "The network") -> "Network":
 
 
 def _checked(data: bytes, path: str | Path) -> dict[str, Any]:
-    """What this library noted in the file, once the file is known to be of a format read here and plain data."""
+    """The content of the entry `afina.json`, once the file is known to be plain data of a format that is read here."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entry = next((name for name in archive.namelist() if name.endswith(f"/{_ENTRY}")), None)

@@ -83,7 +83,12 @@ def remove_blocks(network: Network, names: Iterable[str]) -> Network:
 
 
 def _branch(end: Node, start: Node, addition: Node) -> list[Node]:
-    """The nodes between `start` and `end`, with the weights that they read; none where anything else reads them."""
+    """The nodes between `start` and `end`, with the weights that they read; none where anything else reads them.
+
+    For `add(conv2(relu(conv1(x))), x)` the walk goes back from `conv2`, the end: it takes `conv2` with its weight,
+    `relu`, `conv1` with its weight, and reaches `x`, the start. A node is taken when all its readers are taken: if
+    another head read `relu` too, the block could not go, because that head would lose its input.
+    """
     inside: list[Node] = []
     waiting, seen = [end], {start, addition}
     reaches = False

@@ -1,4 +1,4 @@
-"""What a network costs, exactly and from its graph alone: parameters, multiply-accumulates, bytes, activations."""
+"""The cost of a network, exactly and from its graph alone: parameters, multiply-accumulates, bytes, activations."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,20 @@ class Cost:
 
 
 def cost_of(network: Network) -> Cost:
-    """The cost of a network for one image."""
+    """The cost of a network for one image.
+
+    Raises:
+        Unsupported: the shapes in the graph depend on the values of the data.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        >>> cost_of(capture(module, spec, TaskSpec("classification", ("cat", "dog"))))
+        Cost(parameters=130, macs=128, bytes=520, peak_activations=264)
+    """
     values = _values(network)
     rows = list(_rows(network, values))
     return Cost(
@@ -49,7 +62,8 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
 
     Args:
         network: Any network, also one with int8 weights.
-        original: What `network` was pruned from; gives `kept` where a layer's outputs are fewer.
+        original: The network that `network` was pruned from. With it, `kept` of a layer that has fewer outputs now is
+            their number now and before.
     """
     rows = tuple(_rows(network, _values(network)))
     if original is None:
@@ -61,7 +75,7 @@ def layer_rows(network: Network, original: Network | None = None) -> tuple[Layer
 def layer_of(node: Node) -> str:
     """Name of the layer that a node computes, as in the user's model; of a node without weights, its module's."""
     sources = _weights(node) if isinstance(node.target, torch._ops.OpOverload) else node.all_input_nodes
-    return _layer_name(node, [source for source in map(_held, sources) if source is not None])
+    return _layer_name(node, [source for source in map(_stored_source, sources) if source is not None])
 
 
 def float_name(dtype: torch.dtype) -> str:
@@ -71,16 +85,21 @@ def float_name(dtype: torch.dtype) -> str:
 
 
 def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
-    """Multiply-accumulates for one image by the name of the weight that is multiplied by, and those without one."""
+    """Multiply-accumulates for one image, by the name of the weight, and the sum of those without a weight.
+
+    Products of two activations, as in attention, have no weight.
+    """
     values = _values(network)
     macs_of: dict[str, float] = {}
     rest = 0.0
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        held = [source for source in map(_held, _weights(node)) if source is not None and values[source].ndim > 1]
-        if held:
-            macs_of[str(held[0].target)] = macs_of.get(str(held[0].target), 0.0) + _macs(node, values)
+        stored = [
+            source for source in map(_stored_source, _weights(node)) if source is not None and values[source].ndim > 1
+        ]
+        if stored:
+            macs_of[str(stored[0].target)] = macs_of.get(str(stored[0].target), 0.0) + _macs(node, values)
         else:
             rest += _macs(node, values)
     return macs_of, rest
@@ -95,25 +114,26 @@ def _with_kept(row: LayerRow, before: LayerRow | None) -> LayerRow:
     if before is None or row.kind != before.kind or row.output == before.output or not row.parameters:
         return row
     channel = -1 if row.kind == "linear" else 0
-    kept = (row.output[channel], before.output[channel])
-    return LayerRow(**{**vars(row), "kept": kept}) if kept[0] < kept[1] else row
+    widths = (row.output[channel], before.output[channel])
+    return LayerRow(**{**vars(row), "kept": widths}) if widths[0] < widths[1] else row
 
 
 def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
+    """One row for each node that multiplies or reads weights; a weight that is read twice counts in the first row."""
     counted: set[str] = set()
     for node in network.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")) or _held(node) is not None:
+        if op_name(node).startswith(("dequantize", "quantize", "choose_qparams")) or _stored_source(node) is not None:
             continue  # what a weight passes through on its way is not a layer
-        held = [source for source in (_held(n) for n in _weights(node)) if source is not None]
-        new = [source for source in dict.fromkeys(held) if str(source.target) not in counted]
+        stored = [source for source in (_stored_source(n) for n in _weights(node)) if source is not None]
+        new = [source for source in dict.fromkeys(stored) if str(source.target) not in counted]
         macs = _macs(node, values)
         if not macs and not new:
             continue
         counted.update(str(source.target) for source in new)
         tensors = [values[source] for source in new]
-        first = values[held[0]] if held else values[node]
+        first = values[stored[0]] if stored else values[node]
         yield LayerRow(
             name=layer_of(node),
             kind=_kind(node, bool(macs)),
@@ -121,31 +141,31 @@ def _rows(network: Network, values: dict[Node, Any]) -> Iterator[LayerRow]:
             parameters=sum(t.numel() for t in tensors),
             bytes=sum(_bytes(source, values) for source in new),
             output=_output_shape(values[node]),
-            precision=_precision(first.dtype, _bits(held[0]) if held else None),
+            precision=_precision(first.dtype, _bits(stored[0]) if stored else None),
         )
 
 
 def _bytes(source: Node, values: dict[Node, Any]) -> int:
-    """What a stored tensor takes at its precision; of codes in their bits, with their scales."""
-    tensor, undone = values[source], _undone(source)
-    if undone is None:
+    """Bytes of a stored tensor at its precision; of codes in their bits, with the bytes of their scales."""
+    tensor, dequantization = values[source], _dequantization(source)
+    if dequantization is None:
         return int(tensor.numel() * tensor.element_size())
-    scale = undone.args[1]
+    scale = dequantization.args[1]
     scales = values[scale].numel() * values[scale].element_size() if isinstance(scale, Node) else 0
     return math.ceil(int(tensor.numel()) * (_bits(source) or 8) / 8) + int(scales)
 
 
-def _undone(source: Node) -> Node | None:
+def _dequantization(source: Node) -> Node | None:
     """The node that dequantizes stored codes."""
     return next((user for user in source.users if op_name(user).startswith("dequantize")), None)
 
 
 def _bits(source: Node) -> int | None:
     """Bits that stored codes need, from the limits that their dequantization notes; None where there are no codes."""
-    undone = _undone(source)
-    if undone is None:
+    dequantization = _dequantization(source)
+    if dequantization is None:
         return None
-    named = arguments(undone)
+    named = arguments(dequantization)
     low, high = int(named["quant_min"]), int(named["quant_max"])
     signed = low < 0
     return next(
@@ -161,16 +181,16 @@ def _weights(node: Node) -> Iterable[Node]:
     return node.all_input_nodes
 
 
-def _held(node: Node) -> Node | None:
+def _stored_source(node: Node) -> Node | None:
     """The `get_attr` node behind a weight, also where it passes through a dequantization, a cast or a view."""
     while node.op == "call_function" and (op_name(node) in _THROUGH or op_name(node).startswith("dequantize")):
         node = node.all_input_nodes[0]
     return node if node.op == "get_attr" else None
 
 
-def _layer_name(node: Node, held: list[Node]) -> str:
+def _layer_name(node: Node, stored: list[Node]) -> str:
     """The owner of the weight in the user's model; of folded int8 weights, the module that the op came from."""
-    for source in held:
+    for source in stored:
         owner, _, leaf = str(source.target).rpartition(".")
         if owner:
             return owner
@@ -231,7 +251,17 @@ def _einsum_macs(equation: str, shapes: list[torch.Size]) -> int:
 
 
 def _peak(network: Network, values: dict[Node, Any]) -> int:
-    """Bytes of the activations that are alive at the worst moment; views and in-place ops share their input's."""
+    """Bytes of the activations that are alive at the worst moment; views and in-place ops share their input's.
+
+    For `a = conv(x)`, `b = relu(a)`, `c = x + b` with 100 bytes each, an activation lives from the node that makes it
+    to the last node that reads it:
+
+        node   alive   bytes
+        x      x         100
+        conv   x a       200
+        relu   x a b     300
+        add    x b c     300
+    """
     order = list(network.graph.nodes)
     storage: dict[Node, Node] = {}
     for node in order:
@@ -267,7 +297,7 @@ def _shares(node: Node) -> Node | None:
 
 def _size(node: Node, values: dict[Node, Any]) -> int:
     """Bytes of what a node gives; weights are not activations."""
-    if node.op == "get_attr" or _held(node) is not None:
+    if node.op == "get_attr" or _stored_source(node) is not None:
         return 0
     value = values[node]
     tensors = value if isinstance(value, (tuple, list)) else [value]
@@ -277,5 +307,5 @@ def _size(node: Node, values: dict[Node, Any]) -> int:
 _THROUGH = frozenset(
     "to _to_copy detach alias view reshape slice t transpose permute unsqueeze expand contiguous".split()
 )
-# Ops that, in inference, hand on the memory that they are given although their schema does not say so.
+# Ops that, in inference, return the memory of their input although their schema does not say so.
 _IDENTITIES = frozenset("dropout feature_dropout alpha_dropout flatten reshape contiguous to".split())

@@ -45,7 +45,13 @@ def fingerprint(network: "Network") -> str:
 
 
 def _spelled(module: GraphModule) -> tuple[list[str], set[str]]:
-    """The graph, one line for each node that computes, and the names of the tensors that it reads."""
+    """The graph, one line for each node that computes, and the names of the tensors that it reads.
+
+    A linear layer and a ReLU are, in two lines and the names `fc.weight` and `fc.bias`:
+
+        call_function aten.linear.default input=input 0, weight=fc.weight, bias=fc.bias
+        call_function aten.relu.default self=%0
+    """
     lines: list[str] = []
     names: set[str] = set()
     # Weights that are dequantized may come before the input or after it.

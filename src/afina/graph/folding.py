@@ -1,4 +1,4 @@
-"""Batch norms folded into layers, and weights computed once: what inference computes anyway, in fewer operators."""
+"""Batch norms folded into layers, and weights computed once: the same inference in fewer operators."""
 
 import re
 from collections.abc import Callable
@@ -37,19 +37,21 @@ def fold_weights(network: Network) -> list[str]:
     return names
 
 
-def fixed_nodes(graph: Graph, given: Callable[[Node], bool] = lambda node: True, sized: bool = False) -> set[Node]:
+def fixed_nodes(
+    graph: Graph, is_fixed_source: Callable[[Node], bool] = lambda node: True, sized: bool = False
+) -> set[Node]:
     """The nodes that give the same for every image.
 
-    Those are the ones that nothing feeds (stored tensors, `arange`, `zeros`), as far as they are `given`, and what is
-    computed from them alone; not what is drawn by chance, and no tensor that another node writes into. With `sized`,
-    also what is the same for as many images: it may read sizes.
+    Those are the ones that no node feeds (stored tensors, `arange`, `zeros`) and for which `is_fixed_source` holds, and
+    what is computed from them alone; not what is drawn at random, and no tensor that another node writes into. With
+    `sized`, also what is the same for the same number of images: it may read sizes.
     """
     fixed, written = set[Node](), _written(graph)
     for node in graph.nodes:
         if node in written or node.op not in ("get_attr", "call_function") or node.is_impure():
             continue
         sources = [] if sized and node.target is torch.ops.aten.sym_size.int else node.all_input_nodes
-        if fixed.issuperset(sources) if sources else given(node):
+        if fixed.issuperset(sources) if sources else is_fixed_source(node):
             fixed.add(node)
     return fixed
 
@@ -118,20 +120,33 @@ def _take_name(network: Network, stored: Node, origin: str) -> str:
 def fold_norms(network: Network) -> list[str]:
     """Fold each batch norm that alone reads a convolution or linear layer into it, in place.
 
-    With `k = weight / sqrt(variance + eps)`: `W' = k W`, `b' = bias + k (b - mean)`. A layer without a bias gets one.
+    With `k = weight / sqrt(variance + eps)`, one number for each output: `W' = k W`, `b' = bias + k (b - mean)`
+    (Jacob et al. 2018, section 3.2). A layer without a bias gets one.
 
     Returns:
         Names of the weights that changed.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> layers = nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2)
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> network = capture(nn.Sequential(*layers), spec, TaskSpec("classification", ("cat", "dog")))
+        >>> fold_norms(network)
+        ['0.weight']
+        >>> network.module.get_parameter("0.bias").shape
+        torch.Size([2])
     """
-    done = []
+    folded_weights = []
     for norm in list(network.graph.nodes):
         layer = _layer_before(norm)
         if layer is not None:
             _fold(network, layer, norm)
-            done.append(str(arguments(layer)["weight"].target))
+            folded_weights.append(str(arguments(layer)["weight"].target))
     network.graph.eliminate_dead_code()
     network.module.recompile()
-    return done
+    return folded_weights
 
 
 def _layer_before(norm: Node) -> Node | None:
@@ -147,8 +162,8 @@ def _layer_before(norm: Node) -> Node | None:
     if layer.op != "call_function" or op_name(layer) not in _LAYERS or len(layer.users) > 1:
         return None
     layer_arguments = arguments(layer)
-    held = [layer_arguments[key] for key in ("weight", "bias") if layer_arguments[key] is not None]
-    if not all(is_stored(node) and uses_of(node) == 1 for node in held):
+    stored = [layer_arguments[key] for key in ("weight", "bias") if layer_arguments[key] is not None]
+    if not all(is_stored(node) and uses_of(node) == 1 for node in stored):
         return None
     if op_name(layer) == "linear" and layer.meta["val"].ndim > 2:
         return None  # the norm's channels are then not the layer's outputs
@@ -156,16 +171,17 @@ def _layer_before(norm: Node) -> Node | None:
 
 
 def _fold(network: Network, layer: Node, norm: Node) -> None:
+    """Fold one norm into the layer before it, and let its readers read the layer."""
     a = arguments(norm)
 
-    def held(key: str, default: float) -> Tensor:
+    def parameter_of(key: str, default: float) -> Tensor:
         source = a[key]
         if source is None:
             return torch.full_like(attribute(network.module, str(a["running_mean"].target)), default)
         value: Tensor = attribute(network.module, str(source.target))
         return value.detach()
 
-    factor = held("weight", 1.0) * torch.rsqrt(held("running_var", 1.0) + float(a["eps"]))
+    factor = parameter_of("weight", 1.0) * torch.rsqrt(parameter_of("running_var", 1.0) + float(a["eps"]))
     layer_arguments = arguments(layer)
     name, bias_node = str(layer_arguments["weight"].target), layer_arguments["bias"]
     weight = attribute(network.module, name).detach()
@@ -174,7 +190,9 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
     )
     put_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
     bias_name = str(bias_node.target) if bias_node is not None else bias_name_of(name)
-    put_parameter(network.module, bias_name, held("bias", 0.0) + factor * (bias - held("running_mean", 0.0)))
+    put_parameter(
+        network.module, bias_name, parameter_of("bias", 0.0) + factor * (bias - parameter_of("running_mean", 0.0))
+    )
     if bias_node is None:
         give_bias(network, layer, bias_name)
     norm.replace_all_uses_with(layer)

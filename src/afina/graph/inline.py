@@ -14,8 +14,9 @@ _SETTINGS = 5
 def inline_regions(module: GraphModule) -> GraphModule:
     """Put the ops of each autocast region into the graph, in place; gives `module`.
 
-    A network is float32 wherever it is captured, so the setting of a region has nothing to act on: the casts that
-    its author wrote in it stay.
+    `wrap_with_autocast("cpu", bfloat16, True, True, region, x)`, with a convolution in the graph `region`, becomes that
+    convolution of `x`. A network is float32 wherever it is captured, so the setting of a region has nothing to act on:
+    the casts that its author wrote in it stay.
     """
     changed = False
     for node in [n for n in module.graph.nodes if n.target is _AUTOCAST]:

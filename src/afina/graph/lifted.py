@@ -29,11 +29,11 @@ def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProg
 
     Args:
         network: Left as it is.
-        rewrite: Changes the program's graph, before torch looks whether it is in order: no op may write into its input.
+        rewrite: Changes the program's graph before torch checks it: no op may write into the program's input.
 
     Raises:
         Unsupported: the shapes cannot be followed.
-        SpecViolationError: torch says that the graph is none of a program.
+        SpecViolationError: torch does not accept the graph as that of a program.
     """
     with network.inference():
         graph, inputs, outputs = _lift(network.module)
@@ -54,7 +54,7 @@ def lifted(network: "Network", rewrite: Callable[[Graph], None]) -> ExportedProg
 
 
 def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]]:
-    """The graph with an input in the place of each stored tensor, and what its inputs and outputs are."""
+    """The graph with an input in the place of each stored tensor, and the specifications of its inputs and outputs."""
     values = current_values(module)
     graph, copies, outputs = Graph(), dict[Node, Node](), list[OutputSpec]()
     inputs = _lift_stored(module, graph, copies)
@@ -73,7 +73,7 @@ def _lift(module: GraphModule) -> tuple[Graph, list[InputSpec], list[OutputSpec]
 
 
 def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) -> list[InputSpec]:
-    """An input for each tensor that the graph reads; `known` has it for all nodes that read it."""
+    """An input for each tensor that the graph reads; `copies` gets it for every node that reads the tensor."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     stored, inputs = dict[str, Node](), list[InputSpec]()
@@ -85,7 +85,7 @@ def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) ->
             stored[name] = graph.placeholder(name.replace(".", "_"))
             kind = InputKind.BUFFER if name in buffers else InputKind.CONSTANT_TENSOR
             kind = InputKind.PARAMETER if name in parameters else kind
-            kept = True if kind is InputKind.BUFFER else None
-            inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, kept))
+            persistent = True if kind is InputKind.BUFFER else None
+            inputs.append(InputSpec(kind, TensorArgument(stored[name].name), name, persistent))
         copies[node] = stored[name]
     return inputs

@@ -1,4 +1,4 @@
-"""What a network without some units must answer, computed on the whole network: positions are masked, not removed."""
+"""The outputs that a network without some units must have, computed on the whole network by masking positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from afina.graph.axes import Analysis, Axis
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network, outputs_of
 from afina.graph.ops import arguments, op_name
-from afina.graph.surgery import kept_positions
+from afina.graph.surgery import remaining_positions
 
 
 def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> Tensor:
-    """The answer, in inference form, of the network in which each axis keeps only the given units.
+    """The outputs `[N, outputs]`, in inference, of the network in which each axis keeps only the given units.
 
     After each op the positions of the other units are set to zero, and statistics (of norms, means and the like) are
     taken over the positions that are left. `surgery.remove` must give a network that answers the same; it goes
@@ -23,22 +23,37 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
 
     Args:
         network: Any captured network.
-        keep: As for `remove`.
+        keep: The numbers of the units that stay, for some axes, as `surgery.remove` takes them.
         images: `[N, C, H, W]`; N should be a size that the network's dimensions do not have, such as 5 or 13.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.graph.axes import analyse
+        >>> from afina.graph.surgery import remove
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        >>> network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog")))
+        >>> keep = {axis: [0, 3] for axis in analyse(network).free}
+        >>> images = network.example(batch=5)
+        >>> torch.allclose(masked_answer(network, keep, images), remove(network, keep)(images), atol=1e-5)
+        True
     """
     with network.inference():
         return outputs_of(_Masked(network, keep, len(images)).run(images))
 
 
 class _Masked(Interpreter):
+    """Runs a network and sets the positions that do not remain to zero after each node."""
+
     def __init__(self, network: Network, keep: Mapping[Axis, Sequence[int]], batch: int) -> None:
         super().__init__(network.module)
         self._analysis = Analysis(network, batch)
-        self._kept = kept_positions(self._analysis, keep)
+        self._remaining = remaining_positions(self._analysis, keep)
 
     def run_node(self, n: Node) -> Any:
         statistic = n.op == "call_function" and op_name(n) in _STATISTICS
-        value = self._over_kept(n) if statistic else super().run_node(n)
+        value = self._on_remaining(n) if statistic else super().run_node(n)
         if n.op == "output":
             return value
         if n.op == "get_attr" and isinstance(value, Tensor):
@@ -51,10 +66,10 @@ class _Masked(Interpreter):
         return value
 
     def _mask(self, expr: Expr) -> Tensor | None:
-        return torch.from_numpy(self._kept.mask(expr)) if expr else None
+        return torch.from_numpy(self._remaining.mask(expr)) if expr else None
 
-    def _over_kept(self, n: Node) -> Any:
-        """The op on what is left of its inputs, spread out again to the whole size."""
+    def _on_remaining(self, n: Node) -> Any:
+        """The op on the remaining positions of its inputs; its result at their places in a tensor of the whole size."""
         a = arguments(n)
         inputs: dict[str, Any] = {name: self._sliced(source) for name, source in a.items() if isinstance(source, Node)}
         first = next(iter(inputs.values()))
@@ -81,7 +96,7 @@ class _Masked(Interpreter):
 
 
 def _zeroed(value: Any, masks: Sequence[Tensor | None]) -> Any:
-    """In place where it can be: a view must go on sharing its memory, as ops may write through it."""
+    """`value` with masked positions at zero; in place where it can be, since ops may write through a view of it."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))

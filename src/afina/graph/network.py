@@ -38,8 +38,8 @@ class Network:
 
     Args:
         module: The unlifted graph: parameters and buffers are attributes under the names of the user's model.
-        input: What it expects of an image.
-        task: What its output means.
+        input: Size, channels and normalisation of the images that it takes.
+        task: The meaning of its outputs.
         frozen: Names of running means whose batch norm stays in inference form also in training.
 
     It takes `[N, C, H, W]` float32 and gives one tensor `[N, outputs]`.
@@ -95,8 +95,8 @@ class Network:
         """An independent copy: weights, graph and mode.
 
         Args:
-            shared: Tensors of this network that the copy has too, which saves their memory: whoever writes one of the
-                copy's must `own` it first.
+            shared: Tensors of this network that the copy has too, which saves their memory. Before one of them is
+                written in the copy, `stored.own` must replace it with a tensor of its own.
         """
         module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
         twin = Network(module, self.input, self.task, self.frozen)
@@ -183,7 +183,7 @@ class Network:
         return read(Path(path))
 
     def _is_fixed(self, node: Node) -> bool:
-        """Whether it is a batch norm that is frozen, or has no running statistics to use in inference."""
+        """Whether a node is a batch norm that is frozen, or that has no running statistics to use in inference."""
         if node.target is not torch.ops.aten.batch_norm.default:
             return False
         mean = node.args[_BATCH_NORM_RUNNING_MEAN]
@@ -214,9 +214,21 @@ def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
     Regularisers that a module builds only while it trains and that leave no trace in inference (stochastic
     depth) are not captured; batch norm and dropout are.
 
+    Args:
+        module: Any module that takes images `[N, C, H, W]`; a copy of it on the CPU, in float32, is captured.
+        input: Size, channels and normalisation of its images.
+        task: The meaning of its outputs.
+
     Raises:
         InputError: the module fails on images of this size, or does not return one tensor `[N, outputs]`.
-        Unsupported: `torch.export` cannot capture it (the reason is given).
+        Unsupported: `torch.export` cannot capture it (the reason is in the message).
+
+    Example:
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))
+        >>> network(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 2])
     """
     twin = copy.deepcopy(module).cpu().float()
     twin.train()

@@ -1,4 +1,4 @@
-"""What a node of a captured graph says of itself: its operator, its arguments by name, and the module it comes from."""
+"""Reads and changes a node of a captured graph: its operator, its arguments by name, the module it comes from."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.fx import Node
 
 
 def describe(node: Node) -> str:
-    """An op and where it is, for people."""
+    """The operator of a node and the module that it is in, as words for a message."""
     path = module_path(node)
     return f"{op_name(node)} in {path}" if path else f"{op_name(node)}, node {node.name}"
 

@@ -1,4 +1,4 @@
-"""Shapes of everything in a graph, computed anew: the shapes noted in a graph go stale when it is rewritten."""
+"""The shapes of all tensors in a graph, computed anew: those stored in the graph go stale when it is rewritten."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from afina.graph.stored import attribute
 
 
 def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
-    """What each node gives for an input of `shape` (batch first), as tensors without data; nothing is computed.
+    """The values of all nodes for an input of `shape` (batch first), as tensors without data; nothing is computed.
 
     Raises:
         Unsupported: a node cannot be run on shapes alone, or not on this shape.
@@ -28,7 +28,7 @@ def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
 
 
 def current_values(module: GraphModule) -> dict[Node, Any]:
-    """What each node gives now, as tensors without data, for the batch size that the graph has (a symbol).
+    """The values of all nodes as tensors without data, for the batch size that the graph has (a symbol).
 
     Raises:
         Unsupported: a node cannot be run on shapes alone.
@@ -45,6 +45,7 @@ def refresh_meta(module: GraphModule) -> None:
 
 
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:
+    """The values of all nodes for the input `example`, in the given mode. Raises `Unsupported`."""
     values: dict[Node, Any] = {}
     # Some ops (recurrent layers) follow symbolic sizes only by their Python decompositions, as in a capture.
     with mode, torch.no_grad(), enable_python_dispatcher(), _unguarded(mode):
@@ -52,10 +53,10 @@ def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Nod
             try:
                 values[node] = _value(module, mode, node, example, values.__getitem__)
             except Exception as error:
-                said = str(error).strip() or type(error).__name__
+                message = str(error).strip() or type(error).__name__
                 raise Unsupported(
                     f"The shapes in the network cannot be followed through {node.target} (node {node.name}).",
-                    why=f"It says: {said.splitlines()[0]}",
+                    why=f"It says: {message.splitlines()[0]}",
                     fix="Rewrite the part of the model whose shapes depend on the values of the data.",
                 ) from error
     return values

@@ -1,4 +1,4 @@
-"""Whether a network computes on quantized values, and in how many bits: read off the nodes of its graph."""
+"""Reads off the graph of a network whether it computes on quantized values, and in how many bits."""
 
 import math
 
@@ -27,7 +27,10 @@ def is_quantized(network: Network) -> bool:
 
 
 def activation_bits(network: Network) -> set[int]:
-    """The numbers of bits that activations of the network are rounded to; empty where it computes in float."""
+    """The numbers of bits that activations of the network are rounded to; empty where it computes in float.
+
+    Codes from 0 to 255, or from -128 to 127, are 256 values: 8 bits.
+    """
     rounding = (node for node in network.graph.nodes if str(node.target) == ROUNDING_OP)
     return {math.ceil(math.log2(node.args[_LARGEST_CODE] - node.args[_LEAST_CODE] + 1)) for node in rounding}
 

@@ -1,4 +1,4 @@
-"""What a network stores, by the (dotted) names under which nodes read it: parameters, buffers and constants."""
+"""The stored tensors of a network (parameters, buffers, constants), by the dotted names under which nodes read them."""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -21,17 +21,17 @@ def is_stored(value: Any) -> TypeGuard[Node]:
 
 
 def uses_of(node: Node) -> int:
-    """How often what a node reads is read, also by other nodes that name it."""
+    """How many nodes use the stored tensor that a `get_attr` node reads, also through other `get_attr` nodes."""
     same = (other for other in node.graph.nodes if other.op == "get_attr" and other.target == node.target)
     return sum(len(other.users) for other in same)
 
 
 def put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Store a tensor in the place of what has that name; a parameter as such, any other as a buffer."""
+    """Store a tensor under a name, in the place of any other: a parameter as a parameter, the rest as buffers."""
     owner, _, leaf = name.rpartition(".")
     parent = _part(module, owner)
-    held: Mapping[str, Tensor | None] = parent._parameters if isinstance(value, nn.Parameter) else parent._buffers
-    if hasattr(parent, leaf) and leaf not in held:
+    registry: Mapping[str, Tensor | None] = parent._parameters if isinstance(value, nn.Parameter) else parent._buffers
+    if hasattr(parent, leaf) and leaf not in registry:
         delattr(parent, leaf)
     if isinstance(value, nn.Parameter):
         parent.register_parameter(leaf, value)
@@ -45,12 +45,15 @@ def put_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def own(module: nn.Module, name: str) -> Tensor:
-    """Put a copy in the place of a stored tensor that others may share, and return it, to be written."""
+    """Replace a stored tensor, which other networks may share, by a copy of it; gives the copy, which may be written.
+
+    A parameter stays a parameter, trainable or not as before.
+    """
     value: Tensor = attribute(module, name)
-    mine = value.detach().clone()
+    copied = value.detach().clone()
     is_parameter = isinstance(value, nn.Parameter)
-    put(module, name, nn.Parameter(mine, requires_grad=value.requires_grad) if is_parameter else mine)
-    return mine
+    put(module, name, nn.Parameter(copied, requires_grad=value.requires_grad) if is_parameter else copied)
+    return copied
 
 
 def _part(module: nn.Module, path: str) -> nn.Module:

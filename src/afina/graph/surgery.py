@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph.axes import Analysis, Axis
-from afina.graph.axes.builder import Kept, Mask
+from afina.graph.axes.builder import Mask, RemainingPositions
 from afina.graph.axes.labels import Expr
 from afina.graph.network import Network
 from afina.graph.propagate import refresh_meta
@@ -31,14 +31,25 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
 
     Raises:
         InputError: an axis is not a free axis of this network, a unit does not exist, or nothing would be left.
+
+    Example:
+        >>> from afina.graph import capture
+        >>> from afina.graph.axes import analyse
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        >>> network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog")))
+        >>> (axis,) = analyse(network).free
+        >>> smaller = remove(network, {axis: [0, 3]})
+        >>> [list(smaller.module.get_parameter(name).shape) for name in ("0.weight", "0.bias", "3.weight")]
+        [[2, 3, 3, 3], [2], [2, 72]]
     """
     analysis = _checked(network, analysis)
-    kept = kept_positions(analysis, keep)
-    parts = _masks(analysis, kept)
+    remaining = remaining_positions(analysis, keep)
+    parts = _masks(analysis, remaining)
     twin = network.copy()
     twins = dict(zip(analysis.graph.nodes, twin.graph.nodes, strict=True))
     for respelling in analysis.respellings:
-        respelling.write(twins[respelling.node], kept)
+        respelling.write(twins[respelling.node], remaining)
     owners = _owners(twin.module)
     for name, part in parts.items():
         _slice(twin.module, name, part, owners)
@@ -49,41 +60,42 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
 
 
 def masks(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: Analysis | None = None) -> Masks:
-    """Which positions of each weight stay when each axis keeps only the given units; nothing is changed.
+    """The positions of each weight that stay when each axis keeps only the given units; nothing is changed.
 
     Args:
-        network, keep, analysis: As for `remove`.
+        network, keep, analysis: The arguments of `remove`.
 
     Returns:
         For each parameter, buffer or constant that an op reads (by name, as in `Member.name`), one entry for each
         dimension: True where a position stays, or None where all of them do.
 
     Raises:
-        InputError: as `remove`.
+        InputError: for the same reasons as in `remove`.
     """
     analysis = _checked(network, analysis)
-    return _masks(analysis, kept_positions(analysis, keep))
+    return _masks(analysis, remaining_positions(analysis, keep))
 
 
-def kept_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Kept:
-    """What stays of any dimension of the analysed graph when each axis keeps only the given units."""
-    kept = _kept_classes(analysis, keep)
+def remaining_positions(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> RemainingPositions:
+    """The positions that stay, of any dimension of the analysed graph, when each axis keeps only the given units."""
+    class_remains = _remaining_classes(analysis, keep)
 
     def mask(expr: Expr) -> Mask:
         stays = np.ones(len(expr[0]), dtype=np.bool_)
         for array in analysis.solution.expand(expr):
-            stays &= (array < 0) | kept[array]
+            stays &= (array < 0) | class_remains[array]
         return stays
 
-    return Kept(mask)
+    return RemainingPositions(mask)
 
 
-def _masks(analysis: Analysis, kept: Kept) -> Masks:
-    if not all(kept.mask(expr).any() for expr in analysis.needed):
+def _masks(analysis: Analysis, remaining: RemainingPositions) -> Masks:
+    """The positions that stay of each stored tensor, as `masks` gives them. Raises `InputError` where none do."""
+    if not all(remaining.mask(expr).any() for expr in analysis.needed):
         raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
     masks: Masks = {}
     for name, dims in analysis.held.items():
-        parts = [kept.mask(expr) if expr else None for expr in dims]
+        parts = [remaining.mask(expr) if expr else None for expr in dims]
         if any(part is not None and not part.any() for part in parts):
             raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")
         masks[name] = [None if part is None or part.all() else part for part in parts]
@@ -96,9 +108,10 @@ def _checked(network: Network, analysis: Analysis | None) -> Analysis:
     return analysis or Analysis(network)
 
 
-def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
+def _remaining_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mask:
+    """For each class of labels, `[classes]`, whether it stays: all but the units that `keep` leaves out of its axes."""
     free = {axis.name: axis for axis in analysis.axes.free}
-    kept = np.ones(len(analysis.solution.root), dtype=np.bool_)
+    remains = np.ones(len(analysis.solution.root), dtype=np.bool_)
     for axis, units in keep.items():
         free_axis = free.get(axis.name)
         if free_axis is None or free_axis.size != axis.size:
@@ -114,9 +127,9 @@ def _kept_classes(analysis: Analysis, keep: Mapping[Axis, Sequence[int]]) -> Mas
                 why=f"Given were {chosen.size}, from {chosen.min(initial=0)} to {chosen.max(initial=0)}.",
             )
         classes = analysis.classes[axis.name]
-        kept[classes] = False
-        kept[classes[chosen]] = True
-    return kept
+        remains[classes] = False
+        remains[classes[chosen]] = True
+    return remains
 
 
 def _slice(module: nn.Module, name: str, parts: list[Mask | None], owners: Owners) -> None:
@@ -134,7 +147,7 @@ def _slice(module: nn.Module, name: str, parts: list[Mask | None], owners: Owner
 
 
 def _owners(module: nn.Module) -> Owners:
-    """Where each tensor of the module is held, by its identity."""
+    """The modules and attribute names that hold each tensor, by the tensor's identity."""
     owners: Owners = {}
     for owner in module.modules():
         for key, value in [*owner._parameters.items(), *owner._buffers.items(), *vars(owner).items()]:

@@ -1,7 +1,7 @@
-"""Ops that write into a tensor: who sees it, and which of them a captured graph can do without.
+"""Ops that write into a tensor: which nodes read what they wrote, and which of them a captured graph can do without.
 
 Models fill masks piece by piece, and give a product new values in place. An export has to trace the whole network for
-each such op, and whoever reads the graph has to follow who sees which value.
+each such op, and an analysis of the graph has to follow which node reads which value.
 """
 
 import operator
@@ -46,7 +46,7 @@ def written(node: Node) -> list[Node]:
 
 
 def is_view(node: Node) -> bool:
-    """Whether a node gives the memory of its first argument, as far as its schema says."""
+    """Whether a node gives the memory of its first argument, by its schema."""
     if node.target is operator.getitem:
         return True
     schema = getattr(node.target, "_schema", None)
@@ -54,7 +54,7 @@ def is_view(node: Node) -> bool:
 
 
 def owns(node: Node) -> bool:
-    """Whether what a node gives is memory of its own: not an input, a weight, or a part of another's.
+    """Whether a node gives new memory, and not an input, a weight or a part of another tensor.
 
     Composite ops may give what they read without saying so in their schema.
     """
@@ -65,7 +65,7 @@ def owns(node: Node) -> bool:
 
 
 def is_read_by_result(writer: Node) -> bool:
-    """Whether those that read, after an op, what it wrote into its first argument read it by the op's result."""
+    """Whether all later readers of what an op wrote into its first argument read the op's result, not that argument."""
     after = _after(writer)
     old = _relatives(writer.args[0]).difference(after, (writer,))  # type: ignore[arg-type]
     return all(old.isdisjoint(node.all_input_nodes) for node in after)
@@ -96,7 +96,21 @@ def remove_writes(module: GraphModule, *, frozen: bool = False) -> GraphModule:
 
 
 def _store_filled(module: GraphModule, filled: Node) -> bool:
-    """Let a tensor that only constants are written into, all before it is read, be stored as it is then; if it can."""
+    """Store a tensor that only constants are written into, all before it is read, with the values that it then has.
+
+    `mask = x.new_zeros(4)`, `mask[:2] = 1`, `y = x + mask` are captured as
+
+        new_zeros = new_zeros(x, [4])
+        slice_1   = slice(new_zeros, 0, 0, 2)
+        fill_     = fill_(slice_1, 1)
+        add       = add(x, new_zeros)
+
+    The writer `fill_` reads nothing but a view of `new_zeros`, and `add` comes after it. So these ops are run once,
+    here; `[1, 1, 0, 0]` is stored as a buffer, `add` reads that, and the writer is erased.
+
+    Returns:
+        Whether the tensor was stored.
+    """
     nodes = list(filled.graph.nodes)
     views, relatives = _views(filled), _relatives(filled)
     writers = [node for node in nodes if not relatives.isdisjoint(written(node))]
@@ -123,7 +137,7 @@ def _store_filled(module: GraphModule, filled: Node) -> bool:
 
 
 def _views(node: Node) -> set[Node]:
-    """The nodes that give the memory of a node, or part of it, as far as their schemas say."""
+    """The nodes that give the memory of a node, or part of it, by their schemas."""
     return _reached(node, lambda source, user: is_view(user) and user.args[0] is source)
 
 
@@ -166,7 +180,7 @@ def _inputs(arguments: Any) -> list[Node]:
 
 
 def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
-    """What a tensor holds after these nodes."""
+    """The values of the tensor `filled` after these nodes have run."""
     runner = Interpreter(module)
     for source in filled.all_input_nodes:  # gives the type alone, or is copied
         if is_stored(source):
@@ -182,7 +196,14 @@ def _run(module: GraphModule, filled: Node, nodes: list[Node]) -> Tensor:
 
 
 def _pass_on_copied(copied: Node) -> bool:
-    """Let those who read a tensor after all of it was overwritten read what it was overwritten with, if they can."""
+    """Let the readers of a tensor that was overwritten as a whole (`x[:] = y`) read the source `y` instead.
+
+    Not where a reader would see another value: where it reads `x` by an older view, or where `x` or `y` is written into
+    later.
+
+    Returns:
+        Whether the readers were changed.
+    """
     target, source = copied.args[:2]
     if not isinstance(target, Node) or not isinstance(source, Node) or not owns(target):
         return False

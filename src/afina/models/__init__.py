@@ -1,6 +1,6 @@
-"""Where models come from, and how they get their weights, their input size and their last layer.
+"""Sources of models, and how a model gets its weights, its input size and its last layer.
 
-`names` says what a user calls a model, and `loading` puts it together; `sources` (timm, torchvision, our own),
+`names` reads the name of a model, and `loading` puts it together; `sources` (timm, torchvision, our own),
 `userfile` and `weights` bring the parts; `inputs` and `head` fit the network to the data.
 """
 

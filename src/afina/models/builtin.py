@@ -55,11 +55,19 @@ def convnet(
 
     Args:
         classes: Width of the output.
-        channels: Of the image.
+        channels: Channels of the image.
         width: Channels of the first stage; each further stage doubles them.
         depth: Residual blocks per stage.
-        stages: Each but the first halves height and width.
-        kernel_size: Of the convolutions, odd.
+        stages: Number of stages; each but the first halves height and width.
+        kernel_size: Size of the convolutions' kernels, odd.
+
+    Raises:
+        ValueError: `kernel_size` is even.
+
+    Example:
+        >>> import torch
+        >>> convnet(classes=10, width=8)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     return ConvNet(classes, channels, width, depth, stages, kernel_size)
 
@@ -69,7 +77,7 @@ def mlp(classes: int, inputs: int, width: int = 256, depth: int = 2) -> MLP:
     return MLP(classes, inputs, width, depth)
 
 
-# What builds each, and the arguments that the task and the input decide; the rest are free.
+# The builder of each network, and the arguments that the task and the input decide; the user may choose the others.
 BUILTIN: dict[str, tuple[Callable[..., nn.Module], Callable[[int, InputSpec], dict[str, Any]]]] = {
     "convnet": (convnet, lambda classes, input: {"classes": classes, "channels": input.channels}),
     "mlp": (

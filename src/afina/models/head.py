@@ -34,14 +34,24 @@ class Head:
 
 
 def find_head(network: Network) -> Head | None:
-    """The last linear layer (or 1x1 convolution), if it alone makes the outputs; else None."""
+    """The last linear layer (or 1x1 convolution), if it alone makes the outputs; else None.
+
+    Example:
+        >>> from afina.graph.network import capture
+        >>> from afina.types import InputSpec
+        >>> module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> head = find_head(capture(module, spec, TaskSpec("classification", ("cat", "dog"))))
+        >>> head.layer, head.weight, head.bias
+        ('3', '3.weight', '3.bias')
+    """
     parameters = dict(network.module.named_parameters())
     node: Node | None = next(node for node in network.graph.nodes if node.op == "output")
     while node is not None and node.target not in (_LINEAR, _CONV):
         node = _only_tensor_input(node)
     if node is None:
         return None
-    weight, bias = (_own_parameter(arg) for arg in (*node.args, None)[1:3])
+    weight, bias = (_unshared_parameter(arg) for arg in (*node.args, None)[1:3])
     has_bias = len(node.args) > 2 and node.args[2] is not None
     if weight not in parameters or (has_bias and bias not in parameters):
         return None
@@ -52,7 +62,12 @@ def find_head(network: Network) -> Head | None:
 
 
 def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
-    """The network with a last layer for another task, of random weights and the given `bias` [outputs].
+    """The network with a last layer for another task.
+
+    Args:
+        network: The network; it is left as it is.
+        task: The task, which gives the number of outputs.
+        bias: Bias `[outputs]` of the new layer, whose weights are random (Kaiming uniform, as in torch's layers).
 
     Raises:
         InputError: the last layer cannot be found, or the outputs do not follow its width.
@@ -122,7 +137,7 @@ def _only_tensor_input(node: Node) -> Node | None:
     return inputs[0] if len(inputs) == 1 else None
 
 
-def _own_parameter(argument: object) -> str | None:
+def _unshared_parameter(argument: object) -> str | None:
     """Name of the weight that `argument` is, where nothing else in the graph uses it."""
     if isinstance(argument, Node) and argument.op == "get_attr" and len(argument.users) == 1:
         return str(argument.target)

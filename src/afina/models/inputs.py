@@ -1,4 +1,4 @@
-"""Which images a model is given: the model's own specification, the data's, or the user's wish."""
+"""Which images a model takes: by its library's specification, by the data, or as the user asked."""
 
 import math
 from collections.abc import Mapping
@@ -16,34 +16,52 @@ _GREY = ((0.5,), (0.5,))
 
 
 def choose_input(
-    module: nn.Module, own: InputSpec | None, hint: InputSpec | None, size: tuple[int, int] | None, trained: bool
+    module: nn.Module,
+    source_input: InputSpec | None,
+    hint: InputSpec | None,
+    size: tuple[int, int] | None,
+    trained: bool,
 ) -> tuple[InputSpec, str]:
     """The input of `module`, and a note where it had to be assumed.
 
     Args:
-        module: In evaluation form.
-        own: What the model's source says of its input; None where it says nothing.
-        hint: What the data suggests.
-        size: Height and width that the user asked for; it wins.
+        module: The model, in evaluation mode.
+        source_input: The input that the model's library states; None where it states none.
+        hint: The input that the data suggests.
+        size: Height and width that the user asked for, before all others.
         trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
             are where the model takes them: enlarging them would cost time and add nothing.
     """
-    said = described_input(module)
-    base = own or said or _assumed(module, hint)
+    described = described_input(module)
+    base = source_input or described or _assumed(module, hint)
     if size is not None:
         return replace(base, height=size[0], width=size[1]), ""
-    if hint is not None and own is not None and said is None and not trained:
-        native = replace(own, height=hint.height, width=hint.width)
-        if max(hint.height / own.height, hint.width / own.width) < 1 and output_width(module, native) is not None:
+    if hint is not None and source_input is not None and described is None and not trained:
+        native = replace(source_input, height=hint.height, width=hint.width)
+        if (
+            max(hint.height / source_input.height, hint.width / source_input.width) < 1
+            and output_width(module, native) is not None
+        ):
             return native, ""
-    if own is None and said is None and hint is None:
+    if source_input is None and described is None and hint is None:
         shown = f"{base.height}x{base.width}"
         return base, f"The model does not say what size it takes: {shown} is assumed, --input-size changes it."
     return base, ""
 
 
 def described_input(module: nn.Module) -> InputSpec | None:
-    """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`."""
+    """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`.
+
+    None where it states no size, or one that is not understood.
+
+    Example:
+        >>> module = nn.Conv2d(1, 4, 3)
+        >>> described_input(module) is None
+        True
+        >>> module.input_size = (1, 28, 28)
+        >>> described_input(module).shape
+        (1, 28, 28)
+    """
     size, mean, std = (getattr(module, name, None) for name in ("input_size", "mean", "std"))
     if size is None:
         return None
@@ -77,7 +95,7 @@ def output_width(module: nn.Module, input: InputSpec) -> int | None:
     try:
         with torch.no_grad():
             output = outputs_of(module.eval()(images))
-    except Exception:  # whatever a user's forward may raise; `capture` says what it was
+    except Exception:  # whatever a user's forward may raise; `capture` reports it
         return None
     finally:
         for m, mode in modes.items():

@@ -1,4 +1,4 @@
-"""`load_model`: from what a user calls a model to a captured network with the right head, weights and input."""
+"""`load_model`: a model, by name, file or module, as a captured network with the right head, weights and input."""
 
 import copy
 import random
@@ -30,10 +30,10 @@ class Loaded:
     """A model, ready for the jobs.
 
     Attributes:
-        network: Captured, with the task's number of outputs, in inference form.
+        network: The captured network, with the task's number of outputs, in inference form.
         source: The model as the user named it.
-        pretrained: It holds trained weights and its head is the trained one, so it needs no training.
-        notes: What the user should know, one sentence each.
+        pretrained: Whether it holds trained weights and its head is the trained one, so that it needs no training.
+        notes: Notes for the user, one sentence each.
         layers_of_head: Names of the layers that make the outputs; empty where they could not be found.
     """
 
@@ -63,13 +63,13 @@ def load_model(
             `builtin:convnet`, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
         weights: None for the trained weights that come with the model, else random ones (with a note); `random`;
             `pretrained`, which fails where there are none; or a weights file.
-        task: What the outputs should be; None keeps the model's own.
-        input: What the data suggests: size, channels, mean and std.
-        input_size: Height and width that the user asked for; it wins.
-        targets: Of the training data, [N] or [N, outputs]: a new head starts from them.
-        progress: Told about downloads.
-        seed: Of all random weights; the same seed gives the same network.
-        options: Arguments of what builds the model (`depth`, `width`): of our own networks and of the user's builder.
+        task: The task that the outputs should have; None keeps the model's own.
+        input: The input that the data suggests: size, channels, mean and std.
+        input_size: Height and width that the user asked for, before all others.
+        targets: Targets of the training data, `[N]` or `[N, outputs]`, from which a new head starts.
+        progress: Shows a line before a download.
+        seed: Seed of all random weights; the same seed gives the same network.
+        options: Arguments (`depth`, `width`) of the function that builds the model: the user's, or that of `builtin:`.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -93,9 +93,9 @@ def load_model(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Whoever draws in the block (torch, numpy, random) draws the same each time; what was before goes on after it.
+    """Seeds the generators of torch, numpy and `random` for the block, and puts their states back after it.
 
-    Without it a builder with weights of its own gave another network at each call, and no run could be resumed.
+    Without it a builder that draws its weights would give another network at each call, and no run could be resumed.
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
@@ -164,6 +164,7 @@ def _from_module(module: nn.Module, request: _LoadRequest) -> BuiltModule:
 
 
 def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loaded:
+    """Capture a built module, with the weights of a file where one is given, and fit its head."""
     if request.weights == PRETRAINED and not source.trained:
         raise InputError(
             f"The trained weights of {name} are not available.",
@@ -180,13 +181,14 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
     if request.file is not None and width is not None:
         module = copy.deepcopy(module).cpu()
         fit = load_weights(module, request.file, width, name)
-    # Where the width is not known the module fails on such images, and `capture` says how.
+    # Where the width is not known the module fails on such images, and `capture` raises how.
     labels = _numbered(width) if width is not None else task.labels if task is not None else ("0",)
     network = capture(module, input, TaskSpec(task.name if task is not None else "classification", labels))
     return _with_head(network, request, name, notes, fit, trained, source.new_head)
 
 
 def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded:
+    """A captured network with its head fitted, and with the weights of a file and the image size of the request."""
     if request.weights == RANDOM:
         raise InputError(
             f"{name} is a captured network, which always has weights.",
@@ -201,6 +203,7 @@ def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded
 
 
 def _resized(network: Network, size: tuple[int, int]) -> Network:
+    """The network traced anew for images of another height and width. Raises `InputError` where it depends on them."""
     twin = network.copy()
     twin.input = replace(network.input, height=size[0], width=size[1])
     try:
@@ -232,10 +235,10 @@ def _with_head(
     """The network with the outputs that the task needs.
 
     Args:
-        network: As captured, with the task that it had.
+        network: The captured network, with the task that it had before.
         request: The arguments of `load_model`.
         name: The model's name.
-        notes: What there is to tell so far.
+        notes: Notes for the user so far.
         fit: How the weights of a file went in.
         trained: Whether it holds trained weights.
         replaced: How many outputs it had before its library gave it a new last layer; None if it did not.
@@ -248,6 +251,13 @@ def _with_head(
             fix="Give the weights of this very model.",
         )
     notes = [*notes, *fit.notes]
+    # Of a task with classes "cat" and "dog":
+    #   the model's outputs                        its last layer
+    #   1000 ImageNet classes; "left", "right"     another one, of random weights; the bias from the targets
+    #   2, made anew by its library or by a file   is kept, since it is random already; the bias from the targets
+    #   2, all weights random                      is kept; the bias from the targets
+    #   "dog", "cat", trained                      is kept, its rows in the order of the task
+    #   "0", "1", trained                          is kept as it is, with a note that the order is assumed
     if task is not None:
         if network.task.outputs != task.outputs or not (fresh or _fits(network.task, task)):
             replaced, fresh = network.task.outputs, True
@@ -265,26 +275,30 @@ def _with_head(
     return Loaded(network, name, trained and not fresh, tuple(notes), layers)
 
 
-def _fits(had: TaskSpec, task: TaskSpec) -> bool:
+def _fits(model_task: TaskSpec, task: TaskSpec) -> bool:
     """Whether outputs that mean `had` can serve for `task`: as many, and the same names where they have names."""
-    if had.name != task.name or had.outputs != task.outputs:
+    if model_task.name != task.name or model_task.outputs != task.outputs:
         return False
-    return had.name != "classification" or had.labels == _numbered(had.outputs) or _same_names(had, task)
+    return (
+        model_task.name != "classification"
+        or model_task.labels == _numbered(model_task.outputs)
+        or _same_names(model_task, task)
+    )
 
 
 def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
-    """The trained network with its outputs in the task's order, and what there is to tell about the order."""
-    had, shown = network.task, _few(task.labels)
-    if had.labels == task.labels or task.outputs == 1:
+    """The trained network with its outputs in the task's order, and a note about the order, or an empty text."""
+    model_task, shown = network.task, _few(task.labels)
+    if model_task.labels == task.labels or task.outputs == 1:
         return network, ""
-    if _same_names(had, task):
+    if _same_names(model_task, task):
         return with_order(network, task), f"Its outputs were put into the order of the data's classes: {shown}."
     kind = "classes in sorted order" if task.name == "classification" else "targets in their order"
     return network, f"The model does not name its outputs; they are taken as the data's {kind}: {shown}."
 
 
-def _same_names(had: TaskSpec, task: TaskSpec) -> bool:
-    return sorted(had.labels) == sorted(task.labels)
+def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
+    return sorted(model_task.labels) == sorted(task.labels)
 
 
 def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:

@@ -1,4 +1,4 @@
-"""What models are called, and what can be said of a name before anything is built: most mistakes are made here."""
+"""The names of models, and the checks that a name allows before anything is built: most mistakes are in names."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,19 @@ from afina.models.sources import LIBRARIES, library_of
 from afina.models.weights import SUFFIXES, check_weights
 
 RANDOM, PRETRAINED = "random", "pretrained"
-# How a user gives weights.
+# The options that name weights, for messages.
 WEIGHTS = "--weights (for `afina quantize`: --checkpoint)"
 FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
 _ARTIFACT_SUFFIXES = (".onnx", ".xml")
 
 
 def check_model(model: Any, weights: str | Path | None = None) -> None:
-    """Find out early, before images are read, that a file is not there or that nobody knows a name.
+    """Check early, before images are read, that the files are there and that a library has a model of that name.
+
+    A module or a network, as opposed to the name of one, is not looked at.
 
     Raises:
-        InputError: so it is. Nothing is said of a module or network that is given itself.
+        InputError: a file is not there or not of its kind, or no library has that name (with the nearest ones).
     """
     file = weights_file(weights)
     if file is not None:
@@ -45,7 +47,15 @@ def weights_file(weights: str | Path | None) -> Path | None:
 
 
 def library_and_name(text: str) -> tuple[str | None, str]:
-    """The library that a model's name is of, None where none is said, and the name in it. Raises `InputError`."""
+    """The library that a model's name states (None where it states none), and the name in that library.
+
+    Raises:
+        InputError: the text is no name of a model: a file of weights, an exported file, a path.
+
+    Example:
+        >>> library_and_name("timm:resnet18"), library_and_name("resnet18")
+        (('timm', 'resnet18'), (None, 'resnet18'))
+    """
     prefix, colon, name = text.partition(":")
     if prefix in LIBRARIES and colon:
         return prefix, name

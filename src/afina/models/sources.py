@@ -1,4 +1,4 @@
-"""Where a named module comes from: timm, torchvision, or our own small networks (the table `LIBRARIES`).
+"""The libraries that build a module by name: timm, torchvision and our own small networks (the table `LIBRARIES`).
 
 Each gives a `BuiltModule`: a module on the CPU with what is known about its input and its weights.
 """
@@ -25,16 +25,16 @@ _BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a library is asked to build.
+    """The module that a library is to build.
 
     Attributes:
         name: Name of the model, without the library's prefix.
         outputs: Width that the last layer should have; None leaves it as it is.
-        trained: Whether the library's own trained weights are wanted.
+        trained: Whether the module is to have the library's own trained weights.
         size: Height and width that the user asked for; None for the model's own.
-        input: What the data suggests of the input, or what the user asked for.
-        progress: Told before a download.
-        options: Further arguments of what builds the model.
+        input: The input that the data suggests or that the user asked for.
+        progress: Shows a line before a download.
+        options: Further arguments of the function that builds the model.
     """
 
     name: str
@@ -52,9 +52,9 @@ class BuiltModule:
 
     Attributes:
         module: The module, on the CPU.
-        input: What the model expects of an image; None where the source does not say.
+        input: The input specification of the model; None where its source states none.
         trained: Whether it holds trained weights.
-        missing: Why it does not, where they were wanted.
+        missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
     """
 
@@ -84,10 +84,10 @@ def library_of(name: str, library: str | None) -> str:
     """The library that has a model: the one that is named, else timm or torchvision. Raises `InputError`."""
     if library is None:
         searched = {prefix: row for prefix, row in LIBRARIES.items() if row.searched}
-        found_in = next((prefix for prefix, row in searched.items() if row.has(name)), None)
-        if found_in is None:
+        first_match = next((prefix for prefix, row in searched.items() if row.has(name)), None)
+        if first_match is None:
             raise _unknown(name, {known for row in searched.values() for known in row.names()})
-        return found_in
+        return first_match
     if not LIBRARIES[library].has(name):
         raise _unknown(name, LIBRARIES[library].names(), library)
     return library
@@ -121,6 +121,7 @@ def _unknown(name: str, names: Any, library: str = "") -> InputError:
 
 
 def _timm(request: ModelRequest) -> BuiltModule:
+    """A model of timm; with random weights, and the reason in `missing`, where trained ones cannot be had."""
     import timm
 
     name, outputs = request.name, request.outputs
@@ -161,6 +162,7 @@ def _timm(request: ModelRequest) -> BuiltModule:
 
 
 def _torchvision(request: ModelRequest) -> BuiltModule:
+    """A classifier of torchvision, as `_timm`; a trained one keeps its 1000 outputs, for `load_model` to replace."""
     from torchvision.models import get_model, get_model_weights
 
     name = request.name
@@ -187,6 +189,7 @@ def _torchvision(request: ModelRequest) -> BuiltModule:
 
 
 def _builtin(request: ModelRequest) -> BuiltModule:
+    """A network of our own with random weights, for the input that the data has."""
     input = request.input or InputSpec(*(request.size or _BUILTIN_SIZE))
     if request.size is not None:
         input = replace(input, height=request.size[0], width=request.size[1])

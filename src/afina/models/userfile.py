@@ -21,11 +21,17 @@ _WIDTHS = ("classes", "num_classes")
 def build_from_file(
     path: Path, builder: str, outputs: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """What `builder` in the file at `path` returns.
+    """The module that the function `builder` in the file at `path` builds.
 
     The file is imported under a private name, with its own folder importable, so it may use files beside it.
-    The builder is called without arguments, or with `classes=` (or `num_classes=`) where it takes one and
-    `outputs` is known; and with `options`, which it must take.
+    The builder is called without arguments, or with `classes=` (or `num_classes=`) where it has such a parameter and
+    `outputs` is known; and with `options`, for which it must have parameters.
+
+    Args:
+        path: The Python file.
+        builder: Name of a function in it.
+        outputs: Width that the last layer should have; None leaves it to the function.
+        options: Further arguments of the function.
 
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
@@ -64,7 +70,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 def check_options(
     name: str, function: Callable[..., Any], options: Mapping[str, Any], known: tuple[str, ...] = ()
 ) -> None:
-    """Whether a function that builds a model takes these arguments; `known` are given in any case.
+    """Check that a function that builds a model takes these options; `known` arguments are passed in any case.
 
     Raises:
         InputError: it does not take one of them.
@@ -81,11 +87,11 @@ def check_options(
             raise InputError(f"{name} takes no argument {key!r}.", fix=did_you_mean(key, names))
 
 
-def check_required(name: str, function: Callable[..., Any], given: Container[str]) -> None:
-    """Whether all arguments that a function cannot do without are given, by name.
+def check_required(name: str, function: Callable[..., Any], available: Container[str]) -> None:
+    """Check that every argument of a function that has no default is among the `available` names.
 
     Raises:
-        InputError: one is not.
+        InputError: one is not; it is named.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -93,7 +99,7 @@ def check_required(name: str, function: Callable[..., Any], given: Container[str
         return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for p in parameters:
-        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in given:
+        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in available:
             raise InputError(
                 f"{name} needs {p.name!r}, and the space has no such parameter.",
                 fix="Add it to the space, or give it a default in the function.",
@@ -121,23 +127,24 @@ def _builder(module: ModuleType, path: Path, name: str) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(module, name, None)
     if callable(function):
         return function
-    own = [
+    functions = [
         key
         for key, value in vars(module).items()
         if callable(value) and not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
     ]
     what = f"{name} in {path} is not a function." if function is not None else f"{path} has no function {name!r}."
-    raise InputError(what if name else f"{path} needs the name of a function.", fix=f"{_offer(path, name, own)}")
+    raise InputError(what if name else f"{path} needs the name of a function.", fix=f"{_offer(path, name, functions)}")
 
 
-def _offer(path: Path, name: str, own: list[str]) -> str:
+def _offer(path: Path, name: str, functions: list[str]) -> str:
     return (
-        did_you_mean(name, own) or f"Write a function in {path.name} that returns the model, and name it after a colon."
+        did_you_mean(name, functions)
+        or f"Write a function in {path.name} that returns the model, and name it after a colon."
     )
 
 
 def _takes(function: Callable[..., Any]) -> list[str]:
-    """Which of the names for the number of outputs the function takes."""
+    """The parameters of the function that stand for the number of outputs, by name."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -159,7 +166,7 @@ def _reason(error: BaseException, path: Path) -> str:
 def _importable(folder: Path) -> Iterator[None]:
     """The folder first on the import path; what was imported from it is forgotten afterwards.
 
-    Two folders may each have a `layers.py`, and the second must not be given the first one's.
+    Two folders may each have a `layers.py`: the builder of the second must not import the first one's.
     """
     entry, before = str(folder.resolve()), set(sys.modules)
     sys.path.insert(0, entry)

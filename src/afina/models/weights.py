@@ -23,11 +23,11 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Fit:
-    """How the weights of a file went into a module.
+    """The outcome of loading the weights of a file into a module.
 
     Attributes:
         dropped: The layer whose weights were left out because its outputs differ in number; None for none.
-        notes: What the user should know.
+        notes: Notes for the user, one sentence each.
     """
 
     dropped: str | None = None
@@ -52,8 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def check_weights(path: Path) -> None:
     """Raise `InputError` where there is no such file of weights, or it is of a kind that cannot be read.
 
-    A name says little: `.th`, `.pth.tar` or no ending at all are ordinary checkpoints to those who wrote them. A file
-    of another name is looked into.
+    Checkpoints also end in `.th`, `.pth.tar` or nothing at all: the format of a file with another ending is read off
+    its first bytes.
     """
     if path.suffix.lower() not in SUFFIXES and path.is_file():
         if _format_of(path) is None:
@@ -101,25 +101,29 @@ def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
     Raises:
         InputError: the file cannot be read, or its names or shapes differ.
     """
-    found, own = read_weights(path), module.state_dict()
-    found = _matching_prefix(found, own)
-    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in own]
-    differ = [key for key in own if key in found and found[key].shape != own[key].shape]
+    file_weights, module_weights = read_weights(path), module.state_dict()
+    file_weights = _matching_prefix(file_weights, module_weights)
+    missing = [key for key in module_weights if key not in file_weights and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in file_weights if key not in module_weights]
+    differ = [
+        key for key in module_weights if key in file_weights and file_weights[key].shape != module_weights[key].shape
+    ]
     if not (missing or unexpected or differ):
-        module.load_state_dict(found, strict=False)
+        module.load_state_dict(file_weights, strict=False)
         return Fit()
-    layer = _head(missing + differ, own, outputs)
-    widths = {found[key].shape[0] for key in differ if found[key].ndim}
-    if unexpected or layer is None or not _only_outputs_differ(differ, found, own):
-        raise _mismatch(path, name, missing, unexpected, [(k, found[k], own[k]) for k in differ])
-    module.load_state_dict({key: value for key, value in found.items() if key not in differ}, strict=False)
-    had = f"has {widths.pop()} outputs" if widths else "is missing"
-    return Fit(layer, (f"The last layer ({layer}) {had} in {path.name} and {outputs} in the model: it starts anew.",))
+    layer = _head(missing + differ, module_weights, outputs)
+    widths = {file_weights[key].shape[0] for key in differ if file_weights[key].ndim}
+    if unexpected or layer is None or not _only_outputs_differ(differ, file_weights, module_weights):
+        raise _mismatch(path, name, missing, unexpected, [(k, file_weights[k], module_weights[k]) for k in differ])
+    module.load_state_dict({key: value for key, value in file_weights.items() if key not in differ}, strict=False)
+    difference = f"has {widths.pop()} outputs" if widths else "is missing"
+    return Fit(
+        layer, (f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew.",)
+    )
 
 
 def looks_trained(module: nn.Module, *, otherwise: bool) -> bool:
-    """Whether the batch norms of `module` have seen images; `otherwise` where it has none to tell."""
+    """Whether a batch norm of `module` has a running mean other than zero; `otherwise` where it has no batch norm."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     means = [m.running_mean for m in norms if m.running_mean is not None]
     return any(bool(mean.any()) for mean in means) if means else otherwise
@@ -146,6 +150,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    """The content of a file of `torch.save`, if it is plain data. Raises `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, which mean nothing to the user
@@ -168,6 +173,7 @@ def _broken(path: Path, reason: str) -> InputError:
 
 
 def _unwrapped(raw: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors inside wrappers such as `{"state_dict": ...}`. Raises `InputError` where there are none."""
     while isinstance(raw, Mapping) and not any(isinstance(value, Tensor) for value in raw.values()):
         inner = next((raw[key] for key in _WRAPPERS if isinstance(raw.get(key), Mapping)), None)
         if inner is None:
@@ -191,26 +197,30 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _matching_prefix(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _matching_prefix(file_weights: dict[str, Tensor], module_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take off a wrapper's prefix (`model.` of Lightning) where the names fit only without it."""
     for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in found) and not any(key in own for key in found):
-            return {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+        if all(key.startswith(prefix) for key in file_weights) and not any(
+            key in module_weights for key in file_weights
+        ):
+            return {key.removeprefix(prefix): value for key, value in file_weights.items()}
+    return file_weights
 
 
-def _head(keys: list[str], own: Mapping[str, Tensor], outputs: int) -> str | None:
+def _head(keys: list[str], module_weights: Mapping[str, Tensor], outputs: int) -> str | None:
     """The one layer that all of `keys` belong to, where it has as many outputs as the model."""
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:
         return None
     layer = layers.pop()
-    wide = all(own[key].ndim and own[key].shape[0] == outputs for key in keys)
+    wide = all(module_weights[key].ndim and module_weights[key].shape[0] == outputs for key in keys)
     return layer if wide and f"{layer}.weight" in keys else None
 
 
-def _only_outputs_differ(keys: list[str], found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    return all(found[key].ndim and found[key].shape[1:] == own[key].shape[1:] for key in keys)
+def _only_outputs_differ(
+    keys: list[str], file_weights: Mapping[str, Tensor], module_weights: Mapping[str, Tensor]
+) -> bool:
+    return all(file_weights[key].ndim and file_weights[key].shape[1:] == module_weights[key].shape[1:] for key in keys)
 
 
 def _mismatch(

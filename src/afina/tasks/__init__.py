@@ -1,4 +1,4 @@
-"""What a network is for: loss, metric, agreement and predictions, one file per task and one table of them."""
+"""The tasks of networks (loss, metric, agreement and predictions): one module for each, and one table of them."""
 
 from afina.tasks.base import Task, mean_with_error
 from afina.tasks.classification import Classification

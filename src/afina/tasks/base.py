@@ -11,7 +11,7 @@ from afina.types import MetricInfo, TaskSpec
 
 
 class Task(ABC):
-    """What a network's outputs `[N, outputs]` mean, how they are trained and how they are judged.
+    """The meaning of a network's outputs `[N, outputs]`, with the losses and the metric that belong to it.
 
     Attributes:
         metric: What `scores` measures; the quality of a network is the mean of its scores.
@@ -30,7 +30,7 @@ class Task(ABC):
 
     @abstractmethod
     def distillation(self, student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
-        """How far the student's outputs are from the teacher's, mean over the batch."""
+        """Distance of the student's outputs from the teacher's, both `[N, outputs]`; mean over the batch, a scalar."""
 
     @abstractmethod
     def scores(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -38,11 +38,11 @@ class Task(ABC):
 
     @abstractmethod
     def agreements(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """How well each image's outputs agree with those of the reference network, float64 `[N]`."""
+        """Agreement of each image's outputs with those of the reference network, both `[N, outputs]`; float64 `[N]`."""
 
     @abstractmethod
     def predictions(self, outputs: np.ndarray) -> list[Any]:
-        """What a user reads for each image: the name of a class, a number, or a list of numbers."""
+        """The prediction for each image in the user's terms: the name of a class, a number, or a list of numbers."""
 
     @abstractmethod
     def initial_bias(self, targets: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ class Classification(Task):
 
     def distillation(self, student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
         """KL divergence of softened probabilities, times T² (Hinton et al. 2015, section 2)."""
-        wanted = F.log_softmax(teacher / temperature, dim=1)
-        given = F.log_softmax(student / temperature, dim=1)
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+        teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
+        student_log_probs = F.log_softmax(student / temperature, dim=1)
+        return F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True) * temperature**2
 
     def scores(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """1 where the largest logit is that of the target, else 0."""
@@ -39,7 +39,7 @@ class Classification(Task):
         return [self.spec.labels[i] for i in outputs.argmax(axis=1)]
 
     def initial_bias(self, targets: Tensor) -> Tensor:
-        """Zeros."""
+        """Zeros `[outputs]`: at the start no class is more likely than another."""
         return torch.zeros(self.spec.outputs)
 
 

@@ -43,6 +43,6 @@ class Regression(Task):
         return targets.float().mean(dim=0).reshape(-1).to(torch.float32)
 
 
-def _errors(outputs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    errors = np.abs(outputs.astype(np.float64) - wanted.reshape(outputs.shape)).mean(axis=1)
+def _errors(outputs: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    errors = np.abs(outputs.astype(np.float64) - expected.reshape(outputs.shape)).mean(axis=1)
     return np.where(np.isfinite(errors), errors, np.inf)

@@ -16,7 +16,7 @@ class Best:
     later weights have seen more; but an equal quality is no rise, so that early stopping still counts it as stale.
 
     Args:
-        metric: The metric of the qualities; it says which direction is better.
+        metric: The metric of the qualities, with the direction that is better.
 
     Attributes:
         weights: State of the best network; None before there is one.

@@ -23,7 +23,8 @@ def identity(networks: Sequence[Network | None], config: FitConfig, data: str, d
     """A digest of all that decides how a training goes: another digest, another training.
 
     Args:
-        networks: What is trained, its teacher, and whose zeros it keeps, as they are before; None where there is none.
+        networks: The network to train, its teacher, and the network whose zeros stay, all as they are before training;
+            None where there is none.
         config: How it is trained.
         data: Fingerprint of the data.
         device: Type of the device.
@@ -39,7 +40,12 @@ def identity(networks: Sequence[Network | None], config: FitConfig, data: str, d
 
 
 def write_state(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and lists and dicts of them) under `identity`, atomically.
+    """Write the state of a training, atomically.
+
+    Args:
+        path: The file.
+        identity: The digest of the training, as `identity` gives it.
+        state: Tensors, numbers and text, and lists and dicts of them.
 
     Raises:
         StorageError: it could not be written; what was there before is as it was.
@@ -64,7 +70,13 @@ def write_state(path: Path, identity: str, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, identity: str, progress: Progress) -> dict[str, Any] | None:
-    """The state that was written under `identity`; None, with a line to the user, where there is none to go on from."""
+    """The state that a training has written; None where there is none to go on from.
+
+    Args:
+        path: The file.
+        identity: The digest of the training; a file of another training is not used.
+        progress: Gets a line where a file is there and not used.
+    """
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a student can learn from inside a teacher: feature maps, where they are active, how images relate to each other.
+"""Losses on the feature maps of a teacher: on their values, on where they are active, on distances between images.
 
     features    mean of |P s - t|^2, as a share of what t varies (Romero et al. 2015, equation 3), P a learned 1 x 1
     attention   mean of |a(s) - a(t)|^2 with a(x) = sum_c x_c^2, scaled to length 1 (Zagoruyko & Komodakis 2017, eq. 2)
@@ -78,7 +78,7 @@ Pair = tuple[Place, Place]
 
 
 def find_pairs(student: Network, teacher: Network, layers: str | Sequence[str]) -> list[Pair]:
-    """Places of the student and of the teacher that should say the same.
+    """Pairs of places, of the student and of the teacher, whose activations should become alike.
 
     Args:
         student, teacher: Both with the same input.
@@ -104,8 +104,9 @@ def find_pairs(student: Network, teacher: Network, layers: str | Sequence[str]) 
 def places_of(network: Network) -> list[Place]:
     """The activations of a network that are feature maps, in the order of the graph.
 
-    Layers say where their channels are (first of a convolution or batch norm, last of a linear layer or layer norm),
-    and element-wise operators hand it on. Views, and attention's own tensors, are no feature maps.
+    The kind of a layer gives the dimension of its channels (first of a convolution or batch norm, last of a linear
+    layer or layer norm), and element-wise operators keep that of their input. Views, and attention's own tensors, are
+    no feature maps.
     """
     with network.inference():
         values = fake_values(network.module, (_IMAGES, *network.input.shape))
@@ -164,7 +165,13 @@ class FeatureLoss(nn.Module):
 
 
 def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The outputs of a network, and what some of its nodes give on the way; with gradients where the mode has them."""
+    """The outputs of a network and those of some of its nodes, by name; with gradients where torch's mode has them.
+
+    Args:
+        network: The network, in its present mode.
+        images: `[N, C, H, W]`.
+        nodes: Names of nodes.
+    """
     tap = _Tap(network, frozenset(nodes))
     outputs = outputs_of(tap.run(images))
     return outputs, tap.activations
@@ -209,6 +216,11 @@ def _relation_loss(student_means: Tensor, teacher_means: Tensor) -> Tensor:
 
 
 def _by_resolution(student_places: Sequence[Place], teacher_places: Sequence[Place]) -> list[Pair]:
+    """For each resolution that both networks have, pairs of places: the last of each, of tokens some along the depth.
+
+    With 12 places of 196 tokens in the student and 24 in the teacher, `_DEPTHS` gives the places (4, 8), (7, 15) and
+    (11, 23), counted from 0.
+    """
     pairs: list[Pair] = []
     for grid in dict.fromkeys(place.grid for place in teacher_places):
         ours, theirs = (

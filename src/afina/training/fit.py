@@ -1,4 +1,4 @@
-"""`fit`: trains a network on labels, on a teacher's answers, or on both."""
+"""`fit`: trains a network on labels, on a teacher's outputs, or on both."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from afina.types import Epoch
 from afina.units import format_value
 
 _SEEDS = 2**31
-_MOST_ANSWERS = 2**28  # bytes
+_MOST_TEACHER_BYTES = 2**28  # of the teacher's outputs for all training images
 
 
 def fit(
@@ -54,7 +54,7 @@ def fit(
     its checkpoint. Random numbers elsewhere in the process are left as they are.
 
     Args:
-        network: Where training starts; it is left as it is.
+        network: The network to start from; it is left as it is.
         data: Images with a `train` and a `validation` split. Without labels a teacher is needed, and the metric is
             agreement with it.
         config: How to train.
@@ -83,7 +83,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is trained, and how: the same in every process."""
+    """The arguments of a training, the same in every process."""
 
     network: Network
     data: ImageData
@@ -94,7 +94,7 @@ class _Work:
 
 
 def _join(seat: Seat, work: _Work) -> None:
-    """The part of one of the other processes."""
+    """Run the training in one of the other processes."""
     _train(work, seat, Progress(), None)
 
 
@@ -102,6 +102,7 @@ def _train(
     work: _Work, seat: Seat, progress: Progress, after: Callable[[Epoch], None] | None
 ) -> tuple[Network, tuple[Epoch, ...]]:
     network, data, config, teacher = work.network, work.data, work.config, work.teacher
+    # The same in every process, but for `seat`: its number decides the part of each batch that it gets.
     team = Team(make_fabric(config.precision, seat), seat)
     fabric = team.fabric
     if is_emulated(config.precision, fabric.device):
@@ -109,17 +110,17 @@ def _train(
 
     layout = fitting_layout(network, fabric.device, config.channels_last)
     student = place(network.copy(), fabric.device, layout)
-    master = None if teacher is None else place(teacher.copy(), fabric.device, layout)
+    placed_teacher = None if teacher is None else place(teacher.copy(), fabric.device, layout)
     task = get_task(network.task)
     steps = config.epochs * len(_batches(data, network, config, team, seed=0))
     with _reproducible(fabric.device):
         torch.manual_seed(config.seed)
-        objective = Objective(task, config, labelled=data.labelled, network=student, teacher=master)
+        objective = Objective(task, config, labelled=data.labelled, network=student, teacher=placed_teacher)
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, team, objective, steps, layout, work.sparse)
-        teacher_first = config.epochs > 1 and not config.augment and objective.needs_outputs_only
-        training = _Training(student, master, data, config, team, stepper, progress, teacher_first)
+        precomputed = config.epochs > 1 and not config.augment and objective.needs_outputs_only
+        training = _Training(student, placed_teacher, data, config, team, stepper, progress, precomputed)
         if work.checkpoint is not None:
             digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(work.checkpoint, digest)
@@ -139,15 +140,15 @@ class _Training:
         team: Team,
         stepper: Stepper,
         progress: Progress,
-        teacher_first: bool,
+        precomputed: bool,
     ) -> None:
         self._network, self._data, self._config = network, data, config
         self._team, self._stepper, self._progress = team, stepper, progress
         task = get_task(network.task)
         self._metric = task.metric if data.labelled else task.agreement
         self._reference = None if data.labelled or teacher is None else predict(teacher, data)
-        # Images that are not varied get the same answers from the teacher in every epoch: it is asked once.
-        self._taught = _answers(teacher, data) if teacher_first and teacher is not None else None
+        # For images that are not varied the teacher's outputs are the same in every epoch: they are computed once.
+        self._teacher_outputs = _outputs_of_teacher(teacher, data) if precomputed and teacher is not None else None
         self._best = Best(self._metric)
         self._checkpoint: tuple[Path, str] | None = None
         self.curve: list[Epoch] = []
@@ -185,6 +186,7 @@ class _Training:
         return result
 
     def _epoch(self, bar: Bar) -> None:
+        """One epoch: the steps, the quality, its point of the curve, the checkpoint, and a line for the user."""
         start, number = time.monotonic(), len(self.curve) + 1
         loss, rate = self._learn(number, bar)
         quality = self._judge()
@@ -204,7 +206,7 @@ class _Training:
             self._progress.say(f"Stopped early: no better {self._metric.name} for {self._best.stale} epochs.")
 
     def _judge(self) -> float:
-        """The quality after an epoch, by the process that leads."""
+        """The quality after an epoch, measured by the first process and sent to the others."""
         leads = self._team.leads
         judged = self._stepper.judged
         quality = evaluate(judged, self._data, reference=self._reference).value if leads else math.nan
@@ -221,8 +223,8 @@ class _Training:
         self._network.train()
         for part, (images, targets) in zip(batches.parts, batches, strict=True):
             rate = self._stepper.rate
-            taught = None if self._taught is None else self._taught[part.places]
-            loss = self._stepper.take(images, targets, number, taught, part.weight)
+            teacher_outputs = None if self._teacher_outputs is None else self._teacher_outputs[part.places]
+            loss = self._stepper.take(images, targets, number, teacher_outputs, part.weight)
             if math.isfinite(loss):
                 total, count = total + loss * part.whole, count + part.whole
             bar.advance(1, f"loss {loss:.4g}{self._quality()}")
@@ -242,9 +244,9 @@ class _Training:
         return {"stepper": self._stepper.state(), "best": self._best.state(), "curve": curve}
 
 
-def _answers(teacher: Network, data: ImageData) -> torch.Tensor | None:
-    """What the teacher says of every training image, `[N, outputs]`; None where that would take too much memory."""
-    if 4 * data.count("train") * teacher.task.outputs > _MOST_ANSWERS:
+def _outputs_of_teacher(teacher: Network, data: ImageData) -> torch.Tensor | None:
+    """The teacher's outputs for every training image, `[N, outputs]`; None where they would take too much memory."""
+    if 4 * data.count("train") * teacher.task.outputs > _MOST_TEACHER_BYTES:
         return None
     return torch.from_numpy(predict(teacher, data, split="train"))
 

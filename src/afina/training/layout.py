@@ -11,10 +11,15 @@ _BLOCK = 16
 
 
 def fitting_layout(network: Network, device: torch.device, channels_last: bool) -> torch.memory_format:
-    """Channels last if that is asked for and the network can be trained in it on `device`, else the ordinary layout.
+    """Channels last where `channels_last` is true and the network can be trained in it, else the ordinary layout.
 
     A `view` that was written for the ordinary layout (`x.view(n, -1)` after a convolution) fails in the other, and a
     convolution over three dimensions has none.
+
+    Args:
+        network: The network to train.
+        device: Where it is trained.
+        channels_last: Whether channels last is to be used where it can be.
     """
     if not channels_last or (device.type == "cpu" and any(_overruns(node) for node in network.graph.nodes)):
         return torch.contiguous_format

@@ -1,4 +1,4 @@
-"""What training minimises: the task's loss, the teacher's answers, what is inside the teacher, or all of them."""
+"""What training minimises: the task's loss, distances to the teacher's outputs and feature maps, or their sum."""
 
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class Objective(nn.Module):
         task: What the outputs mean.
         config: How to train.
         labelled: Whether the targets are labels; without labels they hold nothing.
-        network: What is trained.
-        teacher: What it learns from, or None.
+        network: The network that is trained.
+        teacher: The network that it learns from, or None.
 
     Raises:
         InputError: there are neither labels nor a teacher, or features are asked for that are not there.
@@ -46,11 +46,13 @@ class Objective(nn.Module):
 
     @property
     def needs_outputs_only(self) -> bool:
-        """Whether all that is asked of the teacher is its outputs, so that they may be known beforehand."""
+        """Whether the loss needs nothing but the outputs of the teacher, so that they may be computed beforehand."""
         return self._teacher is not None and self.inside is None
 
-    def forward(self, network: Network, images: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
-        """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `taught` are the teacher's outputs where known."""
+    def forward(
+        self, network: Network, images: Tensor, targets: Tensor, teacher_outputs: Tensor | None = None
+    ) -> Tensor:
+        """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `teacher_outputs` are used where they are known."""
         activations: dict[str, Tensor] = {}
         if self.inside is None:
             outputs = network(images)
@@ -63,26 +65,26 @@ class Objective(nn.Module):
             task_loss = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
             loss = loss + (1 - self._weight) * task_loss
         if self._weight > 0:
-            loss = loss + self._weight * self._teacher_loss(outputs, activations, images, taught)
+            loss = loss + self._weight * self._teacher_loss(outputs, activations, images, teacher_outputs)
         return loss
 
     def _teacher_loss(
-        self, outputs: Tensor, activations: dict[str, Tensor], images: Tensor, taught: Tensor | None
+        self, outputs: Tensor, activations: dict[str, Tensor], images: Tensor, teacher_outputs: Tensor | None
     ) -> Tensor:
         assert self._teacher is not None
         teacher_activations: dict[str, Tensor] = {}
         with self._teacher.inference():
             if self.inside is None:
-                teacher_outputs = self._teacher(images) if taught is None else taught
+                batch_outputs = self._teacher(images) if teacher_outputs is None else teacher_outputs
             else:
                 nodes = [teacher_place.node for _, teacher_place in self.inside.pairs]
-                teacher_outputs, teacher_activations = tapped(self._teacher, images, nodes)
-        loss = self._task.distillation(outputs, teacher_outputs.float(), temperature=self._config.temperature)
+                batch_outputs, teacher_activations = tapped(self._teacher, images, nodes)
+        loss = self._task.distillation(outputs, batch_outputs.float(), temperature=self._config.temperature)
         return loss if self.inside is None else loss + self.inside(activations, teacher_activations)
 
 
 def check_teacher(teacher: Network, network: Network) -> None:
-    """Refuse a teacher that looks at other images, or answers another question, than the network.
+    """Refuse a teacher with another input specification, task or labels than the network.
 
     Raises:
         InputError: naming what differs.

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: the first layer of a forward pass, else the first gradient of a backward pass."""
+"""Finds where numbers stop being finite: in the first layer of a forward pass, else in the first gradient backwards."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

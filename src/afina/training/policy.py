@@ -1,4 +1,4 @@
-"""Which parts of a network compute in 32 bits while the rest is in mixed precision, and in what each layer really ran.
+"""Which parts of a network compute in 32 bits while the rest is in mixed precision, and the types that layers ran in.
 
 Autocast takes matrix products and convolutions down to 16 bits. Sums over many values lose most there, so that
 norms and softmax are computed in 32 bits, on every device alike, and losses are (`training.losses`); what a user names
@@ -26,7 +26,7 @@ from afina.training.precision import make_fabric
 
 _SUMMING = frozenset("layer_norm group_norm instance_norm rms_norm softmax log_softmax _safe_softmax".split())
 _NAMED = 6
-# Kernels that only change a type or a name: what they read says nothing of what is computed.
+# Kernels that only change a type or a name: the type that they read is not one that anything is computed in.
 _CASTS = frozenset(("_to_copy", "detach", "alias"))
 
 
@@ -61,7 +61,7 @@ def keep_in_32(network: Network, patterns: Sequence[str] = ()) -> None:
     """
     check_patterns(network, patterns)
     for node in list(network.graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload) or not _is_kept(node, patterns):
+        if not isinstance(node.target, torch._ops.OpOverload) or not _stays_in_32(node, patterns):
             continue
         if node.target in TRAINING_ARGUMENT:
             # Must stay what it is to be switched; autocast leaves it in the type that it reads.
@@ -75,7 +75,7 @@ def keep_in_32(network: Network, patterns: Sequence[str] = ()) -> None:
 
 
 def in_fp32(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `operator` gives for these arguments, with autocast off and 16-bit tensors among them widened."""
+    """Call `operator` with autocast off, and with 16-bit tensors among the arguments widened to float32."""
     devices: set[str] = set()
 
     def widened(value: Any) -> Any:
@@ -105,12 +105,12 @@ def check_patterns(network: Network, patterns: Sequence[str]) -> None:
 def layer_dtypes(
     network: Network, precision: TrainingPrecision, keep_fp32: Sequence[str] = ()
 ) -> tuple[LayerDtype, ...]:
-    """In what type each layer runs in training, seen in one run of noise; in the order of the graph.
+    """The types in which each layer runs in training, observed in one run on noise; in the order of the graph.
 
     Listed are layers that hold weights or multiply, and softmax.
 
     Args:
-        network: In float; it is left as it is.
+        network: A float network; it is left as it is.
         precision: The precision of the training.
         keep_fp32: As in `FitConfig`.
 
@@ -134,7 +134,7 @@ def layer_dtypes(
 
 
 def summary(rows: Sequence[LayerDtype]) -> str:
-    """How many layers compute in which types, in one sentence; the few that differ from most are named."""
+    """One sentence that counts the layers by the types they compute in; the few that differ from most are named."""
     layers: dict[str, list[str]] = {}
     for row in rows:
         layers.setdefault(" with ".join(row.computed), []).append(row.layer)
@@ -168,7 +168,7 @@ class _Seen(Interpreter):
 
 
 class _Kernels(TorchDispatchMode):
-    """Notes the floating types that kernels are given: this is below autocast, where its casts are done."""
+    """Notes the floating types that kernels read: this is below autocast, where its casts are done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class _Kernels(TorchDispatchMode):
         return value
 
 
-def _is_kept(node: Node, patterns: Sequence[str]) -> bool:
+def _stays_in_32(node: Node, patterns: Sequence[str]) -> bool:
     name = op_name(node)
     return name in _SUMMING or any(fnmatchcase(part, p) for p in patterns for part in _within(layer_of(node)))
 

@@ -49,7 +49,7 @@ def make_fabric(precision: TrainingPrecision, seat: Seat | None = None) -> "Fabr
     if seat is None or seat.size == 1:
         return Fabric(accelerator="auto", devices=1, plugins=[plugin])
     fabric = Fabric(accelerator=device, devices=seat.size, strategy=strategy_of(seat), plugins=[plugin])
-    # It tells of its processes, which are no more than a detail here.
+    # Fabric logs the processes that it joins, which are no more than a detail here.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric.launch()
     return fabric
@@ -66,12 +66,12 @@ def is_emulated(precision: TrainingPrecision, device: torch.device) -> bool:
 
 @dataclass
 class ScaleLog:
-    """What dynamic loss scaling did over some steps.
+    """The work of dynamic loss scaling over some steps.
 
     Attributes:
         skipped: Steps that overflowed: each was skipped, and the scale halved (backoff).
         grown: How often the scale was doubled, after enough steps without one.
-        scale: What it is now; None where losses are not scaled.
+        scale: The scale now; None where losses are not scaled.
     """
 
     skipped: int = 0
@@ -100,19 +100,20 @@ class LossScale:
         self._log = ScaleLog()
 
     def take_log(self) -> ScaleLog:
-        """What happened since the last call."""
+        """The log since the last call."""
         log, self._log = self._log, ScaleLog()
         log.scale = None if self.scaler is None else self.scaler.get_scale()
         return log
 
     @contextlib.contextmanager
     def step(self, network: Network, where: str, find_overflow: Callable[[], str] = str) -> Iterator[None]:
-        """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether it was one.
+        """Wraps a whole step (forward, backward, optimizer); afterwards `skipped` says whether the step was skipped.
 
         Args:
             network: What is trained.
             where: Step and epoch in words, for the error.
-            find_overflow: Says which layer overflowed first; asked only where the scale has collapsed.
+            find_overflow: Gives a sentence that names the layer that overflowed first; called only where the scale has
+                collapsed.
 
         Raises:
             TrainingError: the scale has collapsed.
@@ -122,7 +123,7 @@ class LossScale:
             yield
             return
         before = self.scaler.get_scale()
-        held = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
+        statistics = [(b, b.detach().clone()) for b in network.module.buffers() if b.is_floating_point()]
         yield
         now = self.scaler.get_scale()
         self.skipped = now < before
@@ -130,10 +131,10 @@ class LossScale:
         if not self.skipped:
             return
         self._log.skipped += 1
-        _put_back(held)
+        _put_back(statistics)
         if now < _SMALLEST_SCALE:
             culprit = find_overflow()
-            _put_back(held)
+            _put_back(statistics)
             raise TrainingError(
                 f"Training stopped at {where}: the loss scale of 16-mixed has collapsed.",
                 why=f"Every step overflows in fp16, whatever the scale. {culprit}".strip(),
@@ -141,7 +142,7 @@ class LossScale:
             )
 
 
-def _put_back(held: list[tuple[Tensor, Tensor]]) -> None:
+def _put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
-        for buffer, value in held:
+        for buffer, value in statistics:
             buffer.copy_(value)

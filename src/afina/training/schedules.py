@@ -49,6 +49,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: in
     """The schedule over `steps` steps (not epochs); it may be advanced `steps - 1` times.
 
     The momentum is left as it is: only the learning rate has a cycle.
+
+    Args:
+        optimizer: The optimizer whose learning rate is set.
+        config: Schedule, highest learning rate and warm-up.
+        steps: Steps of the whole training.
     """
     config = config.resolved()
     assert config.learning_rate is not None
@@ -60,9 +65,15 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: in
 
 
 class _Cosine:
-    """Share of the highest learning rate at a step: a straight rise, then half a cosine down to nearly zero.
+    """Share of the highest learning rate at a step: a linear rise, then half a cosine down to nearly zero.
 
-    A callable object has no state of its own here: `LambdaLR.state_dict` keeps its `__dict__`, plain numbers.
+    The cosine is that of Loshchilov & Hutter 2017, equation 5, without restarts. `LambdaLR.state_dict` stores the
+    `__dict__` of a callable object, which is two plain numbers here.
+
+    Example:
+        >>> rate = _Cosine(steps=6, warmup=0.5)
+        >>> [round(rate(step), 3) for step in range(6)]
+        [0.01, 0.34, 0.67, 1.0, 0.75, 0.25]
     """
 
     def __init__(self, steps: int, warmup: float) -> None:

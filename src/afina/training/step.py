@@ -68,18 +68,18 @@ class Stepper:
         return float(self._schedule.get_last_lr()[0])
 
     def take_log(self) -> ScaleLog:
-        """What loss scaling did since the last time that this was asked."""
+        """What loss scaling did since the last call."""
         return self._scale.take_log()
 
     def take(
-        self, images: Tensor, targets: Tensor, epoch: int, taught: Tensor | None = None, weight: float = 1.0
+        self, images: Tensor, targets: Tensor, epoch: int, teacher_outputs: Tensor | None = None, weight: float = 1.0
     ) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
         Args:
             images, targets: What this device sees of the batch.
             epoch: Number of the epoch, for messages.
-            taught: The teacher's outputs for these images, where they were computed before.
+            teacher_outputs: Outputs `[N, outputs]` of the teacher for these images, where they were computed before.
             weight: Factor of these images' mean loss in the mean over the devices.
 
         Raises:
@@ -87,12 +87,12 @@ class Stepper:
         """
         images = images.to(self._fabric.device, memory_format=self._layout)
         targets = targets.to(self._fabric.device)
-        taught = None if taught is None else taught.to(self._fabric.device)
+        teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self._fabric.device)
         where = f"step {self.done + 1} (epoch {epoch})"
 
         def loss_of() -> Tensor:
             with self._fabric.autocast():
-                loss: Tensor = self._objective(self._network, images, targets, taught)
+                loss: Tensor = self._objective(self._network, images, targets, teacher_outputs)
                 return weight * loss
 
         def backward() -> None:
@@ -148,7 +148,7 @@ class Stepper:
         self.done = state["done"]
 
     def _check_finite(self, what: str, value: float, where: str) -> None:
-        # With loss scaling, an overflow is what the scaler looks for; `LossScale` says when it is too much.
+        # With loss scaling the scaler skips steps that overflow; `LossScale` raises where there are too many of them.
         if self._scale.scaler is None and not math.isfinite(value):
             raise TrainingError(
                 f"Training stopped at {where}: the {what} is {value}.",
@@ -168,7 +168,7 @@ class Stepper:
 
 
 def zeros_of(network: Network, sparse: Network) -> dict[Tensor, Tensor]:
-    """Where weights of `sparse` are zero, for each weight of `network` of that name; vectors are left out."""
+    """For each weight of `network`, a mask of the zeros in the weight of `sparse` of that name; vectors have none."""
     weights = dict(network.module.named_parameters())
     masks: dict[Tensor, Tensor] = {}
     for name, sparse_weight in sparse.module.named_parameters():

@@ -1,9 +1,9 @@
-"""How a network is trained where the user does not say: optimizer, batch size, epochs and learning rates that suit it.
+"""Defaults of trainings: the optimizer, batch size, epochs and learning rates that suit a network and its data.
 
 Three kinds of training occur, each with a constructor of its `FitConfig` here, so that defaults stand in one place:
 
 - `initial_training`: on labels, from random weights or from pretrained ones;
-- `fine_tuning`: of a network that a technique has changed, taught by the original;
+- `fine_tuning`: of a network that a technique has changed, with the original as its teacher;
 - `quantization_aware_training`: the same, with simulated integers in the network.
 
 An argument that is None is chosen here; any other value is taken as it is, and so is every further option of
@@ -80,7 +80,7 @@ def initial_training(
         learning_rate: The highest of the schedule; by default 0.1 (`sgd`) or 0.001 (`adamw`) from random weights, a
             fifth of that from pretrained ones.
         batch_size: By default `suited_batch`.
-        options: Further options of `FitConfig`; labels are smoothed by 0.1 where they do not say.
+        options: Further options of `FitConfig`; `label_smoothing` is 0.1 unless it is among them.
 
     Raises:
         InputError: a value is out of range.
@@ -101,7 +101,7 @@ def fine_tuning(
     batch_size: int | None = None,
     **options: Any,
 ) -> FitConfig:
-    """How a network that a technique has changed learns from the original again what it has lost.
+    """How a network that a technique has changed is trained to recover its quality, with the original as its teacher.
 
     Args:
         network: What is trained.
@@ -139,7 +139,7 @@ def quantization_aware_training(
     batch_size: int | None = None,
     **options: Any,
 ) -> FitConfig:
-    """How a network is trained with simulated integers, taught by the float network.
+    """How a network is trained with simulated integers, with the float network as its teacher.
 
     The weights are nearly right already: the learning rate is low and falls along a cosine, no decay pulls the weights
     away from their steps, and those that are zero stay zero.

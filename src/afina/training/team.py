@@ -1,7 +1,8 @@
 """Several devices that train one network: each takes its part of every batch, and gradients are averaged.
 
-Fabric's strategy joins the processes and carries their sums. The process that asks for the training is the first of
-them: it alone judges, writes checkpoints and tells; the others are started here, do its steps, and end with it.
+Fabric's strategy joins the processes and reduces their gradients. The process that asks for the training is the first
+of them: it alone evaluates, writes checkpoints and reports progress; the others are started here, take the same steps,
+and end with it.
 """
 
 import contextlib
@@ -34,10 +35,10 @@ _OF_FABRIC = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", 
 
 @dataclass(frozen=True)
 class Seat:
-    """Which of the processes this is, and where they meet.
+    """The place of this process among those that train together, and the port at which they meet.
 
     Attributes:
-        rank: Number of the process; 0 is the one that asked for the training.
+        rank: Number of the process; 0 is the one that called `fit`.
         size: How many processes there are.
         port: TCP port on this machine at which the first process waits for the others.
     """
@@ -48,7 +49,7 @@ class Seat:
 
 
 class Team:
-    """What the steps of a training need of the others.
+    """The processes that train one network together, as the steps of a training see them.
 
     Args:
         fabric: The `Fabric` of this process.
@@ -65,11 +66,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process judges and tells."""
+        """Whether this process evaluates, writes checkpoints and reports progress."""
         return self.rank == 0
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Give every parameter the mean gradient of all processes."""
+        """Give every parameter the mean of its gradients in all processes, by one `all_reduce` of all of them."""
         if self.alone:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -93,7 +94,7 @@ class Team:
 
 
 def strategy_of(seat: Seat) -> "DDPStrategy":
-    """How Fabric joins the process at `seat` with the others."""
+    """The strategy by which Fabric joins the process at `seat` with the others."""
     from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
@@ -126,11 +127,11 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
     The block does the same work, at the seat that it is given. The others are gone when it ends, however it ends.
 
     What happens with three devices: this process packs the arguments once, starts processes 1 and 2 and waits until
-    each says that it has unpacked them (one that cannot, because a class is defined in the user's script, would
-    otherwise leave this process waiting in the first sum for ever). All three then meet at `port` and take steps; every
-    `all_reduce` waits for all of them. If process 2 dies, the sum fails here with an error of the connection, which
-    says nothing of the reason: the reason that process 2 left is raised in its place. If this process is killed, the
-    others see that their parent is gone and end by themselves.
+    each reports that it has unpacked them (one that cannot, because a class is defined in the user's script, would
+    otherwise leave this process waiting in the first `all_reduce` for ever). All three then meet at `port` and take
+    steps; every `all_reduce` waits for all of them. If process 2 dies, the `all_reduce` fails here with an error of the
+    connection, which does not name the cause: the error that process 2 sent is raised in its place. If this process is
+    killed, the others see that their parent is gone and end by themselves.
 
     Raises:
         InputError: there are not so many devices, or the arguments cannot be sent to another process.
@@ -141,10 +142,10 @@ def gathered(devices: int, work: Callable[..., None], *arguments: Any) -> Iterat
         return
     _check(devices)
     fix = "Define the dataset and its transforms in a module, or train on one device."
-    sent, threads = packed(arguments, "What is trained on", fix), torch.get_num_threads()
+    packed_arguments, threads = packed(arguments, "What is trained on", fix), torch.get_num_threads()
     before = {name: os.environ.get(name) for name in _OF_FABRIC}
     port = _free_port()
-    others = [_Other(work, Seat(rank, devices, port), sent) for rank in range(1, devices)]
+    others = [_Other(work, Seat(rank, devices, port), packed_arguments) for rank in range(1, devices)]
     try:
         for other in others:
             other.process.start()
@@ -174,16 +175,18 @@ class _Other:
     Args:
         work: The function that it runs.
         seat: Its place.
-        sent: The arguments of the function, packed.
+        packed_arguments: The arguments of the function, as bytes.
     """
 
-    def __init__(self, work: Callable[..., None], seat: Seat, sent: bytes) -> None:
+    def __init__(self, work: Callable[..., None], seat: Seat, packed_arguments: bytes) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._seat, self._messages, self._reason = seat, spawn.SimpleQueue(), ""
-        self.process = spawn.Process(target=_join, args=(work, seat, os.getpid(), sent, self._messages), daemon=True)
+        self.process = spawn.Process(
+            target=_join, args=(work, seat, os.getpid(), packed_arguments, self._messages), daemon=True
+        )
 
     def wait_until_ready(self) -> None:
-        """Until it has its arguments; what goes wrong before would leave the first process waiting for it."""
+        """Wait until it has its arguments; an error before that would leave the first process waiting for ever."""
         while self._messages.empty():
             if not self.process.is_alive() and self._messages.empty():
                 raise self.error()
@@ -198,7 +201,7 @@ class _Other:
         return self.process.exitcode not in (None, 0)
 
     def error(self) -> TrainingError:
-        """That it ended, and why, as far as it could say."""
+        """An error that says that the process ended, and why, as far as it could send the reason."""
         self._read()
         self.process.join(_LOOK)
         ended = "failed" if self._reason else f"ended with code {self.process.exitcode}"
@@ -209,7 +212,7 @@ class _Other:
         )
 
     def end(self) -> None:
-        """End it, if it was started."""
+        """Stop the process, if it was started."""
         if self.process.pid is not None:
             self.process.terminate()
             self.process.join()
@@ -219,11 +222,11 @@ class _Other:
             self._reason = self._messages.get()
 
 
-def _join(work: Callable[..., None], seat: Seat, parent: int, sent: bytes, messages: Any) -> None:
-    """One of the other processes. It tells an empty text when it is ready, and its error where it cannot go on."""
+def _join(work: Callable[..., None], seat: Seat, parent: int, packed_arguments: bytes, messages: Any) -> None:
+    """Run in one of the other processes: sends an empty text when it is ready, and its error where it cannot go on."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        arguments = pickle.loads(sent)
+        arguments = pickle.loads(packed_arguments)
         messages.put("")
         work(seat, *arguments)
     except Exception as error:
@@ -239,7 +242,7 @@ def _end_with(parent: int) -> None:
 
 
 def _is_of_the_others(error: RuntimeError) -> bool:
-    """Whether it is about the connection to the other processes, and no error of the training itself."""
+    """Whether an error is about the connection to the other processes, and not one of the training itself."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 

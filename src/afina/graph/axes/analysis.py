@@ -60,8 +60,8 @@ class Member:
     """One dimension of a parameter or buffer that shrinks with an axis.
 
     Attributes:
-        name: Of the parameter or buffer, as in the user's model.
-        dim: Which dimension of it.
+        name: Name of the parameter or buffer, as in the user's model.
+        dim: Number of its dimension.
         units: For each position in that dimension, the number of the unit that it goes with, or -1.
         role: `producer` where a layer writes its output, `consumer` where it sums its input, else `other`.
     """
@@ -118,7 +118,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Axes:
-    """What `analyse` found in a network.
+    """The axes of a network, as `analyse` gives them.
 
     Attributes:
         free: Axes whose units can be removed.
@@ -154,7 +154,7 @@ def analyse(network: Network) -> Axes:
 
 
 class Analysis:
-    """The axes of a network with all that surgery needs to know. It is of use as long as the graph is not rewritten.
+    """The axes of a network with all that surgery needs. It is valid as long as the graph is not rewritten.
 
     Args:
         network: Any captured network.
@@ -222,6 +222,7 @@ class Analysis:
             self._visit_op(g, node)
 
     def _visit_op(self, g: Builder, node: Node) -> None:
+        """Apply the rule for an op; without one, or in a form unknown to the rule, all that the op reads is fixed."""
         inputs = [dims for source in node.all_input_nodes for dims in g.parts(source)]
         makes = isinstance(node.target, torch._ops.OpOverload) and op_name(node) in shapes.MAKERS
         if not makes and not any(expr for dims in inputs for expr in dims):

@@ -1,4 +1,4 @@
-"""`Builder`: what a rule for an op sees of the graph, and where it puts what it found out."""
+"""`Builder`: the part of a graph that the rule for an op reads, and the conclusions that rules write down."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Dims = tuple[Expr, ...]
 # One tensor's dimensions, or one entry for each tensor of an op that gives several.
 Axing = Dims | list[Dims]
 Mask = NDArray[np.bool_]
-# What an op says of the positions of a dimension, beside which of them are the same.
+# Properties of a dimension that an op makes known, from which an axis gets its kind.
 Tag = Literal["normalised", "embedding", "heads", "head-dim", "groups"]
 Made = Literal["channels", "hidden"]
 
@@ -33,13 +33,13 @@ class NotUnderstood(Exception):
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What stays of any dimension: `mask(expr)` is True at the positions that do."""
+class RemainingPositions:
+    """The positions that surgery leaves: `mask(expr)`, `[positions]` of a dimension, is True at those."""
 
     mask: Callable[[Expr], Mask]
 
     def count(self, expr: Expr) -> int:
-        """How many positions stay."""
+        """How many positions of a dimension remain."""
         return int(self.mask(expr).sum())
 
 
@@ -48,27 +48,28 @@ class Respelling:
     """A number spelled out in the graph that changes with the axes.
 
     Attributes:
-        node: Where it is.
-        write: `write(twin, kept)` puts it right in `twin`, which is `node` or the same node of a copy of the graph.
+        node: The node that spells the number out.
+        write: `write(twin, remaining)` puts the number right in `twin`: in `node`, or in its copy in a copied graph.
     """
 
     node: Node
-    write: Callable[[Node, Kept], None]
+    write: Callable[[Node, RemainingPositions], None]
 
 
 class Builder:
-    """The expressions of all tensors found so far.
+    """The expressions (`labels.Expr`) of the dimensions of all tensors that rules have visited so far.
 
     Args:
         module: The graph.
         values: Fake tensors of all nodes (`fake_values`).
 
     Attributes:
-        labels: Where dimensions are united, split and fixed.
-        respellings: What surgery must rewrite.
+        labels: The union-find in which dimensions are united, split and fixed.
+        respellings: The numbers in the graph that surgery must rewrite.
         producers: `(weight, dimension)` in which a layer writes its output, with what kind of units it makes.
         consumers: `(weight, dimension)` over which a layer sums its input.
         tags: For each tag, the dimensions that carry it.
+        held: For each parameter, buffer or constant that the graph reads, the expressions of its dimensions.
     """
 
     def __init__(self, module: GraphModule, values: dict[Node, Any]) -> None:
@@ -100,7 +101,7 @@ class Builder:
         return None
 
     def dtype(self, node: Node) -> torch.dtype | None:
-        """Of the one tensor that the node gives."""
+        """The number type of the one tensor that the node gives; None where it does not give one."""
         return getattr(self._values.get(node), "dtype", None)
 
     def is_tensor(self, value: Any) -> bool:
@@ -123,7 +124,7 @@ class Builder:
         return [dims] if isinstance(dims, tuple) else dims
 
     def put(self, node: Node, dims: Axing) -> None:
-        """The expressions of what `node` gives; they are checked against its shape."""
+        """Note the expressions of the tensors that `node` gives; raises `NotUnderstood` where their shapes differ."""
         shapes = self.shapes(node)
         parts = [dims] if isinstance(dims, tuple) else dims
         if shapes is None or len(shapes) != len(parts):
@@ -135,7 +136,7 @@ class Builder:
         self._dims[node] = dims
 
     def put_fixed(self, node: Node) -> None:
-        """All dimensions of what `node` gives never change."""
+        """Note that no dimension of what `node` gives ever changes."""
         shapes = self.shapes(node)
         if shapes is not None:
             fixed = [(FIXED,) * len(shape) for shape in shapes]
@@ -153,29 +154,29 @@ class Builder:
         self._dims[node] = self.held[name]
 
     def unite(self, node: Node, a: Expr, b: Expr) -> Expr:
-        """The two dimensions are the same one, because of `node`."""
+        """Note that the two dimensions are the same one, because of `node`; gives its expression."""
         return self.labels.unite(a, b, f"meets an axis that is fixed, at {describe(node)}")
 
     def fix(self, node: Node, exprs: Sequence[Expr], reason: str) -> None:
-        """These dimensions stay, because of `node`."""
+        """Note that these dimensions must stay, because of `node`."""
         for expr in exprs:
             self.labels.fix(expr, f"{reason} ({describe(node)})")
 
     def tag(self, tag: Tag, *exprs: Expr) -> None:
-        """What these dimensions are, for the user of the axes."""
+        """Mark these dimensions with a tag, from which axes get their `kind`."""
         self.tags[tag] += [expr for expr in exprs if expr]
 
     def mark(self, weight: Node, made: Made, *, produces: int | None = None, consumes: int | None = None) -> None:
-        """`weight` writes a layer's output, units `made`, along one dimension and sums its input over another."""
-        shape, held = self.shapes(weight), weight
+        """Note the dimension along which `weight` makes a layer's units, and the one over which it sums its input."""
+        shape, source_node = self.shapes(weight), weight
         for _ in range(_DEPTH):  # through what standardises or scales a weight
-            sources = [source for source in held.all_input_nodes if self.is_tensor(source)]
-            if held.op == "get_attr" or not sources or op_name(held) in _LAYERS:
+            sources = [source for source in source_node.all_input_nodes if self.is_tensor(source)]
+            if source_node.op == "get_attr" or not sources or op_name(source_node) in _LAYERS:
                 break
-            held = sources[0]
-        if held.op != "get_attr" or self.shapes(held) != shape:
+            source_node = sources[0]
+        if source_node.op != "get_attr" or self.shapes(source_node) != shape:
             return
-        name = self._names.get(id(attribute(self.module, str(held.target))), str(held.target))
+        name = self._names.get(id(attribute(self.module, str(source_node.target))), str(source_node.target))
         if produces is not None:
             self.producers[name, produces] = made
         if consumes is not None:
@@ -200,8 +201,8 @@ class Builder:
             value = node.target(*args, **kwargs)
         return value if isinstance(value, Tensor) else None
 
-    def respell(self, node: Node, write: Callable[[Node, Kept], None]) -> None:
-        """Surgery calls `write(twin, kept)` on the node's twin.
+    def respell(self, node: Node, write: Callable[[Node, RemainingPositions], None]) -> None:
+        """Let surgery call `write(twin, remaining)` on the copy of the node, `twin`.
 
         The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
         """

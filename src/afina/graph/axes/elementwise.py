@@ -18,7 +18,7 @@ def is_pointwise(node: Node) -> bool:
 
 
 def pointwise(g: Builder, node: Node) -> None:
-    """Any number of tensors, broadcast."""
+    """An op on any number of tensors, which are broadcast together."""
     tensors = [n for n in node.all_input_nodes if g.is_tensor(n)]
     if len(tensors) < len([n for n in node.all_input_nodes if g.shapes(n) is not None]):
         raise NotUnderstood("it takes lists of tensors")
@@ -65,7 +65,7 @@ def reduction(g: Builder, node: Node) -> None:
 
 
 def _reads_positions(node: Node) -> bool:
-    """Whether the second result (of `max`, `min`) is used: the positions of the first, by number."""
+    """Whether the second result of `max`, `min` or `median` is used: the numbers of the positions of the first."""
     return op_name(node) in ("max", "min", "median") and any(user.args[1] == 1 and user.users for user in node.users)
 
 

@@ -62,7 +62,7 @@ def group(slots: Sequence[Array], kinds: Sequence[NDArray[Any]]) -> list[Group]:
 
     Example:
         >>> slots = [np.array(slot) for slot in ([0, 1, 2], [3, 4], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])]
-        >>> [found.classes.tolist() for found in group(slots, [np.zeros(5)])]
+        >>> [axis.classes.tolist() for axis in group(slots, [np.zeros(5)])]
         [[0, 1, 2], [3, 4]]
         >>> group(slots, [np.zeros(5)])[1].places[1]
         (2, array([-1, -1, -1, -1, -1, -1,  0,  0,  1,  1]))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Kept, NotUnderstood
+from afina.graph.axes.builder import Builder, NotUnderstood, RemainingPositions
 from afina.graph.axes.elementwise import reduced_dimensions
 from afina.graph.axes.labels import FIXED, Array, Expr, concatenate, take
 from afina.graph.ops import arguments, set_argument
@@ -26,10 +26,10 @@ def cut(g: Builder, node: Node) -> None:
     g.put(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
     if source[d]:
 
-        def write(twin: Node, kept: Kept) -> None:
+        def write(twin: Node, remaining: RemainingPositions) -> None:
             source = arguments(twin)["self"]
             twin.target = aten.split_with_sizes.default
-            twin.args, twin.kwargs = (source, [kept.count(run) for run in runs], d), {}
+            twin.args, twin.kwargs = (source, [remaining.count(run) for run in runs], d), {}
 
         g.respell(node, write)
 
@@ -39,7 +39,7 @@ def cut_out(g: Builder, node: Node) -> None:
     a = arguments(node)
     source = g.dims(a["self"])
     d = a["dim"] % len(source)
-    size, kept = g.shape(a["self"])[d], g.shape(node)[d]
+    size, run_length = g.shape(a["self"])[d], g.shape(node)[d]
     if a.get("step", 1) != 1:
         _pick(g, node, d, np.arange(size)[a["start"] : a["end"] : a["step"]] if source[d] else None)
         return
@@ -47,12 +47,12 @@ def cut_out(g: Builder, node: Node) -> None:
     if source[d] and not isinstance(start, int):
         raise NotUnderstood("it starts at a number that is not constant")
     start = min(max(start + size if start < 0 else start, 0), size) if source[d] else 0
-    run = take(source[d], slice(start, start + kept))
+    run = take(source[d], slice(start, start + run_length))
     g.put(node, (*source[:d], run, *source[d + 1 :]))
     if run:
 
-        def write(twin: Node, kept: Kept) -> None:
-            first, length = kept.count(take(source[d], slice(0, start))), kept.count(run)
+        def write(twin: Node, remaining: RemainingPositions) -> None:
+            first, length = remaining.count(take(source[d], slice(0, start))), remaining.count(run)
             set_argument(twin, "start", first)
             set_argument(twin, *(("length", length) if "length" in a else ("end", first + length)))
 
@@ -87,10 +87,10 @@ def pad(g: Builder, node: Node) -> None:
         dims[d] = concatenate([runs[k][0], dims[d], runs[k][1]], [before, len(dims[d][0]), after])
     g.put(node, tuple(dims))
 
-    def write(twin: Node, kept: Kept) -> None:
+    def write(twin: Node, remaining: RemainingPositions) -> None:
         new = list(amounts)
         for k, (before, after) in runs.items():
-            new[2 * k : 2 * k + 2] = [kept.count(before), kept.count(after)]
+            new[2 * k : 2 * k + 2] = [remaining.count(before), remaining.count(after)]
         set_argument(twin, "pad", new)
 
     if runs:
@@ -161,7 +161,11 @@ def _values(g: Builder, node: Node) -> Array | None:
 
 
 def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
-    """The output has the given positions of dimension `d`; where they are not constant, it is fixed."""
+    """Put an output with some positions of dimension `d`, which is fixed where the positions are not constant.
+
+    When channel 2 of `x[:, [3, 0, 2]]` goes, the channels 0, 1 and 3 are numbered anew as 0, 1 and 2 (`number` is
+    `0 1 1 2`), and the op becomes `x[:, [2, 0]]`.
+    """
     source = g.dims(arguments(node)["self"])
     if positions is None or not source[d]:
         g.fix(node, [source[d]], "positions of it are taken by number")
@@ -171,9 +175,9 @@ def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
     g.put(node, (*source[:d], picked, *source[d + 1 :]))
     places = np.arange(len(source[d][0]))[positions]
 
-    def write(twin: Node, kept: Kept) -> None:
-        number = np.cumsum(kept.mask(source[d])) - 1
-        _select_positions(twin, d, torch.from_numpy(number[places[kept.mask(picked)]]))
+    def write(twin: Node, remaining: RemainingPositions) -> None:
+        number = np.cumsum(remaining.mask(source[d])) - 1
+        _select_positions(twin, d, torch.from_numpy(number[places[remaining.mask(picked)]]))
 
     g.respell(node, write)
 
@@ -185,10 +189,10 @@ def _select_positions(twin: Node, d: int, positions: torch.Tensor) -> None:
     assert module is not None
     module.register_buffer(name, positions)
     with twin.graph.inserting_before(twin):
-        held = twin.graph.get_attr(name)
-    held.meta["val"] = positions
+        positions_node = twin.graph.get_attr(name)
+    positions_node.meta["val"] = positions
     twin.target = aten.index_select.default
-    twin.args, twin.kwargs = (source, d, held), {}
+    twin.args, twin.kwargs = (source, d, positions_node), {}
     _erase_unused(before)
 
 

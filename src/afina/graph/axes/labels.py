@@ -1,4 +1,4 @@
-"""Labels: what is known about each position of each dimension, and the union-find over it.
+"""Labels: the removable units that each position of each dimension belongs to, and the union-find over them.
 
 A *label* stands for something that can be removed: a channel, a head, a column. A dimension of `n` positions is
 described by an `Expr`: a tuple of integer arrays of length `n`, the labels that each position carries. A position
@@ -54,7 +54,7 @@ _KNOT = "is viewed as a product of itself"
 
 
 class Labels:
-    """Collects what the ops say about labels; `solve` draws the conclusions."""
+    """Collects which labels ops make equal, products of others, or fixed; `solve` draws the conclusions."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -87,16 +87,21 @@ class Labels:
             return FIXED
         if _same(a, b):
             return a
+        # Positions with the same numbers of labels on both sides are treated together:
+        #   1 and 1    an edge between the two labels
+        #   1 and 2    the one label is the product of the two, a definition
+        #   2 and 2    a new label that is the product of either pair, so that `solve` matches the pairs
+        #   0 and any  the labels are fixed
         left, right = _packed(a), _packed(b)
-        many, others = (left >= 0).sum(axis=0), (right >= 0).sum(axis=0)
-        for one, two in sorted(set(zip(many.tolist(), others.tolist(), strict=True))):
-            here = (many == one) & (others == two)
-            if not one or not two:
-                self.fix((*left[:one, here], *right[:two, here]), reason)
+        left_counts, right_counts = (left >= 0).sum(axis=0), (right >= 0).sum(axis=0)
+        for left_count, right_count in sorted(set(zip(left_counts.tolist(), right_counts.tolist(), strict=True))):
+            here = (left_counts == left_count) & (right_counts == right_count)
+            if not left_count or not right_count:
+                self.fix((*left[:left_count, here], *right[:right_count, here]), reason)
                 continue
-            whole = left[0, here] if one == 1 else self.fresh(int(here.sum()))[0]
-            self._define(whole, left[:one, here])
-            self._define(whole, right[:two, here])
+            whole = left[0, here] if left_count == 1 else self.fresh(int(here.sum()))[0]
+            self._define(whole, left[:left_count, here])
+            self._define(whole, right[:right_count, here])
         return a if len(a) <= len(b) else b
 
     def split(self, expr: Expr, outer: int, inner: int) -> tuple[Expr, Expr]:
@@ -107,6 +112,10 @@ class Labels:
             return self._tied_rows(expr, outer)
         if len(expr) > 1 and any((array < 0).any() for array in expr):
             expr = self._as_one(expr)
+        # An array of 6 positions viewed as 2 x 3:
+        #   0 0 0 1 1 1    is the same along a row: a factor 0 1 of the outer dimension
+        #   0 1 2 0 1 2    is the same in all rows: a factor 0 1 2 of the inner dimension
+        #   0 1 2 3 4 5    is neither: new labels for rows and columns, of which each of the six is the product
         rows: list[Array] = []
         columns: list[Array] = []
         for array in expr:
@@ -149,10 +158,10 @@ class Labels:
     def _as_one(self, expr: Expr) -> Expr:
         """The same dimension with one label for each position that has any."""
         packed = _packed(expr)
-        many = (packed >= 0).sum(axis=0)
-        whole = np.where(many == 1, packed[0], -1)
+        counts = (packed >= 0).sum(axis=0)
+        whole = np.where(counts == 1, packed[0], -1)
         for count in range(2, len(expr) + 1):
-            here = many == count
+            here = counts == count
             whole[here] = self.fresh(int(here.sum()))[0] if here.any() else -1
             self._define(whole[here], packed[:count, here])
         return (whole,)
@@ -172,6 +181,7 @@ class Labels:
         return self._conclude(root, family)
 
     def _conclude(self, root: Array, family: Array) -> "Solution":
+        """The solution for classes of equal labels: fixed ones fix their factors, a product of itself is fixed."""
         factors = np.full((2, self._count), -1, dtype=np.int64)
         reason = np.full(self._count, -1, dtype=np.int64)
         reasons = (*self._reasons, _KNOT)
@@ -224,13 +234,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class Solution:
-    """What `Labels.solve` found.
+    """The classes of equal labels, as `Labels.solve` gives them.
 
     Attributes:
         root: Class of each label (the smallest label in it).
         family: Family of each label; labels of one axis share it.
         reason: For each class, why it is fixed, as an index into `reasons`; -1 where it is free.
-        reasons: Texts.
+        reasons: The texts that `reason` counts in.
         factors: [2, classes]: the two classes that each class is the product of; -1 where it is atomic.
     """
 
@@ -242,20 +252,27 @@ class Solution:
 
     def expand(self, expr: Expr) -> Expr:
         """The expression in atomic classes."""
-        waiting, done = list(expr), []
-        while waiting:
-            array = waiting.pop(0)
+        pending, atomic = list(expr), []
+        while pending:
+            array = pending.pop(0)
             classes = np.where(array >= 0, self.root[array], -1)
             parts = np.where(classes >= 0, self.factors[:, classes], -1)
             if (parts < 0).all():
-                done.append(classes)
+                atomic.append(classes)
             else:
-                waiting[:0] = [np.where(parts[0] >= 0, parts[0], classes), parts[1]]
-        return tuple(done)
+                pending[:0] = [np.where(parts[0] >= 0, parts[0], classes), parts[1]]
+        return tuple(atomic)
 
 
 def join(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:
-    """The product of dimensions, outermost first, as a view that flattens them gives it."""
+    """The product of dimensions, outermost first, as a view that flattens them gives it.
+
+    Example:
+        >>> [array.tolist() for array in join([(np.arange(3),), FIXED], [3, 2])]
+        [[0, 0, 1, 1, 2, 2]]
+        >>> [array.tolist() for array in join([(np.arange(2),), (np.arange(2, 5),)], [2, 3])]
+        [[0, 0, 0, 1, 1, 1], [2, 3, 4, 2, 3, 4]]
+    """
     joined: list[Array] = []
     total = int(np.prod(sizes))
     outer = 1
@@ -267,7 +284,12 @@ def join(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:
 
 
 def concatenate(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:
-    """The sum of dimensions: one after the other."""
+    """The sum of dimensions: one after the other.
+
+    Example:
+        >>> [array.tolist() for array in concatenate([(np.array([0, 1]),), FIXED], [2, 1])]
+        [[0, 1, -1]]
+    """
     widest = max((len(expr) for expr in exprs), default=0)
     slots = []
     for slot in range(widest):
@@ -279,12 +301,20 @@ def concatenate(exprs: Sequence[Expr], sizes: Sequence[int]) -> Expr:
 
 
 def take(expr: Expr, index: "slice | Array") -> Expr:
-    """Some of the positions."""
+    """The dimension that has only the positions of `index`, in its order."""
     return tuple(array[index] for array in expr)
 
 
 def components(count: int, edges: Array) -> Array:
-    """For each of `count` vertices the smallest vertex that `edges` [2, m] connect it with."""
+    """For each of `count` vertices the smallest vertex that `edges` [2, m] connect it with, `[count]`.
+
+    Each round puts the larger root of every edge under the smaller one, then lets all vertices jump to the root of
+    their root until they are at the top (hooking and pointer jumping, after Shiloach & Vishkin 1982).
+
+    Example:
+        >>> components(5, np.array([[0, 3], [1, 4]])).tolist()  # the edges 0-1 and 3-4
+        [0, 0, 2, 3, 3]
+    """
     root = np.arange(count, dtype=np.int64)
     left, right = edges
     while left.size:

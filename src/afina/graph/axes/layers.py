@@ -2,7 +2,7 @@
 
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Kept, NotUnderstood
+from afina.graph.axes.builder import Builder, NotUnderstood, RemainingPositions
 from afina.graph.axes.labels import FIXED, Expr, concatenate, join
 from afina.graph.ops import arguments, op_name, set_argument
 
@@ -51,8 +51,8 @@ def _grouped(g: Builder, node: Node, transposed: bool) -> Expr:
     if groups < max(g.shape(x)[1], sizes[0]):
         g.tag("groups", group)
 
-    def write(twin: Node, kept: Kept) -> None:
-        set_argument(twin, "groups", kept.count(group) if group else groups)
+    def write(twin: Node, remaining: RemainingPositions) -> None:
+        set_argument(twin, "groups", remaining.count(group) if group else groups)
 
     g.respell(node, write)
     return out
@@ -97,8 +97,8 @@ def group_norm(g: Builder, node: Node) -> None:
         if g.is_tensor(a[name]):
             channel = g.unite(node, channel, g.dims(a[name])[0])
 
-    def write(twin: Node, kept: Kept) -> None:
-        set_argument(twin, "num_groups", kept.count(group) if group else groups)
+    def write(twin: Node, remaining: RemainingPositions) -> None:
+        set_argument(twin, "num_groups", remaining.count(group) if group else groups)
 
     g.put(node, (dims[0], channel, *dims[2:]))
     g.respell(node, write)
@@ -117,8 +117,8 @@ def layer_norm(g: Builder, node: Node) -> None:
     g.tag("normalised", *run)
     g.tag("embedding", *run)
 
-    def write(twin: Node, kept: Kept) -> None:
-        sizes = [kept.count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]
+    def write(twin: Node, remaining: RemainingPositions) -> None:
+        sizes = [remaining.count(expr) if expr else size for expr, size in zip(run, shape, strict=True)]
         set_argument(twin, "normalized_shape", sizes)
 
     g.put(node, tuple(dims))

@@ -26,6 +26,7 @@ def added(g: Builder, node: Node) -> None:
 
 
 def _product(g: Builder, node: Node, left: Node, right: Node) -> Dims:
+    """The dimensions of `left @ right`: the inner ones are united, the rows of `left` and columns of `right` remain."""
     one, two = g.dims(left), g.dims(right)
     row: Dims = () if len(one) == 1 else (one[-2],)
     column: Dims = () if len(two) == 1 else (two[-1],)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Node
 
-from afina.graph.axes.builder import Builder, Dims, Kept, NotUnderstood
+from afina.graph.axes.builder import Builder, Dims, NotUnderstood, RemainingPositions
 from afina.graph.axes.elementwise import reduced_dimensions
 from afina.graph.axes.labels import FIXED, Expr, concatenate, join
 from afina.graph.ops import arguments, op_name, set_argument
@@ -34,7 +34,11 @@ def view(g: Builder, node: Node) -> None:
 def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
     """The dimensions of `source` regrouped to `shape`.
 
-    Dimensions are cut into the smallest runs of equal size on both sides; a run is joined, then split.
+    Dimensions are cut into the smallest runs of equal size on both sides; a run is joined, then split:
+
+        [4, 6, 5] to [4, 2, 3, 5]    4 is 4, 6 is split into 2 and 3, 5 is 5
+        [4, 2, 3] to [4, 6]          4 is 4, 2 and 3 are joined
+        [6, 4] to [8, 3]             6 and 4 are joined to 24, which is split into 8 and 3
     """
     before = [(expr, size) for expr, size in zip(g.dims(source), g.shape(source), strict=True) if size != 1]
     after = [index for index, size in enumerate(shape) if size != 1]
@@ -146,7 +150,7 @@ def squeeze(g: Builder, node: Node) -> None:
     _fix_ones(g, node, dropped)
     g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
-    def write(twin: Node, _: Kept) -> None:
+    def write(twin: Node, _: RemainingPositions) -> None:
         source = arguments(twin)["self"]
         twin.target = aten.squeeze.dims
         twin.args, twin.kwargs = (source, dropped), {}
@@ -210,7 +214,7 @@ def channel_shuffle(g: Builder, node: Node) -> None:
     group, channel = g.labels.split(dims[1], groups, inner)
     dims[1] = join((channel, group), (inner, groups))
     g.put(node, tuple(dims))
-    g.respell(node, lambda twin, kept: set_argument(twin, "groups", kept.count(group) if group else groups))
+    g.respell(node, lambda twin, remaining: set_argument(twin, "groups", remaining.count(group) if group else groups))
 
 
 def patches(g: Builder, node: Node) -> None:
@@ -258,7 +262,12 @@ def claim(g: Builder, node: Node) -> None:
 
 
 def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, may_infer: bool = False) -> None:
-    """Surgery writes how many positions of `dims` are left; one that goes with the batch it leaves to be inferred."""
+    """Let surgery write how many positions of `dims` are left into the argument `name`, a list of sizes.
+
+    Where half of 4 channels go, `view(x, [s0, 4, 36])` becomes `view(x, [s0, 2, 36])`; `s0` is the node that reads the
+    batch size. In `view(x, [4 * s0, 36])` the first size is computed from the batch and shrinks with the channels too:
+    it becomes -1, which torch infers.
+    """
     sizes = list(arguments(node)[name])
     symbolic = [index for index, size in enumerate(sizes) if not isinstance(size, int) and dims[index]]
     spelled: dict[int, int] = {}
@@ -271,12 +280,12 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
     if symbolic and (not may_infer or len(symbolic) > 1):
         raise NotUnderstood("it spells out a size that mixes the batch with an axis")
 
-    def write(twin: Node, kept: Kept) -> None:
+    def write(twin: Node, remaining: RemainingPositions) -> None:
         # Sizes that are not constant are nodes: those of the twin.
         new = list(arguments(twin)[name])
         for index, expr in enumerate(dims):
             if expr and (sizes[index] != -1 or index in spelled):
-                new[index] = -1 if index in symbolic else kept.count(expr)
+                new[index] = -1 if index in symbolic else remaining.count(expr)
             elif index in spelled:
                 new[index] = spelled[index]
         set_argument(twin, name, new)
@@ -286,7 +295,7 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
 
 
 def _fix_ones(g: Builder, node: Node, where: Iterable[int]) -> None:
-    """Of these dimensions of what goes in, those of size 1 must stay: a single unit that was sliced out, say."""
+    """Fix the dimensions of size 1 among those of the input: one may be a single unit that was sliced out."""
     source = arguments(node)["self"]
     g.fix(node, [g.dims(source)[d] for d in where if g.shape(source)[d] == 1], "it must stay one")
 

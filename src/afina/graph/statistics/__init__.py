@@ -1,7 +1,7 @@
-"""What a calibration stream says of a network's layers, and the weights that it calls best.
+"""Statistics of a network's layers over calibration images, and least-squares weights computed from them.
 
-`readers` sees each layer as a matrix, `moments` sums what the layers read, `refit` solves for weights by least squares,
-`effect` compares outputs, `watching` looks at single nodes.
+`readers` writes each layer as a matrix product, `moments` sums products of the rows that layers read, `refit` solves
+for weights by least squares, `effect` compares outputs, `watching` reports the values of single nodes.
 """
 
 from afina.graph.statistics.effect import Effect, freed, tried

@@ -1,4 +1,4 @@
-"""What a change of a network does to its outputs, on one scale for all techniques."""
+"""How far a change of a network moves its outputs, on one scale for all techniques."""
 
 import contextlib
 import gc
@@ -16,10 +16,10 @@ _WORTH_BYTES = 8_000_000
 
 
 class Effect:
-    """The outputs of a network on some images, to compare those of changed ones with.
+    """The outputs of a network on some images, with which those of changed networks are compared.
 
     Args:
-        network: The network as it is.
+        network: The network before any change.
         images: `[N, C, H, W]`.
     """
 
@@ -29,7 +29,11 @@ class Effect:
         self._varies = (self._whole - self._whole.mean(0)).square().sum().clamp_min(_TINY)
 
     def of(self, changed: Network) -> float:
-        """Mean squared change of the outputs, as a share of what they vary over the images."""
+        """Squared change of the outputs `f`, as a share of their variation over the images.
+
+        `sum |changed(x) - f(x)|^2 / sum |f(x) - mean f|^2`: 0 where nothing changed, 1 where every image
+        gets the mean output.
+        """
         return float((self._outputs(changed) - self._whole).square().sum() / self._varies)
 
     def _outputs(self, network: Network) -> Tensor:
@@ -41,7 +45,7 @@ class Effect:
 def tried(network: Network, readers: Iterable[Reader]) -> Iterator[Network]:
     """For the length of a `with` block the weights and constants of some layers may be written; then they are put back.
 
-    One network serves for many tries: a copy for each would cost its memory and the time to copy the graph.
+    One network serves for many experiments: a copy for each would cost its memory and the time to copy the graph.
     """
     names = {name for reader in readers for name in (reader.weight, reader.bias, reader.shift) if name is not None}
     before = {name: attribute(network.module, name).detach().clone() for name in names}

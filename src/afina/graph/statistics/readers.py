@@ -1,4 +1,4 @@
-"""`Reader`: a convolution or linear layer as the matrix product that it is, `y = W x + b` on rows taken from its input.
+"""`Reader`: a convolution or linear layer written as a matrix product, `y = W x + b` on rows taken from its input.
 
 A row is what one output position reads: the patch under a kernel, or the last dimension of a linear layer's input.
 """
@@ -28,9 +28,9 @@ class Reader:
     Attributes:
         weight: Name of the parameter, `[outputs, inputs of a group, *kernel]`, or `[outputs, inputs]`.
         bias: Name of the bias parameter that all its nodes add; None where there is none.
-        shape: Of the weight.
+        shape: Shape of the weight.
         nodes: Names of the nodes in the graph; more than one where the weight is used again.
-        groups: Of a grouped convolution; else 1.
+        groups: Number of groups of a grouped convolution; else 1.
         blocks: Into how many blocks of inputs a wide linear layer is cut; else 1.
         shift: Name of the running mean of the batch norm that alone reads the layer: a constant is added to the
             layer's output by taking it from there; None where there is no such norm.
@@ -79,7 +79,7 @@ class Reader:
         return matrices.reshape(like.shape).to(like)
 
     def columns(self, values: Tensor) -> Tensor:
-        """What is known of each input of a group, `[inputs]`, for each column of `matrices`: `[stack, columns]`.
+        """A value for each input of a group, `[inputs]`, laid out as the columns of `matrices`: `[stack, columns]`.
 
         Columns that pad the last block get -1.
         """
@@ -92,6 +92,16 @@ def find_readers(network: Network) -> dict[str, Reader]:
     """The convolutions and linear layers of a network whose weights are stored, by the name of the weight.
 
     Transposed convolutions and computed weights are left out: they are not a product of rows with one matrix.
+
+    Example:
+        >>> from torch import nn
+        >>> from afina.graph import capture
+        >>> from afina.types import InputSpec, TaskSpec
+        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
+        >>> module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+        >>> readers = find_readers(capture(module, spec, TaskSpec("classification", ("cat", "dog"))))
+        >>> [(reader.name, reader.shape, reader.inputs) for reader in readers.values()]
+        [('0', (4, 1, 3, 3), 9), ('2', (2, 144), 144)]
     """
     readers: dict[str, Reader] = {}
     for node in network.graph.nodes:
@@ -118,7 +128,14 @@ def find_readers(network: Network) -> dict[str, Reader]:
 
 
 def rows_of(reader: Reader, node: Node, x: Tensor, places: Tensor) -> Tensor:
-    """The rows `[stack, images * places, columns]` that a layer reads of input `x` at some of its output positions."""
+    """The rows `[stack, images * places, columns]` that a layer reads at some of its output positions.
+
+    Args:
+        reader: The layer.
+        node: One of its nodes.
+        x: The input of that node.
+        places: Numbers of output positions, int64, as in its flattened output.
+    """
     if op_name(node) == "linear":
         picked = x.reshape(len(x), -1, x.shape[-1])[:, places].flatten(0, 1)
         if reader.blocks > 1:
@@ -131,7 +148,7 @@ def rows_of(reader: Reader, node: Node, x: Tensor, places: Tensor) -> Tensor:
 
 
 def outputs_at(reader: Reader, node: Node, y: Tensor, places: Tensor) -> Tensor:
-    """The outputs `[stack, images * places, outputs]` of a layer at some of its output positions."""
+    """The outputs `[stack, images * places, outputs]` of a layer at some of its output positions, as in `rows_of`."""
     if op_name(node) == "linear":
         return y.reshape(len(y), -1, y.shape[-1])[:, places].flatten(0, 1)[None]
     picked = y.flatten(2)[:, :, places].transpose(1, 2)
@@ -149,7 +166,16 @@ def places_in(node: Node, y: Tensor) -> int:
 
 
 def _patches(a: dict[str, Any], x: Tensor, kernel: tuple[int, ...], places: Tensor) -> Tensor:
-    """`[images, places, channels, *kernel]`: only the patches asked for are copied."""
+    """The patches under the kernel at some places, `[images, places, channels, *kernel]`; only these are copied.
+
+    One channel of 3 x 3 has four places for a kernel of 2 x 2:
+
+        0 1 2      place 0: 0 1 3 4      place 1: 1 2 4 5
+        3 4 5      place 2: 3 4 6 7      place 3: 4 5 7 8
+        6 7 8
+
+    `unfold` gives all of them as a view of the image, with overlapping strides; indexing copies those of `places`.
+    """
     rank = len(kernel)
     stride, dilation = (_each(a[name], rank) for name in ("stride", "dilation"))
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
@@ -165,7 +191,7 @@ def _patches(a: dict[str, Any], x: Tensor, kernel: tuple[int, ...], places: Tens
 
 
 def _padding(padding: Any, reach: list[int], rank: int) -> list[int]:
-    """As `F.pad` takes it: last dimension first, before and after."""
+    """The padding in the order of `F.pad`: last dimension first, for each before and after."""
     if padding == "same":
         pairs = [((size - 1) // 2, size - 1 - (size - 1) // 2) for size in reach]
     else:

@@ -1,4 +1,4 @@
-"""What single nodes of a graph give, while it runs."""
+"""The outputs of single nodes of a graph, while it runs."""
 
 from collections.abc import Callable, Container, Iterable
 from typing import Any
@@ -14,7 +14,14 @@ from afina.graph.statistics.readers import channel_dimension
 def watch(
     network: Network, images: Tensor, is_watched: Callable[[Node], bool], report: Callable[[Node, Tensor], None]
 ) -> None:
-    """Run images through a network, in inference, and report what watched nodes give, in the order of the graph."""
+    """Run images through a network, in inference, and report the outputs of some nodes, in the order of the graph.
+
+    Args:
+        network: The network.
+        images: `[N, C, H, W]`.
+        is_watched: Whether a node's output is reported.
+        report: Called with each such node and its output.
+    """
     with network.inference():
         _Watch(network, is_watched, report).run(images.to(network.device))
 
@@ -22,24 +29,26 @@ def watch(
 def output_errors(
     network: Network, changed: Network, nodes: Container[str], images: Iterable[Tensor]
 ) -> dict[str, float]:
-    """How far some layers' outputs are from what they were, as a share of what those vary, by the node's name.
+    """How far some layers' outputs moved, as a share of the variance that they had, by the node's name.
 
     Squares are taken around the mean of each channel: a constant is what the bias or the norm behind a layer is for.
 
     Args:
-        network: As it was.
-        changed: As it is, with nodes of the same names.
-        nodes: Of convolutions and linear layers.
+        network: The network before the change.
+        changed: The network after it, with nodes of the same names.
+        nodes: Names of nodes, those of convolutions and linear layers.
         images: Batches `[N, C, H, W]`.
     """
-    kept: dict[str, Tensor] = {}
+    outputs_before: dict[str, Tensor] = {}
+    # For each node, over all rows and for each channel: the sums of after - before and of its square, the sums of
+    # before and of its square; and the number of rows. Squares around the mean add up to `squares - total^2 / count`.
     sums: dict[str, list[Tensor]] = {}
 
     def remember(node: Node, value: Tensor) -> None:
-        kept[node.name] = value
+        outputs_before[node.name] = value
 
     def compare(node: Node, value: Tensor) -> None:
-        before = kept.pop(node.name)
+        before = outputs_before.pop(node.name)
         totals = sums.setdefault(node.name, [torch.zeros((), dtype=torch.float64)] * 5)
         for place, part in enumerate((value - before, before)):
             rows = part.movedim(channel_dimension(node), 0).flatten(1).double()
@@ -48,7 +57,7 @@ def output_errors(
         totals[4] = totals[4] + rows.shape[1]
 
     for batch in images:
-        # What the layers give is all kept at once.
+        # The outputs of all these layers are in memory at once.
         for few in batch.split(network.input.few):
             watch(network, few, lambda node: node.name in nodes, remember)
             watch(changed, few, lambda node: node.name in nodes, compare)

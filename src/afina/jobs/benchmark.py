@@ -33,7 +33,7 @@ class Row:
     measurements: dict[str, Measurement]
 
 
-def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
+def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     """Run `files` over the validation images of `data`, each on the runtime that its suffix names.
 
     A file that Afina wrote says how its images must be prepared; for others the data's own size and the usual
@@ -43,15 +43,15 @@ def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
     Raises:
         InputError: a file is missing, of an unknown kind, or does not match the data.
     """
-    paths = [Path(file) for file in asked.files]
+    paths = [Path(file) for file in options.files]
     for path in paths:
         check_file(path)
         runtime_of(path)
-    progress = asked.progress or Progress()
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    threads = asked.threads or available_cores()
-    inputs = [_input(path, images, asked.input_size) for path in paths]
-    times = _latencies(paths, inputs, threads, asked.batch)
+    progress = options.progress or Progress()
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    threads = options.threads or available_cores()
+    inputs = [_input(path, images, options.input_size) for path in paths]
+    times = _latencies(paths, inputs, threads, options.batch)
     rows: list[Row] = []
     reference: np.ndarray | None = None
     for path, spec in zip(paths, inputs, strict=True):

@@ -32,7 +32,7 @@ class Exported:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def _export(asked: ExportOptions) -> Exported:
+def _export(options: ExportOptions) -> Exported:
     """Write `model` for a runtime and run the file beside the model on the same inputs.
 
     Raises:
@@ -41,11 +41,11 @@ def _export(asked: ExportOptions) -> Exported:
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
-    runtime = runtime_of_format(asked.to)
-    path = _target(asked.out, runtime, name_of(asked.model))
-    progress = asked.progress or Progress()
-    network, kept = load_plain(asked.model, asked, progress).network, dict[str, str]()
-    if asked.half:
+    runtime = runtime_of_format(options.to)
+    path = _target(options.out, runtime, name_of(options.model))
+    progress = options.progress or Progress()
+    network, kept = load_plain(options.model, options, progress).network, dict[str, str]()
+    if options.half:
         network, record = quantize.apply(network, _HALF, Context(progress=progress))
         kept = record.skipped
         for layer, reason in kept.items():

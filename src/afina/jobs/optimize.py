@@ -48,7 +48,7 @@ class Adapted:
     curve: tuple[Epoch, ...]
 
 
-def _optimize(asked: OptimizeOptions) -> Result:
+def _optimize(options: OptimizeOptions) -> Result:
     """Fit `model` to `data` and to a budget, and prove it on the exported file.
 
     Returns:
@@ -59,30 +59,30 @@ def _optimize(asked: OptimizeOptions) -> Result:
         TrainingError: training does not converge to finite numbers.
         StorageError: the run folder cannot be written; what is finished is kept.
     """
-    progress = asked.progress or Progress()
-    if asked.out is not None:
-        check_folder(Path(asked.out), "--out")
-    settings = read_settings(asked.training or {})
-    base = _base_training(asked, settings)
-    runtime, input_size = get_runtime(asked.runtime), asked.input_size or settings.input_size
-    check_source(asked.model, asked.weights, input_size)
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    source = load_for(images, asked.model, asked, progress, settings.model, input_size)
+    progress = options.progress or Progress()
+    if options.out is not None:
+        check_folder(Path(options.out), "--out")
+    settings = read_settings(options.training or {})
+    base = _base_training(options, settings)
+    runtime, input_size = get_runtime(options.runtime), options.input_size or settings.input_size
+    check_source(options.model, options.weights, input_size)
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
-    budget = make_budget(metric, asked.size, asked.latency, asked.memory, asked.max_drop)
+    budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)
     check_patterns(source.network, base.keep_fp32)
-    trainings = _trainings(asked, settings, base, images, source)
-    threads = asked.threads or available_cores()
-    name = f"{name_of(asked.model)}-{name_of(images.name)}"
-    folder = Path(asked.out) if asked.out is not None else Path("runs") / name
-    config = _run_config(asked, settings, budget, images, source.network, threads)
-    with Run.open(folder, config, argv=command_line("optimize", replace(asked, out=folder))) as run:
-        job = Job(run, images, runtime, threads, asked.batch, asked.seed, progress)
+    trainings = _trainings(options, settings, base, images, source)
+    threads = options.threads or available_cores()
+    name = f"{name_of(options.model)}-{name_of(images.name)}"
+    folder = Path(options.out) if options.out is not None else Path("runs") / name
+    config = _run_config(options, settings, budget, images, source.network, threads)
+    with Run.open(folder, config, argv=command_line("optimize", replace(options, out=folder))) as run:
+        job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
         _tell_data(job)
-        adapted, network = _adapt(job, source, asked, trainings)
+        adapted, network = _adapt(job, source, options, trainings)
         tried = Tried(Maker(job, network, budget, trainings.finetuning), metric)
-        candidates = Search(tried, asked.thorough).run()
-        result = _decide(job, candidates, adapted, network, budget, metric, name_of(asked.model, full=True))
+        candidates = Search(tried, options.thorough).run()
+        result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))
         _write(job, result)
     return result
 
@@ -105,25 +105,25 @@ class _Trainings:
     trains: bool | None
 
 
-def _base_training(asked: OptimizeOptions, settings: Settings) -> FitConfig:
+def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
     """What both trainings share, as far as it is asked for. Raises `InputError` where it is out of range."""
     return FitConfig(
-        optimizer=asked.optimizer or settings.options.get("optimizer", "sgd"),
-        precision=asked.precision or settings.options.get("precision", "32"),
-        learning_rate=asked.learning_rate,
-        keep_fp32=names(asked.keep_fp32),
-        seed=asked.seed,
+        optimizer=options.optimizer or settings.options.get("optimizer", "sgd"),
+        precision=options.precision or settings.options.get("precision", "32"),
+        learning_rate=options.learning_rate,
+        keep_fp32=names(options.keep_fp32),
+        seed=options.seed,
     )
 
 
 def _trainings(
-    asked: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
+    options: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
 ) -> _Trainings:
     """Both trainings, with what suits the network and the images where nothing is asked for."""
-    optimizer = base.optimizer if asked.optimizer or "optimizer" in settings.options else None
+    optimizer = base.optimizer if options.optimizer or "optimizer" in settings.options else None
     both: dict[str, Any] = {"precision": base.precision, "keep_fp32": base.keep_fp32, "seed": base.seed}
-    count, epochs = images.count("train"), asked.epochs
-    if epochs is None and asked.training is not None:
+    count, epochs = images.count("train"), options.epochs
+    if epochs is None and options.training is not None:
         epochs = settings.options.get("epochs", suited_epochs(count, INITIAL_STEPS))
     named = ("optimizer", "epochs", "precision", "learning_rate")
     adapting = initial_training(
@@ -132,33 +132,33 @@ def _trainings(
         pretrained=source.pretrained,
         epochs=epochs or None,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate or settings.options.get("learning_rate"),
+        learning_rate=options.learning_rate or settings.options.get("learning_rate"),
         **both,
         **{name: value for name, value in settings.options.items() if name not in named},
     )
     finetuning = fine_tuning(
         source.network,
         count,
-        epochs=asked.finetune,
+        epochs=options.finetune,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate,
+        learning_rate=options.learning_rate,
         **both,
     )
     return _Trainings(adapting, finetuning, None if epochs is None else epochs > 0)
 
 
 def _run_config(
-    asked: OptimizeOptions, settings: Settings, budget: Budget, images: ImageData, network: Network, threads: int
+    options: OptimizeOptions, settings: Settings, budget: Budget, images: ImageData, network: Network, threads: int
 ) -> dict[str, Any]:
     """What must be the same for a run to be taken up again: every option, and the contents of the files behind them."""
     resolved = {
-        "model": name_of(asked.model, full=True), "network": network.fingerprint(),
+        "model": name_of(options.model, full=True), "network": network.fingerprint(),
         "data": images.name, "fingerprint": images.fingerprint, "budget": asdict(budget),
         "hyperparameters": asdict(settings), "threads": threads,
-        "input_size": None if asked.input_size is None else list(parse_input_size(asked.input_size)),
-        "training": str(asked.training) if isinstance(asked.training, (str, Path)) else None,
+        "input_size": None if options.input_size is None else list(parse_input_size(options.input_size)),
+        "training": str(options.training) if isinstance(options.training, (str, Path)) else None,
     }  # fmt: skip
-    return {**{name: value for name, value in plain(asked).items() if name not in _RESOLVED}, **resolved}
+    return {**{name: value for name, value in plain(options).items() if name not in _RESOLVED}, **resolved}
 
 
 def _metric(images: ImageData, network: Network) -> MetricInfo:
@@ -179,7 +179,7 @@ def _tell_data(job: Job) -> None:
     job.run.log(text)
 
 
-def _adapt(job: Job, source: Loaded, asked: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
+def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
     """The network to compress: trained when it must be or was asked to be, and kept in the run folder."""
     config = trainings.adapting
 
@@ -187,8 +187,8 @@ def _adapt(job: Job, source: Loaded, asked: OptimizeOptions, trainings: _Trainin
         for note in source.notes:
             job.progress.say(note)
         network, curve, notes = source.network, tuple[Epoch, ...](), source.notes
-        if asked.tune:
-            network, curve, note = _search_training(job, asked, config)
+        if options.tune:
+            network, curve, note = _search_training(job, options, config)
             notes += (note, *_casting(network, config))
         elif trainings.trains or (trainings.trains is None and not source.pretrained):
             job.progress.say(f"Training for {config.epochs} epochs.")
@@ -203,13 +203,13 @@ def _adapt(job: Job, source: Loaded, asked: OptimizeOptions, trainings: _Trainin
     return adapted, job.load_network("adapted")
 
 
-def _search_training(job: Job, asked: OptimizeOptions, config: FitConfig) -> tuple[Network, tuple[Epoch, ...], str]:
+def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> tuple[Network, tuple[Epoch, ...], str]:
     """The best network of a search over trainings, its curve, and what is to be told of it."""
-    job.progress.say(f"Training {asked.tune} times for {config.epochs} epochs at most, each time otherwise.")
+    job.progress.say(f"Training {options.tune} times for {config.epochs} epochs at most, each time otherwise.")
     tuned = tune(
-        asked.model, job.data, trials=asked.tune, epochs=config.epochs, precision=config.precision,
-        keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=asked.weights,
-        input_size=asked.input_size, seed=job.seed, example=asked.example, progress=job.progress,
+        options.model, job.data, trials=options.tune, epochs=config.epochs, precision=config.precision,
+        keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=options.weights,
+        input_size=options.input_size, seed=job.seed, example=options.example, progress=job.progress,
     )  # fmt: skip
     if tuned.network is None:
         raise TrainingError("No training ended with a network.", fix="Look into tune/trials.csv in the run folder.")

@@ -40,11 +40,11 @@ _JOBS: Mapping[str, Callable[..., tuple[Network, Record]]] = {
 _IMAGES = 1024
 # What raises `InputError` for options that a technique's configuration refuses.
 _CONFIGS: Mapping[str, Callable[[Any, Exporter], object]] = {
-    "prune": lambda asked, _: prune_config(asked),
-    "factorize": lambda asked, _: factorize_config(asked),
-    "sparsify": lambda asked, _: sparsify_config(asked),
-    "distill": lambda asked, _: fit_config(asked),
-    "quantize": lambda asked, exporter: quantize_config(asked, exporter.runtime),
+    "prune": lambda options, _: prune_config(options),
+    "factorize": lambda options, _: factorize_config(options),
+    "sparsify": lambda options, _: sparsify_config(options),
+    "distill": lambda options, _: fit_config(options),
+    "quantize": lambda options, exporter: quantize_config(options, exporter.runtime),
 }
 
 
@@ -71,7 +71,7 @@ class RecipeResult:
     original_size: float
 
 
-def _run(asked: RunOptions) -> RecipeResult:
+def _run(options: RunOptions) -> RecipeResult:
     """Apply a recipe to a model; the result is judged as the file that the runtime will run.
 
     The original teaches every training in it. Finished steps are kept in the run folder: the same call resumes, and a
@@ -80,22 +80,22 @@ def _run(asked: RunOptions) -> RecipeResult:
     Raises:
         InputError: an unknown step or option, an order that is not legal, or an option that is out of range.
     """
-    steps, progress = read_recipe(asked.recipe), asked.progress or Progress()
-    if asked.out is not None:
-        check_folder(Path(asked.out), "--out")
-    exporter = Exporter.of(asked)
+    steps, progress = read_recipe(options.recipe), options.progress or Progress()
+    if options.out is not None:
+        check_folder(Path(options.out), "--out")
+    exporter = Exporter.of(options)
     _check_steps(steps, exporter)
-    check_source(asked.model, asked.weights, asked.input_size)
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    original = load_for(images, asked.model, asked, progress).network
-    name = Path(asked.recipe).stem if isinstance(asked.recipe, (str, Path)) else "recipe"
-    folder = Path(asked.out) if asked.out is not None else Path("runs") / f"{name}-{name_of(asked.model)}"
+    check_source(options.model, options.weights, options.input_size)
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    original = load_for(images, options.model, options, progress).network
+    name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"
+    folder = Path(options.out) if options.out is not None else Path("runs") / f"{name}-{name_of(options.model)}"
     config = {
-        "model": name_of(asked.model, full=True), "weights": asked.weights, "network": original.fingerprint(),
-        "data": images.fingerprint, "runtime": asked.runtime, "seed": asked.seed,
+        "model": name_of(options.model, full=True), "weights": options.weights, "network": original.fingerprint(),
+        "data": images.fingerprint, "runtime": options.runtime, "seed": options.seed,
     }  # fmt: skip
-    with Run.open(folder, config, argv=command_line("run", replace(asked, out=folder))) as kept:
-        job = _Job(kept, steps, original, images, exporter, asked.seed, progress)
+    with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as kept:
+        job = _Job(kept, steps, original, images, exporter, options.seed, progress)
         return job.finish(*job.apply())
 
 
@@ -137,8 +137,8 @@ class _Job:
             return replay(exact, network, context_of(self.data, network, _IMAGES, self.seed, self.progress))
         if step.technique == "distill" and any(record.step.technique == "sparsify" for record in before):
             step = replace(step, config={"keep_zeros": True, **step.config})
-        asked = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
-        done: tuple[Network, Record] = _JOBS[step.technique](**asked)
+        arguments = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
+        done: tuple[Network, Record] = _JOBS[step.technique](**arguments)
         return done
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
@@ -179,9 +179,9 @@ def _check_steps(steps: Sequence[Step], exporter: Exporter) -> None:
             continue
         try:
             # No job runs here: the model and the data only have to be there.
-            asked = STEPS[step.technique](**_options(step, "", "", "", exporter, 0, None))
-            check_values(asked)
-            _CONFIGS[step.technique](asked, exporter)
+            options = STEPS[step.technique](**_options(step, "", "", "", exporter, 0, None))
+            check_values(options)
+            _CONFIGS[step.technique](options, exporter)
         except InputError as error:
             raise InputError(f"Step {number} ({step.technique}): {error.what}", error.why, error.fix) from error
 

@@ -19,7 +19,7 @@ _MEASURED = (0.5, 0.75, 0.9)
 _SHARES = tuple(step / 50 for step in range(50))
 
 
-def _sparsify(asked: SparsifyOptions) -> tuple[Network, Record]:
+def _sparsify(options: SparsifyOptions) -> tuple[Network, Record]:
     """Make weights of `model` zero, with the least change of its outputs; gives an ordinary network and the record.
 
     Shapes stay as they are: a file becomes smaller and faster only where the format or the runtime knows about zeros.
@@ -27,23 +27,23 @@ def _sparsify(asked: SparsifyOptions) -> tuple[Network, Record]:
     Raises:
         InputError: neither or both of sparsity and pattern, or one that no layer takes.
     """
-    config = sparsify_config(asked)
-    subject = open_subject(asked, asked.model, asked.data, asked.images, asked.teacher)
+    config = sparsify_config(options)
+    subject = open_subject(options, options.model, options.data, options.images, options.teacher)
     context = subject.context(subject.network)
     if not config.pattern and context.calibration is not None:
         config = replace(config, layers=_shared_out(subject.network, config, context))
     network, record = apply(subject.network, config, context)
-    if asked.finetune:
-        network = finetuned(network, subject, asked, asked.finetune, keep_zeros=True)
+    if options.finetune:
+        network = finetuned(network, subject, options, options.finetune, keep_zeros=True)
     return network, subject.judged(record, network)
 
 
 sparsify = command(SparsifyOptions, _sparsify)
 
 
-def sparsify_config(asked: SparsifyOptions) -> SparsifyConfig:
+def sparsify_config(options: SparsifyOptions) -> SparsifyConfig:
     """The configuration of the technique. Raises `InputError` where an option is out of range."""
-    return SparsifyConfig(sparsity=asked.share, pattern=asked.pattern or "", criterion=asked.criterion)
+    return SparsifyConfig(sparsity=options.share, pattern=options.pattern or "", criterion=options.criterion)
 
 
 def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> dict[str, float]:

@@ -57,9 +57,9 @@ class Exporter:
     batch: int = 1
 
     @classmethod
-    def of(cls, asked: RuntimeOptions) -> Self:
+    def of(cls, options: RuntimeOptions) -> Self:
         """For the runtime, threads and batch that are asked for. Raises `InputError` for an unknown runtime."""
-        return cls(get_runtime(asked.runtime), asked.threads or available_cores(), asked.batch)
+        return cls(get_runtime(options.runtime), options.threads or available_cores(), options.batch)
 
     @contextmanager
     def file(self, network: Network) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from afina.training.suited import fine_tuning
 
 
 def finetuned(
-    network: Network, subject: Subject, asked: FineTuneOptions, epochs: int, keep_zeros: bool = False
+    network: Network, subject: Subject, options: FineTuneOptions, epochs: int, keep_zeros: bool = False
 ) -> Network:
     """The network after fine-tuning for so many epochs, taught by the subject's teacher."""
     assert subject.data is not None
@@ -16,8 +16,8 @@ def finetuned(
         network,
         subject.data.count("train"),
         epochs=epochs,
-        optimizer=asked.optimizer,
-        learning_rate=asked.learning_rate,
+        optimizer=options.optimizer,
+        learning_rate=options.learning_rate,
         seed=subject.seed,
         keep_zeros=keep_zeros,
     )

@@ -77,14 +77,14 @@ def check_source(model: ModelSource, weights: str | None = None, input_size: Inp
         parse_input_size(input_size)
 
 
-def load_plain(model: ModelSource, asked: ModelOptions, progress: Progress) -> Loaded:
+def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) -> Loaded:
     """The model as it is, for jobs that have no data: its own head, its own size unless one is asked for."""
     loaded = load_model(
         model,
-        weights=asked.weights,
+        weights=options.weights,
         task=None,
-        input=input_of(asked.example),
-        input_size=parse_input_size(asked.input_size) if asked.input_size is not None else None,
+        input=input_of(options.example),
+        input_size=parse_input_size(options.input_size) if options.input_size is not None else None,
         targets=None,
         progress=progress,
     )

@@ -104,12 +104,12 @@ def describe(record: Record, path: Path) -> str:
 
 
 def open_subject(
-    asked: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
+    options: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
     Args:
-        asked: How the model is opened.
+        options: How the model is opened.
         model: What is opened.
         data: As in `optimize`; None for no images.
         images: Training images that statistics rest on.
@@ -118,21 +118,21 @@ def open_subject(
     Raises:
         InputError: they cannot be used, or the model's outputs do not fit the data.
     """
-    progress = asked.progress or Progress()
+    progress = options.progress or Progress()
     if data is None:
-        return Subject(load_plain(model, asked, progress).network, None, images, asked.seed, progress, teacher)
-    check_source(model, asked.weights, asked.input_size)
-    opened = open_data(data, seed=asked.seed, unlabelled=True, progress=progress)
-    loaded = load_for(opened, model, asked, progress)
+        return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
+    check_source(model, options.weights, options.input_size)
+    opened = open_data(data, seed=options.seed, unlabelled=True, progress=progress)
+    loaded = load_for(opened, model, options, progress)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, asked.seed, progress, teacher)
+    return Subject(loaded.network, opened, images, options.seed, progress, teacher)
 
 
 def load_for(
     data: ImageData,
     model: ModelSource,
-    asked: ModelOptions,
+    options: ModelOptions,
     progress: Progress,
     builder_arguments: Mapping[str, Any] | None = None,
     input_size: InputSize = None,
@@ -142,21 +142,21 @@ def load_for(
     Args:
         data: Its task decides the outputs.
         model: What is opened.
-        asked: Weights, input size, example and seed.
+        options: Weights, input size, example and seed.
         progress: What the user sees.
         builder_arguments: Arguments of what builds the model.
-        input_size: In the place of the one in `asked`.
+        input_size: In the place of the one in `options`.
     """
-    size = input_size or asked.input_size
+    size = input_size or options.input_size
     return load_model(
         model,
-        weights=asked.weights,
+        weights=options.weights,
         task=data.task if data.labelled else None,
-        input=input_of(asked.example) or data.native,
+        input=input_of(options.example) or data.native,
         input_size=parse_input_size(size) if size is not None else None,
         targets=data.targets("train") if data.labelled else None,
         progress=progress,
-        seed=asked.seed,
+        seed=options.seed,
         options=builder_arguments,
     )
 

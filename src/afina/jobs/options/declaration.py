@@ -4,10 +4,10 @@ A command's options are one such class. The Python function of the command, its 
 line with its help, the keys of a recipe's step, the command that resumes a run and the reference are all made from it:
 
     >>> from afina.jobs.options.sparsify import SparsifyOptions
-    >>> asked = SparsifyOptions("net.pt2", "my photos", sparsity="80%")
-    >>> command_line("sparsify", asked)
+    >>> options = SparsifyOptions("net.pt2", "my photos", sparsity="80%")
+    >>> command_line("sparsify", options)
     "afina sparsify net.pt2 --data 'my photos' --sparsity 80%"
-    >>> step_of("sparsify", asked).config
+    >>> step_of("sparsify", options).config
     {'sparsity': '80%'}
 
 Nothing here imports torch: `afina --help` reads all declarations.

@@ -50,22 +50,22 @@ class Plan:
     def configure(self, config: QuantizeConfig) -> QuantizeConfig:
         """The plan applied to `config`; layers that `config` names and options of codes that it changes go first."""
         layers = tuple({**self.layers, **dict(config.layers)}.items())
-        asked = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
-        settings = {name: value for name, value in self.settings.items() if name not in asked}
+        explicit = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
+        settings = {name: value for name, value in self.settings.items() if name not in explicit}
         return replace(config, layers=layers, policy=replace(config.policy, **self.policy), **settings)
 
     def notes(self, config: QuantizeConfig, runtime: str) -> tuple[str, ...]:
         """What a user should know of the plan where `config` came out of it, and `runtime` will run the file."""
-        told = []
+        notes = []
         for name in (name for name in _CODES if name in self.settings):
             planned, used = self.settings[name], getattr(config, name)
             if used != planned:
-                told.append(f"{name} is {used}, as was asked for; the plan says {planned}.")
+                notes.append(f"{name} is {used}, as was asked for; the plan says {planned}.")
             elif used != getattr(QuantizeConfig, name):
-                told.append(f"{name} is {used}, as the plan says.")
+                notes.append(f"{name} is {used}, as the plan says.")
         if self.runtime not in ("", runtime):
-            told.append(f"The plan was made for {self.runtime}: what is fast there need not be so on {runtime}.")
-        return tuple(told)
+            notes.append(f"The plan was made for {self.runtime}: what is fast there need not be so on {runtime}.")
+        return tuple(notes)
 
     def check_network(self, source: Source) -> None:
         """Raise `InputError` where the plan is of another network."""

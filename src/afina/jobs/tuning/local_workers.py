@@ -29,9 +29,9 @@ _LOOK = 0.2
 
 
 def work_together(
-    count: int, work: Callable[..., None], asked: Any, look: Callable[[], None], progress: Progress
+    count: int, work: Callable[..., None], options: Any, look: Callable[[], None], progress: Progress
 ) -> None:
-    """Run `work(asked, number)` in `count` processes until all have ended; each gets its share of the cores.
+    """Run `work(options, number)` in `count` processes until all have ended; each gets its share of the cores.
 
     A process that dies is replaced, three times in all. When this one is interrupted the others are stopped; when it
     is killed they end by themselves.
@@ -39,15 +39,15 @@ def work_together(
     Args:
         count: Processes.
         work: A function of a module; it ends its process with `HOPELESS` where the search must end.
-        asked: Its first argument, which must survive a pickle.
+        options: Its first argument, which must survive a pickle.
         look: Called all the time while they work.
         progress: Told of processes that died.
 
     Raises:
-        InputError: `asked` cannot be sent to another process, or processes die again and again.
+        InputError: `options` cannot be sent to another process, or processes die again and again.
     """
     fix = "Name it as path/file.py:function (a builder or an objective), or use one worker."
-    sent = packed(asked, "What is tuned", fix)
+    sent = packed(options, "What is tuned", fix)
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
         running = [_start(context, work, sent, number) for number in range(count)]

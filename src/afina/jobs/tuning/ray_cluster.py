@@ -61,16 +61,21 @@ class Cluster:
 
 
 def work_on_ray(
-    cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, look: Callable[[], None], progress: Progress,
+    cluster: Cluster,
+    options: TuneOptions,
+    study: Study,
+    subject: Subject,
+    look: Callable[[], None],
+    progress: Progress,
     failures: int,
-) -> None:  # fmt: skip
-    """Run trials on a cluster until the study has as many as `asked` says; the others end when this one does.
+) -> None:
+    """Run trials on a cluster until the study has as many as `options` says; the others end when this one does.
 
     A trial whose process dies is run again. What has finished is kept, whatever happens.
 
     Args:
         cluster: Where.
-        asked: What is searched.
+        options: What is searched.
         study: Of `open_study`.
         subject: What a trial runs.
         look: Called when something may be new.
@@ -85,7 +90,7 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        scheduler = _Scheduler(ray, cluster, asked, study, subject, progress)
+        scheduler = _Scheduler(ray, cluster, options, study, subject, progress)
         with scheduler.heart:
             scheduler.run(most, look, failures)
 
@@ -94,14 +99,14 @@ class _Scheduler:
     """Hands out trials and takes in what they answer."""
 
     def __init__(
-        self, ray: Any, cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, progress: Progress
+        self, ray: Any, cluster: Cluster, options: TuneOptions, study: Study, subject: Subject, progress: Progress
     ) -> None:
-        self._ray, self._asked, self._study, self._subject, self._progress = ray, asked, study, subject, progress
+        self._ray, self._options, self._study, self._subject, self._progress = ray, options, study, subject, progress
         self._queue = ray.remote(num_cpus=0)(_QuestionQueue).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
         self._key, self._sent = (
             uuid.uuid4().hex,
-            _sent(ray, replace(asked, space=subject.space, progress=None), progress),
+            _sent(ray, replace(options, space=subject.space, progress=None), progress),
         )
         self._running: dict[Any, optuna.Trial] = {}
         self._deaths, self.heart = 0, Heartbeat(study)
@@ -114,8 +119,8 @@ class _Scheduler:
                 if time.monotonic() - looked > _LOST_AFTER:
                     retry_lost(self._study)
                     looked = time.monotonic()
-                more = self._asked.seconds is None or time.monotonic() - begun < self._asked.seconds
-                while more and len(self._running) < most and not is_done(self._study, self._asked.most_trials):
+                more = self._options.seconds is None or time.monotonic() - begun < self._options.seconds
+                while more and len(self._running) < most and not is_done(self._study, self._options.most_trials):
                     self._begin()
                 if not self._running:
                     return
@@ -142,11 +147,11 @@ class _Scheduler:
             task = self._task.remote(self._key, [self._sent], self._queue, trial.number, params)
             self._running[task] = trial
 
-    def _answer(self, asked: list[_Question]) -> None:
+    def _answer(self, questions: list[_Question]) -> None:
         """What tasks ask of their trials; what goes wrong with it is raised there."""
         trials = {trial.number: trial for trial in self._running.values()}
         answers: dict[str, tuple[Any, Exception | None]] = {}
-        for question, number, method, arguments, named in asked:
+        for question, number, method, arguments, named in questions:
             trial = trials.get(number)
             assert method in _REMOTE_METHODS
             try:
@@ -194,7 +199,7 @@ class _QuestionQueue:
     """An actor where tasks leave questions about their trials, and wait for the answers."""
 
     def __init__(self) -> None:
-        self._asked: list[_Question] = []
+        self._questions: list[_Question] = []
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._new = asyncio.Event()
 
@@ -202,7 +207,7 @@ class _QuestionQueue:
         """The answer of the trial of that number, and the error in its place, if any."""
         question = uuid.uuid4().hex
         self._waiting[question] = asyncio.get_running_loop().create_future()
-        self._asked.append((question, number, method, arguments, named))
+        self._questions.append((question, number, method, arguments, named))
         self._new.set()
         return await self._waiting[question]
 
@@ -210,8 +215,8 @@ class _QuestionQueue:
         """All new questions, as soon as there is one."""
         await self._new.wait()
         self._new.clear()
-        asked, self._asked = self._asked, []
-        return asked
+        questions, self._questions = self._questions, []
+        return questions
 
     async def answer(self, answers: dict[str, Any]) -> None:
         """Give answers to those who wait for them."""
@@ -256,8 +261,8 @@ def _run_trial(
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     if key not in _SUBJECTS:
         folder = tempfile.TemporaryDirectory()
-        asked: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
-        _SUBJECTS[key] = subject_of(asked, Progress()), folder
+        options: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
+        _SUBJECTS[key] = subject_of(options, Progress()), folder
     subject, folder = _SUBJECTS[key]
     outcome = attempt(subject.objective, params, _RemoteTrial(number, queue), len(subject.directions))
     file = network_file(Path(folder.name) / WORK, number)
@@ -266,12 +271,12 @@ def _run_trial(
     return outcome, network
 
 
-def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
+def _sent(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """What tasks need of the arguments, in the object store, the images among it."""
-    data = None if asked.data is None else open_data(_absolute(asked.data), seed=asked.seed, progress=progress)
-    named = {name: _absolute(getattr(asked, name)) for name in ("model", "weights", "objective")}
+    data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
+    named = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:
-        return ray.put(replace(asked, data=data, **named))
+        return ray.put(replace(options, data=data, **named))
     except (TypeError, AttributeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",

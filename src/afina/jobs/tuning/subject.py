@@ -55,102 +55,102 @@ class Subject:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def subject_of(asked: TuneOptions, progress: Progress) -> Subject:
+def subject_of(options: TuneOptions, progress: Progress) -> Subject:
     """What the arguments say, opened.
 
     Raises:
         InputError: they say nothing to tune, or two things, or a space that does not fit.
     """
-    if asked.objective is not None:
-        if asked.model is not None or asked.data is not None:
-            raise InputError("Both a function and a model are asked.", fix="Leave out --objective or MODEL and --data.")
-        return _of_function(asked)
-    if asked.model is None or asked.data is None:
+    if options.objective is not None:
+        if options.model is not None or options.data is not None:
+            raise InputError("Both a function and a model are given.", fix="Leave out --objective or MODEL and --data.")
+        return _of_function(options)
+    if options.model is None or options.data is None:
         raise InputError("There is nothing to tune.", fix="Give MODEL and --data, or --objective file.py:function.")
-    if asked.maximize:
+    if options.maximize:
         raise InputError(
             "--maximize is for functions.",
             why="A training knows whether its metric is to be high.",
             fix="Leave it out.",
         )
-    check_source(asked.model, asked.weights, asked.input_size)
-    space = None if asked.space is None else _space(asked.space)
+    check_source(options.model, options.weights, options.input_size)
+    space = None if options.space is None else _space(options.space)
     if space is not None:
         check_space(space)
     costs = Costs(
-        Exporter(get_runtime(asked.runtime), asked.threads or available_cores()), asked.objectives, asked.limits
+        Exporter(get_runtime(options.runtime), options.threads or available_cores()), options.objectives, options.limits
     )
-    FitConfig(**{name: value for name, value in asked.training.items() if value is not None})
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    return _of_training(asked, space, costs, images, progress)
+    FitConfig(**{name: value for name, value in options.training.items() if value is not None})
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    return _of_training(options, space, costs, images, progress)
 
 
 def _of_training(
-    asked: TuneOptions, space: Space | None, costs: Costs, images: ImageData, progress: Progress
+    options: TuneOptions, space: Space | None, costs: Costs, images: ImageData, progress: Progress
 ) -> Subject:
-    assert asked.model is not None
-    training = Training(asked, images, costs, progress)
+    assert options.model is not None
+    training = Training(options, images, costs, progress)
     space = default_space(training) if space is None else space
     training.check(space)
-    name, metric = f"{name_of(asked.model)}-{name_of(images.name)}", training.metric
-    folder = _folder(asked.out, name)
+    name, metric = f"{name_of(options.model)}-{name_of(images.name)}", training.metric
+    folder = _folder(options.out, name)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> tuple[float, ...]:
-        trial.set_user_attr(SEED, asked.seed)
+        trial.set_user_attr(SEED, options.seed)
         return training.run(params, trial, folder / WORK)
 
     return Subject(
         name, folder, objective, space,
-        directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in asked.objectives)),
-        metrics=(metric.name, *asked.objectives),
-        units=(metric.name, *(COSTS[name] for name in asked.objectives)),
+        directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in options.objectives)),
+        metrics=(metric.name, *options.objectives),
+        units=(metric.name, *(COSTS[name] for name in options.objectives)),
         steps=training.most_steps(space),
         trains=True,
         about={
-            "model": name_of(asked.model, full=True), "data": images.fingerprint, "weights": asked.weights,
-            "input_size": asked.input_size, "epochs": asked.epochs, **asked.training, "also": asked.objectives,
-            "limits": asked.limits, "fidelity": asked.fidelity,
-            **({} if asked.folds is None else {"folds": asked.folds}),
+            "model": name_of(options.model, full=True), "data": images.fingerprint, "weights": options.weights,
+            "input_size": options.input_size, "epochs": options.epochs, **options.training, "also": options.objectives,
+            "limits": options.limits, "fidelity": options.fidelity,
+            **({} if options.folds is None else {"folds": options.folds}),
         },
     )  # fmt: skip
 
 
-def _of_function(asked: TuneOptions) -> Subject:
-    assert asked.objective is not None
-    if asked.space is None:
+def _of_function(options: TuneOptions) -> Subject:
+    assert options.objective is not None
+    if options.space is None:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
-    _check_options_of(asked)
-    check_names(asked.objectives)
-    space = _space(asked.space)
-    function = function_of(asked.objective, space)
-    if early_stopping_of(asked) not in ("none", DEFAULT_STOPPING) and not function.takes_trial:
+    _check_options_of(options)
+    check_names(options.objectives)
+    space = _space(options.space)
+    function = function_of(options.objective, space)
+    if early_stopping_of(options) not in ("none", DEFAULT_STOPPING) and not function.takes_trial:
         raise InputError(
-            f"--early-stopping {asked.early_stopping} compares what trials report; {function.name} reports nothing.",
+            f"--early-stopping {options.early_stopping} compares what trials report; {function.name} reports nothing.",
             fix="Give it an argument `trial`, and call trial.report(value, step) and trial.should_prune().",
         )
-    names = (VALUE, *asked.objectives)
+    names = (VALUE, *options.objectives)
 
     def objective(params: dict[str, Any], trial: optuna.Trial) -> Any:
-        trial.set_user_attr(SEED, asked.seed)
+        trial.set_user_attr(SEED, options.seed)
         return function(params, trial)
 
     return Subject(
-        function.name, _folder(asked.out, function.name), objective, space,
-        directions=("maximize" if asked.maximize else "minimize", *("minimize" for _ in asked.objectives)),
+        function.name, _folder(options.out, function.name), objective, space,
+        directions=("maximize" if options.maximize else "minimize", *("minimize" for _ in options.objectives)),
         metrics=names, units=names,
-        about={"function": function.name, **({"also": asked.objectives} if asked.objectives else {})},
+        about={"function": function.name, **({"also": options.objectives} if options.objectives else {})},
     )  # fmt: skip
 
 
-def _check_options_of(asked: TuneOptions) -> None:
+def _check_options_of(options: TuneOptions) -> None:
     """Raise `InputError` for options that only a training has."""
-    options = {
-        "weights": asked.weights, "input_size": asked.input_size, "epochs": asked.epochs, "folds": asked.folds,
-        "fidelity": asked.fidelity != EPOCHS, "runtime": asked.runtime != DEFAULT_RUNTIME, "threads": asked.threads,
-        **asked.limits,
-        **{name: value for name, value in asked.training.items() if value != "32"},
+    training_options = {
+        "weights": options.weights, "input_size": options.input_size, "epochs": options.epochs, "folds": options.folds,
+        "fidelity": options.fidelity != EPOCHS, "runtime": options.runtime != DEFAULT_RUNTIME,
+        "threads": options.threads, **options.limits,
+        **{name: value for name, value in options.training.items() if value != "32"},
     }  # fmt: skip
-    wrong = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    wrong = [f"--{name.replace('_', '-')}" for name, value in training_options.items() if value]
     if wrong:
         raise InputError("Options of trainings are given with a function.", fix=f"Leave out {' and '.join(wrong)}.")
 
@@ -167,17 +167,17 @@ def _space(space: Any) -> Space:
 
 def early_stopping_of(options: TuneOptions) -> str:
     """The rule of early stopping: folds give no curve, and several objectives no single value to stop by."""
-    asked, also, folds = options.early_stopping, options.objectives, options.folds
-    if also and asked not in (None, "none"):
+    rule, also, folds = options.early_stopping, options.objectives, options.folds
+    if also and rule not in (None, "none"):
         raise InputError(
-            f"--early-stopping {asked} is not possible with several objectives.",
+            f"--early-stopping {rule} is not possible with several objectives.",
             why="There is no single value that says which training has no hope.",
             fix="Leave it out.",
         )
-    unlike = (asked == FOLD_BY_FOLD) != bool(folds) and options.objective is None
-    if asked not in (None, "none") and asked in STOPPING and unlike:
+    unlike = (rule == FOLD_BY_FOLD) != bool(folds) and options.objective is None
+    if rule not in (None, "none") and rule in STOPPING and unlike:
         raise InputError(
-            f"--early-stopping {asked} compares trials {'along their curves' if folds else 'fold by fold'}.",
+            f"--early-stopping {rule} compares trials {'along their curves' if folds else 'fold by fold'}.",
             fix=f"Leave it out, or write {FOLD_BY_FOLD}." if folds else "Give --folds N, or another rule.",
         )
-    return asked or ("none" if also else FOLD_BY_FOLD if folds else DEFAULT_STOPPING)
+    return rule or ("none" if also else FOLD_BY_FOLD if folds else DEFAULT_STOPPING)

@@ -62,7 +62,7 @@ class Training:
     """Trainings of one model on the same images; a trial's parameters say how.
 
     Args:
-        asked: What is asked for: the model, how it is opened, and what holds where the space does not say.
+        options: What is asked for: the model, how it is opened, and what holds where the space does not say.
         data: Images with labels.
         costs: What counts beside the quality.
         progress: What the user sees.
@@ -71,15 +71,15 @@ class Training:
         InputError: the images have no labels or cannot be divided, or the model cannot be loaded.
     """
 
-    def __init__(self, asked: TuneOptions, data: ImageData, costs: Costs, progress: Progress) -> None:
+    def __init__(self, options: TuneOptions, data: ImageData, costs: Costs, progress: Progress) -> None:
         if not data.labelled:
             raise InputError(
                 f"{data.name} has no labels.", why="A training learns from them.", fix="Give images with labels."
             )
-        self._asked, self._data, self._progress, self._costs = asked, data, progress, costs
-        self._epochs, self._folds, self._devices = asked.epochs or _EPOCHS, asked.folds, asked.devices
-        self._common = {name: value for name, value in asked.training.items() if value}
-        self._rungs, folds = rungs_of(asked.fidelity), asked.folds
+        self._options, self._data, self._progress, self._costs = options, data, progress, costs
+        self._epochs, self._folds, self._devices = options.epochs or _EPOCHS, options.folds, options.devices
+        self._common = {name: value for name, value in options.training.items() if value}
+        self._rungs, folds = rungs_of(options.fidelity), options.folds
         if folds is not None:
             for number in range(folds):
                 data.fold(number, folds)  # tells now what is wrong with one
@@ -255,16 +255,16 @@ class Training:
     def _defaults(self, network: Network) -> dict[str, Any]:
         return {
             "epochs": self._epochs, "optimizer": suited_optimizer(network), "batch_size": self.batch,
-            "seed": self._asked.seed, **self._common,
+            "seed": self._options.seed, **self._common,
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
         settings = settings_of(params)
-        assert self._asked.model is not None
+        assert self._options.model is not None
         return load_for(
             self._data,
-            self._asked.model,
-            self._asked,
+            self._options.model,
+            self._options,
             self._progress,
             builder_arguments=settings.model,
             input_size=settings.input_size,

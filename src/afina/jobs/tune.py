@@ -13,9 +13,9 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.fidelity import FACTORS
 from afina.jobs.tuning.local_workers import HOPELESS, work_together
+from afina.jobs.tuning.problem import TuningProblem, early_stopping_of, problem_of
 from afina.jobs.tuning.ray_cluster import Cluster, work_on_ray
-from afina.jobs.tuning.results import Teller, Tuned, describe_search, results, write_search
-from afina.jobs.tuning.subject import Subject, early_stopping_of, subject_of
+from afina.jobs.tuning.results import TrialReporter, Tuned, describe_search, results, write_search
 from afina.progress import Progress
 from afina.search import (
     GRID_POINTS,
@@ -66,36 +66,36 @@ tune = command(TuneOptions, _tune)
 
 def _search(options: TuneOptions, begun: float, progress: Progress) -> Tuned:
     """The search, on a cluster or in so many processes of this machine; `begun` is when."""
-    study, subject = _open(options, 0, progress)
+    study, problem = _open(options, 0, progress)
     if begun_with := len(study.get_trials(deepcopy=False)):
         place = (
             f"{study.study_name!r} in {without_password(options.storage)}"
             if options.storage
-            else f"in {subject.folder}"
+            else f"in {problem.folder}"
         )
         progress.say(f"The study {place} has {begun_with} {'trial' if begun_with == 1 else 'trials'}; it goes on.")
     combinations = (
-        len(subject.space.combinations(options.grid_points or GRID_POINTS)) if options.sampler == "grid" else None
+        len(problem.space.combinations(options.grid_points or GRID_POINTS)) if options.sampler == "grid" else None
     )
     if combinations is not None:
         progress.say(f"The grid has {combinations:,} combinations.")
-    teller = Teller(study, subject, options.most_trials or combinations, progress)
+    reporter = TrialReporter(study, problem, options.most_trials or combinations, progress)
     try:
         if options.ray is not None:
             cluster = Cluster(options.ray, options.workers, options.trial_cpus, options.trial_gpus)
-            work_on_ray(cluster, options, study, subject, teller.look, progress, _FAILURES)
+            work_on_ray(cluster, options, study, problem, reporter.look, progress, _FAILURES)
         elif options.workers in (None, 1):
             run_study(
-                study, subject.objective, subject.space, trials=options.most_trials, seconds=options.seconds,
-                most_failures=_FAILURES, after=lambda trial: teller.look(),
+                study, problem.objective, problem.space, trials=options.most_trials, seconds=options.seconds,
+                most_failures=_FAILURES, after=lambda trial: reporter.look(),
             )  # fmt: skip
         else:
-            work_together(options.workers, _work, replace(options, progress=None), teller.look, progress)
+            work_together(options.workers, _work, replace(options, progress=None), reporter.look, progress)
             stop_if_hopeless(study, _FAILURES)
     finally:
-        write_search(study, subject)
+        write_search(study, problem)
     stop_if_all_failed(study)
-    return results(study, subject, _now() - begun)
+    return results(study, problem, _now() - begun)
 
 
 def _check_gpus(count: int) -> None:
@@ -107,32 +107,32 @@ def _check_gpus(count: int) -> None:
         )
 
 
-def _open(options: TuneOptions, worker: int, progress: Progress) -> tuple[Study, Subject]:
+def _open(options: TuneOptions, worker: int, progress: Progress) -> tuple[Study, TuningProblem]:
     """The study and what its trials run, for one of the processes that work on it."""
-    subject = subject_of(options, progress)
-    space: Space = subject.space
+    problem = problem_of(options, progress)
+    space: Space = problem.space
     study = open_study(
-        options.storage or subject.folder,
+        options.storage or problem.folder,
         space,
         make_sampler(options.sampler, space, options.seed, options.grid_points or GRID_POINTS),
-        subject.directions,
-        options.study or (subject.name if options.storage else STUDY),
-        pruner=make_stopping(early_stopping_of(options), subject.steps, FACTORS[options.fidelity]),
-        about=subject.about,
+        problem.directions,
+        options.study or (problem.name if options.storage else STUDY),
+        pruner=make_stopping(early_stopping_of(options), problem.steps, FACTORS[options.fidelity]),
+        about=problem.about,
     )
     known = len(study.get_trials(deepcopy=False)) + _APART * worker
     if known and options.sampler != "tensor-train":
         # Optuna's samplers would begin with the same points again; ours draws by the number of the trial.
         study.sampler = make_sampler(options.sampler, space, options.seed + known, options.grid_points or GRID_POINTS)
-    return study, subject
+    return study, problem
 
 
 def _work(options: TuneOptions, number: int) -> None:
     """One of several processes."""
-    study, subject = _open(options, number, Progress())
+    study, problem = _open(options, number, Progress())
     try:
         run_study(
-            study, subject.objective, subject.space, trials=options.most_trials, seconds=options.seconds,
+            study, problem.objective, problem.space, trials=options.most_trials, seconds=options.seconds,
             most_failures=_FAILURES,
         )  # fmt: skip
     except SearchError:

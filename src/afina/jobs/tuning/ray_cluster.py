@@ -25,7 +25,7 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
 from afina.jobs.options.tune import TuneOptions
-from afina.jobs.tuning.subject import WORK, Subject, subject_of
+from afina.jobs.tuning.problem import WORK, TuningProblem, problem_of
 from afina.jobs.tuning.training_trials import clear, network_file
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
@@ -64,7 +64,7 @@ def work_on_ray(
     cluster: Cluster,
     options: TuneOptions,
     study: Study,
-    subject: Subject,
+    problem: TuningProblem,
     look: Callable[[], None],
     progress: Progress,
     failures: int,
@@ -77,7 +77,7 @@ def work_on_ray(
         cluster: Where.
         options: What is searched.
         study: Of `open_study`.
-        subject: What a trial runs.
+        problem: What a trial runs.
         look: Called when something may be new.
         progress: Told of processes that died.
         failures: So many failed trials in a row end the search.
@@ -90,7 +90,7 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        scheduler = _Scheduler(ray, cluster, options, study, subject, progress)
+        scheduler = _Scheduler(ray, cluster, options, study, problem, progress)
         with scheduler.heart:
             scheduler.run(most, look, failures)
 
@@ -99,14 +99,14 @@ class _Scheduler:
     """Hands out trials and takes in what they answer."""
 
     def __init__(
-        self, ray: Any, cluster: Cluster, options: TuneOptions, study: Study, subject: Subject, progress: Progress
+        self, ray: Any, cluster: Cluster, options: TuneOptions, study: Study, problem: TuningProblem, progress: Progress
     ) -> None:
-        self._ray, self._options, self._study, self._subject, self._progress = ray, options, study, subject, progress
+        self._ray, self._options, self._study, self._problem, self._progress = ray, options, study, problem, progress
         self._queue = ray.remote(num_cpus=0)(_QuestionQueue).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
         self._key, self._sent = (
             uuid.uuid4().hex,
-            _sent(ray, replace(options, space=subject.space, progress=None), progress),
+            _sent(ray, replace(options, space=problem.space, progress=None), progress),
         )
         self._running: dict[Any, optuna.Trial] = {}
         self._deaths, self.heart = 0, Heartbeat(study)
@@ -140,7 +140,7 @@ class _Scheduler:
     def _begin(self) -> None:
         trial = self._study.ask()
         self.heart.begin(trial)
-        params = suggest(self._study, trial, self._subject.space)
+        params = suggest(self._study, trial, self._problem.space)
         if params is None:
             self.heart.end(trial)
         else:
@@ -173,7 +173,7 @@ class _Scheduler:
         except self._ray.exceptions.RayError as error:
             self._died(trial, error)
             return False
-        folder = self._subject.folder / WORK
+        folder = self._problem.folder / WORK
         if network is not None:
             folder.mkdir(parents=True, exist_ok=True)
             network_file(folder, trial.number).write_bytes(network)
@@ -248,7 +248,7 @@ class _RemoteTrial:
 
 
 # What this process has opened already, by the key of the search.
-_SUBJECTS: dict[str, tuple[Subject, tempfile.TemporaryDirectory[str]]] = {}
+_PROBLEMS: dict[str, tuple[TuningProblem, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def _run_trial(
@@ -259,12 +259,12 @@ def _run_trial(
     import torch
 
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    if key not in _SUBJECTS:
+    if key not in _PROBLEMS:
         folder = tempfile.TemporaryDirectory()
         options: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
-        _SUBJECTS[key] = subject_of(options, Progress()), folder
-    subject, folder = _SUBJECTS[key]
-    outcome = attempt(subject.objective, params, _RemoteTrial(number, queue), len(subject.directions))
+        _PROBLEMS[key] = problem_of(options, Progress()), folder
+    problem, folder = _PROBLEMS[key]
+    outcome = attempt(problem.objective, params, _RemoteTrial(number, queue), len(problem.directions))
     file = network_file(Path(folder.name) / WORK, number)
     network = file.read_bytes() if file.is_file() else None
     file.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ WORK = "work"
 
 
 @dataclass(frozen=True)
-class Subject:
+class TuningProblem:
     """What is tuned.
 
     Attributes:
@@ -55,7 +55,7 @@ class Subject:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def subject_of(options: TuneOptions, progress: Progress) -> Subject:
+def problem_of(options: TuneOptions, progress: Progress) -> TuningProblem:
     """What the arguments say, opened.
 
     Raises:
@@ -87,7 +87,7 @@ def subject_of(options: TuneOptions, progress: Progress) -> Subject:
 
 def _of_training(
     options: TuneOptions, space: Space | None, costs: Costs, images: ImageData, progress: Progress
-) -> Subject:
+) -> TuningProblem:
     assert options.model is not None
     training = Training(options, images, costs, progress)
     space = default_space(training) if space is None else space
@@ -99,7 +99,7 @@ def _of_training(
         trial.set_user_attr(SEED, options.seed)
         return training.run(params, trial, folder / WORK)
 
-    return Subject(
+    return TuningProblem(
         name, folder, objective, space,
         directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in options.objectives)),
         metrics=(metric.name, *options.objectives),
@@ -115,7 +115,7 @@ def _of_training(
     )  # fmt: skip
 
 
-def _of_function(options: TuneOptions) -> Subject:
+def _of_function(options: TuneOptions) -> TuningProblem:
     assert options.objective is not None
     if options.space is None:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
@@ -134,7 +134,7 @@ def _of_function(options: TuneOptions) -> Subject:
         trial.set_user_attr(SEED, options.seed)
         return function(params, trial)
 
-    return Subject(
+    return TuningProblem(
         function.name, _folder(options.out, function.name), objective, space,
         directions=("maximize" if options.maximize else "minimize", *("minimize" for _ in options.objectives)),
         metrics=names, units=names,

@@ -110,13 +110,13 @@ def exceeded(result: Result, candidate: Candidate) -> frozenset[str]:
         for key, limit in most.items()
         if limit is not None and key in candidate.measurements and candidate.measurements[key].value > limit
     }
-    drop = drop_of(result, candidate)
+    drop = reported_drop(result, candidate)
     if budget.max_drop is not None and drop is not None and drop > budget.max_drop + _ROUNDING:
         over.add("quality")
     return frozenset(over)
 
 
-def drop_of(result: Result, candidate: Candidate) -> float | None:
+def reported_drop(result: Result, candidate: Candidate) -> float | None:
     """How much of the original's quality a candidate loses; None where one of them has no quality."""
     before = result.candidate(result.original).measurements.get("quality")
     after = candidate.measurements.get("quality")
@@ -234,7 +234,7 @@ def _drop_words(drop: float, unit: str) -> str:
 
 def _reached(result: Result, candidate: Candidate, limit: Limit) -> str:
     if limit.name == "max_drop":
-        drop = drop_of(result, candidate)
+        drop = reported_drop(result, candidate)
         return "not measured" if drop is None else _drop_words(drop, _quality_unit(result))
     measurement = candidate.measurements.get(limit.measure)
     return format_value(measurement.value, measurement.unit) if measurement else "not measured"

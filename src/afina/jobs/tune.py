@@ -21,7 +21,7 @@ from afina.search import (
     GRID_POINTS,
     SearchError,
     Space,
-    check_sampler,
+    check_sampler_name,
     check_stopping,
     make_sampler,
     make_stopping,
@@ -54,7 +54,7 @@ def _tune(options: TuneOptions) -> Tuned:
     begun, progress = _now(), options.progress or Progress()
     if options.out is not None:
         check_folder(Path(options.out), "--out")
-    check_sampler(options.sampler)
+    check_sampler_name(options.sampler)
     check_stopping(early_stopping_of(options))
     if options.ray is None and options.devices > 1:
         _check_gpus(options.devices)

@@ -5,7 +5,7 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics import Effect, freed
-from afina.jobs.planning.targets import Target, told_as
+from afina.jobs.planning.targets import Target, format_cost
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig
 
@@ -42,8 +42,8 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
         gone.append(name)
     if value > target.limit and len(config.axes) == 1:
         raise InputError(
-            f"The target of {told_as(target, target.limit)} cannot be met by taking blocks out: "
-            f"the smallest possible is {told_as(target, value)}.",
+            f"The target of {format_cost(target, target.limit)} cannot be met by taking blocks out: "
+            f"the smallest possible is {format_cost(target, value)}.",
             fix="Prune other axes as well: --axis blocks --axis channels.",
         )
     return tuple(gone)

@@ -46,12 +46,12 @@ class ChainTimes:
     def worth(self, layer: Layer, chains: Sequence[Chain]) -> list[tuple[Chain | None, float]]:
         """The chains that are faster than the layer, with their seconds; of those as fast, the nearest."""
         timed = [(chain, seconds) for chain in chains if (seconds := self._seconds(layer, chain)) < math.inf]
-        best, found = math.inf, list[tuple[Chain | None, float]]()
+        best, faster = math.inf, list[tuple[Chain | None, float]]()
         for chain, seconds in sorted(timed, key=lambda pair: pair[1]):
             if chain.loss < best and seconds < _WORTH * self.whole(layer):
                 best = chain.loss
-                found.append((chain, seconds))
-        return found
+                faster.append((chain, seconds))
+        return faster
 
     def _seconds(self, layer: Layer, chain: Chain) -> float:
         points = self._known[_shape(layer)].get(chain.form)
@@ -66,19 +66,19 @@ class ChainTimes:
         alone = _alone(layer)
         if alone is None:
             return {}
-        own, _ = layers_of(alone, FactorizeConfig())
+        alone_layers, _ = layers_of(alone, FactorizeConfig())
         networks, macs = {"": alone}, {"": ("", layer.macs)}
         for form in {chain.form for chain in chains}:
-            known = frontier([chain for chain in chains if chain.form == form], "macs")
-            for chain in {id(chain): chain for chain in (known[len(known) // 3], known[-1])}.values():
+            efficient = frontier([chain for chain in chains if chain.form == form], "macs")
+            for chain in {id(chain): chain for chain in (efficient[len(efficient) // 3], efficient[-1])}.values():
                 key = f"{form} {chain.ranks}"
-                networks[key] = shaped(alone, own, {"layer": (form, chain.ranks)})
+                networks[key] = shaped(alone, alone_layers, {"layer": (form, chain.ranks)})
                 macs[key] = (form, chain.macs)
-        found: dict[str, list[tuple[int, float]]] = {}
+        points_by_form: dict[str, list[tuple[int, float]]] = {}
         for key, measured in self._exporter.latencies(networks).items():
             form, work = macs[key]
-            found.setdefault(form, []).append((work, measured.value))
-        return {form: sorted(points) for form, points in found.items()}
+            points_by_form.setdefault(form, []).append((work, measured.value))
+        return {form: sorted(points) for form, points in points_by_form.items()}
 
 
 def _shape(layer: Layer) -> Any:

@@ -58,10 +58,11 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
         outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
-        wanted = images.task.outputs if images.labelled or reference is None else reference.shape[1]
-        if outputs.ndim != 2 or outputs.shape[1] != (wanted or outputs.shape[1]):
+        # 0, which is any width, where neither labels nor an earlier file say how many.
+        width = images.task.outputs if images.labelled or reference is None else reference.shape[1]
+        if outputs.ndim != 2 or outputs.shape[1] != (width or outputs.shape[1]):
             raise InputError(
-                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {wanted}] is needed.",
+                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {width}] is needed.",
                 why="That is what the data's targets need, or the first file gives.",
                 fix="Give a file made for this data.",
             )
@@ -106,9 +107,9 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 
 def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
-    known = read_metadata(path)
-    if known is not None:
-        return known[0]
+    metadata = read_metadata(path)
+    if metadata is not None:
+        return metadata[0]
     if size is None:
         return images.native
     height, width = parse_input_size(size)

@@ -19,7 +19,10 @@ from afina.types import Record, Step
 
 
 def _distill(options: DistillOptions) -> tuple[Network, Record]:
-    """Train `student` on what `teacher` answers (and on labels, where there are any); gives it and the record.
+    """Train `student` on the answers of `teacher` (and on labels, where there are any).
+
+    Returns:
+        The trained student and its record: settings, cost and quality before and after.
 
     Raises:
         InputError: no images, or teacher and student answer different questions.
@@ -28,25 +31,27 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     config, data, unlabelled = fit_config(options), options.data, options.unlabelled
     check_source(options.teacher, options.weights, options.input_size)
     check_source(options.student)
-    judged = open_data(data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress)
-    master = load_for(judged, options.teacher, options, progress).network
+    judged_images = open_data(
+        data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress
+    )
+    teacher = load_for(judged_images, options.teacher, options, progress).network
     network = load_model(
-        options.student, task=master.task, input=master.input, input_size=(master.input.height, master.input.width),
-        targets=judged.targets("train") if judged.labelled else None, progress=progress, seed=seed,
+        options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
+        targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
     ).network  # fmt: skip
-    learned = judged
+    training_images = judged_images
     if data is not None and unlabelled is not None:
-        learned = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
+        training_images = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
     elif data is None:
-        judged = learned = judged.without_labels()
+        judged_images = training_images = judged_images.without_labels()
     optimizer = options.optimizer or suited_optimizer(network)
     config = replace(
         config,
         optimizer=optimizer,
         learning_rate=options.learning_rate or RATES_OF_FINE_TUNING[optimizer],
-        batch_size=options.batch_size or suited_batch(learned.count("train")),
+        batch_size=options.batch_size or suited_batch(training_images.count("train")),
     )
-    trained, curve = fit(network, learned, config, teacher=master, progress=progress)
+    trained, curve = fit(network, training_images, config, teacher=teacher, progress=progress)
     record = Record(
         step=Step("distill", asdict(config)),
         touched=tuple(name for name, _ in trained.module.named_parameters()),
@@ -56,7 +61,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
         seconds=time.monotonic() - start,
         notes=(f"trained for {len(curve)} epochs, taught by {name_of(options.teacher)}",),
     )
-    return trained, Subject(network, judged, 0, seed, progress, teacher=master).judged(record, trained)
+    return trained, Subject(network, judged_images, 0, seed, progress, teacher=teacher).judged(record, trained)
 
 
 distill = command(DistillOptions, _distill)

@@ -17,7 +17,14 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was looked at, whether it is there, and what to do where it is not."""
+    """One line of the report.
+
+    Attributes:
+        name: What was looked for.
+        good: Whether it is there.
+        found: What is there: a version, a device, a number.
+        fix: What to do where it is not there.
+    """
 
     name: str
     good: bool
@@ -85,12 +92,12 @@ def _ray() -> Check:
 
 
 def _browser() -> Check:
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     return Check(
         "browser (only the report's own test needs one)",
-        found is not None,
-        found or "none found",
-        "" if found else "apt-get install chromium chromium-driver",
+        browser is not None,
+        browser or "none found",
+        "" if browser else "apt-get install chromium chromium-driver",
     )
 
 

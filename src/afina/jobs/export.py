@@ -44,11 +44,11 @@ def _export(options: ExportOptions) -> Exported:
     runtime = runtime_of_format(options.to)
     path = _target(options.out, runtime, name_of(options.model))
     progress = options.progress or Progress()
-    network, kept = load_plain(options.model, options, progress).network, dict[str, str]()
+    network, wide_layers = load_plain(options.model, options, progress).network, dict[str, str]()
     if options.half:
         network, record = quantize.apply(network, _HALF, Context(progress=progress))
-        kept = record.skipped
-        for layer, reason in kept.items():
+        wide_layers = record.skipped
+        for layer, reason in wide_layers.items():
             progress.say(f"{layer} stays in 32 bits: {reason}.")
     for bits in activation_bits(network):
         runtime.check_integers(f"int{bits}")
@@ -60,7 +60,7 @@ def _export(options: ExportOptions) -> Exported:
             part.unlink(missing_ok=True)
         raise
     size = sum(part.stat().st_size for part in runtime.files(path))
-    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, kept)
+    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, wide_layers)
 
 
 export = command(ExportOptions, _export)

@@ -267,12 +267,12 @@ def _write(job: Job, result: Result) -> None:
     winner = job.run.path(result.candidate(result.winner).file or "")
     folder = job.run.path("artifact")
     folder.mkdir(exist_ok=True)
-    wanted = {part.name for part in job.runtime.files(winner)}
+    current_files = {part.name for part in job.runtime.files(winner)}
     for part in job.runtime.files(winner):
         with job.run.file(f"artifact/{part.name}") as partial:
             shutil.copyfile(part, partial)
     for stale in folder.iterdir():
-        if stale.name not in wanted:
+        if stale.name not in current_files:
             stale.unlink()
     write_metadata(result, folder / "metadata.json")
     job.run.path(RECIPE_FILE).unlink(missing_ok=True)

@@ -88,8 +88,8 @@ def describe(result: Profile) -> str:
     lines = [f"{result.model}, input {' x '.join(map(str, result.input.shape))}"]
     lines += [f"  {key.replace('_', ' ')}: {format_value(m.value, m.unit)}" for key, m in result.totals.items()]
     for name, values in result.runtimes.items():
-        told = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
-        lines.append(f"  {name}: {told} ({values['latency'].where})")
+        measured = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
+        lines.append(f"  {name}: {measured} ({values['latency'].where})")
     lines += [f"  {name}: failed: {reason}" for name, reason in result.failed.items()]
     width = max((len(row.name) for row in result.layers), default=5)
     lines.append("")

@@ -108,12 +108,12 @@ class _Quantization:
         original = self.exporter.judge(subject.network, subject.data, subject.progress)
         config, notes = self._planned(source, limits, context)
         source, equalized = equalize(source, config, context)
-        config, kept = keep_wide(source, config, context)
-        notes += (*equalized, *kept_note(kept))
+        config, wide_layers = keep_wide(source, config, context)
+        notes += (*equalized, *kept_note(wide_layers))
 
-        def build(wanted: QuantizeConfig) -> tuple[Network, Record]:
-            prepared, prepared_notes = prepare(source, wanted, context)
-            prepared.placement.skipped.update(kept)
+        def build(config_to_build: QuantizeConfig) -> tuple[Network, Record]:
+            prepared, prepared_notes = prepare(source, config_to_build, context)
+            prepared.placement.skipped.update(wide_layers)
             if self.options.qat:
                 prepared_notes += self._train(prepared)
             return finish(subject.network, prepared, context, (*notes, *prepared_notes), self.start)

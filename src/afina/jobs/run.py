@@ -94,8 +94,8 @@ def _run(options: RunOptions) -> RecipeResult:
         "model": name_of(options.model, full=True), "weights": options.weights, "network": original.fingerprint(),
         "data": images.fingerprint, "runtime": options.runtime, "seed": options.seed,
     }  # fmt: skip
-    with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as kept:
-        job = _Job(kept, steps, original, images, exporter, options.seed, progress)
+    with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as run_folder:
+        job = _Job(run_folder, steps, original, images, exporter, options.seed, progress)
         return job.finish(*job.apply())
 
 
@@ -118,8 +118,8 @@ class _Job:
         for number, step in enumerate(self.steps, 1):
             key = _digest(key, step)
             file, stage = f"work/{number}-{step.technique}-{key}.pt2", f"step {number} {key}"
-            known = self.run.done(stage)
-            if known is None:
+            finished = self.run.done(stage)
+            if finished is None:
                 self.progress.say(f"Step {number} of {len(self.steps)}: {step.technique}.")
                 network, record = self._apply(step, network, records)
                 for note in record.notes:
@@ -127,7 +127,7 @@ class _Job:
                 network.save(self.run.path(file))
                 self.run.finish(stage, {"record": to_plain(record)}, files=[file])
             else:
-                network, record = Network.load(self.run.path(file)), from_plain(Record, known["record"])
+                network, record = Network.load(self.run.path(file)), from_plain(Record, finished["record"])
             records.append(record)
         return network, tuple(records)
 
@@ -197,11 +197,11 @@ def describe(result: RecipeResult) -> str:
 
 
 def _short(record: Record) -> str:
-    told = [f"{len(record.touched)} layers"]
+    changes = [f"{len(record.touched)} layers"]
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("nonzero", "weights"), ("file", "file")):
         if key in record.after and record.after[key] < record.before[key]:
-            told.append(f"{record.after[key] / record.before[key]:.1%} of the {name}")
-    return ", ".join(told)
+            changes.append(f"{record.after[key] / record.before[key]:.1%} of the {name}")
+    return ", ".join(changes)
 
 
 def _digest(before: str, step: Step) -> str:

@@ -48,21 +48,21 @@ def sparsify_config(options: SparsifyOptions) -> SparsifyConfig:
 
 def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> dict[str, float]:
     """Share of zeros of each layer, so that all together have the sparsity asked for."""
-    found = layer_sensitivities(network, config, context, _MEASURED)
-    options = {name: _options(sensitivity) for name, sensitivity in found.items()}
-    total = sum(sensitivity.size for sensitivity in found.values())
-    taken = choose(options, (1 - config.sparsity) * total)
+    sensitivities = layer_sensitivities(network, config, context, _MEASURED)
+    options_by_layer = {name: _options(sensitivity) for name, sensitivity in sensitivities.items()}
+    total = sum(sensitivity.size for sensitivity in sensitivities.values())
+    taken = choose(options_by_layer, (1 - config.sparsity) * total)
     return {name: _SHARES[index] for name, index in taken.items()}
 
 
 def _options(sensitivity: Sensitivity) -> list[Option]:
     """What each share of zeros damages: a power of the share between those that were measured."""
-    known = np.log(np.maximum(sensitivity.measured, 1e-9))
+    measured_logs = np.log(np.maximum(sensitivity.measured, 1e-9))
     # The damage of a few zeros grows with the square of their share or faster.
     shares = np.array([0.05, *_MEASURED, 0.98])
-    first = known[0] - 3.0 * np.log(_MEASURED[0] / shares[0])
-    slope = (known[-1] - known[-2]) / (_MEASURED[-1] - _MEASURED[-2])
-    last = known[-1] + max(slope, 0.0) * (shares[-1] - _MEASURED[-1])
-    losses = np.exp(np.interp(_SHARES, shares, [first, *known, last]))
+    first = measured_logs[0] - 3.0 * np.log(_MEASURED[0] / shares[0])
+    slope = (measured_logs[-1] - measured_logs[-2]) / (_MEASURED[-1] - _MEASURED[-2])
+    last = measured_logs[-1] + max(slope, 0.0) * (shares[-1] - _MEASURED[-1])
+    losses = np.exp(np.interp(_SHARES, shares, [first, *measured_logs, last]))
     losses[0] = 0.0
     return [Option(float(loss), sensitivity.size * (1 - share)) for loss, share in zip(losses, _SHARES, strict=True)]

@@ -48,9 +48,9 @@ class Job:
 
     def stage(self, name: str, kind: type[T], build: Callable[[], T], files: Iterable[str] = ()) -> T:
         """The value of a finished stage, or `build()` of it, kept with the files that it wrote."""
-        known = self.run.done(name)
-        if known is not None:
-            return from_plain(kind, known["value"])
+        finished = self.run.done(name)
+        if finished is not None:
+            return from_plain(kind, finished["value"])
         plain = to_plain(build())
         self.run.finish(name, {"value": plain}, files=files)
         # Read back, so that a value is the same whether it was built now or in an earlier session.

@@ -60,12 +60,12 @@ class Subject:
             return record
         reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
         before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
-        told = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
+        qualities = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
         return replace(
             record,
             before={**record.before, "quality": before.value},
             after={**record.after, "quality": after.value},
-            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {told}"),
+            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {qualities}"),
         )
 
 

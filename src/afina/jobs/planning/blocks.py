@@ -19,13 +19,13 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
         NothingToDo: no block can go.
         InputError: there are no images, or blocks alone cannot meet the target.
     """
-    known = find_blocks(network)
-    if not known:
+    blocks = find_blocks(network)
+    if not blocks:
         raise NothingToDo("This network has no residual block that can be taken out.")
-    effect, whole = Effect(network, context.first(len(known) * cost_of(network).macs)), target.measure(network)
+    effect, whole = Effect(network, context.first(len(blocks) * cost_of(network).macs)), target.measure(network)
     prices: dict[str, float] = {}
-    with context.progress.work("Measuring blocks", len(known)) as bar:
-        for name in known:
+    with context.progress.work("Measuring blocks", len(blocks)) as bar:
+        for name in blocks:
             without = remove_blocks(network, [name])
             prices[name] = effect.of(without) / max(whole - target.measure(without), 1e-12)
             del without

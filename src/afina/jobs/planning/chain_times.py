@@ -32,16 +32,16 @@ class ChainTimes:
         self, exporter: Exporter, layers: Mapping[str, Layer], chains: Mapping[str, Sequence[Chain]], progress: Progress
     ) -> None:
         self._exporter = exporter
-        self._known: dict[Any, dict[str, list[tuple[int, float]]]] = {}
+        self._times_by_shape: dict[Any, dict[str, list[tuple[int, float]]]] = {}
         with progress.work("Timing chains", len(layers)) as bar:
             for name, layer in layers.items():
-                if _shape(layer) not in self._known:
-                    self._known[_shape(layer)] = self._timed(layer, chains[name])
+                if _shape(layer) not in self._times_by_shape:
+                    self._times_by_shape[_shape(layer)] = self._timed(layer, chains[name])
                 bar.advance(note=name)
 
     def whole(self, layer: Layer) -> float:
         """Seconds of the layer as it is; 0 where it cannot be timed alone."""
-        return self._known[_shape(layer)].get("", [(0, 0.0)])[0][1]
+        return self._times_by_shape[_shape(layer)].get("", [(0, 0.0)])[0][1]
 
     def worth(self, layer: Layer, chains: Sequence[Chain]) -> list[tuple[Chain | None, float]]:
         """The chains that are faster than the layer, with their seconds; of those as fast, the nearest."""
@@ -54,7 +54,7 @@ class ChainTimes:
         return faster
 
     def _seconds(self, layer: Layer, chain: Chain) -> float:
-        points = self._known[_shape(layer)].get(chain.form)
+        points = self._times_by_shape[_shape(layer)].get(chain.form)
         if not points:
             return math.inf
         (x0, y0), (x1, y1) = points[0], points[-1]

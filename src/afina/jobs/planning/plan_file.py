@@ -153,8 +153,8 @@ def _first_policy(content: dict[str, Any]) -> dict[str, Any]:
         if old in content:
             value = content[old]
             # Types are compared too: 1 equals True.
-            known = [key for key in values if key == value and type(key) is type(value)]
-            if not known:
+            matching = [key for key in values if key == value and type(key) is type(value)]
+            if not matching:
                 raise ValueError(f"{old} is {value!r}")
-            policy[name] = values[known[0]]
+            policy[name] = values[matching[0]]
     return policy

@@ -65,8 +65,8 @@ def approach(
 
         whole (9.0, 150 KB), cheapest (1.0, 30 KB): the next charge is 1.0 + 8.0 * (99.5 - 30) / (150 - 30) = 5.6
 
-    and if that plan measures 104 KB, the next one lies between 1.0 and 5.6. It ends after `_TRIES` plans, or with a plan that
-    is within `TOLERANCE` below the target.
+    and if that plan measures 104 KB, the next one lies between 1.0 and 5.6. The search ends after `_TRIES` plans, or
+    with one that is within `TOLERANCE` below the target.
 
     Args:
         target: What is to be met.

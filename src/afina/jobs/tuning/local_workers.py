@@ -47,10 +47,10 @@ def work_together(
         InputError: `options` cannot be sent to another process, or processes die again and again.
     """
     fix = "Name it as path/file.py:function (a builder or an objective), or use one worker."
-    sent = packed(options, "What is tuned", fix)
+    pickled = packed(options, "What is tuned", fix)
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
-        running = [_start(context, work, sent, number) for number in range(count)]
+        running = [_start(context, work, pickled, number) for number in range(count)]
         try:
             while running:
                 time.sleep(_LOOK)
@@ -68,7 +68,7 @@ def work_together(
                             why=f"The last exit code was {process.exitcode}; -9 is what a lack of memory gives.",
                             fix="Use fewer workers. What was finished is kept: the same command goes on.",
                         )
-                    running.append(_start(context, work, sent, count + deaths))
+                    running.append(_start(context, work, pickled, count + deaths))
         finally:
             for process in running:
                 process.terminate()
@@ -76,19 +76,19 @@ def work_together(
             look()
 
 
-def _start(context: Any, work: Callable[..., None], sent: bytes, number: int) -> SpawnProcess:
-    process: SpawnProcess = context.Process(target=_run, args=(work, sent, number), daemon=True)
+def _start(context: Any, work: Callable[..., None], pickled: bytes, number: int) -> SpawnProcess:
+    process: SpawnProcess = context.Process(target=_run, args=(work, pickled, number), daemon=True)
     with _uninterrupted():
         process.start()
     return process
 
 
-def _run(work: Callable[..., None], sent: bytes, number: int) -> None:
+def _run(work: Callable[..., None], pickled: bytes, number: int) -> None:
     """One of the processes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        work(pickle.loads(sent), number)
+        work(pickle.loads(pickled), number)
     except KeyboardInterrupt:
         # The process that began the search says that it was stopped.
         sys.exit(_INTERRUPTED)

@@ -104,9 +104,9 @@ class _Scheduler:
         self._ray, self._options, self._study, self._problem, self._progress = ray, options, study, problem, progress
         self._queue = ray.remote(num_cpus=0)(_QuestionQueue).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
-        self._key, self._sent = (
+        self._key, self._options_ref = (
             uuid.uuid4().hex,
-            _sent(ray, replace(options, space=problem.space, progress=None), progress),
+            _put_options(ray, replace(options, space=problem.space, progress=None), progress),
         )
         self._running: dict[Any, optuna.Trial] = {}
         self._deaths, self.heart = 0, Heartbeat(study)
@@ -144,7 +144,7 @@ class _Scheduler:
         if params is None:
             self.heart.end(trial)
         else:
-            task = self._task.remote(self._key, [self._sent], self._queue, trial.number, params)
+            task = self._task.remote(self._key, [self._options_ref], self._queue, trial.number, params)
             self._running[task] = trial
 
     def _answer(self, questions: list[_Question]) -> None:
@@ -252,7 +252,7 @@ _PROBLEMS: dict[str, tuple[TuningProblem, tempfile.TemporaryDirectory[str]]] = {
 
 
 def _run_trial(
-    key: str, sent: list[Any], queue: Any, number: int, params: dict[str, Any]
+    key: str, boxed_options: list[Any], queue: Any, number: int, params: dict[str, Any]
 ) -> tuple[Outcome, bytes | None]:
     """A task: one trial; how it ended, and its network where it is worth keeping."""
     import ray
@@ -261,7 +261,7 @@ def _run_trial(
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     if key not in _PROBLEMS:
         folder = tempfile.TemporaryDirectory()
-        options: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
+        options: TuneOptions = replace(ray.get(boxed_options[0]), out=folder.name)
         _PROBLEMS[key] = problem_of(options, Progress()), folder
     problem, folder = _PROBLEMS[key]
     outcome = attempt(problem.objective, params, _RemoteTrial(number, queue), len(problem.directions))
@@ -271,7 +271,7 @@ def _run_trial(
     return outcome, network
 
 
-def _sent(ray: Any, options: TuneOptions, progress: Progress) -> Any:
+def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """What tasks need of the arguments, in the object store, the images among it."""
     data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
     named = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}

@@ -47,19 +47,19 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
         InputError: it cannot be read, or a name is not one of a training.
     """
     if isinstance(source, Mapping):
-        found: Any = source
+        parameters: Any = source
     else:
         try:
-            found = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
+            parameters = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"--training {source} cannot be read.", why=str(error).splitlines()[0]) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(parameters, Mapping):
         raise InputError(
             f"--training {source} is not a list of names with values.",
             fix="Give best.yaml of a run of afina tune, or write, for example: learning_rate: 0.1",
         )
-    check_parameters(found)
-    return settings_of(found)
+    check_parameters(parameters)
+    return settings_of(parameters)
 
 
 def check_parameters(names: Iterable[str]) -> None:

@@ -125,9 +125,9 @@ class Training:
             InputError: the first that is not.
         """
         check_space(space)
-        own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
-        if own:
-            self._load(own)
+        model_arguments = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
+        if model_arguments:
+            self._load(model_arguments)
         for rung in self._rungs[:-1]:
             self._at(rung, {}, self._first.network)
 
@@ -313,7 +313,7 @@ def clear(study: Study, folder: Path) -> None:
     """Remove the networks of trials that ended and that others are better than."""
     # Those that ended first: another process may tell a better one at any moment.
     ended = [t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    kept = {t.number for t in front(study)}
+    best_numbers = {t.number for t in front(study)}
     for number in ended:
-        if number not in kept:
+        if number not in best_numbers:
             network_file(folder, number).unlink(missing_ok=True)

@@ -21,8 +21,8 @@ class Decision:
         verdict: `fits` or `misses`.
         winner: The candidate to deploy; with `misses`, the nearest to the limits.
         drop: Quality that the winner loses against the original (negative: a gain).
-        best_achievable: With `misses`, for each limit the candidate that comes nearest to it.
-        warnings: In what the winner is worse than the original, one sentence each.
+        best_achievable: With `misses`, the name of the candidate that comes nearest to each limit.
+        warnings: One sentence for each cost in which the winner is worse than the original.
     """
 
     verdict: Literal["fits", "misses"]

@@ -42,7 +42,12 @@ _RESOLVED = ("size", "latency", "memory", "max_drop", "out")
 
 @dataclass(frozen=True)
 class Adapted:
-    """The network before compression: whether it was trained here, and what the user should know."""
+    """How the network was adapted to the data before compression.
+
+    Attributes:
+        notes: What the user should know of it, one sentence each.
+        curve: The training curve; empty where the network was not trained here.
+    """
 
     notes: tuple[str, ...]
     curve: tuple[Epoch, ...]
@@ -95,9 +100,9 @@ class _Trainings:
     """How the network is trained: before compression, and after it became smaller.
 
     Attributes:
-        adapting: Before compression.
-        finetuning: After, taught by the network before.
-        trains: Whether it is trained before compression; None where that depends on whether it fits the data already.
+        adapting: The training before compression.
+        finetuning: The training after it, with the network before as teacher.
+        trains: Whether the network is trained before compression; None where that depends on whether it is pretrained.
     """
 
     adapting: FitConfig
@@ -106,7 +111,7 @@ class _Trainings:
 
 
 def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
-    """What both trainings share, as far as it is asked for. Raises `InputError` where it is out of range."""
+    """What both trainings share, as far as options say it. Raises `InputError` where it is out of range."""
     return FitConfig(
         optimizer=options.optimizer or settings.options.get("optimizer", "sgd"),
         precision=options.precision or settings.options.get("precision", "32"),
@@ -119,7 +124,7 @@ def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
 def _trainings(
     options: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
 ) -> _Trainings:
-    """Both trainings, with what suits the network and the images where nothing is asked for."""
+    """Both trainings; where options say nothing, with what suits the network and the images."""
     optimizer = base.optimizer if options.optimizer or "optimizer" in settings.options else None
     both: dict[str, Any] = {"precision": base.precision, "keep_fp32": base.keep_fp32, "seed": base.seed}
     count, epochs = images.count("train"), options.epochs
@@ -180,7 +185,7 @@ def _tell_data(job: Job) -> None:
 
 
 def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
-    """The network to compress: trained when it must be or was asked to be, and kept in the run folder."""
+    """The network to compress: trained where it has to be or an option says so, and kept in the run folder."""
     config = trainings.adapting
 
     def build() -> Adapted:
@@ -204,7 +209,7 @@ def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Train
 
 
 def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> tuple[Network, tuple[Epoch, ...], str]:
-    """The best network of a search over trainings, its curve, and what is to be told of it."""
+    """The best network of a search over trainings, its curve, and a note for the user."""
     job.progress.say(f"Training {options.tune} times for {config.epochs} epochs at most, each time otherwise.")
     tuned = tune(
         options.model, job.data, trials=options.tune, epochs=config.epochs, precision=config.precision,
@@ -220,7 +225,7 @@ def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> t
 
 
 def _casting(network: Network, config: FitConfig) -> tuple[str, ...]:
-    """In what types the layers were trained, where that is not all in 32 bits."""
+    """A note on the number types of the training; none where all layers were trained in 32 bits."""
     if config.precision == "32":
         return ()
     rows = layer_dtypes(network, config.precision, config.keep_fp32)

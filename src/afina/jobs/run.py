@@ -38,7 +38,7 @@ _JOBS: Mapping[str, Callable[..., tuple[Network, Record]]] = {
 }
 # Calibration images of a step that is done again by its configuration.
 _IMAGES = 1024
-# What raises `InputError` for options that a technique's configuration refuses.
+# For each command the configuration of its technique, which raises `InputError` for options that are out of range.
 _CONFIGS: Mapping[str, Callable[[Any, Exporter], object]] = {
     "prune": lambda options, _: prune_config(options),
     "factorize": lambda options, _: factorize_config(options),
@@ -50,16 +50,16 @@ _CONFIGS: Mapping[str, Callable[[Any, Exporter], object]] = {
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe made.
+    """The network and the file that a recipe made.
 
     Attributes:
         network: The `.pt2` file.
         file: The exported file for the runtime.
         records: What each step did.
-        quality: Of the exported file, and of the original's, by the task's metric.
-        original: Likewise of the model as it was.
-        size: Bytes of the file.
-        original_size: Of the original's.
+        quality: Quality of the exported file, by the task's metric.
+        original: Quality of the file of the model as it was, by the same metric.
+        size: Bytes of the exported file.
+        original_size: Bytes of the file of the model as it was.
     """
 
     network: str
@@ -164,7 +164,7 @@ class _Job:
 def _options(
     step: Step, network: Any, original: Any, data: Any, exporter: Exporter, seed: int, progress: Progress | None
 ) -> dict[str, Any]:
-    """All options of a step: its own, and what the recipe as a whole says, where the command has such an option."""
+    """All options of a step: those that it says, and those that the whole recipe says and its command has."""
     whole = {"data": data, "runtime": exporter.runtime.name, "threads": exporter.threads, "seed": seed,
              "progress": progress}  # fmt: skip
     whole |= {"teacher": original, **({"student": network} if step.technique == "distill" else {"model": network})}
@@ -173,7 +173,7 @@ def _options(
 
 
 def _check_steps(steps: Sequence[Step], exporter: Exporter) -> None:
-    """Raise now what a step would raise, when its turn comes, for options that are wrong in themselves."""
+    """Raise `InputError` for wrong options of any step before the first step, which may take hours, begins."""
     for number, step in enumerate(steps, 1):
         if exact_step(step) is not None:
             continue

@@ -1,4 +1,4 @@
-"""What was asked and what was reached: the comparison, the limits and the verdict in one sentence.
+"""The limits of a run and what was reached: the comparison, the limits and the verdict in one sentence.
 
 Derived from a `Result` once, and shown by the page, the card and the terminal alike, so that they cannot
 disagree.
@@ -43,7 +43,7 @@ class Limit:
     Attributes:
         name: The field of `Budget`.
         measure: The key of the measurement that it limits.
-        label: For people.
+        label: The label in reports.
         allowed: The limit, formatted.
         reached: The winner's value, formatted; `not measured` where it is missing.
         met: Whether it is met; None where it was not measured.
@@ -147,7 +147,7 @@ def best_achievable(result: Result) -> tuple[tuple[str, str, str], ...]:
 
 
 def headline(result: Result) -> str:
-    """The verdict in one or two sentences: what was asked, what was reached."""
+    """The verdict in one or two sentences: the limits, and what was reached."""
     winner, all_limits = result.winner, limits(result)
     got = _got(result)
     if not all_limits:

@@ -42,7 +42,7 @@ class StudyRun:
 
     Attributes:
         trials: Trials that this call ran.
-        failed: How many of them failed.
+        failed: The number of those that failed.
         retried: Numbers of trials whose process was gone, which were queued again.
         seconds: Time that it took.
     """
@@ -149,8 +149,8 @@ def run_study(
         objective: Called with the values of the active parameters and the trial, for reports and constraints;
             gives the value, or one for each direction.
         space: The space of the study.
-        trials: How many the study is to have in all, failed ones too; None for no limit.
-        seconds: When no new trial is begun; None for no limit.
+        trials: Number of trials after which the study ends, failed ones too; None for no limit.
+        seconds: Time after which no new trial is begun; None for no limit.
         most_failures: So many failed trials in a row end the search.
         after: Called with every trial that ended.
 

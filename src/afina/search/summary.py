@@ -1,4 +1,4 @@
-"""What a study found, as plain data and as a page of plots."""
+"""The results of a study, as plain data and as a page of plots."""
 
 import contextlib
 import csv

@@ -27,7 +27,7 @@ class Maker:
         job: The run.
         original: The network.
         budget: Limits.
-        finetuning: How a smaller network is trained.
+        finetuning: The settings of the training of a smaller network.
     """
 
     job: Job

@@ -93,7 +93,7 @@ def first_within(excess: Callable[[int], float], count: int, start: float | None
 
     Args:
         excess: The excess of a step, 0 or more.
-        count: How many steps there are.
+        count: The number of steps.
         start: Excess before the first step, where it is known.
 
     Example:

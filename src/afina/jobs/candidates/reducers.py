@@ -1,4 +1,4 @@
-"""Ways to a network of fewer parameters or multiply-accumulates, for `afina optimize`: by any share, as often as asked.
+"""Ways to a network with a smaller share of its parameters or multiply-accumulates, for `afina optimize`.
 
 What a reducer has to know of the network (sensitivities of axes, losses of chains) is measured once, when it is first
 needed, and serves every ratio.
@@ -101,7 +101,7 @@ class Factorizer:
         costs: `parameters` or `macs`: what is to go.
         context: Images.
         timed: Whether time is what counts.
-        exporter: Of the target runtime.
+        exporter: Exports and times for the target runtime.
     """
 
     name = "factorize"
@@ -143,5 +143,5 @@ class Factorizer:
 
 
 def _left(record: Record, costs: str) -> float:
-    """The share that is left, rounded up, so that the same is asked for again."""
+    """The share of the cost that is left, rounded up to 0.01%, so that a step with it leaves no less."""
     return math.ceil(1e4 * record.after[costs] / record.before[costs]) / 1e4

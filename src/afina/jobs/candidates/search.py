@@ -70,7 +70,7 @@ class Search:
         return self._too_far(reductions)
 
     def _enough(self) -> bool:
-        """Whether to stop: everything asked for is met, and a limit on resources says when it is enough."""
+        """Whether to stop: a candidate keeps all limits, and one of them is on size, latency or memory."""
         return not self._thorough and limits_resources(self._budget) and self._tried.fits()
 
     def _too_far(self, reductions: list[Reduction]) -> bool:

@@ -1,4 +1,4 @@
-"""What the stages of a job share, and how a stage is taken from the run folder when it is already there."""
+"""The job that all stages of `afina optimize` share, and how a finished stage is read from the run folder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Job:
     Attributes:
         run: The run folder.
         data: Images.
-        runtime: Where the artifact will run.
+        runtime: The runtime that will run the artifact.
         threads: Threads that the runtime gets.
         batch: Images per call when latency is measured.
         seed: Every random choice comes from it.

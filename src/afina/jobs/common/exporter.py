@@ -24,12 +24,12 @@ from afina.types import Measurement
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file answered on the validation images.
+    """The outputs of a file on the validation images.
 
     Attributes:
         quality: The task's metric, or the agreement with a reference where there are no labels.
-        outputs: `[N, outputs]`.
-        size: Bytes.
+        outputs: The outputs, `[N, outputs]`.
+        size: Bytes of the file.
     """
 
     quality: Measurement
@@ -47,8 +47,8 @@ class Exporter:
     """Exports networks for one runtime, into folders that are gone afterwards.
 
     Attributes:
-        runtime: Where the files run.
-        threads: Threads that it gets.
+        runtime: The runtime that runs the files.
+        threads: Threads that the runtime gets.
         batch: Images per call when time is measured.
     """
 
@@ -58,7 +58,7 @@ class Exporter:
 
     @classmethod
     def of(cls, options: RuntimeOptions) -> Self:
-        """For the runtime, threads and batch that are asked for. Raises `InputError` for an unknown runtime."""
+        """The exporter that a command's options describe. Raises `InputError` for an unknown runtime."""
         return cls(get_runtime(options.runtime), options.threads or available_cores(), options.batch)
 
     @contextmanager
@@ -102,7 +102,7 @@ class Exporter:
             network: Float or quantized.
             data: The images.
             progress: What the user sees.
-            reference: The original's outputs, where the data has no labels.
+            reference: The original's outputs `[N, outputs]`, where the data has no labels.
 
         Raises:
             ParityError: the file does not answer as the network.
@@ -126,8 +126,8 @@ class Shelf:
     """Files of networks that take their input alike, each exported once, however often it is timed.
 
     Args:
-        exporter: Exports and times.
-        folder: Where the files are.
+        exporter: Exports and times the files.
+        folder: The folder of the files.
     """
 
     def __init__(self, exporter: Exporter, folder: Path) -> None:
@@ -137,7 +137,7 @@ class Shelf:
 
     @property
     def names(self) -> list[str]:
-        """Of all that it holds."""
+        """The names of the networks whose files it holds."""
         return list(self._files)
 
     def add(self, name: str, network: Network) -> None:

@@ -28,8 +28,8 @@ RECIPE_FILE = "recipe.yaml"
 EXACT = "config"
 _EXAMPLE = "Write, for example:\nsteps:\n  - prune: {macs: 50%, finetune: 1}\n  - quantize: {weight_type: int8}"
 
-# Steps that are commands; those options that a recipe as a whole says are no options of a step. Every other technique
-# in the table of techniques is a step with its configuration as options.
+# Steps that are commands. Options such as the data or the seed belong to the recipe as a whole, not to a step. Every
+# other technique in the table of techniques is a step with its configuration as options.
 STEPS: Mapping[str, type] = {
     "prune": PruneOptions,
     "factorize": FactorizeOptions,
@@ -37,7 +37,7 @@ STEPS: Mapping[str, type] = {
     "distill": DistillOptions,
     "quantize": QuantizeOptions,
 }
-# What options of a step were called in earlier versions, and are called now.
+# For each step, the names of options in earlier versions, and their names now.
 _RENAMED = {"quantize": {"weights": "weight_type", "activations": "activation_type"}}
 
 

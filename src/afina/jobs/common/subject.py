@@ -19,7 +19,7 @@ from afina.training import evaluate, predict
 from afina.types import Record
 from afina.units import format_value
 
-# Validation images that the errors of single layers are told on.
+# Validation images that the errors of single layers are measured on.
 _HELD_OUT = 64
 _SHOWN = (
     ("macs", "MACs", "1"),
@@ -36,11 +36,11 @@ class Subject:
 
     Attributes:
         network: The model, captured.
-        data: Its images; None where none were given.
-        images: How many training images statistics rest on.
+        data: The images; None where there are none.
+        images: The number of training images that statistics rest on.
         seed: Seed of every random choice.
         progress: What the user sees.
-        teacher: Who teaches the fine-tuning; the model itself where it is None.
+        teacher: The network that teaches the fine-tuning; None for the model itself.
     """
 
     network: Network
@@ -109,9 +109,9 @@ def open_subject(
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
     Args:
-        options: How the model is opened.
-        model: What is opened.
-        data: As in `optimize`; None for no images.
+        options: Weights, input size, example, seed and progress.
+        model: The model, as a user names it.
+        data: The images, as a user names them; None for none.
         images: Training images that statistics rest on.
         teacher: The network that teaches the fine-tuning; the model itself where it is None.
 
@@ -137,15 +137,15 @@ def load_for(
     builder_arguments: Mapping[str, Any] | None = None,
     input_size: InputSize = None,
 ) -> Loaded:
-    """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own.
+    """The model with the outputs that the data needs; for images without labels, with the outputs that it has.
 
     Args:
-        data: Its task decides the outputs.
-        model: What is opened.
+        data: The images, whose task decides the outputs.
+        model: The model, as a user names it.
         options: Weights, input size, example and seed.
         progress: What the user sees.
-        builder_arguments: Arguments of what builds the model.
-        input_size: In the place of the one in `options`.
+        builder_arguments: Arguments of the function that builds the model; None for none.
+        input_size: An input size that goes before the one in `options`.
     """
     size = input_size or options.input_size
     return load_model(
@@ -162,7 +162,7 @@ def load_for(
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:
-    """What a technique may use: a stream of training images, the seed, the progress."""
+    """What a technique may use: streams of training and of held-out images, the seed, the progress."""
     if data is None:
         return Context(seed=seed, progress=progress)
     count = min(images, data.count("train"))

@@ -20,9 +20,9 @@ from afina.store.sending import packed
 
 # What limits the threads of the libraries below torch; they read it when they are imported.
 _LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Exit code of a worker that ends the search: the study says why.
+# Exit code of a worker that ends the search because trials fail one after another; the study has their errors.
 HOPELESS = 7
-# That of one that was interrupted, as shells have it.
+# Exit code of a worker that was interrupted: 128 and the number of the signal, as in shells.
 _INTERRUPTED = 130
 _MOST_DEATHS = 3
 _LOOK = 0.2
@@ -39,9 +39,9 @@ def work_together(
     Args:
         count: Processes.
         work: A function of a module; it ends its process with `HOPELESS` where the search must end.
-        options: Its first argument, which must survive a pickle.
-        look: Called all the time while they work.
-        progress: Told of processes that died.
+        options: The first argument of `work`, which must survive a pickle.
+        look: Called five times a second while they work.
+        progress: Says which processes died.
 
     Raises:
         InputError: `options` cannot be sent to another process, or processes die again and again.

@@ -1,4 +1,4 @@
-"""What a search works on: trainings of a model, or a Python function."""
+"""The problem that a search of `afina tune` solves: trainings of a model, or a Python function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,19 +28,19 @@ WORK = "work"
 
 @dataclass(frozen=True)
 class TuningProblem:
-    """What is tuned.
+    """A problem of hyperparameter optimization: a space, and an objective over it.
 
     Attributes:
-        name: For titles.
+        name: The name in titles.
         folder: The run folder.
-        objective: What a trial runs.
-        space: What is searched.
-        directions: `minimize` or `maximize`, for each objective.
-        metrics: Their names; `units` say how they are written.
-        units: As in `Measurement`.
+        objective: The function that a trial calls with its parameters.
+        space: The search space.
+        directions: `minimize` or `maximize`, for each value of the objective.
+        metrics: The name of each value.
+        units: The unit of each value, as in `Measurement`.
         steps: The last step that a trial reports; None where that is not known.
-        trains: Whether trials leave networks.
-        about: What must be the same for all trials.
+        trains: Whether trials train networks, which are kept in the folder.
+        about: Facts that must be the same for all trials of a study, as plain data.
     """
 
     name: str
@@ -56,10 +56,10 @@ class TuningProblem:
 
 
 def problem_of(options: TuneOptions, progress: Progress) -> TuningProblem:
-    """What the arguments say, opened.
+    """The problem that the options describe, with its model and images opened.
 
     Raises:
-        InputError: they say nothing to tune, or two things, or a space that does not fit.
+        InputError: the options name nothing to tune, or two things, or a space that does not fit.
     """
     if options.objective is not None:
         if options.model is not None or options.data is not None:

@@ -74,11 +74,11 @@ def work_on_ray(
     A trial whose process dies is run again. What has finished is kept, whatever happens.
 
     Args:
-        cluster: Where.
-        options: What is searched.
-        study: Of `open_study`.
-        problem: What a trial runs.
-        look: Called when something may be new.
+        cluster: The cluster, and the share of it that each trial gets.
+        options: The options of `afina tune`.
+        study: A study of `open_study`.
+        problem: The search problem: the space, and what a trial runs.
+        look: Called when trials may have ended.
         progress: Told of processes that died.
         failures: So many failed trials in a row end the search.
 
@@ -148,7 +148,7 @@ class _Scheduler:
             self._running[task] = trial
 
     def _answer(self, questions: list[_Question]) -> None:
-        """What tasks ask of their trials; what goes wrong with it is raised there."""
+        """Answer the questions of tasks about their trials; an error in a call is raised again in the task."""
         trials = {trial.number: trial for trial in self._running.values()}
         answers: dict[str, tuple[Any, Exception | None]] = {}
         for question, number, method, arguments, named in questions:
@@ -247,14 +247,17 @@ class _RemoteTrial:
         return ask
 
 
-# What this process has opened already, by the key of the search.
+# Problems that this process has opened, with their folders, by the key of the search.
 _PROBLEMS: dict[str, tuple[TuningProblem, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def _run_trial(
     key: str, boxed_options: list[Any], queue: Any, number: int, params: dict[str, Any]
 ) -> tuple[Outcome, bytes | None]:
-    """A task: one trial; how it ended, and its network where it is worth keeping."""
+    """Run one trial in a process of the cluster; gives how it ended, and the bytes of its network if it is kept.
+
+    The reference to the options is in a list, since Ray would fetch a bare one before every call.
+    """
     import ray
     import torch
 
@@ -272,7 +275,7 @@ def _run_trial(
 
 
 def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
-    """What tasks need of the arguments, in the object store, the images among it."""
+    """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
     data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
     named = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:

@@ -39,10 +39,10 @@ class Choice:
     """A trial that no other is better than in every objective.
 
     Attributes:
-        trial: Its number.
+        trial: The number of the trial.
         values: The value of each objective, by name.
         params: Values of the active parameters, fixed ones too.
-        network: The file of its network; None for a function.
+        network: The file of the trial's network; None for a function.
     """
 
     trial: int
@@ -53,13 +53,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found.
+    """The result of `afina tune`.
 
     Attributes:
         best: Values of the active parameters of the best trial, fixed ones too; None where no trial ended well. With
             several objectives, the one that is best by the first.
-        value: Its value.
-        metric: What the value is.
+        value: The first objective of the best trial; None where there is no best trial.
+        metric: The name of that objective.
         trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`; and
             those that are still `running` in other processes.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
@@ -83,11 +83,11 @@ class Tuned:
 
 
 class TrialReporter:
-    """Says each trial that ended, once, whichever process ran it; and after a few, how long the rest takes.
+    """Says each trial that ended, once, whichever process ran it; after a few trials also how long the rest takes.
 
     Args:
         study: The study.
-        problem: What is tuned.
+        problem: The search problem, for names and units.
         total: Trials in all; None where it is not known.
         progress: What the user sees.
     """
@@ -98,7 +98,7 @@ class TrialReporter:
         self._first, self._begun = len(self._reported), time.monotonic()
 
     def look(self) -> None:
-        """Say what is new."""
+        """Say each trial that has ended since the last look."""
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self._reported and LOST not in trial.user_attrs:
                 self._reported.add(trial.number)
@@ -134,7 +134,7 @@ def describe_search(tuned: Tuned) -> str:
 
 
 def write_search(study: Study, problem: TuningProblem) -> None:
-    """What is said about the study, and its network; also when it is cut off."""
+    """Write tables, report and the best network into the run folder; also where the search is interrupted."""
     folder, space = problem.folder, problem.space
     if problem.trains:
         keep_best(study, folder / WORK, folder / _NETWORK)
@@ -148,7 +148,7 @@ def write_search(study: Study, problem: TuningProblem) -> None:
 
 
 def results(study: Study, problem: TuningProblem, seconds: float) -> Tuned:
-    """What the study has found."""
+    """The result of a study, as far as it has got; `seconds` is what this call took."""
     best, file, space = best_trial(study), problem.folder / _NETWORK, problem.space
     return Tuned(
         best=None if best is None else space.complete(best.params),

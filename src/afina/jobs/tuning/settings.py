@@ -23,9 +23,9 @@ class Settings:
     """The parameters of a training, sorted by what they belong to.
 
     Attributes:
-        options: Of `FitConfig`.
-        model: Arguments of what builds the model.
-        input_size: Of the network; None where it is not said.
+        options: Options of `FitConfig`, by name.
+        model: Arguments of the function that builds the model, by name.
+        input_size: The input size of the network; None where it is not given.
     """
 
     options: Mapping[str, Any]
@@ -34,7 +34,12 @@ class Settings:
 
 
 def settings_of(params: Mapping[str, Any]) -> Settings:
-    """Parameters by their names: those of `FitConfig`, `model.NAME`, `input_size`."""
+    """Parameters, by their flat names, as settings.
+
+    Example:
+        >>> settings_of({"learning_rate": 0.1, "model.depth": 3, "input_size": 64})
+        Settings(options={'learning_rate': 0.1}, model={'depth': 3}, input_size=64)
+    """
     options = {k: v for k, v in params.items() if k != INPUT_SIZE and not k.startswith(MODEL)}
     model = {k.removeprefix(MODEL): v for k, v in params.items() if k.startswith(MODEL)}
     return Settings(options, model, params.get(INPUT_SIZE))

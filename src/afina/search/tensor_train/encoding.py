@@ -25,9 +25,9 @@ class Coordinate:
 
     Attributes:
         name: The parameter.
-        distribution: Of Optuna.
-        levels: Its values in unit coordinates, rising; for categories their numbers 0, 1, ...; None where the
-            parameter is continuous or has many values.
+        distribution: The distribution of the parameter, as Optuna has it.
+        levels: The values of the parameter in unit coordinates, rising; for categories their numbers 0, 1, ...; None
+            where the parameter is continuous or has many values.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Coordinate:
 
     @classmethod
     def of(cls, name: str, distribution: BaseDistribution) -> "Coordinate":
-        """Of a parameter of a study."""
+        """The coordinate of a parameter of a study."""
         return cls(name, distribution, _levels(distribution))
 
     @property
@@ -119,7 +119,7 @@ class Pattern:
 
     Attributes:
         active: Which coordinates the trials of this pattern have, (d,).
-        levels: For each coordinate the values it may take here, or None where all.
+        levels: The values that each coordinate may take here; None where it may take all.
     """
 
     active: NDArray[np.bool_]

@@ -29,12 +29,12 @@ class History:
     """The trials of a study as arrays.
 
     Attributes:
-        points: Of finished trials, (n, d).
-        values: Of finished trials, to be minimised, (n, objectives); finite.
-        running: Points of running trials, (m, d).
-        constraints: Of finished trials, (n, constraints), at most 0 where they hold; NaN where not known.
-        numbers: Of the finished trials.
-        strategies: How each of them was chosen (`STRATEGY`); empty for the usual strategy.
+        points: Points of the finished trials, (n, d).
+        values: Values of the finished trials, to be minimised, (n, objectives); finite.
+        running: Points of the running trials, (m, d).
+        constraints: Constraints of the finished trials, (n, constraints), at most 0 where they hold; NaN where unknown.
+        numbers: Numbers of the finished trials, n of them.
+        strategies: The strategy by which each finished trial was chosen (`STRATEGY`); empty for the usual one.
     """
 
     points: Array
@@ -78,8 +78,8 @@ def read(
 
     Args:
         domain: The parameters.
-        trials: Of the study, but not the one that is being sampled.
-        directions: Of its objectives.
+        trials: All trials of the study but the one that is being sampled.
+        directions: The direction of each objective.
         running: Parameters of running trials by number, where they are known before they are stored.
     """
     signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])

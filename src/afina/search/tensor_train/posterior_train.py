@@ -20,8 +20,8 @@ class TensorTrain:
     """The posterior over a grid.
 
     Args:
-        surrogate: Of d coordinates and n data.
-        levels: For each coordinate of the surrogate's kernel its grid; one that is not active has [NaN] alone.
+        surrogate: The Gaussian process, of d coordinates and n data.
+        levels: The grid of each coordinate of the surrogate's kernel; one that is not active has [NaN] alone.
     """
 
     def __init__(self, surrogate: Surrogate, levels: list[Array]) -> None:

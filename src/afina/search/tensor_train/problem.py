@@ -24,7 +24,7 @@ class Problem:
         objective: Surrogate of what is minimised.
         best: The value to improve on; None where no trial is feasible, so that feasibility alone is sought.
         constraints: One surrogate for each constraint.
-        limits: For each, the highest value that is feasible, on the scale of its surrogate.
+        limits: The highest feasible value of each constraint, on the scale of its surrogate.
     """
 
     domain: Domain

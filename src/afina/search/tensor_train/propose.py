@@ -53,7 +53,7 @@ def propose(
         problem: What is maximised.
         pattern: The parameters that the points have.
         known: Points (n, d) that were tried or are running.
-        ranks: Their values (n,), to order them; running ones as infinity.
+        ranks: The values of the known points (n,), to order them; infinite for running trials.
         rng: The generator of this suggestion.
         box: Lowest and highest unit coordinates, each (d,), for numbers.
         share: Share of the work of a whole suggestion.

@@ -64,7 +64,7 @@ class TensorTrainSampler(BaseSampler):
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With a lock of its own."""
+        """Restore a pickle or copy, with a new lock."""
         vars(self).update(state, _lock=threading.RLock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -25,7 +25,7 @@ def first_point(
 
     Args:
         domain: The parameters.
-        number: Of the trial.
+        number: The number of the trial.
         startup: Points of a Latin hypercube.
         tried: Points of finished and running trials, (n, d).
         rng: Gives the generator of a key.

@@ -92,6 +92,6 @@ def _refuses(runtime: Runtime, call: object, promise: str) -> None:
     raise AssertionError(f"{runtime.name} does not keep its promise: it {promise}.")
 
 
-def _promise(runtime: Runtime, kept: bool, promise: str) -> None:
-    if not kept:
+def _promise(runtime: Runtime, holds: bool, promise: str) -> None:
+    if not holds:
         raise AssertionError(f"{runtime.name} does not keep its promise: it {promise}.")

@@ -167,7 +167,7 @@ def _check_trials(trials: Iterable[FrozenTrial]) -> None:
         _promise(("depth" in params) == active, f"{where}: depth is there for kind b, and only then.")
 
 
-def _promise(kept: bool, otherwise: str) -> None:
+def _promise(holds: bool, otherwise: str) -> None:
     # Not the statement `assert`, which Python leaves out with -O.
-    if not kept:
+    if not holds:
         raise AssertionError(otherwise)

@@ -8,7 +8,7 @@ where `k_j` and `c_j` are Matern-5/2 for numbers and exchangeable for categories
 another where they are not), with lengthscales of their own, and `e2` is the second elementary symmetric polynomial,
 the sum over all pairs of coordinates (Duvenaud, Nickisch & Rasmussen 2011, "Additive Gaussian processes", eq. 4).
 Each term is a short sum of products of functions of one coordinate, which makes a posterior mean a tensor train:
-see `train.py`.
+see `posterior_train.py`.
 
 A coordinate that a point does not have (a conditional parameter that is not active) is NaN.
 """
@@ -196,7 +196,10 @@ def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple
     off = inverse[pairs.rows, pairs.columns]
     value = -(values @ weights + log_determinant + pairs.n * np.log(2 * np.pi)) / 2
 
-    # The gradient is half the trace of (weights weights' - inverse) times the derivative of the matrix.
+    # The gradient is half the trace of (weights weights' - inverse) times the derivative of the matrix, which is
+    # symmetric: `pull` has that matrix for each pair below the diagonal, which stands for both triangles, and `ends`
+    # half the sum of its diagonal, where the kernel is `level` for every datum. The derivative of the kernel by log a_j
+    # is u_j (1 + w2 * sum of the other u); that by a lengthscale is the same times the slope of its logarithm.
     pull = weights[pairs.rows] * weights[pairs.columns] - off
     ends = float((weights**2 - corner).sum()) / 2
     by_u = (1 + w2 * (total - u)) * u * pull

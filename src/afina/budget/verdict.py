@@ -58,7 +58,10 @@ def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget,
 
 
 def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> dict[str, float]:
-    """By how much `candidate` exceeds each limit that it does not keep, as a share of the limit; empty if it fits."""
+    """By how much `candidate` exceeds each limit that it does not keep; empty if it fits.
+
+    Size, latency and memory are shares of their limit (0.1 is 10% too much); a drop that is one point too large is 0.1.
+    """
     over: dict[str, float] = {}
     for limit, allowed in _limits(budget).items():
         if limit == "max_drop":
@@ -84,7 +87,7 @@ def _limits(budget: Budget) -> dict[str, float]:
 
 
 def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
-    """How much of the metric `candidate` has lost against `original`; negative where it is better."""
+    """How much of the metric a judged candidate has lost against the original, in points; negative is a gain."""
     return metric.lost(original.measurements["quality"].value, candidate.measurements["quality"].value)
 
 

@@ -177,7 +177,12 @@ def quality_label(result: Result) -> str:
 
 
 def pareto(points: Iterable[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
-    """The points (cost, quality) that no other point beats in both, by rising cost."""
+    """The points (cost, quality) that no other point beats in both, by rising cost.
+
+    Example:
+        >>> pareto([(3.0, 0.9), (1.0, 0.7), (2.0, 0.6)], higher_is_better=True)
+        [(1.0, 0.7), (3.0, 0.9)]
+    """
     front: list[tuple[float, float]] = []
     sign = 1 if higher_is_better else -1
     best = -math.inf

@@ -117,7 +117,7 @@ def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
 
 
 def _latencies(paths: Sequence[Path], inputs: Sequence[InputSpec], threads: int, batch: int) -> dict[str, Measurement]:
-    """Interleaved among the files of one input shape and runtime: only those are in one process."""
+    """Latencies by file, measured in turns among the files of one input shape and runtime, which share a process."""
     groups: dict[tuple[str, tuple[int, int, int]], dict[str, Path]] = {}
     for path, spec in zip(paths, inputs, strict=True):
         groups.setdefault((runtime_of(path).name, spec.shape), {})[str(path)] = path

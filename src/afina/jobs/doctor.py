@@ -33,7 +33,7 @@ class Check:
 
 
 def _doctor(options: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The machine, and what was checked on it; nothing is installed or changed."""
+    """Describe this machine and check what is installed on it; nothing is installed or changed."""
     machine = describe_machine(available_cores())
     checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
     return machine, tuple(checks)

@@ -155,7 +155,7 @@ def _trainings(
 def _run_config(
     options: OptimizeOptions, settings: Settings, budget: Budget, images: ImageData, network: Network, threads: int
 ) -> dict[str, Any]:
-    """What must be the same for a run to be taken up again: every option, and the contents of the files behind them."""
+    """The facts that must be the same to resume a run: every option, and fingerprints of the model and the data."""
     resolved = {
         "model": name_of(options.model, full=True), "network": network.fingerprint(),
         "data": images.name, "fingerprint": images.fingerprint, "budget": asdict(budget),
@@ -268,7 +268,7 @@ def _decide(
 
 
 def _write(job: Job, result: Result) -> None:
-    """The artifact and everything that is said about it; `result.json` last, since it says that the rest is there."""
+    """Write the artifact, the reports and, last, `result.json`, which marks the run as finished."""
     winner = job.run.path(result.candidate(result.winner).file or "")
     folder = job.run.path("artifact")
     folder.mkdir(exist_ok=True)

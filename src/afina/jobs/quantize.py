@@ -78,15 +78,15 @@ def quantize_config(options: QuantizeOptions, runtime: Runtime) -> QuantizeConfi
 
 @dataclass(frozen=True)
 class _Quantization:
-    """One quantization of one network.
+    """The quantization of one network.
 
     Attributes:
         options: What the command line or the caller chose.
         subject: The network and its images.
         exporter: Makes, judges and times files.
-        config: What is asked for, before a plan is made.
-        plan: A plan of before, or which one is to be made.
-        start: When it began.
+        config: The configuration by the options, before a plan changes it.
+        plan: A plan from a file, or the kind of plan to make; None for no plan.
+        start: When it began, in seconds of `time.monotonic`.
     """
 
     options: QuantizeOptions
@@ -135,7 +135,7 @@ class _Quantization:
         return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
 
     def _planned(self, source: Source, limits: Budget, context: Context) -> tuple[QuantizeConfig, tuple[str, ...]]:
-        """The configuration that the plan gives, and what is to be told of it."""
+        """The configuration that the plan gives, and notes on it for the record."""
         if isinstance(self.plan, Plan):
             return self.config, self.plan.notes(self.config, self.exporter.runtime.name)
         if self.plan == "auto":
@@ -155,7 +155,7 @@ class _Quantization:
         return make_budget(metric, options.size, options.latency, None, options.max_drop)
 
     def _train(self, prepared: Prepared) -> tuple[str, ...]:
-        """Train the weights with all edges on, taught by the float network."""
+        """Train the weights with simulated integers on all edges, with the float network as teacher; gives a note."""
         subject, learn_scales = self.subject, self.options.learn_scales
         assert subject.data is not None
         subject.progress.say(f"Training for {self.options.qat} epochs with simulated integers, taught by the original.")
@@ -184,7 +184,7 @@ class _Quantization:
 
 
 def _plan(plan: str | Path | None) -> Literal["auto", "bits"] | Plan | None:
-    """The plan that is asked for, read where it is a file."""
+    """The value of `--plan`: `auto`, `bits`, None, or the plan in a file."""
     if plan is None or plan == "auto" or plan == "bits":
         return plan  # type: ignore[return-value]
     return read_plan(Path(plan))

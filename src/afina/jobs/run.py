@@ -142,7 +142,7 @@ class _Job:
         return done
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
-        """The files, and what they answer."""
+        """Write the network and its file into the run folder, and judge the file beside the original's."""
         runtime = self.exporter.runtime
         with self.run.file("network.pt2") as path:
             network.save(path)

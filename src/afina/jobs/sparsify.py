@@ -47,7 +47,7 @@ def sparsify_config(options: SparsifyOptions) -> SparsifyConfig:
 
 
 def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> dict[str, float]:
-    """Share of zeros of each layer, so that all together have the sparsity asked for."""
+    """The share of zeros of each layer, so that all layers together have the sparsity of `config`."""
     sensitivities = layer_sensitivities(network, config, context, _MEASURED)
     options_by_layer = {name: _options(sensitivity) for name, sensitivity in sensitivities.items()}
     total = sum(sensitivity.size for sensitivity in sensitivities.values())
@@ -56,7 +56,7 @@ def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> d
 
 
 def _options(sensitivity: Sensitivity) -> list[Option]:
-    """What each share of zeros damages: a power of the share between those that were measured."""
+    """The damage at each share of zeros: a power of the share between those at which it was measured."""
     measured_logs = np.log(np.maximum(sensitivity.measured, 1e-9))
     # The damage of a few zeros grows with the square of their share or faster.
     shares = np.array([0.05, *_MEASURED, 0.98])

@@ -159,7 +159,7 @@ class _Raw(str):
 
 
 def _markdown(value: Any) -> Any:
-    """User's text so that Markdown shows it as it is, on one line."""
+    """A user's text, escaped so that Markdown shows it as it is, on one line."""
     if not isinstance(value, str) or isinstance(value, _Raw):
         return value
     return _SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value)).replace("&", "&amp;")

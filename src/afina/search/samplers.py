@@ -71,7 +71,7 @@ def _accept(make: Any) -> SamplerFactory:
 
 
 def _check_result(sampler: Any) -> BaseSampler:
-    """What a factory returned; `BrokenContract` where that is no sampler of Optuna."""
+    """The sampler that a factory returned; raises `BrokenContract` where it is no sampler of Optuna."""
     if not isinstance(sampler, BaseSampler):
         raise BrokenContract(f"it returns {type(sampler).__name__}, not an optuna.samplers.BaseSampler")
     return sampler

@@ -38,7 +38,7 @@ class SearchError(AfinaError):
 
 @dataclass(frozen=True)
 class StudyRun:
-    """What `run_study` did.
+    """The outcome of one call of `run_study`.
 
     Attributes:
         trials: Trials that this call ran.
@@ -115,7 +115,7 @@ def _another(where: str | Path) -> str:
 
 
 def _settle(study: Study, key: str, expected: Any, where: str | Path, other: str, what: str) -> None:
-    """Keep what all trials of a study must share with a new one; raise `InputError` where it is another's."""
+    """Store a fact that all trials of a study share; raise `InputError` where the study has another value of it."""
     text = json.dumps(expected, sort_keys=True, default=str)
     stored = study.user_attrs.get(key)
     if stored is None:
@@ -254,7 +254,7 @@ def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial
 
 
 def _problem(values: Any, count: int) -> str:
-    """Why what an objective gave is not a result; empty where it is."""
+    """The reason why the values of an objective are no result; empty where they are one."""
     if values is None:
         return "The objective gave None, not a number."
     numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]

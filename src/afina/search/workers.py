@@ -52,7 +52,7 @@ class Heartbeat:
         self._running.add(trial._trial_id)
 
     def end(self, trial: optuna.Trial) -> None:
-        """It no longer does."""
+        """Forget a trial, which this process runs no longer."""
         self._running.discard(trial._trial_id)
 
     def _beat(self) -> None:

@@ -25,7 +25,7 @@ _SLACK = 1.05
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network without `ratio` of the cost would weigh (bytes) and take (seconds, where that is limited)."""
+    """The size (bytes) and latency (seconds, where it is limited) of a network without `ratio` of its cost."""
 
     ratio: float
     size: float

@@ -47,7 +47,7 @@ class Proposals:
         yield reductions
 
     def _in_fewer_bits(self, reducer: Reducer, ratio: float) -> list[Reduction]:
-        """Half of the way by the reducer, half of it by bits, where the size is limited."""
+        """The reduction that goes half of the way, with fewer bits for the rest; none where no size is limited."""
         half = math.floor((1 - math.sqrt(1 - ratio)) * STEPS) / STEPS
         return [Reduction(reducer, half, ("few-bits",))] if self._budget.size is not None and half > 0 else []
 
@@ -73,7 +73,7 @@ class Proposals:
         return ratios[-1] if ratios and reducer.name == Pruner.name else None
 
     def _most(self, reducer: Reducer) -> float:
-        """The largest ratio that can go; 0 where the network has nothing for it."""
+        """The largest ratio that the reducer can remove; 0 where it cannot change the network."""
 
         def build() -> float:
             try:
@@ -85,7 +85,10 @@ class Proposals:
 
     @cached_property
     def _reducers(self) -> tuple[Reducer, ...]:
-        """Parameters go where the size is limited, MACs where it is not; where time counts, chains are the last."""
+        """The reducers in the order in which they are tried: factorization first where size alone is limited.
+
+        They remove parameters where the size is limited, else MACs.
+        """
         timed, maker = self._budget.latency is not None, self._tried.maker
         costs = "macs" if self._budget.size is None else "parameters"
         context = self._job.context(maker.original, IMAGES)

@@ -23,7 +23,7 @@ _NARROW = 64
 
 
 class Reducer(Protocol):
-    """What makes networks smaller.
+    """A technique that makes networks smaller by any share of their cost.
 
     Attributes:
         name: Name of the technique.
@@ -46,7 +46,7 @@ class Reducer(Protocol):
         ...
 
     def step(self, record: Record) -> Step:
-        """What was done, as a step of a recipe."""
+        """The reduction as a step of a recipe."""
         ...
 
 
@@ -73,7 +73,7 @@ class Pruner:
         return AxisPlanner(Study(self._network, self._config, self._context), "global", self._costs)
 
     def most(self) -> float:
-        """Everything: what cannot go is left, and the smallest network is the answer."""
+        """1: for a ratio that cannot be reached the planner gives the smallest network."""
         return 1.0
 
     def shape(self, ratio: float) -> Network:

@@ -41,12 +41,12 @@ class Search:
         return self._tried.candidates
 
     def _untrained(self) -> list[Variant]:
-        """What needs neither a training nor a plan."""
+        """The variants that need neither a training nor a plan."""
         bf16 = [Variant("bf16")] if self._tried.job.runtime.computes_bf16() else []
         return [THE_ORIGINAL, Variant("half"), *bf16, INT8]
 
     def _planned(self) -> list[Variant]:
-        """Precisions chosen layer by layer for the limits that int8 everywhere does not keep."""
+        """The variants with a precision for each layer, for limits that int8 everywhere does not keep."""
         int8 = self._tried.judged(INT8)
         over = self._tried.excess(int8) if int8 else {}
         variants = [Variant("few-bits")] if "size" in over else []

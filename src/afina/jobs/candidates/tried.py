@@ -17,7 +17,7 @@ THE_ORIGINAL = Variant()
 
 
 class Tried:
-    """Judges variants and keeps what came of them.
+    """Judges variants, and holds the candidates that came of them.
 
     Args:
         maker: Makes the networks.
@@ -39,7 +39,7 @@ class Tried:
         return self._candidates[THE_ORIGINAL]
 
     def judged(self, variant: Variant) -> Candidate | None:
-        """What came of a variant; None where it was not tried, or rejected."""
+        """The judged candidate of a variant; None where it was not tried, or was rejected."""
         candidate = self._candidates.get(variant)
         return candidate if candidate is not None and candidate.status == "judged" else None
 

@@ -81,7 +81,7 @@ class Exporter:
         return self.latencies({"network": network})["network"].value
 
     def latencies(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
-        """Latency of each by its name, measured in turns."""
+        """The latency of each network's file, by name, measured in turns: seconds for one batch."""
         with self.shelf() as shelf:
             for name, network in networks.items():
                 shelf.add(name, network)
@@ -123,7 +123,7 @@ class Exporter:
 
 
 class Shelf:
-    """Files of networks that take their input alike, each exported once, however often it is timed.
+    """Files of networks of one input shape, each exported once, however often it is timed.
 
     Args:
         exporter: Exports and times the files.
@@ -141,7 +141,7 @@ class Shelf:
         return list(self._files)
 
     def add(self, name: str, network: Network) -> None:
-        """Export a network, which is not needed any more then."""
+        """Export a network under a name; the network itself need not be kept."""
         path = self._folder / f"{next(self._numbers)}{self._exporter.runtime.suffix}"
         self._files[name], self._shape = self._exporter.runtime.export(network, path), network.input.shape
 
@@ -150,12 +150,12 @@ class Shelf:
         check_parity(network, self._files[name], images, threads=self._exporter.threads)
 
     def keep(self, names: Collection[str]) -> None:
-        """Remove the files of all others."""
+        """Remove all files but those of `names`."""
         for name in self._files.keys() - set(names):
             for part in self._exporter.runtime.files(self._files.pop(name)):
                 part.unlink()
 
     def latencies(self, names: Iterable[str]) -> dict[str, Measurement]:
-        """Latency of each, measured in turns."""
+        """The latency of each file, by name, measured in turns: seconds for one batch."""
         files = {name: self._files[name] for name in names}
         return measure_latency(files, self._shape, threads=self._exporter.threads, batch=self._exporter.batch)

@@ -42,7 +42,7 @@ _RENAMED = {"quantize": {"weights": "weight_type", "activations": "activation_ty
 
 
 def exact_step(step: Step) -> Step | None:
-    """The step as `afina.techniques.replay` takes it, where it says its technique's configuration; else None."""
+    """The step in the form of `afina.techniques.replay`; None where it has options of a command instead."""
     if step.technique not in STEPS:
         return step
     return Step(step.technique, step.config[EXACT]) if EXACT in step.config else None
@@ -129,7 +129,7 @@ def _step(number: int, entry: Any) -> Step:
 
 
 def _exact(where: str, name: str, options: Mapping[str, Any]) -> Step:
-    """A step that says the configuration of its technique, checked."""
+    """A step with the whole configuration of its technique, checked."""
     if name in STEPS and (len(options) > 1 or name not in TECHNIQUES or not isinstance(options[EXACT], Mapping)):
         raise InputError(
             f"{where}: `config` is the whole configuration of a technique, and nothing beside it.",

@@ -51,7 +51,7 @@ class Subject:
     teacher: Network | None = None
 
     def context(self, network: Network) -> Context:
-        """What a technique may use on `network`."""
+        """The context of a technique that works on `network`: images, seed, progress."""
         return context_of(self.data, network, self.images, self.seed, self.progress)
 
     def judged(self, record: Record, network: Network) -> Record:
@@ -78,7 +78,7 @@ class Saved:
 
 
 def target_file(out: Path | None, model: str, what: str) -> Path:
-    """Where the network goes: `out`, or `NAME-what.pt2` in the current folder.
+    """The file that a network is saved to: `out`, or `NAME-what.pt2` in the current folder.
 
     Raises:
         InputError: it does not end in .pt2, or cannot be written.

@@ -28,8 +28,8 @@ class AxisPlanner:
         costs: `macs` or `parameters`: what the axes are charged for.
 
     Attributes:
-        sensitivities: What each axis costs, where the plan asks for it.
-        choices: What is known of each axis, and what it may keep.
+        sensitivities: The damage of removing units of each axis; empty for `layer`.
+        choices: The damage of each axis, and the numbers of units that it may keep.
     """
 
     def __init__(self, study: Study, per: str, costs: str) -> None:
@@ -43,7 +43,7 @@ class AxisPlanner:
         return self._counts(cost, self.choices)
 
     def shape(self, counts: Counts) -> Network:
-        """A network of that shape; which units are kept, and their weights, do not matter."""
+        """A network with so many units of each axis, for its cost alone: which units it has does not matter."""
         axes = self.study.axes
         keep = {axes[name]: range(count) for name, count in counts.items() if count < axes[name].size}
         return remove(self.study.network, keep, analysis=self.study.analysis) if keep else self.study.network

@@ -29,7 +29,7 @@ _OF_MACHINE = "int8_weight_bits"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file of a plan says.
+    """The content of a plan file.
 
     Attributes:
         path: The file.
@@ -48,14 +48,14 @@ class Plan:
     runtime: str = ""
 
     def configure(self, config: QuantizeConfig) -> QuantizeConfig:
-        """The plan applied to `config`; layers that `config` names and options of codes that it changes go first."""
+        """The plan applied to `config`, whose own layers and changed options win over those of the plan."""
         layers = tuple({**self.layers, **dict(config.layers)}.items())
         explicit = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
         settings = {name: value for name, value in self.settings.items() if name not in explicit}
         return replace(config, layers=layers, policy=replace(config.policy, **self.policy), **settings)
 
     def notes(self, config: QuantizeConfig, runtime: str) -> tuple[str, ...]:
-        """What a user should know of the plan where `config` came out of it, and `runtime` will run the file."""
+        """Notes on a plan that was applied to give `config`, for a file that `runtime` will run."""
         notes = []
         for name in (name for name in _CODES if name in self.settings):
             planned, used = self.settings[name], getattr(config, name)
@@ -147,7 +147,7 @@ def _policy(values: Any) -> dict[str, Any]:
 
 
 def _first_policy(content: dict[str, Any]) -> dict[str, Any]:
-    """The policy of a plan in the first format, by the names of today."""
+    """The policy of a plan in the first format, by the present names of its fields."""
     policy = {}
     for old, (name, values) in _FIRST_NAMES.items():
         if old in content:

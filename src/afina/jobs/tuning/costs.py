@@ -36,7 +36,7 @@ class Costs:
                 raise InputError(f"There is no objective {name!r}.", fix=did_you_mean(name, COSTS))
 
     def of(self, network: Network) -> dict[str, float]:
-        """Each cost that counts and does not depend on the weights."""
+        """The costs of a network that count and do not depend on its weights, by their names."""
         counted = {*self.also, *self.limits} - {SECONDS}
         measured = {}
         if "size" in counted:

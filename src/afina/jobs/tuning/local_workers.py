@@ -84,7 +84,7 @@ def _start(context: Any, work: Callable[..., None], pickled: bytes, number: int)
 
 
 def _run(work: Callable[..., None], pickled: bytes, number: int) -> None:
-    """One of the processes."""
+    """The main function of one of the processes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -104,7 +104,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes that are started here do not see Ctrl-C before they can answer it; for this one it waits."""
+    """In the `with` block Ctrl-C is held back, and for the processes that it starts until they can handle it."""
     # It lets signals through when it is started, so that it must run already.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -116,7 +116,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited(threads: int) -> Iterator[None]:
-    """Processes that are started here have so many threads."""
+    """Processes that are started in the `with` block use so many threads."""
     before = {name: os.environ.get(name) for name in _LIMITS}
     os.environ.update(dict.fromkeys(_LIMITS, str(threads)))
     try:

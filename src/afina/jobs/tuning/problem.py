@@ -166,7 +166,11 @@ def _space(space: Any) -> Space:
 
 
 def early_stopping_of(options: TuneOptions) -> str:
-    """The rule of early stopping: folds give no curve, and several objectives no single value to stop by."""
+    """The name of the rule of early stopping, which depends on folds and objectives where the user does not name one.
+
+    Raises:
+        InputError: the rule does not go with folds, or with several objectives.
+    """
     rule, also, folds = options.early_stopping, options.objectives, options.folds
     if also and rule not in (None, "none"):
         raise InputError(

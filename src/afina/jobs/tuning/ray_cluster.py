@@ -69,7 +69,7 @@ def work_on_ray(
     progress: Progress,
     failures: int,
 ) -> None:
-    """Run trials on a cluster until the study has as many as `options` says; the others end when this one does.
+    """Run trials on a cluster until the study has as many as `options` says.
 
     A trial whose process dies is run again. What has finished is kept, whatever happens.
 
@@ -96,7 +96,7 @@ def work_on_ray(
 
 
 class _Scheduler:
-    """Hands out trials and takes in what they answer."""
+    """Starts trials on the cluster, answers their questions, and stores how they ended."""
 
     def __init__(
         self, ray: Any, cluster: Cluster, options: TuneOptions, study: Study, problem: TuningProblem, progress: Progress
@@ -112,7 +112,7 @@ class _Scheduler:
         self._deaths, self.heart = 0, Heartbeat(study)
 
     def run(self, most: int, look: Callable[[], None], failures: int) -> None:
-        """Until there are enough trials or the time is over, and the last has ended."""
+        """Run trials until there are enough of them or the time is over, and the last has ended."""
         begun, looked, waiting = time.monotonic(), 0.0, self._queue.take.remote()
         try:
             while True:
@@ -162,7 +162,7 @@ class _Scheduler:
             self._queue.answer.remote(answers)
 
     def _end(self, task: Any) -> bool:
-        """Take in how a trial ended; gives whether it failed."""
+        """Store how a trial ended, and its network; gives whether it failed."""
         trial = self._running.pop(task)
         self.heart.end(trial)
         try:
@@ -204,7 +204,7 @@ class _QuestionQueue:
         self._new = asyncio.Event()
 
     async def ask(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """The answer of the trial of that number, and the error in its place, if any."""
+        """Call a method of the trial of that number; gives its answer, and the error that it raised or None."""
         question = uuid.uuid4().hex
         self._waiting[question] = asyncio.get_running_loop().create_future()
         self._questions.append((question, number, method, arguments, named))
@@ -219,7 +219,7 @@ class _QuestionQueue:
         return questions
 
     async def answer(self, answers: dict[str, Any]) -> None:
-        """Give answers to those who wait for them."""
+        """Hand the answers to the tasks that wait for them."""
         for question, value in answers.items():
             self._waiting.pop(question).set_result(value)
 
@@ -289,7 +289,7 @@ def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
 
 
 def _absolute(name: Any) -> Any:
-    """The full path of a file or folder, since tasks run in another one."""
+    """The full path of a file or folder, since tasks run in another folder."""
     if not isinstance(name, (str, Path)):
         return name
     path, colon, function = str(name).rpartition(":") if ".py:" in str(name) else (str(name), "", "")
@@ -336,7 +336,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
 
 
 def _check_address(address: str) -> None:
-    """Whether somebody listens there: Ray itself would ask for minutes."""
+    """Raise `InputError` where nothing listens at the address: Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon:
         return

@@ -36,7 +36,7 @@ _ENDED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial that no other is better than in every objective.
+    """A trial of the Pareto front: no other trial is better in every objective.
 
     Attributes:
         trial: The number of the trial.

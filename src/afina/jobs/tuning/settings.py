@@ -20,7 +20,7 @@ TRAINING = sorted({f.name for f in fields(FitConfig)} - _OF_TEACHERS - {"keep_fp
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of a training, sorted by what they belong to.
+    """The parameters of a training, by the thing that they configure.
 
     Attributes:
         options: Options of `FitConfig`, by name.
@@ -68,7 +68,7 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
 
 
 def check_parameters(names: Iterable[str]) -> None:
-    """Raise `InputError` for the first name that is no parameter of a training, or of what builds the model."""
+    """Raise `InputError` for the first name that is no parameter of a training or of the model's builder."""
     for name in names:
         if not str(name).startswith(MODEL) and name not in (*TRAINING, INPUT_SIZE):
             near = did_you_mean(str(name), [*TRAINING, INPUT_SIZE])

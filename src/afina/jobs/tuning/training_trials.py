@@ -35,36 +35,36 @@ _EPOCHS = 5
 
 
 class Reports(Protocol):
-    """A trial as its training sees it: Optuna's own, or one whose study is in another process."""
+    """The methods of a trial that its training calls: a trial of Optuna, or one whose study is in another process."""
 
     @property
     def number(self) -> int:
-        """Of the trial."""
+        """The number of the trial."""
 
     @property
     def study(self) -> Study | None:
-        """Its study; None where that is elsewhere."""
+        """The study of the trial; None where that is in another process."""
 
     def report(self, value: float, step: int) -> None:
-        """Tell how good it is after a step."""
+        """Report the quality after a step."""
 
     def should_prune(self) -> bool:
-        """Whether it has no hope."""
+        """Whether the rule of early stopping ends the trial."""
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Keep something with the trial."""
+        """Store a value with the trial."""
 
     def set_constraint(self, key: str, value: float) -> None:
-        """Tell by how much a limit is broken; 0 or less where it is kept."""
+        """Store by how much a limit is exceeded; 0 or less where it is kept."""
 
 
 class Training:
     """Trainings of one model on the same images; a trial's parameters say how.
 
     Args:
-        options: What is asked for: the model, how it is opened, and what holds where the space does not say.
+        options: The model, how it is opened, and the values of parameters that the space does not have.
         data: Images with labels.
-        costs: What counts beside the quality.
+        costs: The costs that count beside the quality.
         progress: What the user sees.
 
     Raises:
@@ -90,12 +90,12 @@ class Training:
 
     @property
     def network(self) -> Network:
-        """The model as it is without any parameter of the search."""
+        """The model as it is opened without any parameter of the search."""
         return self._first.network
 
     @property
     def metric(self) -> MetricInfo:
-        """What trials are judged by, on the validation images."""
+        """The metric that trials are judged by, on the validation images."""
         return get_task(self.network.task).metric
 
     @property
@@ -119,7 +119,7 @@ class Training:
         return self._epochs
 
     def check(self, space: Space) -> None:
-        """Whether every parameter is one of a training, and the model takes those that are its own.
+        """Check that every parameter is one of a training, or an argument that the model takes.
 
         Raises:
             InputError: the first that is not.
@@ -172,7 +172,7 @@ class Training:
     def _fit(
         self, whole: Network, params: dict[str, Any], config: FitConfig, trial: Reports
     ) -> tuple[Network, list[Epoch], int]:
-        """Train part by part, each from the weights of the one before; ends where the trial has no hope.
+        """Train part by part, each from the weights of the one before; early stopping ends it between epochs or parts.
 
         Gives the network, all epochs, and how many of them the last part had.
         """
@@ -203,7 +203,7 @@ class Training:
         return network, curve, len(curve) - before
 
     def _over_folds(self, whole: Network, config: FitConfig, trial: Reports) -> tuple[float, float]:
-        """One training for each fold, judged on it; ends where the trial has no hope.
+        """Train once for each fold and judge on that fold; early stopping ends it between folds.
 
         Gives the mean quality, and the mean seconds of a training.
         """
@@ -221,7 +221,7 @@ class Training:
         return sum(values) / self._folds, seconds / self._folds
 
     def _quality(self, curve: Sequence[Epoch]) -> float:
-        """The best of some epochs."""
+        """The best quality among these epochs."""
         sign = 1 if self.metric.higher_is_better else -1
         return float(sign * max(sign * epoch.quality for epoch in curve))
 
@@ -243,7 +243,7 @@ class Training:
         return network
 
     def _affordable(self, network: Network, trial: Reports) -> dict[str, float]:
-        """What the network costs; a trial that breaks a limit ends here."""
+        """The costs of the network; raises `optuna.TrialPruned` where they exceed a limit."""
         costs = self._costs.of(network)
         trial.set_user_attr(COSTS, costs)
         for name, limit in self._costs.limits.items():
@@ -272,7 +272,7 @@ class Training:
 
 
 def default_space(training: Training) -> Space:
-    """What matters for a training, around what suits the network: rates, decay, batch size, schedule, augmentation."""
+    """The space that is searched by default: the parameters that matter most, around values that suit the network."""
     optimizer = training.optimizer
     high = {"sgd": 0.5, "adamw": 1e-2}[optimizer] * (0.3 if training.pretrained else 1.0)
     decay = {"sgd": (1e-5, 1e-2), "adamw": (1e-3, 0.5)}[optimizer]
@@ -305,7 +305,7 @@ def keep_best(study: Study, folder: Path, path: Path) -> bool:
 
 
 def network_file(folder: Path, number: int) -> Path:
-    """Where the network of a trial is kept."""
+    """The file of the network of a trial."""
     return folder / f"trial-{number}.pt2"
 
 

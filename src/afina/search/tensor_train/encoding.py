@@ -81,7 +81,7 @@ class Domain:
 
     @classmethod
     def of(cls, distributions: Mapping[str, BaseDistribution]) -> "Domain":
-        """Of the parameters of a study, sorted by name."""
+        """The domain of the parameters of a study, sorted by name."""
         return cls(tuple(Coordinate.of(name, distributions[name]) for name in sorted(distributions)))
 
     @property

@@ -161,7 +161,7 @@ class Pairs:
 
     @classmethod
     def of(cls, points: Array, categorical: NDArray[np.bool_]) -> "Pairs":
-        """Of points (n, d)."""
+        """The pairs of points (n, d)."""
         rows, columns = np.tril_indices(len(points), -1)
         first, second = np.ascontiguousarray(points.T[:, rows]), np.ascontiguousarray(points.T[:, columns])
         return cls(_gap(first, second, categorical), rows, columns, len(points))

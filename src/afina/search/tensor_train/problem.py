@@ -34,7 +34,7 @@ class Problem:
     limits: tuple[float, ...] = ()
 
     def acquisition(self, points: Array) -> Array:
-        """Its value (m,) at points (m, d)."""
+        """The value of the acquisition (m,) at points (m, d)."""
         total = np.zeros(len(points))
         if self.best is not None:
             total += log_improvement(*self.objective.posterior(points), self.best)
@@ -44,7 +44,7 @@ class Problem:
         return total
 
     def slopes(self, points: Array) -> tuple[Array, Array]:
-        """Its value (m,) at points (m, d), and its gradient (m, d)."""
+        """The value of the acquisition (m,) at points (m, d), and its gradient (m, d)."""
         total, gradient = np.zeros(len(points)), np.zeros(points.shape)
         if self.best is not None:
             mean, variance, by_x, variance_by_x = self.objective.gradient(points)

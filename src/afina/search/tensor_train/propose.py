@@ -122,7 +122,7 @@ def _grid_candidates(
 
 
 def _settle(problem: Problem, pattern: Pattern, proposal: Proposal, known: Array) -> Proposal:
-    """The best that one or two levels at a time, of numbers that have levels, lead to: for what was rounded."""
+    """The proposal, which rounding has moved, after steps of one or two levels in single numbers that improve it."""
     for _ in range(_STEPS):
         near = [p for p in _beside(problem, pattern, proposal.point) if not _is_known(p, known)]
         values = problem.acquisition(np.array(near)) if near else np.array([-np.inf])

@@ -58,7 +58,7 @@ def _once(
     exporter: Exporter,
     done: float,
 ) -> tuple[Network, Record]:
-    """Prune once. For step k of n, `done` is k / n, and the target lies that far between cost and goal, in logarithms."""
+    """Prune once: `done` is the share of the steps, and the target lies that far between cost and goal, in logarithms."""
     goal, config = options.goal, prune_config(options)
     target = target_of(goal, subject.network, exporter)
     whole = target.measure(subject.network)

@@ -58,7 +58,11 @@ def _once(
     exporter: Exporter,
     done: float,
 ) -> tuple[Network, Record]:
-    """Prune once: `done` is the share of the steps, and the target lies that far between cost and goal, in logarithms."""
+    """Prune once, in one of several steps.
+
+    `done` is the share of the steps with this one: the target lies that far between the cost and the goal, in
+    logarithms.
+    """
     goal, config = options.goal, prune_config(options)
     target = target_of(goal, subject.network, exporter)
     whole = target.measure(subject.network)

@@ -11,9 +11,9 @@ from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
 from afina.jobs.candidates.making import Maker
+from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
-from afina.jobs.candidates.tried import Tried
 from afina.jobs.candidates.variants import ORIGINAL
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
@@ -85,8 +85,8 @@ def _optimize(options: OptimizeOptions) -> Result:
         job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
         _tell_data(job)
         adapted, network = _adapt(job, source, options, trainings)
-        tried = Tried(Maker(job, network, budget, trainings.finetuning), metric)
-        candidates = Search(tried, options.thorough).run()
+        pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
+        candidates = Search(pool, options.thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))
         _write(job, result)
     return result

@@ -12,8 +12,8 @@ from pathlib import Path
 from afina.devices import measure_latency
 from afina.errors import AfinaError
 from afina.jobs.candidates.judging import file_size
+from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.reducers import Reducer
-from afina.jobs.candidates.tried import Tried
 from afina.jobs.candidates.variants import ORIGINAL, Form
 from afina.types import Candidate
 
@@ -36,11 +36,11 @@ class Probes:
     """Probes of one network's reductions, kept in the run folder.
 
     Args:
-        tried: The run, its limits, and the original's figures.
+        pool: The run, its limits, and the original's figures.
     """
 
-    def __init__(self, tried: Tried) -> None:
-        self._tried, self._job, self._budget = tried, tried.job, tried.budget
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool, self._job, self._budget = pool, pool.job, pool.budget
 
     def excess(self, reducer: Reducer, ratio: float, form: Form) -> float:
         """The largest share of its limit that a file's size or latency would be, in `float` or `int8`."""
@@ -63,7 +63,7 @@ class Probes:
         def build() -> Probe:
             try:
                 network = reducer.shape(ratio)
-                network = self._tried.maker.roughly_int8(network) if form == "int8" else network
+                network = self._pool.maker.roughly_int8(network) if form == "int8" else network
             except AfinaError as error:
                 self._job.run.log(f"{name}: {error}")
                 return Probe(ratio, math.inf)
@@ -79,7 +79,7 @@ class Probes:
 
     def _latency(self, path: Path) -> float:
         """Seconds of a file, timed beside the original and on its first scale."""
-        original, shape = self._tried.original, self._tried.maker.original.input.shape
+        original, shape = self._pool.original, self._pool.maker.original.input.shape
         files = {ORIGINAL: self._job.run.path(original.file or ""), "probe": path}
         times = measure_latency(files, shape, threads=self._job.threads, batch=self._job.batch)
         return times["probe"].value * original.measurements["latency"].value / times[ORIGINAL].value

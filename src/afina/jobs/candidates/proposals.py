@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from afina.errors import AfinaError
+from afina.jobs.candidates.pool import THE_ORIGINAL, CandidatePool
 from afina.jobs.candidates.probing import STEPS, Probes, first_within
 from afina.jobs.candidates.reducers import Factorizer, Pruner, Reducer
-from afina.jobs.candidates.tried import THE_ORIGINAL, Tried
 from afina.jobs.candidates.variants import Form, Reduction, Variant
 
 # Training images that the statistics of reducers rest on.
@@ -25,12 +25,12 @@ class Proposals:
     """Finds the reductions that can keep a budget's limits on resources.
 
     Args:
-        tried: The run, its limits, and what came of the variants before.
+        pool: The run, its limits, and what came of the variants before.
     """
 
-    def __init__(self, tried: Tried) -> None:
-        self._tried, self._job, self._budget = tried, tried.job, tried.budget
-        self._probes = Probes(tried)
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool, self._job, self._budget = pool, pool.job, pool.budget
+        self._probes = Probes(pool)
 
     def rounds(self) -> Iterator[list[Reduction]]:
         """Reductions to try together: with limits on size or time, those that can keep them; else harsher each time."""
@@ -56,9 +56,9 @@ class Proposals:
         most = self._most(reducer)
         ratios = [ratio for ratio in _RATIOS if ratio <= most]
         # Where int8 keeps the limits and something else is wrong with it, what is left is to look for a float file.
-        start = self._probes.excess_of(self._tried.judged(Variant("int8")))
+        start = self._probes.excess_of(self._pool.judged(Variant("int8")))
         form: Form = "int8" if start is None or start > 1 else "float"
-        start = self._probes.excess_of(self._tried.judged(THE_ORIGINAL)) if form == "float" else start
+        start = self._probes.excess_of(self._pool.judged(THE_ORIGINAL)) if form == "float" else start
         with self._job.progress.work(f"Sizing networks to {reducer.name}", len(ratios).bit_length()) as bar:
 
             def excess(index: int) -> float:
@@ -89,7 +89,7 @@ class Proposals:
 
         They remove parameters where the size is limited, else MACs.
         """
-        timed, maker = self._budget.latency is not None, self._tried.maker
+        timed, maker = self._budget.latency is not None, self._pool.maker
         costs = "macs" if self._budget.size is None else "parameters"
         context = self._job.context(maker.original, IMAGES)
         pruner = Pruner(maker.original, costs, context, timed)

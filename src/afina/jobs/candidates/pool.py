@@ -1,4 +1,4 @@
-"""What was tried so far: variants judged as files, timed beside the original, and what they lost."""
+"""The candidates of a run so far: variants judged as files, timed beside the original, with what they lost."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _SHOWN = ("quality", "size", "latency", "peak_memory")
 THE_ORIGINAL = Variant()
 
 
-class Tried:
+class CandidatePool:
     """Judges variants, and holds the candidates that came of them.
 
     Args:
@@ -30,7 +30,7 @@ class Tried:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """All of them, judged or rejected, in the order in which they were tried; the original is the first."""
+        """All candidates, judged or rejected, in the order in which they were tried; the original is the first."""
         return list(self._candidates.values())
 
     @property

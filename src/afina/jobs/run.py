@@ -205,5 +205,6 @@ def _short(record: Record) -> str:
 
 
 def _digest(before: str, step: Step) -> str:
+    """A key of a step after all steps before it, which `before` is the key of: any change gives another key."""
     text = json.dumps([before, asdict(step)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

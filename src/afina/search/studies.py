@@ -224,7 +224,14 @@ class Outcome:
 
 
 def attempt(objective: Objective, params: dict[str, Any], trial: Any, count: int) -> Outcome:
-    """Call an objective, which must give `count` values; what it raises fails the trial, and nothing else."""
+    """Call an objective, which must give `count` values; what it raises fails the trial, and nothing else.
+
+    Example:
+        >>> attempt(lambda params, trial: params["x"] ** 2, {"x": 3}, trial=None, count=1).values
+        (9.0,)
+        >>> attempt(lambda params, trial: None, {}, trial=None, count=1).message
+        'The objective gave None, not a number.'
+    """
     try:
         values = objective(params, trial)
     except optuna.TrialPruned:

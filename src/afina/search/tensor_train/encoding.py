@@ -75,6 +75,12 @@ class Domain:
 
     Attributes:
         coordinates: One for each parameter, in a fixed order.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> domain = Domain.of({"rate": FloatDistribution(1e-3, 1e-1, log=True), "kind": CategoricalDistribution("ab")})
+        >>> domain.encode({"rate": 0.01, "kind": "b"}).round(3).tolist(), domain.encode({"rate": 5.0})
+        ([1.0, 0.5], None)
     """
 
     coordinates: tuple[Coordinate, ...]
@@ -131,6 +137,16 @@ def patterns(domain: Domain, points: Array) -> list[Pattern]:
 
     Which parameters a trial has depends on its other values; that is learned from the trials. A category is
     proposed with the patterns that it was seen in, and with all of them where it was never seen.
+
+    Example:
+        `momentum` is there where the optimizer is the second one:
+
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> space = {"momentum": FloatDistribution(0, 1), "optimizer": CategoricalDistribution(["adam", "sgd"])}
+        >>> domain = Domain.of(space)
+        >>> points = np.array([[np.nan, 0.0], [0.9, 1.0], [0.5, 1.0]])
+        >>> [(pattern.active.tolist(), pattern.levels[1].tolist()) for pattern in patterns(domain, points)]
+        [([False, True], [0.0]), ([True, True], [1.0])]
     """
     active = ~np.isnan(points)
     kinds = np.unique(active, axis=0)

@@ -90,6 +90,12 @@ def distances(first: Array, second: Array, categorical: NDArray[np.bool_]) -> Ar
 
     Categories are 0 or 1 apart. Where one of two points lacks the coordinate, the distance is that from a point
     beside the interval, so that the kernels stay positive definite; where both lack it, 0.
+
+    Example:
+        A point at 0.2, and one that lacks the coordinate, from one at 0.5:
+
+        >>> distances(np.array([[0.2], [np.nan]]), np.array([[0.5]]), np.array([False])).round(2).tolist()
+        [[[0.3], [1.0]]]
     """
     return _gap(first.T[:, :, None], second.T[:, None, :], categorical)
 
@@ -109,10 +115,16 @@ def _gap(first: Array, second: Array, categorical: NDArray[np.bool_]) -> Array:
 def factors(gap: Array, length: Array, categorical: NDArray[np.bool_]) -> tuple[Array, Array]:
     """Kernel of each coordinate, and the derivative of its logarithm by the logarithm of its lengthscale.
 
+    With s = sqrt(5) * distance / lengthscale, a Matern-5/2 kernel is (1 + s + s^2 / 3) exp(-s), and the derivative of
+    its logarithm by that of the lengthscale is s^2 / 3 * (1 + s) / (1 + s + s^2 / 3).
+
     Args:
-        gap: Distances, the first axis of the d coordinates.
+        gap: Distances, (d, ...).
         length: Lengthscales (d,).
         categorical: Which coordinates are categories (d,).
+
+    Returns:
+        Both of the shape of `gap`.
     """
     s = gap * (np.where(categorical, 1.0, _SQRT5) / length).reshape(-1, *[1] * (gap.ndim - 1))
     decay = np.exp(-s)
@@ -130,7 +142,14 @@ def factors(gap: Array, length: Array, categorical: NDArray[np.bool_]) -> tuple[
 
 
 def combine(u: Array, c: Array, w2: float, wp: float) -> Array:
-    """The kernel from its factors `u` and `c`, whose first axis is that of the coordinates."""
+    """The kernel from its factors `u` and `c`, whose first axis is that of the coordinates.
+
+    Example:
+        The sum 2 + 3, one half of the only pair 2 * 3, and one of the product 0.5 * 0.5:
+
+        >>> float(combine(np.array([2.0, 3.0]), np.array([0.5, 0.5]), w2=0.5, wp=1.0))
+        8.25
+    """
     total = u.sum(axis=0)
     pairs = (total**2 - np.einsum("d...,d...->...", u, u)) / 2
     return np.asarray(total + w2 * pairs + wp * c.prod(axis=0))

@@ -65,7 +65,7 @@ def _options(sensitivity: Sensitivity) -> list[Option]:
         then at 5%, 62.5%, 98%          0.000001, 0.0032, 0.34
     """
     measured_logs = np.log(np.maximum(sensitivity.measured, 1e-9))
-    # The damage of a few zeros grows with the third power of their share, about: a tenth of 50% does a thousandth of it.
+    # The damage of a few zeros grows with about the third power of their share: a tenth of them does a thousandth.
     shares = np.array([0.05, *_MEASURED, 0.98])
     first = measured_logs[0] - 3.0 * np.log(_MEASURED[0] / shares[0])
     slope = (measured_logs[-1] - measured_logs[-2]) / (_MEASURED[-1] - _MEASURED[-2])

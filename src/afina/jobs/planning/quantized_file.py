@@ -12,7 +12,7 @@ from afina.techniques.quantize.config import bits_of
 from afina.types import Budget, Record
 from afina.units import format_size, format_time, format_value
 
-# A loss of this share of the quality is never meant, where no limit on it was given; slower by this share is slower.
+# Without a limit, a loss of this share of the quality is not what a user wants; slower by this share is no noise.
 _COLLAPSE, _SLOWER = 0.1, 0.03
 
 

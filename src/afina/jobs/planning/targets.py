@@ -11,7 +11,7 @@ from afina.jobs.options.targets import Goal
 from afina.units import format_value
 
 T = TypeVar("T")
-# A target is met from below, and no further below than this share of it, where the axes allow.
+# A target is met from below, by at most this share of it, where the axes allow that.
 TOLERANCE = 0.02
 _TRIES = 6
 _COUNTED = {"macs": "MACs", "parameters": "parameters"}
@@ -19,7 +19,7 @@ _COUNTED = {"macs": "MACs", "parameters": "parameters"}
 
 @dataclass(frozen=True)
 class Target:
-    """What a pruned network may cost at most.
+    """A limit on the cost of a compressed network.
 
     Attributes:
         name: `macs`, `parameters`, `size` or `latency`.

@@ -53,7 +53,7 @@ def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget,
         winner=winner,
         drop=drop_of(winner, original, metric),
         best_achievable=best,
-        warnings=_warnings(winner, original, budget),
+        warnings=_warnings(winner, original),
     )
 
 
@@ -110,10 +110,10 @@ def _nearest(limit: str, judged: Sequence[Candidate], original: Candidate, metri
     return min(judged, key=lambda c: c.measurements[_MEASUREMENT[limit]].value).name
 
 
-def _warnings(winner: Candidate, original: Candidate, budget: Budget) -> tuple[str, ...]:
+def _warnings(winner: Candidate, original: Candidate) -> tuple[str, ...]:
     warnings = []
     for key, word in (("size", "larger"), ("latency", "slower")):
-        mine, base = winner.measurements[key], original.measurements[key]
-        if winner.name != original.name and mine.value > base.value + (mine.spread or 0) + (base.spread or 0):
-            warnings.append(f"{winner.name} is {word} than the original ({mine.value / base.value:.2f} times).")
+        after, before = winner.measurements[key], original.measurements[key]
+        if winner.name != original.name and after.value > before.value + (after.spread or 0) + (before.spread or 0):
+            warnings.append(f"{winner.name} is {word} than the original ({after.value / before.value:.2f} times).")
     return tuple(warnings)

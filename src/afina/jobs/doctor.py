@@ -54,9 +54,9 @@ def describe(machine: Mapping[str, Any], checks: Sequence[Check]) -> str:
 def _runtimes() -> list[Check]:
     checks = []
     for name, runtime in RUNTIMES.loaded().items():
-        there = runtime.available()
-        fix = "" if there else f'pip install "afina[{runtime.extra}]"'
-        checks.append(Check(f"runtime {name}", there, runtime.version() if there else "not installed", fix))
+        installed = runtime.available()
+        fix = "" if installed else f'pip install "afina[{runtime.extra}]"'
+        checks.append(Check(f"runtime {name}", installed, runtime.version() if installed else "not installed", fix))
     for name, error in RUNTIMES.problems().items():
         checks.append(Check(f"runtime {name}", False, f"{error.what} {error.why}", error.fix))
     return checks
@@ -65,8 +65,8 @@ def _runtimes() -> list[Check]:
 def _int8(features: list[str]) -> Check:
     if int8_weight_bits() == 8:
         exact = [name for name in features if name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
-        named = f" ({', '.join(exact)})" if exact else ""
-        return Check("int8 kernels", True, f"exact products{named}")
+        listed = f" ({', '.join(exact)})" if exact else ""
+        return Check("int8 kernels", True, f"exact products{listed}")
     return Check(
         "int8 kernels",
         True,
@@ -86,9 +86,9 @@ def _training() -> Check:
 
 
 def _ray() -> Check:
-    there = find_spec("ray") is not None
-    fix = "" if there else 'pip install "afina[ray]"'
-    return Check("Ray (for tune --ray)", there, version("ray") if there else "not installed", fix)
+    installed = find_spec("ray") is not None
+    fix = "" if installed else 'pip install "afina[ray]"'
+    return Check("Ray (for tune --ray)", installed, version("ray") if installed else "not installed", fix)
 
 
 def _browser() -> Check:

@@ -83,7 +83,7 @@ def _optimize(options: OptimizeOptions) -> Result:
     config = _run_config(options, settings, budget, images, source.network, threads)
     with Run.open(folder, config, argv=command_line("optimize", replace(options, out=folder))) as run:
         job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
-        _tell_data(job)
+        _report_data(job)
         adapted, network = _adapt(job, source, options, trainings)
         pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
         candidates = Search(pool, options.thorough).run()
@@ -130,7 +130,7 @@ def _trainings(
     count, epochs = images.count("train"), options.epochs
     if epochs is None and options.training is not None:
         epochs = settings.options.get("epochs", suited_epochs(count, INITIAL_STEPS))
-    named = ("optimizer", "epochs", "precision", "learning_rate")
+    handled = ("optimizer", "epochs", "precision", "learning_rate")
     adapting = initial_training(
         source.network,
         count,
@@ -139,7 +139,7 @@ def _trainings(
         optimizer=optimizer,
         learning_rate=options.learning_rate or settings.options.get("learning_rate"),
         **both,
-        **{name: value for name, value in settings.options.items() if name not in named},
+        **{name: value for name, value in settings.options.items() if name not in handled},
     )
     finetuning = fine_tuning(
         source.network,
@@ -171,7 +171,7 @@ def _metric(images: ImageData, network: Network) -> MetricInfo:
     return task.metric if images.labelled else task.agreement
 
 
-def _tell_data(job: Job) -> None:
+def _report_data(job: Job) -> None:
     data = job.data
     kind = f"{len(data.task.labels)} classes" if data.task.name == "classification" else data.task.name
     kind = kind if data.labelled else "without labels"

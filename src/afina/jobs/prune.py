@@ -56,18 +56,18 @@ def _once(
     subject: Subject,
     options: PruneOptions,
     exporter: Exporter,
-    done: float,
+    share_of_steps: float,
 ) -> tuple[Network, Record]:
     """Prune once, in one of several steps.
 
-    `done` is the share of the steps with this one: the target lies that far between the cost and the goal, in
+    `share_of_steps` is the share of the steps with this one: the target lies that far between the cost and the goal, in
     logarithms.
     """
     goal, config = options.goal, prune_config(options)
     target = target_of(goal, subject.network, exporter)
     whole = target.measure(subject.network)
-    if done < 1 and whole > target.limit:
-        target = replace(target, limit=whole * (target.limit / whole) ** done)
+    if share_of_steps < 1 and whole > target.limit:
+        target = replace(target, limit=whole * (target.limit / whole) ** share_of_steps)
     if "blocks" in config.axes:
         config = replace(config, blocks=blocks_to_go(network, target, config, subject.context(network)))
     study = Study(network, config, subject.context(network))

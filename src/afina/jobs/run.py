@@ -138,8 +138,8 @@ class _Job:
         if step.technique == "distill" and any(record.step.technique == "sparsify" for record in before):
             step = replace(step, config={"keep_zeros": True, **step.config})
         arguments = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
-        done: tuple[Network, Record] = _JOBS[step.technique](**arguments)
-        return done
+        outcome: tuple[Network, Record] = _JOBS[step.technique](**arguments)
+        return outcome
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
         """Write the network and its file into the run folder, and judge the file beside the original's."""

@@ -51,8 +51,8 @@ def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> d
     sensitivities = layer_sensitivities(network, config, context, _MEASURED)
     options_by_layer = {name: _options(sensitivity) for name, sensitivity in sensitivities.items()}
     total = sum(sensitivity.size for sensitivity in sensitivities.values())
-    taken = choose(options_by_layer, (1 - config.sparsity) * total)
-    return {name: _SHARES[index] for name, index in taken.items()}
+    index_by_layer = choose(options_by_layer, (1 - config.sparsity) * total)
+    return {name: _SHARES[index] for name, index in index_by_layer.items()}
 
 
 def _options(sensitivity: Sensitivity) -> list[Option]:

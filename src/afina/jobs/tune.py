@@ -36,8 +36,8 @@ __all__ = ["Tuned", "describe_search", "tune"]
 
 _TRIALS = 50
 _FAILURES = 5
-# Between the seeds of the samplers of two processes.
-_APART = 1_000_003
+# Distance between the seeds of the samplers of two processes.
+_SEED_STRIDE = 1_000_003
 
 
 def _tune(options: TuneOptions) -> Tuned:
@@ -67,13 +67,15 @@ tune = command(TuneOptions, _tune)
 def _search(options: TuneOptions, begun: float, progress: Progress) -> Tuned:
     """The search, on a cluster or in so many processes of this machine; `begun` is when."""
     study, problem = _open(options, 0, progress)
-    if begun_with := len(study.get_trials(deepcopy=False)):
+    if earlier_trials := len(study.get_trials(deepcopy=False)):
         place = (
             f"{study.study_name!r} in {without_password(options.storage)}"
             if options.storage
             else f"in {problem.folder}"
         )
-        progress.say(f"The study {place} has {begun_with} {'trial' if begun_with == 1 else 'trials'}; it goes on.")
+        progress.say(
+            f"The study {place} has {earlier_trials} {'trial' if earlier_trials == 1 else 'trials'}; it goes on."
+        )
     combinations = (
         len(problem.space.combinations(options.grid_points or GRID_POINTS)) if options.sampler == "grid" else None
     )
@@ -120,10 +122,10 @@ def _open(options: TuneOptions, worker: int, progress: Progress) -> tuple[Study,
         pruner=make_stopping(early_stopping_of(options), problem.steps, FACTORS[options.fidelity]),
         about=problem.about,
     )
-    known = len(study.get_trials(deepcopy=False)) + _APART * worker
-    if known and options.sampler != "tensor-train":
+    earlier = len(study.get_trials(deepcopy=False)) + _SEED_STRIDE * worker
+    if earlier and options.sampler != "tensor-train":
         # Optuna's samplers would begin with the same points again; ours draws by the number of the trial.
-        study.sampler = make_sampler(options.sampler, space, options.seed + known, options.grid_points or GRID_POINTS)
+        study.sampler = make_sampler(options.sampler, space, options.seed + earlier, options.grid_points or GRID_POINTS)
     return study, problem
 
 

@@ -99,10 +99,10 @@ def open_study(
         directions=[optuna.study.StudyDirection[d.upper()] for d in directions],
         load_if_exists=True,
     )
-    held, shown = [d.name.lower() for d in study.directions], without_password(where)
-    if held != list(directions):
+    stored_directions, shown = [d.name.lower() for d in study.directions], without_password(where)
+    if stored_directions != list(directions):
         raise InputError(
-            f"The study in {shown} has the directions {', '.join(held)}, not {', '.join(directions)}.",
+            f"The study in {shown} has the directions {', '.join(stored_directions)}, not {', '.join(directions)}.",
             fix=f"{_another(where)}, or give the directions that it was begun with.",
         )
     _settle(study, _SPACE, space.to_plain(), where, "another search space", "space")

@@ -61,8 +61,10 @@ class Search:
             if self._enough():
                 return True
         losses = {reduction: self._pool.least_loss(reduction) for reduction in reductions}
-        worth = [reduction for reduction in sorted(reductions, key=losses.__getitem__) if losses[reduction] < math.inf]
-        for reduction in worth if self._thorough or limits_resources(self._budget) else worth[:1]:
+        promising = [
+            reduction for reduction in sorted(reductions, key=losses.__getitem__) if losses[reduction] < math.inf
+        ]
+        for reduction in promising if self._thorough or limits_resources(self._budget) else promising[:1]:
             variants = [Variant(form, reduction, tuned=True) for form in reduction.forms]
             self._pool.add(variants[0].network_name, variants)
             if self._enough():

@@ -151,9 +151,9 @@ def _value(where: str, declared: Declared, value: Any) -> Any:
         raise InputError(f"{where}: {declared.name} is {value!r}.", why=f"{why}.") from error
 
 
-def _check_keys(where: str, content: Mapping[str, Any], known: Any, renamed: Mapping[str, str] | None = None) -> None:
+def _check_keys(where: str, content: Mapping[str, Any], allowed: Any, renamed: Mapping[str, str] | None = None) -> None:
     for key in content:
         if key in (renamed or {}):
             raise InputError(f"{where}: {key} has another name now.", fix=f"Write {(renamed or {})[key]} instead.")
-        if key not in known:
-            raise InputError(f"{where} has no option {key!r}.", fix=did_you_mean(str(key), known))
+        if key not in allowed:
+            raise InputError(f"{where} has no option {key!r}.", fix=did_you_mean(str(key), allowed))

@@ -126,10 +126,10 @@ def command(options: Callable[P, O], job: Callable[[O], R]) -> Callable[P, R]:
     """
     kind: Any = options
 
-    def call(*args: P.args, **named: P.kwargs) -> R:
-        for name in named:
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
             check_name(kind, name)
-        chosen = options(*args, **named)
+        chosen = options(*args, **keywords)
         check_values(chosen)
         return job(chosen)
 

@@ -48,13 +48,13 @@ def fit_size(
     room = limit - rest
     for _ in range(_TRIES):
         planned = _share_out(config, by_layer, sizes, stored, room, rest)
-        made = exporter.size(draft(source, planned, context))
-        if made <= limit:
+        size = exporter.size(draft(source, planned, context))
+        if size <= limit:
             return planned
-        room -= made - limit
+        room -= size - limit
     raise InputError(
         f"A file of {format_size(limit)} cannot be made by quantization.",
-        why=f"The nearest that was found has {format_size(made)}.",
+        why=f"The nearest that was found has {format_size(size)}.",
         fix="Prune first (afina prune --size), or give a larger limit.",
     )
 
@@ -72,7 +72,7 @@ def _share_out(
         for layer, per_precision in damage.items()
     }
     try:
-        taken = choose(options, room)
+        index_by_layer = choose(options, room)
     except InputError as error:
         smallest = rest + sum(min(option.cost for option in per_precision) for per_precision in options.values())
         raise InputError(
@@ -81,7 +81,7 @@ def _share_out(
             "runtime stores.",
             fix="Prune first (afina prune --size), or give a larger limit.",
         ) from error
-    chosen = {layer: damage[layer][index].precision for layer, index in taken.items()}
+    chosen = {layer: damage[layer][index].precision for layer, index in index_by_layer.items()}
     return config.with_layers(chosen)
 
 

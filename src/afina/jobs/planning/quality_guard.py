@@ -90,10 +90,10 @@ class Guard:
     def _build_and_judge(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
         """What is built of a configuration, and what its file answers; None where nothing is left in integers."""
         try:
-            made, record = self.build(config)
+            network, record = self.build(config)
         except NothingToDo:
             return None
-        return made, record, self._answers(made)
+        return network, record, self._answers(network)
 
     def _format_points(self, points: float) -> str:
         return format_value(points, self.original.quality.unit)

@@ -26,11 +26,11 @@ def check_kept(record: Record, limits: Budget) -> None:
     Raises:
         InputError: the file is beyond one of them.
     """
-    over, size, taken = [], record.after["file"], record.after["latency"]
+    over, size, seconds = [], record.after["file"], record.after["latency"]
     if limits.size is not None and size > limits.size:
         over.append(f"has {format_size(size)}, more than {format_size(limits.size)}")
-    if limits.latency is not None and taken > limits.latency:
-        over.append(f"takes {format_time(taken)}, more than {format_time(limits.latency)}")
+    if limits.latency is not None and seconds > limits.latency:
+        over.append(f"takes {format_time(seconds)}, more than {format_time(limits.latency)}")
     if over:
         raise InputError(
             "The limits cannot be kept together by quantization alone.",

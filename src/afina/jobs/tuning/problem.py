@@ -178,8 +178,8 @@ def early_stopping_of(options: TuneOptions) -> str:
             why="There is no single value that says which training has no hope.",
             fix="Leave it out.",
         )
-    unlike = (rule == FOLD_BY_FOLD) != bool(folds) and options.objective is None
-    if rule not in (None, "none") and rule in STOPPING and unlike:
+    mismatched = (rule == FOLD_BY_FOLD) != bool(folds) and options.objective is None
+    if rule not in (None, "none") and rule in STOPPING and mismatched:
         raise InputError(
             f"--early-stopping {rule} compares trials {'along their curves' if folds else 'fold by fold'}.",
             fix=f"Leave it out, or write {FOLD_BY_FOLD}." if folds else "Give --folds N, or another rule.",

@@ -151,11 +151,11 @@ class _Scheduler:
         """Answer the questions of tasks about their trials; an error in a call is raised again in the task."""
         trials = {trial.number: trial for trial in self._running.values()}
         answers: dict[str, tuple[Any, Exception | None]] = {}
-        for question, number, method, arguments, named in questions:
+        for question, number, method, arguments, keywords in questions:
             trial = trials.get(number)
             assert method in _REMOTE_METHODS
             try:
-                answers[question] = None if trial is None else getattr(trial, method)(*arguments, **named), None
+                answers[question] = None if trial is None else getattr(trial, method)(*arguments, **keywords), None
             except Exception as error:
                 answers[question] = None, error
         if answers:
@@ -203,11 +203,11 @@ class _QuestionQueue:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._new = asyncio.Event()
 
-    async def ask(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    async def ask(self, number: int, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call a method of the trial of that number; gives its answer, and the error that it raised or None."""
         question = uuid.uuid4().hex
         self._waiting[question] = asyncio.get_running_loop().create_future()
-        self._questions.append((question, number, method, arguments, named))
+        self._questions.append((question, number, method, arguments, keywords))
         self._new.set()
         return await self._waiting[question]
 
@@ -236,10 +236,10 @@ class _RemoteTrial:
         if name not in _REMOTE_METHODS:
             raise AttributeError(f"On Ray a trial has no {name}, but {', '.join(_REMOTE_METHODS)} and its number.")
 
-        def ask(*arguments: Any, **named: Any) -> Any:
+        def ask(*arguments: Any, **keywords: Any) -> Any:
             import ray
 
-            answer, error = ray.get(self._queue.ask.remote(self.number, name, arguments, named))
+            answer, error = ray.get(self._queue.ask.remote(self.number, name, arguments, keywords))
             if error is not None:
                 raise error
             return answer
@@ -277,9 +277,9 @@ def _run_trial(
 def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
     data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
-    named = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
+    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:
-        return ray.put(replace(options, data=data, **named))
+        return ray.put(replace(options, data=data, **absolute))
     except (TypeError, AttributeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",
@@ -300,9 +300,9 @@ def _room(ray: Any, cluster: Cluster) -> int:
     """How many trials the machines of the cluster have processors and GPUs for."""
     requested = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(there.get(name, 0) / amount) for name, amount in requested.items()) for there in machines)
+    room = sum(min(int(machine.get(name, 0) / amount) for name, amount in requested.items()) for machine in machines)
     if room < 1:
-        most = {name: max((there.get(name, 0) for there in machines), default=0) for name in ("CPU", "GPU")}
+        most = {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
         raise InputError(
             f"No machine of the cluster has {cluster.cpus:g} processors and {cluster.gpus:g} GPUs for a trial.",
             why=f"The most that one has is {most['CPU']:g} and {most['GPU']:g}.",

@@ -137,8 +137,8 @@ class Training:
             return self._folds
         if len(self._rungs) > 1:
             return self._rungs[-1].step
-        known = space.parameters.get("epochs")
-        return self._epochs if known is None else max(int(value) for value in known.ends())  # type: ignore[arg-type]
+        varied = space.parameters.get("epochs")
+        return self._epochs if varied is None else max(int(value) for value in varied.ends())  # type: ignore[arg-type]
 
     def run(self, params: dict[str, Any], trial: Reports, folder: Path) -> tuple[float, ...]:
         """Train with these parameters; gives the best quality on the validation images, and what else is an objective.

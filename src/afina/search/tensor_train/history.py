@@ -182,7 +182,7 @@ def _finite(values: Array, stopped: NDArray[np.bool_]) -> Array:
         whole = column[~stopped & np.isfinite(column)]
         if stopped.any() and len(whole):
             column[stopped] = np.maximum(column[stopped], np.median(whole))
-        known = column[np.isfinite(column)]
-        column[column == -np.inf] = known.min() if len(known) else 0.0
+        finite_values = column[np.isfinite(column)]
+        column[column == -np.inf] = finite_values.min() if len(finite_values) else 0.0
         out[:, k] = compress_outliers(column)
     return out

@@ -104,11 +104,11 @@ def _gap(first: Array, second: Array, categorical: NDArray[np.bool_]) -> Array:
     gap = np.abs(first - second)
     gap[categorical] = gap[categorical] > 0.5
     if np.isnan(first).any() or np.isnan(second).any():
-        here, there = np.isnan(first), np.isnan(second)
-        known = np.where(here, second, first)
-        beside = np.sqrt((known - 0.5) ** 2 + _INACTIVE**2)
+        first_missing, second_missing = np.isnan(first), np.isnan(second)
+        present = np.where(first_missing, second, first)
+        beside = np.sqrt((present - 0.5) ** 2 + _INACTIVE**2)
         beside[categorical] = 1.0
-        gap = np.where(here & there, 0.0, np.where(here | there, beside, gap))
+        gap = np.where(first_missing & second_missing, 0.0, np.where(first_missing | second_missing, beside, gap))
     return gap
 
 

@@ -47,7 +47,10 @@ class Proposals:
         yield reductions
 
     def _in_fewer_bits(self, reducer: Reducer, ratio: float) -> list[Reduction]:
-        """The reduction that goes half of the way, with fewer bits for the rest; none where no size is limited."""
+        """The reduction that goes half of the way, with fewer bits for the rest; none where no size is limited.
+
+        Shares of what is left multiply: for a ratio of 0.75 a quarter is left, a half by each of the two.
+        """
         half = math.floor((1 - math.sqrt(1 - ratio)) * STEPS) / STEPS
         return [Reduction(reducer, half, ("few-bits",))] if self._budget.size is not None and half > 0 else []
 

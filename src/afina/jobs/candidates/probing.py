@@ -89,8 +89,8 @@ def first_within(excess: Callable[[int], float], count: int, start: float | None
     """The first of `count` steps at which `excess`, which falls from step to step, is at most 1; None where none is.
 
     Between a step that is too much and one that is not, the next to look at is on the line through both; every third
-    time it is the middle, so that no shape of the curve takes long. With an excess of 2 before the first of 60 steps, each
-    of which takes 0.25, the steps that are looked at are
+    time it is the middle, so that no shape of the curve takes long. With an excess of 2 before the first of 60 steps,
+    each of which takes 0.25, the steps that are looked at are
 
         31 (excess 0), 15 (0), 7 (0), 3 (1.0), 2 (1.25): step 3 is the first within the limit
 

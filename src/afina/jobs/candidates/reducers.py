@@ -77,15 +77,15 @@ class Pruner:
         return 1.0
 
     def shape(self, ratio: float) -> Network:
-        """As `Reducer`."""
+        """See `Reducer.shape`."""
         return self._planner.shape(self._counts(ratio))
 
     def reduce(self, ratio: float) -> tuple[Network, Record]:
-        """As `Reducer`."""
+        """See `Reducer.reduce`."""
         return self._planner.study.prune(self._counts(ratio))
 
     def step(self, record: Record) -> Step:
-        """As `Reducer`."""
+        """See `Reducer.step`."""
         left = _left(record, self._costs)
         return Step("prune", {self._costs: left, "multiple": self._config.multiple, "images": self._context.images})
 
@@ -121,20 +121,20 @@ class Factorizer:
         return RankPlanner(self._network, self._layers, chains, self._costs, self._exporter, self._context.progress)
 
     def most(self) -> float:
-        """As `Reducer`."""
+        """See `Reducer.most`."""
         return 1 - self._planner.smallest / self._planner.total
 
     def shape(self, ratio: float) -> Network:
-        """As `Reducer`."""
+        """See `Reducer.shape`."""
         return factorize.shaped(self._network, self._layers, self._chosen(ratio))
 
     def reduce(self, ratio: float) -> tuple[Network, Record]:
-        """As `Reducer`."""
+        """See `Reducer.reduce`."""
         config = factorize.FactorizeConfig(multiple=self._config.multiple, layers=self._chosen(ratio))
         return factorize.apply(self._network, config, self._context)
 
     def step(self, record: Record) -> Step:
-        """As `Reducer`."""
+        """See `Reducer.step`."""
         left = _left(record, self._costs)
         return Step("factorize", {self._costs: left, "multiple": self._config.multiple, "images": self._context.images})
 

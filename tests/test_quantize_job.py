@@ -404,7 +404,7 @@ def test_the_guard_does_not_give_back_more_than_the_limit_on_size_allows(digits_
 
 
 def test_a_drop_that_only_the_float_network_keeps_says_so(digits_network, no_files, monkeypatch):
-    monkeypatch.setattr("afina.jobs.planning.quality_guard.Guard._good", lambda self, found: False)
+    monkeypatch.setattr("afina.jobs.planning.quality_guard.Guard._within_limit", lambda self, answers: False)
     with pytest.raises(InputError, match=r"(?s)drop of at most 0.00% cannot be kept.*Every layer would have to stay"):
         afina.quantize(digits_network, "digits", max_drop="0%", **QUICK)
 

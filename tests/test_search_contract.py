@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from afina.errors import InputError
-from afina.search import SAMPLERS, check_sampler, make_sampler, make_space
+from afina.search import SAMPLERS, check_sampler_name, make_sampler, make_space
 from afina.testing import samplers as contract
 
 SPACE = make_space({"x": {"type": "float", "low": 0, "high": 1}})
@@ -91,7 +91,7 @@ def test_a_sampler_of_another_package_is_found_and_keeps_the_contract(install):
 def test_a_broken_sampler_of_another_package_is_named_with_the_part_that_is_broken(install, source, says):
     install(source)
     with pytest.raises(InputError, match="'theirs' of the package otherpackage") as caught:
-        check_sampler("theirs")
+        check_sampler_name("theirs")
     assert "theirs = otherpackage:make" in str(caught.value)
     with pytest.raises(InputError, match=says):
         make_sampler("theirs", SPACE)

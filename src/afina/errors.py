@@ -22,7 +22,7 @@ class AfinaError(Exception):
 
 
 class InputError(AfinaError):
-    """The command, the model, the data or the budget that was given cannot be used."""
+    """The command, the model, the data or the budget of the user cannot be used."""
 
     exit_code = 2
 
@@ -48,7 +48,7 @@ class StorageError(AfinaError):
 
 
 def first_lines(error: BaseException, lines: int = 3) -> str:
-    """The first lines of an error that say something, in one short text."""
+    """The first lines of an error's text, without empty ones, as one line of at most 500 characters."""
     text = [line.strip() for line in str(error).splitlines()]
     # OpenVINO begins with the places in its source that the error went through.
     said = [line for line in text if line and not line.startswith("Exception from ")]
@@ -56,7 +56,14 @@ def first_lines(error: BaseException, lines: int = 3) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the known names nearest to `name`, or lists a few of them where none is near."""
+    """A sentence that offers the known names nearest to `name`, or lists a few of them where none is near.
+
+    Example:
+        >>> did_you_mean("resnet81", ["resnet18", "resnet34", "vgg16"])
+        'Did you mean resnet18 or resnet34?'
+        >>> did_you_mean("bert", ["resnet18", "vgg16"])
+        'Choose one of: resnet18, vgg16.'
+    """
     names = sorted(set(known))
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
@@ -66,7 +73,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise `InputError` where there is no such file, with the nearest of those beside it that are of its kind."""
+    """Raise `InputError` where there is no such file; it offers files beside it with a similar name."""
     if path.is_file():
         return
     if path.is_dir():

@@ -11,14 +11,14 @@ class Bar(Protocol):
     """One piece of long work."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """`steps` more are done; `note` is shown beside the bar."""
+        """Move the bar by `steps`; `note` is shown beside it."""
 
 
 class Progress:
     """Says nothing: the base class, and the choice for `--quiet` and for use as a library."""
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
 
     @contextlib.contextmanager
     def work(self, label: str, total: int) -> Iterator[Bar]:

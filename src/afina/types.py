@@ -176,15 +176,15 @@ class Sensitivity:
     """What a network loses when a part of it becomes smaller.
 
     Attributes:
-        name: Of the axis, or of the layer.
+        name: The name of the axis, or of the layer.
         kind: Kind of the axis (`channels`, `heads`, ...), or `weights` for a layer that loses single weights.
-        size: How many units (or weights) it has.
+        size: Number of its units (or weights).
         layers: The layers that produce an axis.
         readers: The layers that read it.
         gone: Numbers of units (or weights) gone at which it was measured.
-        measured: For each of them, the mean squared change of the network's outputs, as a share of what they vary.
-        losses: Of an axis, the same for every number of units gone, from 0 to all but one: through what was measured,
-            with the shape of the layers' own errors between.
+        measured: The mean squared change of the network's outputs at each of them, as a share of the outputs' variance.
+        losses: For an axis, the same for every number of units gone, from 0 to all but one: through what was measured,
+            with the shape of the errors of its layers between; empty for a layer.
     """
 
     name: str
@@ -223,7 +223,12 @@ class MetricInfo:
     higher_is_better: bool
 
     def lost(self, before: float, after: float) -> float:
-        """Quality lost from `before` to `after`, in the metric's points; negative is a gain."""
+        """Quality lost from `before` to `after`, in the metric's points; negative is a gain.
+
+        Example:
+            >>> MetricInfo("mae", higher_is_better=False).lost(before=1.5, after=2.0)
+            0.5
+        """
         return before - after if self.higher_is_better else after - before
 
 

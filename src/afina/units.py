@@ -22,7 +22,19 @@ _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*
 
 
 def parse_size(text: str | float, option: str = "--size") -> int:
-    """Bytes of `350KB`, `3 MB`, `2MiB`; a plain number is bytes. Raises `InputError`."""
+    """Bytes of `350KB`, `3 MB`, `2MiB`; a plain number is bytes.
+
+    Args:
+        text: The size, as a user writes it.
+        option: The option that it is the value of, for the text of an error.
+
+    Raises:
+        InputError: it is no size, its unit is not known, or it is not above zero.
+
+    Example:
+        >>> parse_size("350KB"), parse_size("2MiB"), parse_size(1000)
+        (350000, 2097152, 1000)
+    """
     if isinstance(text, (int, float)):
         return _positive(int(text), text, option)
     value, unit = _split(text, option, "350KB")
@@ -30,7 +42,20 @@ def parse_size(text: str | float, option: str = "--size") -> int:
 
 
 def parse_time(text: str | float, option: str = "--latency", example: str = "5ms") -> float:
-    """Seconds of `5ms`, `0.2s`, `800us`, `1h`; a plain number is seconds. Raises `InputError`."""
+    """Seconds of `5ms`, `0.2s`, `800us`, `1h`; a plain number is seconds.
+
+    Args:
+        text: The time, as a user writes it.
+        option: The option that it is the value of, for the text of an error.
+        example: A value that the text of an error offers.
+
+    Raises:
+        InputError: it is no time, its unit is not known, or it is not above zero.
+
+    Example:
+        >>> parse_time("5ms"), parse_time("1h"), parse_time(0.5)
+        (0.005, 3600.0, 0.5)
+    """
     if isinstance(text, (int, float)):
         return _positive(float(text), text, option)
     value, unit = _split(text, option, example)
@@ -39,7 +64,19 @@ def parse_time(text: str | float, option: str = "--latency", example: str = "5ms
 
 
 def parse_drop(text: str | float, option: str = "--max-drop") -> float:
-    """Points of `1%` (0.01), `0.5`, `0`; zero is allowed. Raises `InputError`."""
+    """A loss of quality in the metric's points, of `1%` (0.01), `0.5` or `0`; zero is allowed.
+
+    Args:
+        text: The drop, as a user writes it.
+        option: The option that it is the value of, for the text of an error.
+
+    Raises:
+        InputError: it is no number, its unit is not known, or it is negative or not finite.
+
+    Example:
+        >>> parse_drop("1%"), parse_drop(0.5)
+        (0.01, 0.5)
+    """
     if isinstance(text, str):
         value, unit = _split(text, option, "1%")
         value *= _factor(unit, {"": 1.0, "%": 0.01}, text, option, "% or nothing")
@@ -51,7 +88,19 @@ def parse_drop(text: str | float, option: str = "--max-drop") -> float:
 
 
 def parse_share(text: str | float, option: str) -> float:
-    """Share of `50%` or `0.5`, between 0 and 1. Raises `InputError`."""
+    """A share between 0 and 1, both excluded, of `50%` or `0.5`.
+
+    Args:
+        text: The share, as a user writes it.
+        option: The option that it is the value of, for the text of an error.
+
+    Raises:
+        InputError: it is no number, its unit is not known, or it is out of range.
+
+    Example:
+        >>> parse_share("50%", "--macs"), parse_share(0.25, "--macs")
+        (0.5, 0.25)
+    """
     if isinstance(text, str):
         value, unit = _split(text, option, "50%")
         value *= _factor(unit, {"": 1.0, "%": 0.01}, text, option, "% or nothing")
@@ -111,7 +160,12 @@ def _rounded(value: float) -> float:
 
 
 def format_value(value: float, unit: str) -> str:
-    """A measurement's value for people, by its unit (`B`, `s`, `1`, `accuracy`, anything else as it is)."""
+    """A measurement's value for people, by its unit (`B`, `s`, `1`, `accuracy`, anything else as it is).
+
+    Example:
+        >>> format_value(368_400, "B"), format_value(0.0123, "s"), format_value(0.9725, "accuracy")
+        ('368 KB', '12.3 ms', '97.25%')
+    """
     writers = {"B": format_size, "s": format_time, "1": format_count}
     if unit in writers:
         return writers[unit](value)

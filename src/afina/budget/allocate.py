@@ -35,13 +35,13 @@ _GAP = 1e-3
 
 
 class Costs(Protocol):
-    """What is to be kept within the budget, as a function of how many units each axis keeps."""
+    """The cost that is limited, such as MACs or parameters, as a function of how many units each axis keeps."""
 
     def total(self, counts: Mapping[str, int]) -> float:
-        """The whole cost."""
+        """The cost of the whole network."""
 
     def saving(self, counts: Mapping[str, int], axis: str, count: int) -> float:
-        """How much less it is when one axis goes from what it has in `counts` to `count` units."""
+        """How much the cost falls when one axis goes from its units in `counts` to `count` units."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Choice:
 
     @property
     def size(self) -> int:
+        """Units of the axis as it is."""
         return len(self.losses)
 
     def fewer(self, count: int) -> list[int]:
@@ -71,7 +72,7 @@ class Choice:
         step = self.multiple if self.size > self.multiple else 1
         steps = range(((count - 1) // step) * step, 0, -step)
         whole = [self.size] if self.size < count and self.size % step else []
-        return [*whole, *(kept for kept in steps if kept >= self.minimum)]
+        return [*whole, *(units for units in steps if units >= self.minimum)]
 
 
 def fewest_of(choices: Mapping[str, Choice]) -> dict[str, int]:
@@ -108,24 +109,24 @@ def allocate(choices: Mapping[str, Choice], costs: Costs, limit: float) -> dict[
             key=lambda offer: offer[0],
             default=(np.inf, "", 0),
         )
-        price, name, kept = best
+        price, name, units = best
         if not np.isfinite(price):
             raise _too_small(choices, counts, cost, limit)
-        if cost - costs.saving(counts, name, kept) < limit:
-            kept = _least(choices[name], counts, costs, name, cost - limit)
-        counts[name] = kept
+        if cost - costs.saving(counts, name, units) < limit:
+            units = _most_units(choices[name], counts, costs, name, cost - limit)
+        counts[name] = units
         cost = costs.total(counts)
-    return _given_back(choices, counts, costs, limit - cost)
+    return _use_up(choices, counts, costs, limit - cost)
 
 
-def _given_back(choices: Mapping[str, Choice], counts: Mapping[str, int], costs: Costs, room: float) -> dict[str, int]:
-    """What the last step took too much, given back to where it undoes the most damage."""
+def _use_up(choices: Mapping[str, Choice], counts: Mapping[str, int], costs: Costs, room: float) -> dict[str, int]:
+    """The counts after units are given back where that undoes the most damage, as far as `room` of the cost allows."""
     counts = dict(counts)
     while True:
         offers = []
         for name, choice in choices.items():
             lost = choice.losses[choice.size - counts[name]]
-            for more in (kept for kept in choice.fewer(choice.size + 1) if kept > counts[name]):
+            for more in (units for units in choice.fewer(choice.size + 1) if units > counts[name]):
                 if -costs.saving(counts, name, more) <= room:
                     offers.append((choice.losses[choice.size - more] - lost, name, more))
         if not offers:
@@ -138,21 +139,21 @@ def _given_back(choices: Mapping[str, Choice], counts: Mapping[str, int], costs:
 def _offer(
     name: str, choice: Choice, counts: Mapping[str, int], costs: Costs, hull: NDArray[np.float64]
 ) -> tuple[float, str, int]:
-    """What the next step of an axis costs in damage for each unit saved."""
+    """The damage of an axis's next step for each unit of cost that it saves, the axis, and the units that it keeps."""
     count = counts[name]
     options = choice.fewer(count)
     if not options:
         return np.inf, name, count
     step = max(1, choice.size // _STEPS)
-    kept = next((option for option in options if option <= count - step), options[-1])
-    saved = costs.saving(counts, name, kept)
-    grown = hull[choice.size - kept] - hull[choice.size - count]
-    return (grown / saved if saved > 0 else np.inf), name, kept
+    units = next((option for option in options if option <= count - step), options[-1])
+    saved = costs.saving(counts, name, units)
+    grown = hull[choice.size - units] - hull[choice.size - count]
+    return (grown / saved if saved > 0 else np.inf), name, units
 
 
-def _least(choice: Choice, counts: Mapping[str, int], costs: Costs, name: str, gap: float) -> int:
+def _most_units(choice: Choice, counts: Mapping[str, int], costs: Costs, name: str, gap: float) -> int:
     """The most units that the axis can keep while it saves `gap`."""
-    return next(kept for kept in choice.fewer(counts[name]) if costs.saving(counts, name, kept) >= gap)
+    return next(units for units in choice.fewer(counts[name]) if costs.saving(counts, name, units) >= gap)
 
 
 def _hull(losses: NDArray[np.float64]) -> list[float]:
@@ -180,7 +181,12 @@ def _too_small(choices: Mapping[str, Choice], counts: Mapping[str, int], cost: f
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that may be done with a layer: what it damages and what the layer then costs."""
+    """One thing that may be done with a layer.
+
+    Attributes:
+        loss: The damage to the network's outputs.
+        cost: What the layer then costs, in the unit of the limit.
+    """
 
     loss: float
     cost: float

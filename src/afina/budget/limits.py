@@ -29,7 +29,7 @@ def make_budget(
     memory: str | float | None = None,
     max_drop: str | float | None = None,
 ) -> Budget:
-    """The limits as numbers; where none is given, the drop may be 1% (of a metric in 0..1).
+    """The limits as numbers (bytes, seconds, points); with none of them, the drop may be 1% (of a metric in 0..1).
 
     Raises:
         InputError: a limit does not parse, is not positive, or makes no sense for `metric`.

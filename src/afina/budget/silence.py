@@ -1,4 +1,4 @@
-"""What C libraries print on their own account is kept from the standard output, which may be somebody's JSON."""
+"""Keeps what C libraries print away from the standard output, which may be the JSON that a user pipes on."""
 
 import contextlib
 import ctypes
@@ -15,22 +15,22 @@ def silent_library() -> Iterator[None]:
     """
     sys.stdout.flush()
     try:
-        kept = os.dup(1)
+        original = os.dup(1)
     except OSError:  # there is no standard output
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    sink = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(sink, 1)
         yield
     finally:
         _flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 1)
+        os.close(original)
+        os.close(sink)
 
 
 def _flush() -> None:
-    """Have C's own buffers written while they still go nowhere."""
+    """Write out the buffers of the C library, while the standard output still leads to the null device."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library of that name
         ctypes.CDLL(None).fflush(None)

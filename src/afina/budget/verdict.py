@@ -21,8 +21,8 @@ class Decision:
         verdict: `fits` or `misses`.
         winner: The candidate to deploy; with `misses`, the nearest to the limits.
         drop: Quality that the winner loses against the original (negative: a gain).
-        best_achievable: With `misses`, for each limit the candidate that comes nearest to it.
-        warnings: In what the winner is worse than the original, one sentence each.
+        best_achievable: With `misses`, the name of the candidate that comes nearest to each limit.
+        warnings: One sentence for each cost in which the winner is worse than the original.
     """
 
     verdict: Literal["fits", "misses"]
@@ -53,12 +53,15 @@ def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget,
         winner=winner,
         drop=drop_of(winner, original, metric),
         best_achievable=best,
-        warnings=_warnings(winner, original, budget),
+        warnings=_warnings(winner, original),
     )
 
 
 def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> dict[str, float]:
-    """By how much `candidate` exceeds each limit that it does not keep, as a share of the limit; empty if it fits."""
+    """By how much `candidate` exceeds each limit that it does not keep; empty if it fits.
+
+    Size, latency and memory are shares of their limit (0.1 is 10% too much); a drop that is one point too large is 0.1.
+    """
     over: dict[str, float] = {}
     for limit, allowed in _limits(budget).items():
         if limit == "max_drop":
@@ -84,7 +87,7 @@ def _limits(budget: Budget) -> dict[str, float]:
 
 
 def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> float:
-    """How much of the metric `candidate` has lost against `original`; negative where it is better."""
+    """How much of the metric a judged candidate has lost against the original, in points; negative is a gain."""
     return metric.lost(original.measurements["quality"].value, candidate.measurements["quality"].value)
 
 
@@ -107,10 +110,10 @@ def _nearest(limit: str, judged: Sequence[Candidate], original: Candidate, metri
     return min(judged, key=lambda c: c.measurements[_MEASUREMENT[limit]].value).name
 
 
-def _warnings(winner: Candidate, original: Candidate, budget: Budget) -> tuple[str, ...]:
+def _warnings(winner: Candidate, original: Candidate) -> tuple[str, ...]:
     warnings = []
     for key, word in (("size", "larger"), ("latency", "slower")):
-        mine, base = winner.measurements[key], original.measurements[key]
-        if winner.name != original.name and mine.value > base.value + (mine.spread or 0) + (base.spread or 0):
-            warnings.append(f"{winner.name} is {word} than the original ({mine.value / base.value:.2f} times).")
+        after, before = winner.measurements[key], original.measurements[key]
+        if winner.name != original.name and after.value > before.value + (after.spread or 0) + (before.spread or 0):
+            warnings.append(f"{winner.name} is {word} than the original ({after.value / before.value:.2f} times).")
     return tuple(warnings)

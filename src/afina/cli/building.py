@@ -27,8 +27,8 @@ def add(app: typer.Typer, name: str, options: type, shown: type[Shown], run: Run
     Args:
         app: The application.
         name: Name of the command and of the function in `afina`.
-        options: Its options; the class's docstring is the help.
-        shown: What only the command line has.
+        options: The class of its options, whose docstring is the help.
+        shown: The class of the options that only the command line has.
         run: Calls the function and shows its result.
         resumes: Whether an interrupted command goes on where it stopped.
     """
@@ -73,7 +73,7 @@ def _value(each: Declared, values: dict[str, Any]) -> Any:
 
 
 def _parameter(each: Declared) -> inspect.Parameter:
-    # What only Python can give is not told here.
+    # The command line says nothing of values that only Python can give.
     text = re.sub(r"; from Python[^.]*\.", ".", each.option.help)
     text += f" ({', '.join(each.option.choices)})" if each.option.choices else ""
     if each.option.positional:
@@ -96,13 +96,13 @@ def _parameter(each: Declared) -> inspect.Parameter:
 
 
 def _hidden(old: str) -> inspect.Parameter:
-    """An option by the name that it had once: it is understood, to name the new one."""
+    """A hidden option with a name of an earlier version, so that an error can say the new name."""
     annotation = Annotated[str | None, typer.Option(_flag(old), hidden=True)]
     return inspect.Parameter(f"renamed_{old}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _type(each: Declared) -> Any:
-    """What the command line reads an option as; units and files are read later, where Python's values are too."""
+    """The type that the command line parses. Units and files stay text: they are parsed where values of Python are."""
     if each.repeats:
         return list[str] if each.default is MISSING else list[str] | None
     kinds = each.kinds - {type(None)}

@@ -51,7 +51,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
-    """A job that ends in a verdict: print it, and leave with its exit code."""
+    """Run a job that gives a verdict: print its summary, and exit with 3 where the budget is missed."""
     from afina.reporting import summary
 
     result = job(**arguments)
@@ -60,7 +60,7 @@ def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
 
 
 def _network(suffix: str) -> Run:
-    """A job that gives a network and a record: save the one and print the other."""
+    """What runs a job that gives a network and a record: it saves the network and prints the record."""
 
     def run(job: Job, arguments: Arguments, shown: NetworkShown) -> None:
         from afina.jobs.common.subject import Saved, describe, target_file
@@ -74,7 +74,7 @@ def _network(suffix: str) -> Run:
 
 
 def _described(module: str, function: str = "describe") -> Run:
-    """A job whose module says its result in words."""
+    """What runs a job whose module has a function that says the result in words."""
 
     def run(job: Job, arguments: Arguments, shown: Shown) -> None:
         describe = getattr(import_module(f"afina.jobs.{module}"), function)

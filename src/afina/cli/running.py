@@ -29,8 +29,8 @@ def guarded(run: Any, debug: bool, *, resumes: bool = False) -> None:
     except AfinaError as error:
         _fail(error, error.exit_code, debug)
     except KeyboardInterrupt:
-        kept = "What is finished is kept: the same command resumes." if resumes else "Nothing was written."
-        typer.echo(f"Stopped. {kept}", err=True)
+        consequence = "What is finished is kept: the same command resumes." if resumes else "Nothing was written."
+        typer.echo(f"Stopped. {consequence}", err=True)
         raise typer.Exit(1) from None
     except Exception as error:
         text = f"Something unexpected happened: {type(error).__name__}: {error}\nRun again with --debug to see where."

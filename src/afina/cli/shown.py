@@ -9,7 +9,7 @@ from afina.jobs.options.declaration import Option
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What every command has."""
+    """Options that every command has."""
 
     quiet: Annotated[bool, Option("Say nothing but the result.", flags=("--quiet", "-q"))] = False
     as_json: Annotated[bool, Option("Print the result as JSON on standard output.", flags=("--json",))] = False
@@ -18,7 +18,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkShown(Shown):
-    """Of a command that makes a network."""
+    """Options of a command that makes a network."""
 
     out: Annotated[str | None, Option("The .pt2 file to write; named after the model by default.", metavar="FILE")] = (
         None
@@ -27,25 +27,25 @@ class NetworkShown(Shown):
 
 @dataclass(frozen=True, kw_only=True)
 class TableShown(Shown):
-    """Of a command that makes a table."""
+    """Options of a command that makes a table."""
 
     csv: Annotated[str | None, Option("Write the table here.", metavar="FILE")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotShown(TableShown):
-    """Of a command that makes a table and a plot."""
+    """Options of a command that makes a table and a plot."""
 
     plot: Annotated[str | None, Option("Write a page with the plot here (.html).", metavar="FILE")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportShown(Shown):
-    """Of `afina report`."""
+    """Options of `afina report`."""
 
     open_browser: Annotated[bool, Option("Open it in the browser.", flags=("--open", "--no-open"))] = True
 
 
 def file_of(text: str | None) -> Path | None:
-    """A file that is named, or None."""
+    """The path of a file option; None where it is not given."""
     return None if text is None else Path(text)

@@ -33,7 +33,7 @@ class Row:
     measurements: dict[str, Measurement]
 
 
-def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
+def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     """Run `files` over the validation images of `data`, each on the runtime that its suffix names.
 
     A file that Afina wrote says how its images must be prepared; for others the data's own size and the usual
@@ -43,25 +43,26 @@ def _benchmark(asked: BenchmarkOptions) -> tuple[Row, ...]:
     Raises:
         InputError: a file is missing, of an unknown kind, or does not match the data.
     """
-    paths = [Path(file) for file in asked.files]
+    paths = [Path(file) for file in options.files]
     for path in paths:
         check_file(path)
         runtime_of(path)
-    progress = asked.progress or Progress()
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    threads = asked.threads or available_cores()
-    inputs = [_input(path, images, asked.input_size) for path in paths]
-    times = _latencies(paths, inputs, threads, asked.batch)
+    progress = options.progress or Progress()
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    threads = options.threads or available_cores()
+    inputs = [_input(path, images, options.input_size) for path in paths]
+    times = _latencies(paths, inputs, threads, options.batch)
     rows: list[Row] = []
     reference: np.ndarray | None = None
     for path, spec in zip(paths, inputs, strict=True):
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
         outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
-        wanted = images.task.outputs if images.labelled or reference is None else reference.shape[1]
-        if outputs.ndim != 2 or outputs.shape[1] != (wanted or outputs.shape[1]):
+        # 0, which is any width, where neither labels nor an earlier file say how many.
+        width = images.task.outputs if images.labelled or reference is None else reference.shape[1]
+        if outputs.ndim != 2 or outputs.shape[1] != (width or outputs.shape[1]):
             raise InputError(
-                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {wanted}] is needed.",
+                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {width}] is needed.",
                 why="That is what the data's targets need, or the first file gives.",
                 fix="Give a file made for this data.",
             )
@@ -106,9 +107,9 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 
 def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
-    known = read_metadata(path)
-    if known is not None:
-        return known[0]
+    metadata = read_metadata(path)
+    if metadata is not None:
+        return metadata[0]
     if size is None:
         return images.native
     height, width = parse_input_size(size)
@@ -116,7 +117,7 @@ def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
 
 
 def _latencies(paths: Sequence[Path], inputs: Sequence[InputSpec], threads: int, batch: int) -> dict[str, Measurement]:
-    """Interleaved among the files of one input shape and runtime: only those are in one process."""
+    """Latencies by file, measured in turns among the files of one input shape and runtime, which share a process."""
     groups: dict[tuple[str, tuple[int, int, int]], dict[str, Path]] = {}
     for path, spec in zip(paths, inputs, strict=True):
         groups.setdefault((runtime_of(path).name, spec.shape), {})[str(path)] = path

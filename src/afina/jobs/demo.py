@@ -8,18 +8,18 @@ from afina.types import Result
 MODEL, DATA = "builtin:convnet", "digits"
 
 
-def _demo(asked: DemoOptions) -> Result:
+def _demo(options: DemoOptions) -> Result:
     """Train a small convolutional network on 8 x 8 digits, then fit it into a sixth of its size."""
     return optimize(
         MODEL,
         DATA,
         size="430KB",
         max_drop="0.5%",
-        runtime=asked.runtime,
-        out=asked.out,
+        runtime=options.runtime,
+        out=options.out,
         weights="random",
-        seed=asked.seed,
-        progress=asked.progress,
+        seed=options.seed,
+        progress=options.progress,
     )
 
 

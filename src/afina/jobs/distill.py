@@ -18,35 +18,40 @@ from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_opt
 from afina.types import Record, Step
 
 
-def _distill(asked: DistillOptions) -> tuple[Network, Record]:
-    """Train `student` on what `teacher` answers (and on labels, where there are any); gives it and the record.
+def _distill(options: DistillOptions) -> tuple[Network, Record]:
+    """Train `student` on the answers of `teacher` (and on labels, where there are any).
+
+    Returns:
+        The trained student and its record: settings, cost and quality before and after.
 
     Raises:
         InputError: no images, or teacher and student answer different questions.
     """
-    start, progress, seed = time.monotonic(), asked.progress or Progress(), asked.seed
-    config, data, unlabelled = fit_config(asked), asked.data, asked.unlabelled
-    check_source(asked.teacher, asked.weights, asked.input_size)
-    check_source(asked.student)
-    judged = open_data(data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress)
-    master = load_for(judged, asked.teacher, asked, progress).network
+    start, progress, seed = time.monotonic(), options.progress or Progress(), options.seed
+    config, data, unlabelled = fit_config(options), options.data, options.unlabelled
+    check_source(options.teacher, options.weights, options.input_size)
+    check_source(options.student)
+    judged_images = open_data(
+        data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress
+    )
+    teacher = load_for(judged_images, options.teacher, options, progress).network
     network = load_model(
-        asked.student, task=master.task, input=master.input, input_size=(master.input.height, master.input.width),
-        targets=judged.targets("train") if judged.labelled else None, progress=progress, seed=seed,
+        options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
+        targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
     ).network  # fmt: skip
-    learned = judged
+    training_images = judged_images
     if data is not None and unlabelled is not None:
-        learned = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
+        training_images = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
     elif data is None:
-        judged = learned = judged.without_labels()
-    optimizer = asked.optimizer or suited_optimizer(network)
+        judged_images = training_images = judged_images.without_labels()
+    optimizer = options.optimizer or suited_optimizer(network)
     config = replace(
         config,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate or RATES_OF_FINE_TUNING[optimizer],
-        batch_size=asked.batch_size or suited_batch(learned.count("train")),
+        learning_rate=options.learning_rate or RATES_OF_FINE_TUNING[optimizer],
+        batch_size=options.batch_size or suited_batch(training_images.count("train")),
     )
-    trained, curve = fit(network, learned, config, teacher=master, progress=progress)
+    trained, curve = fit(network, training_images, config, teacher=teacher, progress=progress)
     record = Record(
         step=Step("distill", asdict(config)),
         touched=tuple(name for name, _ in trained.module.named_parameters()),
@@ -54,20 +59,20 @@ def _distill(asked: DistillOptions) -> tuple[Network, Record]:
         before=asdict(cost_of(network)),
         after=asdict(cost_of(trained)),
         seconds=time.monotonic() - start,
-        notes=(f"trained for {len(curve)} epochs, taught by {name_of(asked.teacher)}",),
+        notes=(f"trained for {len(curve)} epochs, taught by {name_of(options.teacher)}",),
     )
-    return trained, Subject(network, judged, 0, seed, progress, teacher=master).judged(record, trained)
+    return trained, Subject(network, judged_images, 0, seed, progress, teacher=teacher).judged(record, trained)
 
 
 distill = command(DistillOptions, _distill)
 
 
-def fit_config(asked: DistillOptions) -> FitConfig:
+def fit_config(options: DistillOptions) -> FitConfig:
     """How the student is trained, as far as the options say. Raises `InputError` where one is out of range."""
     return FitConfig(
-        epochs=asked.epochs, optimizer=asked.optimizer or "sgd", learning_rate=asked.learning_rate,
-        batch_size=asked.batch_size or 128, augment=asked.augment, precision=asked.precision,
-        keep_fp32=names(asked.keep_fp32), distillation=asked.weight, temperature=asked.temperature,
-        features=asked.features, feature_weight=asked.feature_weight, attention_weight=asked.attention_weight,
-        relation_weight=asked.relation_weight, keep_zeros=asked.keep_zeros, seed=asked.seed,
+        epochs=options.epochs, optimizer=options.optimizer or "sgd", learning_rate=options.learning_rate,
+        batch_size=options.batch_size or 128, augment=options.augment, precision=options.precision,
+        keep_fp32=names(options.keep_fp32), distillation=options.weight, temperature=options.temperature,
+        features=options.features, feature_weight=options.feature_weight, attention_weight=options.attention_weight,
+        relation_weight=options.relation_weight, keep_zeros=options.keep_zeros, seed=options.seed,
     )  # fmt: skip

@@ -17,7 +17,14 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was looked at, whether it is there, and what to do where it is not."""
+    """One line of the report.
+
+    Attributes:
+        name: What was looked for.
+        good: Whether it is there.
+        found: What is there: a version, a device, a number.
+        fix: What to do where it is not there.
+    """
 
     name: str
     good: bool
@@ -25,8 +32,8 @@ class Check:
     fix: str = ""
 
 
-def _doctor(asked: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The machine, and what was checked on it; nothing is installed or changed."""
+def _doctor(options: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """Describe this machine and check what is installed on it; nothing is installed or changed."""
     machine = describe_machine(available_cores())
     checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
     return machine, tuple(checks)
@@ -47,9 +54,9 @@ def describe(machine: Mapping[str, Any], checks: Sequence[Check]) -> str:
 def _runtimes() -> list[Check]:
     checks = []
     for name, runtime in RUNTIMES.loaded().items():
-        there = runtime.available()
-        fix = "" if there else f'pip install "afina[{runtime.extra}]"'
-        checks.append(Check(f"runtime {name}", there, runtime.version() if there else "not installed", fix))
+        installed = runtime.available()
+        fix = "" if installed else f'pip install "afina[{runtime.extra}]"'
+        checks.append(Check(f"runtime {name}", installed, runtime.version() if installed else "not installed", fix))
     for name, error in RUNTIMES.problems().items():
         checks.append(Check(f"runtime {name}", False, f"{error.what} {error.why}", error.fix))
     return checks
@@ -58,8 +65,8 @@ def _runtimes() -> list[Check]:
 def _int8(features: list[str]) -> Check:
     if int8_weight_bits() == 8:
         exact = [name for name in features if name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
-        named = f" ({', '.join(exact)})" if exact else ""
-        return Check("int8 kernels", True, f"exact products{named}")
+        listed = f" ({', '.join(exact)})" if exact else ""
+        return Check("int8 kernels", True, f"exact products{listed}")
     return Check(
         "int8 kernels",
         True,
@@ -79,18 +86,18 @@ def _training() -> Check:
 
 
 def _ray() -> Check:
-    there = find_spec("ray") is not None
-    fix = "" if there else 'pip install "afina[ray]"'
-    return Check("Ray (for tune --ray)", there, version("ray") if there else "not installed", fix)
+    installed = find_spec("ray") is not None
+    fix = "" if installed else 'pip install "afina[ray]"'
+    return Check("Ray (for tune --ray)", installed, version("ray") if installed else "not installed", fix)
 
 
 def _browser() -> Check:
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     return Check(
         "browser (only the report's own test needs one)",
-        found is not None,
-        found or "none found",
-        "" if found else "apt-get install chromium chromium-driver",
+        browser is not None,
+        browser or "none found",
+        "" if browser else "apt-get install chromium chromium-driver",
     )
 
 

@@ -32,7 +32,7 @@ class Exported:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def _export(asked: ExportOptions) -> Exported:
+def _export(options: ExportOptions) -> Exported:
     """Write `model` for a runtime and run the file beside the model on the same inputs.
 
     Raises:
@@ -41,14 +41,14 @@ def _export(asked: ExportOptions) -> Exported:
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
     """
-    runtime = runtime_of_format(asked.to)
-    path = _target(asked.out, runtime, name_of(asked.model))
-    progress = asked.progress or Progress()
-    network, kept = load_plain(asked.model, asked, progress).network, dict[str, str]()
-    if asked.half:
+    runtime = runtime_of_format(options.to)
+    path = _target(options.out, runtime, name_of(options.model))
+    progress = options.progress or Progress()
+    network, wide_layers = load_plain(options.model, options, progress).network, dict[str, str]()
+    if options.half:
         network, record = quantize.apply(network, _HALF, Context(progress=progress))
-        kept = record.skipped
-        for layer, reason in kept.items():
+        wide_layers = record.skipped
+        for layer, reason in wide_layers.items():
             progress.say(f"{layer} stays in 32 bits: {reason}.")
     for bits in activation_bits(network):
         runtime.check_integers(f"int{bits}")
@@ -60,7 +60,7 @@ def _export(asked: ExportOptions) -> Exported:
             part.unlink(missing_ok=True)
         raise
     size = sum(part.stat().st_size for part in runtime.files(path))
-    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, kept)
+    return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, wide_layers)
 
 
 export = command(ExportOptions, _export)

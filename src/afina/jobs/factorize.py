@@ -19,7 +19,7 @@ from afina.types import Record
 _MULTIPLE = 8
 
 
-def _factorize(asked: FactorizeOptions) -> tuple[Network, Record]:
+def _factorize(options: FactorizeOptions) -> tuple[Network, Record]:
     """Write layers of `model` as chains of smaller ones until it meets one target; gives an ordinary network.
 
     With images, chains are the nearest in the metric of what each layer reads, ranks are chosen from what the outputs
@@ -34,25 +34,25 @@ def _factorize(asked: FactorizeOptions) -> tuple[Network, Record]:
         InputError: not one target, a target that cannot be met (it says the smallest that can), or a wrong option.
         NothingToDo: the target is met already, or no layer can become smaller.
     """
-    goal, config = asked.goal, factorize_config(asked)
-    exporter = Exporter.of(asked)
-    subject = open_subject(asked, asked.model, asked.data, asked.images, asked.teacher)
+    goal, config = options.goal, factorize_config(options)
+    exporter = Exporter.of(options)
+    subject = open_subject(options, options.model, options.data, options.images, options.teacher)
     if goal is not None:
         config = _planned(subject, config, goal, exporter)
     network, record = apply(subject.network, config, subject.context(subject.network))
-    if asked.finetune:
-        network = finetuned(network, subject, asked, asked.finetune)
+    if options.finetune:
+        network = finetuned(network, subject, options, options.finetune)
     return network, subject.judged(record, network)
 
 
 factorize = command(FactorizeOptions, _factorize)
 
 
-def factorize_config(asked: FactorizeOptions) -> FactorizeConfig:
+def factorize_config(options: FactorizeOptions) -> FactorizeConfig:
     """The configuration of the technique. Raises `InputError` where an option is out of range."""
-    timed = asked.goal is not None and asked.goal.name == "latency"
-    multiple = asked.multiple or (_MULTIPLE if timed else 1)
-    return FactorizeConfig(method=asked.method, rank=asked.same_rank, multiple=multiple, skip=names(asked.skip))
+    timed = options.goal is not None and options.goal.name == "latency"
+    multiple = options.multiple or (_MULTIPLE if timed else 1)
+    return FactorizeConfig(method=options.method, rank=options.same_rank, multiple=multiple, skip=names(options.skip))
 
 
 def _planned(subject: Subject, config: FactorizeConfig, goal: Goal, exporter: Exporter) -> FactorizeConfig:

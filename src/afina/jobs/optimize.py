@@ -11,9 +11,9 @@ from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
 from afina.jobs.candidates.making import Maker
+from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
-from afina.jobs.candidates.tried import Tried
 from afina.jobs.candidates.variants import ORIGINAL
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
@@ -42,13 +42,18 @@ _RESOLVED = ("size", "latency", "memory", "max_drop", "out")
 
 @dataclass(frozen=True)
 class Adapted:
-    """The network before compression: whether it was trained here, and what the user should know."""
+    """How the network was adapted to the data before compression.
+
+    Attributes:
+        notes: What the user should know of it, one sentence each.
+        curve: The training curve; empty where the network was not trained here.
+    """
 
     notes: tuple[str, ...]
     curve: tuple[Epoch, ...]
 
 
-def _optimize(asked: OptimizeOptions) -> Result:
+def _optimize(options: OptimizeOptions) -> Result:
     """Fit `model` to `data` and to a budget, and prove it on the exported file.
 
     Returns:
@@ -59,30 +64,30 @@ def _optimize(asked: OptimizeOptions) -> Result:
         TrainingError: training does not converge to finite numbers.
         StorageError: the run folder cannot be written; what is finished is kept.
     """
-    progress = asked.progress or Progress()
-    if asked.out is not None:
-        check_folder(Path(asked.out), "--out")
-    settings = read_settings(asked.training or {})
-    base = _base_training(asked, settings)
-    runtime, input_size = get_runtime(asked.runtime), asked.input_size or settings.input_size
-    check_source(asked.model, asked.weights, input_size)
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    source = load_for(images, asked.model, asked, progress, settings.model, input_size)
+    progress = options.progress or Progress()
+    if options.out is not None:
+        check_folder(Path(options.out), "--out")
+    settings = read_settings(options.training or {})
+    base = _base_training(options, settings)
+    runtime, input_size = get_runtime(options.runtime), options.input_size or settings.input_size
+    check_source(options.model, options.weights, input_size)
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
-    budget = make_budget(metric, asked.size, asked.latency, asked.memory, asked.max_drop)
+    budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)
     check_patterns(source.network, base.keep_fp32)
-    trainings = _trainings(asked, settings, base, images, source)
-    threads = asked.threads or available_cores()
-    name = f"{name_of(asked.model)}-{name_of(images.name)}"
-    folder = Path(asked.out) if asked.out is not None else Path("runs") / name
-    config = _run_config(asked, settings, budget, images, source.network, threads)
-    with Run.open(folder, config, argv=command_line("optimize", replace(asked, out=folder))) as run:
-        job = Job(run, images, runtime, threads, asked.batch, asked.seed, progress)
-        _tell_data(job)
-        adapted, network = _adapt(job, source, asked, trainings)
-        tried = Tried(Maker(job, network, budget, trainings.finetuning), metric)
-        candidates = Search(tried, asked.thorough).run()
-        result = _decide(job, candidates, adapted, network, budget, metric, name_of(asked.model, full=True))
+    trainings = _trainings(options, settings, base, images, source)
+    threads = options.threads or available_cores()
+    name = f"{name_of(options.model)}-{name_of(images.name)}"
+    folder = Path(options.out) if options.out is not None else Path("runs") / name
+    config = _run_config(options, settings, budget, images, source.network, threads)
+    with Run.open(folder, config, argv=command_line("optimize", replace(options, out=folder))) as run:
+        job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
+        _report_data(job)
+        adapted, network = _adapt(job, source, options, trainings)
+        pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
+        candidates = Search(pool, options.thorough).run()
+        result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))
         _write(job, result)
     return result
 
@@ -95,9 +100,9 @@ class _Trainings:
     """How the network is trained: before compression, and after it became smaller.
 
     Attributes:
-        adapting: Before compression.
-        finetuning: After, taught by the network before.
-        trains: Whether it is trained before compression; None where that depends on whether it fits the data already.
+        adapting: The training before compression.
+        finetuning: The training after it, with the network before as teacher.
+        trains: Whether the network is trained before compression; None where that depends on whether it is pretrained.
     """
 
     adapting: FitConfig
@@ -105,60 +110,60 @@ class _Trainings:
     trains: bool | None
 
 
-def _base_training(asked: OptimizeOptions, settings: Settings) -> FitConfig:
-    """What both trainings share, as far as it is asked for. Raises `InputError` where it is out of range."""
+def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
+    """What both trainings share, as far as options say it. Raises `InputError` where it is out of range."""
     return FitConfig(
-        optimizer=asked.optimizer or settings.options.get("optimizer", "sgd"),
-        precision=asked.precision or settings.options.get("precision", "32"),
-        learning_rate=asked.learning_rate,
-        keep_fp32=names(asked.keep_fp32),
-        seed=asked.seed,
+        optimizer=options.optimizer or settings.options.get("optimizer", "sgd"),
+        precision=options.precision or settings.options.get("precision", "32"),
+        learning_rate=options.learning_rate,
+        keep_fp32=names(options.keep_fp32),
+        seed=options.seed,
     )
 
 
 def _trainings(
-    asked: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
+    options: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
 ) -> _Trainings:
-    """Both trainings, with what suits the network and the images where nothing is asked for."""
-    optimizer = base.optimizer if asked.optimizer or "optimizer" in settings.options else None
+    """Both trainings; where options say nothing, with what suits the network and the images."""
+    optimizer = base.optimizer if options.optimizer or "optimizer" in settings.options else None
     both: dict[str, Any] = {"precision": base.precision, "keep_fp32": base.keep_fp32, "seed": base.seed}
-    count, epochs = images.count("train"), asked.epochs
-    if epochs is None and asked.training is not None:
+    count, epochs = images.count("train"), options.epochs
+    if epochs is None and options.training is not None:
         epochs = settings.options.get("epochs", suited_epochs(count, INITIAL_STEPS))
-    named = ("optimizer", "epochs", "precision", "learning_rate")
+    handled = ("optimizer", "epochs", "precision", "learning_rate")
     adapting = initial_training(
         source.network,
         count,
         pretrained=source.pretrained,
         epochs=epochs or None,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate or settings.options.get("learning_rate"),
+        learning_rate=options.learning_rate or settings.options.get("learning_rate"),
         **both,
-        **{name: value for name, value in settings.options.items() if name not in named},
+        **{name: value for name, value in settings.options.items() if name not in handled},
     )
     finetuning = fine_tuning(
         source.network,
         count,
-        epochs=asked.finetune,
+        epochs=options.finetune,
         optimizer=optimizer,
-        learning_rate=asked.learning_rate,
+        learning_rate=options.learning_rate,
         **both,
     )
     return _Trainings(adapting, finetuning, None if epochs is None else epochs > 0)
 
 
 def _run_config(
-    asked: OptimizeOptions, settings: Settings, budget: Budget, images: ImageData, network: Network, threads: int
+    options: OptimizeOptions, settings: Settings, budget: Budget, images: ImageData, network: Network, threads: int
 ) -> dict[str, Any]:
-    """What must be the same for a run to be taken up again: every option, and the contents of the files behind them."""
+    """The facts that must be the same to resume a run: every option, and fingerprints of the model and the data."""
     resolved = {
-        "model": name_of(asked.model, full=True), "network": network.fingerprint(),
+        "model": name_of(options.model, full=True), "network": network.fingerprint(),
         "data": images.name, "fingerprint": images.fingerprint, "budget": asdict(budget),
         "hyperparameters": asdict(settings), "threads": threads,
-        "input_size": None if asked.input_size is None else list(parse_input_size(asked.input_size)),
-        "training": str(asked.training) if isinstance(asked.training, (str, Path)) else None,
+        "input_size": None if options.input_size is None else list(parse_input_size(options.input_size)),
+        "training": str(options.training) if isinstance(options.training, (str, Path)) else None,
     }  # fmt: skip
-    return {**{name: value for name, value in plain(asked).items() if name not in _RESOLVED}, **resolved}
+    return {**{name: value for name, value in plain(options).items() if name not in _RESOLVED}, **resolved}
 
 
 def _metric(images: ImageData, network: Network) -> MetricInfo:
@@ -166,7 +171,7 @@ def _metric(images: ImageData, network: Network) -> MetricInfo:
     return task.metric if images.labelled else task.agreement
 
 
-def _tell_data(job: Job) -> None:
+def _report_data(job: Job) -> None:
     data = job.data
     kind = f"{len(data.task.labels)} classes" if data.task.name == "classification" else data.task.name
     kind = kind if data.labelled else "without labels"
@@ -179,16 +184,16 @@ def _tell_data(job: Job) -> None:
     job.run.log(text)
 
 
-def _adapt(job: Job, source: Loaded, asked: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
-    """The network to compress: trained when it must be or was asked to be, and kept in the run folder."""
+def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
+    """The network to compress: trained where it has to be or an option says so, and kept in the run folder."""
     config = trainings.adapting
 
     def build() -> Adapted:
         for note in source.notes:
             job.progress.say(note)
         network, curve, notes = source.network, tuple[Epoch, ...](), source.notes
-        if asked.tune:
-            network, curve, note = _search_training(job, asked, config)
+        if options.tune:
+            network, curve, note = _search_training(job, options, config)
             notes += (note, *_casting(network, config))
         elif trainings.trains or (trainings.trains is None and not source.pretrained):
             job.progress.say(f"Training for {config.epochs} epochs.")
@@ -203,13 +208,13 @@ def _adapt(job: Job, source: Loaded, asked: OptimizeOptions, trainings: _Trainin
     return adapted, job.load_network("adapted")
 
 
-def _search_training(job: Job, asked: OptimizeOptions, config: FitConfig) -> tuple[Network, tuple[Epoch, ...], str]:
-    """The best network of a search over trainings, its curve, and what is to be told of it."""
-    job.progress.say(f"Training {asked.tune} times for {config.epochs} epochs at most, each time otherwise.")
+def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> tuple[Network, tuple[Epoch, ...], str]:
+    """The best network of a search over trainings, its curve, and a note for the user."""
+    job.progress.say(f"Training {options.tune} times for {config.epochs} epochs at most, each time otherwise.")
     tuned = tune(
-        asked.model, job.data, trials=asked.tune, epochs=config.epochs, precision=config.precision,
-        keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=asked.weights,
-        input_size=asked.input_size, seed=job.seed, example=asked.example, progress=job.progress,
+        options.model, job.data, trials=options.tune, epochs=config.epochs, precision=config.precision,
+        keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=options.weights,
+        input_size=options.input_size, seed=job.seed, example=options.example, progress=job.progress,
     )  # fmt: skip
     if tuned.network is None:
         raise TrainingError("No training ended with a network.", fix="Look into tune/trials.csv in the run folder.")
@@ -220,7 +225,7 @@ def _search_training(job: Job, asked: OptimizeOptions, config: FitConfig) -> tup
 
 
 def _casting(network: Network, config: FitConfig) -> tuple[str, ...]:
-    """In what types the layers were trained, where that is not all in 32 bits."""
+    """A note on the number types of the training; none where all layers were trained in 32 bits."""
     if config.precision == "32":
         return ()
     rows = layer_dtypes(network, config.precision, config.keep_fp32)
@@ -263,16 +268,16 @@ def _decide(
 
 
 def _write(job: Job, result: Result) -> None:
-    """The artifact and everything that is said about it; `result.json` last, since it says that the rest is there."""
+    """Write the artifact, the reports and, last, `result.json`, which marks the run as finished."""
     winner = job.run.path(result.candidate(result.winner).file or "")
     folder = job.run.path("artifact")
     folder.mkdir(exist_ok=True)
-    wanted = {part.name for part in job.runtime.files(winner)}
+    current_files = {part.name for part in job.runtime.files(winner)}
     for part in job.runtime.files(winner):
         with job.run.file(f"artifact/{part.name}") as partial:
             shutil.copyfile(part, partial)
     for stale in folder.iterdir():
-        if stale.name not in wanted:
+        if stale.name not in current_files:
             stale.unlink()
     write_metadata(result, folder / "metadata.json")
     job.run.path(RECIPE_FILE).unlink(missing_ok=True)

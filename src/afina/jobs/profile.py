@@ -45,19 +45,19 @@ class Profile:
     notes: tuple[str, ...] = ()
 
 
-def _profile(asked: ProfileOptions) -> Profile:
+def _profile(options: ProfileOptions) -> Profile:
     """Count what `model` costs from its graph, and measure it on the runtimes."""
-    progress = asked.progress or Progress()
-    names = list(asked.runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
+    progress = options.progress or Progress()
+    names = list(options.runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
     for name in names:
         get_runtime(name)
-    loaded = load_plain(asked.model, asked, progress)
-    threads = asked.threads or available_cores()
+    loaded = load_plain(options.model, options, progress)
+    threads = options.threads or available_cores()
     measured, failed = {}, {}
     with progress.work("Measuring", len(names)) as bar:
         for name in names:
             try:
-                measured[name] = _measure(loaded.network, name, threads, asked.batch)
+                measured[name] = _measure(loaded.network, name, threads, options.batch)
             except AfinaError as error:
                 failed[name] = str(error).replace("\n", " ")
             bar.advance(note=name)
@@ -69,7 +69,7 @@ def _profile(asked: ProfileOptions) -> Profile:
         "peak_activations": Measurement(cost.peak_activations, "B", "computed", where="one image, in graph order"),
     }
     return Profile(
-        model=name_of(asked.model, full=True),
+        model=name_of(options.model, full=True),
         input=loaded.network.input,
         totals=totals,
         layers=layer_rows(loaded.network),
@@ -88,8 +88,8 @@ def describe(result: Profile) -> str:
     lines = [f"{result.model}, input {' x '.join(map(str, result.input.shape))}"]
     lines += [f"  {key.replace('_', ' ')}: {format_value(m.value, m.unit)}" for key, m in result.totals.items()]
     for name, values in result.runtimes.items():
-        told = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
-        lines.append(f"  {name}: {told} ({values['latency'].where})")
+        measured = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
+        lines.append(f"  {name}: {measured} ({values['latency'].where})")
     lines += [f"  {name}: failed: {reason}" for name, reason in result.failed.items()]
     width = max((len(row.name) for row in result.layers), default=5)
     lines.append("")

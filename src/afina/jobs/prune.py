@@ -21,7 +21,7 @@ from afina.types import Record
 _MULTIPLE, _WIDE = 8, 96
 
 
-def _prune(asked: PruneOptions) -> tuple[Network, Record]:
+def _prune(options: PruneOptions) -> tuple[Network, Record]:
     """Remove channels, neurons, heads until `model` meets one target; gives an ordinary network and the record.
 
     With images, how much each axis gives is chosen from what the outputs lose and what it saves; which units go, and
@@ -35,16 +35,16 @@ def _prune(asked: PruneOptions) -> tuple[Network, Record]:
         InputError: not one target, a target that cannot be met (it says the smallest that can), or a wrong option.
         NothingToDo: the target is met already, or no axis is free.
     """
-    exporter = Exporter.of(asked)
-    subject = open_subject(asked, asked.model, asked.data, asked.images, asked.teacher)
+    exporter = Exporter.of(options)
+    subject = open_subject(options, options.model, options.data, options.images, options.teacher)
     network, records = subject.network, list[Record]()
-    for step in range(1, asked.steps + 1):
-        if asked.steps > 1:
-            subject.progress.say(f"Step {step} of {asked.steps}.")
-        network, record = _once(network, subject, asked, exporter, step / asked.steps)
+    for step in range(1, options.steps + 1):
+        if options.steps > 1:
+            subject.progress.say(f"Step {step} of {options.steps}.")
+        network, record = _once(network, subject, options, exporter, step / options.steps)
         records.append(record)
-        if asked.finetune:
-            network = finetuned(network, subject, asked, max(1, round(asked.finetune / asked.steps)))
+        if options.finetune:
+            network = finetuned(network, subject, options, max(1, round(options.finetune / options.steps)))
     return network, subject.judged(_joined(records), network)
 
 
@@ -54,30 +54,34 @@ prune = command(PruneOptions, _prune)
 def _once(
     network: Network,
     subject: Subject,
-    asked: PruneOptions,
+    options: PruneOptions,
     exporter: Exporter,
-    done: float,
+    share_of_steps: float,
 ) -> tuple[Network, Record]:
-    """One pruning: the last of several steps ends at the goal, those before on the way to it."""
-    goal, config = asked.goal, prune_config(asked)
+    """Prune once, in one of several steps.
+
+    `share_of_steps` is the share of the steps with this one: the target lies that far between the cost and the goal, in
+    logarithms.
+    """
+    goal, config = options.goal, prune_config(options)
     target = target_of(goal, subject.network, exporter)
     whole = target.measure(subject.network)
-    if done < 1 and whole > target.limit:
-        target = replace(target, limit=whole * (target.limit / whole) ** done)
+    if share_of_steps < 1 and whole > target.limit:
+        target = replace(target, limit=whole * (target.limit / whole) ** share_of_steps)
     if "blocks" in config.axes:
         config = replace(config, blocks=blocks_to_go(network, target, config, subject.context(network)))
     study = Study(network, config, subject.context(network))
     if not study.axes:
         return study.prune({})
-    planner = AxisPlanner(study, asked.per, "parameters" if goal.name in ("parameters", "size") else "macs")
+    planner = AxisPlanner(study, options.per, "parameters" if goal.name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target))
 
 
-def prune_config(asked: PruneOptions) -> PruneConfig:
+def prune_config(options: PruneOptions) -> PruneConfig:
     """The configuration of the technique. Raises `InputError` where an option is out of range."""
-    wide = 0 if asked.goal.name == "latency" or asked.multiple is not None else _WIDE
-    multiple = _MULTIPLE if asked.multiple is None else asked.multiple
-    return PruneConfig(criterion=asked.criterion, axes=names(asked.axis), multiple=multiple, wide=wide)
+    wide = 0 if options.goal.name == "latency" or options.multiple is not None else _WIDE
+    multiple = _MULTIPLE if options.multiple is None else options.multiple
+    return PruneConfig(criterion=options.criterion, axes=names(options.axis), multiple=multiple, wide=wide)
 
 
 def _joined(records: list[Record]) -> Record:

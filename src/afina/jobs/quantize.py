@@ -35,7 +35,7 @@ from afina.training.suited import quantization_aware_training
 from afina.types import Budget, Record
 
 
-def _quantize(asked: QuantizeOptions) -> tuple[Network, Record]:
+def _quantize(options: QuantizeOptions) -> tuple[Network, Record]:
     """Write weights and activations of `model` in fewer bits; gives the network in integers and the record.
 
     Ranges of activations come from training images; weights are rounded layer by layer so that the layers' outputs
@@ -49,47 +49,47 @@ def _quantize(asked: QuantizeOptions) -> tuple[Network, Record]:
         NothingToDo: no layer would change.
     """
     start = time.monotonic()
-    exporter, plan = Exporter.of(asked), _plan(asked.plan)
-    config = quantize_config(asked, exporter.runtime)
+    exporter, plan = Exporter.of(options), _plan(options.plan)
+    config = quantize_config(options, exporter.runtime)
     if isinstance(plan, Plan):
         config = plan.configure(config)
     for precision in (config.default, *dict(config.layers).values()):
         exporter.runtime.check_integers(precision.activations)
-    if asked.save_plan is not None:
-        check_target(Path(asked.save_plan), "--save-plan", ".json")
-    subject = open_subject(asked, asked.model, asked.data, asked.images, asked.teacher)
-    network, record = _Quantization(asked, subject, exporter, config, plan, start).run()
+    if options.save_plan is not None:
+        check_target(Path(options.save_plan), "--save-plan", ".json")
+    subject = open_subject(options, options.model, options.data, options.images, options.teacher)
+    network, record = _Quantization(options, subject, exporter, config, plan, start).run()
     return network, replace(record, seconds=time.monotonic() - start)
 
 
 quantize = command(QuantizeOptions, _quantize)
 
 
-def quantize_config(asked: QuantizeOptions, runtime: Runtime) -> QuantizeConfig:
+def quantize_config(options: QuantizeOptions, runtime: Runtime) -> QuantizeConfig:
     """The configuration of the technique for a runtime. Raises `InputError` where an option is out of range."""
     return QuantizeConfig(
-        weights=asked.weight_type, activations=asked.activation_type, granularity=asked.granularity,
-        scheme=asked.scheme, calibration=asked.calibration, rounding=asked.rounding, equalize=asked.equalize,
-        power_of_two=asked.power_of_two, full_range=asked.full_range,
+        weights=options.weight_type, activations=options.activation_type, granularity=options.granularity,
+        scheme=options.scheme, calibration=options.calibration, rounding=options.rounding, equalize=options.equalize,
+        power_of_two=options.power_of_two, full_range=options.full_range,
         policy=runtime.policy(),
-        layers=tuple((name, FLOAT) for name in names(asked.skip)),
+        layers=tuple((name, FLOAT) for name in names(options.skip)),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Quantization:
-    """One quantization of one network.
+    """The quantization of one network.
 
     Attributes:
-        asked: The options.
+        options: What the command line or the caller chose.
         subject: The network and its images.
         exporter: Makes, judges and times files.
-        config: What is asked for, before a plan is made.
-        plan: A plan of before, or which one is to be made.
-        start: When it began.
+        config: The configuration by the options, before a plan changes it.
+        plan: A plan from a file, or the kind of plan to make; None for no plan.
+        start: When it began, in seconds of `time.monotonic`.
     """
 
-    asked: QuantizeOptions
+    options: QuantizeOptions
     subject: Subject
     exporter: Exporter
     config: QuantizeConfig
@@ -108,13 +108,13 @@ class _Quantization:
         original = self.exporter.judge(subject.network, subject.data, subject.progress)
         config, notes = self._planned(source, limits, context)
         source, equalized = equalize(source, config, context)
-        config, kept = keep_wide(source, config, context)
-        notes += (*equalized, *kept_note(kept))
+        config, wide_layers = keep_wide(source, config, context)
+        notes += (*equalized, *kept_note(wide_layers))
 
-        def build(wanted: QuantizeConfig) -> tuple[Network, Record]:
-            prepared, prepared_notes = prepare(source, wanted, context)
-            prepared.placement.skipped.update(kept)
-            if self.asked.qat:
+        def build(config_to_build: QuantizeConfig) -> tuple[Network, Record]:
+            prepared, prepared_notes = prepare(source, config_to_build, context)
+            prepared.placement.skipped.update(wide_layers)
+            if self.options.qat:
                 prepared_notes += self._train(prepared)
             return finish(subject.network, prepared, context, (*notes, *prepared_notes), self.start)
 
@@ -129,13 +129,13 @@ class _Quantization:
         record = with_times(record, subject.network, network, self.exporter)
         if guard is not None and guard.config != config:
             check_kept(record, limits)
-        if self.asked.save_plan is not None:
+        if self.options.save_plan is not None:
             kept_config = guard.config if guard else config
-            write_plan(Path(self.asked.save_plan), source, kept_config, self.exporter.runtime.name)
+            write_plan(Path(self.options.save_plan), source, kept_config, self.exporter.runtime.name)
         return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
 
     def _planned(self, source: Source, limits: Budget, context: Context) -> tuple[QuantizeConfig, tuple[str, ...]]:
-        """The configuration that the plan gives, and what is to be told of it."""
+        """The configuration that the plan gives, and notes on it for the record."""
         if isinstance(self.plan, Plan):
             return self.config, self.plan.notes(self.config, self.exporter.runtime.name)
         if self.plan == "auto":
@@ -146,19 +146,19 @@ class _Quantization:
         return self.config, ()
 
     def _limits(self) -> Budget:
-        asked, data = self.asked, self.subject.data
-        if (asked.size, asked.latency, asked.max_drop) == (None, None, None):
+        options, data = self.options, self.subject.data
+        if (options.size, options.latency, options.max_drop) == (None, None, None):
             return Budget()
         assert data is not None
         task = get_task(self.subject.network.task)
         metric = task.metric if data.labelled else task.agreement
-        return make_budget(metric, asked.size, asked.latency, None, asked.max_drop)
+        return make_budget(metric, options.size, options.latency, None, options.max_drop)
 
     def _train(self, prepared: Prepared) -> tuple[str, ...]:
-        """Train the weights with all edges on, taught by the float network."""
-        subject, learn_scales = self.subject, self.asked.learn_scales
+        """Train the weights with simulated integers on all edges, with the float network as teacher; gives a note."""
+        subject, learn_scales = self.subject, self.options.learn_scales
         assert subject.data is not None
-        subject.progress.say(f"Training for {self.asked.qat} epochs with simulated integers, taught by the original.")
+        subject.progress.say(f"Training for {self.options.qat} epochs with simulated integers, taught by the original.")
         prepared.learn(learn_scales)
         trained, curve = fit(
             prepared.network,
@@ -176,15 +176,15 @@ class _Quantization:
         return quantization_aware_training(
             self.subject.network,
             data.count("train"),
-            epochs=self.asked.qat,
-            optimizer=self.asked.optimizer,
-            learning_rate=self.asked.learning_rate,
+            epochs=self.options.qat,
+            optimizer=self.options.optimizer,
+            learning_rate=self.options.learning_rate,
             seed=self.subject.seed,
         )
 
 
 def _plan(plan: str | Path | None) -> Literal["auto", "bits"] | Plan | None:
-    """The plan that is asked for, read where it is a file."""
+    """The value of `--plan`: `auto`, `bits`, None, or the plan in a file."""
     if plan is None or plan == "auto" or plan == "bits":
         return plan  # type: ignore[return-value]
     return read_plan(Path(plan))

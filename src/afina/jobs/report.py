@@ -10,13 +10,13 @@ from afina.store.result import read_result
 from afina.types import Result
 
 
-def _report(asked: ReportOptions) -> Path:
+def _report(options: ReportOptions) -> Path:
     """Rebuild `report.html`, `card.md` and `candidates.csv` in the folder of a finished run; gives the page.
 
     Raises:
         InputError: there is no finished run in that folder.
     """
-    folder = Path(asked.run)
+    folder = Path(options.run)
     if not (folder / "result.json").is_file():
         why = "It holds a run that has not finished." if (folder / "config.yaml").is_file() else "It holds no run."
         raise InputError(

@@ -38,28 +38,28 @@ _JOBS: Mapping[str, Callable[..., tuple[Network, Record]]] = {
 }
 # Calibration images of a step that is done again by its configuration.
 _IMAGES = 1024
-# What raises `InputError` for options that a technique's configuration refuses.
+# For each command the configuration of its technique, which raises `InputError` for options that are out of range.
 _CONFIGS: Mapping[str, Callable[[Any, Exporter], object]] = {
-    "prune": lambda asked, _: prune_config(asked),
-    "factorize": lambda asked, _: factorize_config(asked),
-    "sparsify": lambda asked, _: sparsify_config(asked),
-    "distill": lambda asked, _: fit_config(asked),
-    "quantize": lambda asked, exporter: quantize_config(asked, exporter.runtime),
+    "prune": lambda options, _: prune_config(options),
+    "factorize": lambda options, _: factorize_config(options),
+    "sparsify": lambda options, _: sparsify_config(options),
+    "distill": lambda options, _: fit_config(options),
+    "quantize": lambda options, exporter: quantize_config(options, exporter.runtime),
 }
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe made.
+    """The network and the file that a recipe made.
 
     Attributes:
         network: The `.pt2` file.
         file: The exported file for the runtime.
         records: What each step did.
-        quality: Of the exported file, and of the original's, by the task's metric.
-        original: Likewise of the model as it was.
-        size: Bytes of the file.
-        original_size: Of the original's.
+        quality: Quality of the exported file, by the task's metric.
+        original: Quality of the file of the model as it was, by the same metric.
+        size: Bytes of the exported file.
+        original_size: Bytes of the file of the model as it was.
     """
 
     network: str
@@ -71,7 +71,7 @@ class RecipeResult:
     original_size: float
 
 
-def _run(asked: RunOptions) -> RecipeResult:
+def _run(options: RunOptions) -> RecipeResult:
     """Apply a recipe to a model; the result is judged as the file that the runtime will run.
 
     The original teaches every training in it. Finished steps are kept in the run folder: the same call resumes, and a
@@ -80,22 +80,22 @@ def _run(asked: RunOptions) -> RecipeResult:
     Raises:
         InputError: an unknown step or option, an order that is not legal, or an option that is out of range.
     """
-    steps, progress = read_recipe(asked.recipe), asked.progress or Progress()
-    if asked.out is not None:
-        check_folder(Path(asked.out), "--out")
-    exporter = Exporter.of(asked)
+    steps, progress = read_recipe(options.recipe), options.progress or Progress()
+    if options.out is not None:
+        check_folder(Path(options.out), "--out")
+    exporter = Exporter.of(options)
     _check_steps(steps, exporter)
-    check_source(asked.model, asked.weights, asked.input_size)
-    images = open_data(asked.data, seed=asked.seed, progress=progress)
-    original = load_for(images, asked.model, asked, progress).network
-    name = Path(asked.recipe).stem if isinstance(asked.recipe, (str, Path)) else "recipe"
-    folder = Path(asked.out) if asked.out is not None else Path("runs") / f"{name}-{name_of(asked.model)}"
+    check_source(options.model, options.weights, options.input_size)
+    images = open_data(options.data, seed=options.seed, progress=progress)
+    original = load_for(images, options.model, options, progress).network
+    name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"
+    folder = Path(options.out) if options.out is not None else Path("runs") / f"{name}-{name_of(options.model)}"
     config = {
-        "model": name_of(asked.model, full=True), "weights": asked.weights, "network": original.fingerprint(),
-        "data": images.fingerprint, "runtime": asked.runtime, "seed": asked.seed,
+        "model": name_of(options.model, full=True), "weights": options.weights, "network": original.fingerprint(),
+        "data": images.fingerprint, "runtime": options.runtime, "seed": options.seed,
     }  # fmt: skip
-    with Run.open(folder, config, argv=command_line("run", replace(asked, out=folder))) as kept:
-        job = _Job(kept, steps, original, images, exporter, asked.seed, progress)
+    with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as run_folder:
+        job = _Job(run_folder, steps, original, images, exporter, options.seed, progress)
         return job.finish(*job.apply())
 
 
@@ -118,8 +118,8 @@ class _Job:
         for number, step in enumerate(self.steps, 1):
             key = _digest(key, step)
             file, stage = f"work/{number}-{step.technique}-{key}.pt2", f"step {number} {key}"
-            known = self.run.done(stage)
-            if known is None:
+            finished = self.run.done(stage)
+            if finished is None:
                 self.progress.say(f"Step {number} of {len(self.steps)}: {step.technique}.")
                 network, record = self._apply(step, network, records)
                 for note in record.notes:
@@ -127,7 +127,7 @@ class _Job:
                 network.save(self.run.path(file))
                 self.run.finish(stage, {"record": to_plain(record)}, files=[file])
             else:
-                network, record = Network.load(self.run.path(file)), from_plain(Record, known["record"])
+                network, record = Network.load(self.run.path(file)), from_plain(Record, finished["record"])
             records.append(record)
         return network, tuple(records)
 
@@ -137,12 +137,12 @@ class _Job:
             return replay(exact, network, context_of(self.data, network, _IMAGES, self.seed, self.progress))
         if step.technique == "distill" and any(record.step.technique == "sparsify" for record in before):
             step = replace(step, config={"keep_zeros": True, **step.config})
-        asked = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
-        done: tuple[Network, Record] = _JOBS[step.technique](**asked)
-        return done
+        arguments = _options(step, network, self.original, self.data, self.exporter, self.seed, self.progress)
+        outcome: tuple[Network, Record] = _JOBS[step.technique](**arguments)
+        return outcome
 
     def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
-        """The files, and what they answer."""
+        """Write the network and its file into the run folder, and judge the file beside the original's."""
         runtime = self.exporter.runtime
         with self.run.file("network.pt2") as path:
             network.save(path)
@@ -164,7 +164,7 @@ class _Job:
 def _options(
     step: Step, network: Any, original: Any, data: Any, exporter: Exporter, seed: int, progress: Progress | None
 ) -> dict[str, Any]:
-    """All options of a step: its own, and what the recipe as a whole says, where the command has such an option."""
+    """All options of a step: those that it says, and those that the whole recipe says and its command has."""
     whole = {"data": data, "runtime": exporter.runtime.name, "threads": exporter.threads, "seed": seed,
              "progress": progress}  # fmt: skip
     whole |= {"teacher": original, **({"student": network} if step.technique == "distill" else {"model": network})}
@@ -173,15 +173,15 @@ def _options(
 
 
 def _check_steps(steps: Sequence[Step], exporter: Exporter) -> None:
-    """Raise now what a step would raise, when its turn comes, for options that are wrong in themselves."""
+    """Raise `InputError` for wrong options of any step before the first step, which may take hours, begins."""
     for number, step in enumerate(steps, 1):
         if exact_step(step) is not None:
             continue
         try:
             # No job runs here: the model and the data only have to be there.
-            asked = STEPS[step.technique](**_options(step, "", "", "", exporter, 0, None))
-            check_values(asked)
-            _CONFIGS[step.technique](asked, exporter)
+            options = STEPS[step.technique](**_options(step, "", "", "", exporter, 0, None))
+            check_values(options)
+            _CONFIGS[step.technique](options, exporter)
         except InputError as error:
             raise InputError(f"Step {number} ({step.technique}): {error.what}", error.why, error.fix) from error
 
@@ -197,13 +197,14 @@ def describe(result: RecipeResult) -> str:
 
 
 def _short(record: Record) -> str:
-    told = [f"{len(record.touched)} layers"]
+    changes = [f"{len(record.touched)} layers"]
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("nonzero", "weights"), ("file", "file")):
         if key in record.after and record.after[key] < record.before[key]:
-            told.append(f"{record.after[key] / record.before[key]:.1%} of the {name}")
-    return ", ".join(told)
+            changes.append(f"{record.after[key] / record.before[key]:.1%} of the {name}")
+    return ", ".join(changes)
 
 
 def _digest(before: str, step: Step) -> str:
+    """A key of a step after all steps before it, which `before` is the key of: any change gives another key."""
     text = json.dumps([before, asdict(step)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

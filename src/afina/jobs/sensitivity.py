@@ -9,7 +9,7 @@ from afina.techniques import prune, sparsify
 from afina.types import Sensitivity
 
 
-def _sensitivity(asked: SensitivityOptions) -> tuple[Sensitivity, ...]:
+def _sensitivity(options: SensitivityOptions) -> tuple[Sensitivity, ...]:
     """Measure what the outputs of `model` lose when one part of it becomes smaller and all else stays.
 
     First each free axis without a share of its units (channels, heads, ...), with `fit` what reads it refitted; then
@@ -19,17 +19,17 @@ def _sensitivity(asked: SensitivityOptions) -> tuple[Sensitivity, ...]:
     Raises:
         InputError: the model, the data or a level cannot be used.
     """
-    config = prune.PruneConfig(criterion=asked.criterion, axes=names(asked.axis))
-    subject = open_subject(asked, asked.model, asked.data, asked.images)
+    config = prune.PruneConfig(criterion=options.criterion, axes=names(options.axis))
+    subject = open_subject(options, options.model, options.data, options.images)
     context = subject.context(subject.network)
     rows: list[Sensitivity] = []
     try:
         study = prune.Study(subject.network, config, context)
-        rows += prune.sensitivities(study, asked.shares).values()
+        rows += prune.sensitivities(study, options.shares).values()
     except NothingToDo as nothing:
         subject.progress.say(f"No axis can lose units. {nothing.why}")
-    sparse = sparsify.SparsifyConfig(criterion="magnitude" if asked.criterion == "magnitude" else "fit")
-    rows += sparsify.layer_sensitivities(subject.network, sparse, context, asked.shares).values()
+    sparse = sparsify.SparsifyConfig(criterion="magnitude" if options.criterion == "magnitude" else "fit")
+    rows += sparsify.layer_sensitivities(subject.network, sparse, context, options.shares).values()
     return tuple(rows)
 
 

@@ -13,15 +13,15 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.fidelity import FACTORS
 from afina.jobs.tuning.local_workers import HOPELESS, work_together
+from afina.jobs.tuning.problem import TuningProblem, early_stopping_of, problem_of
 from afina.jobs.tuning.ray_cluster import Cluster, work_on_ray
-from afina.jobs.tuning.results import Teller, Tuned, describe_search, results, write_search
-from afina.jobs.tuning.subject import Subject, early_stopping_of, subject_of
+from afina.jobs.tuning.results import TrialReporter, Tuned, describe_search, results, write_search
 from afina.progress import Progress
 from afina.search import (
     GRID_POINTS,
     SearchError,
     Space,
-    check_sampler,
+    check_sampler_name,
     check_stopping,
     make_sampler,
     make_stopping,
@@ -36,11 +36,11 @@ __all__ = ["Tuned", "describe_search", "tune"]
 
 _TRIALS = 50
 _FAILURES = 5
-# Between the seeds of the samplers of two processes.
-_APART = 1_000_003
+# Distance between the seeds of the samplers of two processes.
+_SEED_STRIDE = 1_000_003
 
 
-def _tune(asked: TuneOptions) -> Tuned:
+def _tune(options: TuneOptions) -> Tuned:
     """Search hyperparameters of the training of `model` on `data`, or of a Python function.
 
     The run folder has `best.yaml`, `trials.csv`, `report.html`, the study and, for a training, `network.pt2`. The same
@@ -51,49 +51,53 @@ def _tune(asked: TuneOptions) -> Tuned:
         SearchError: too many trials failed in a row, or all of them; what was finished is kept.
         StorageError: the run folder or the database cannot be used.
     """
-    begun, progress = _now(), asked.progress or Progress()
-    if asked.out is not None:
-        check_folder(Path(asked.out), "--out")
-    check_sampler(asked.sampler)
-    check_stopping(early_stopping_of(asked))
-    if asked.ray is None and asked.devices > 1:
-        _check_gpus(asked.devices)
-    return _search(asked, begun, progress)
+    begun, progress = _now(), options.progress or Progress()
+    if options.out is not None:
+        check_folder(Path(options.out), "--out")
+    check_sampler_name(options.sampler)
+    check_stopping(early_stopping_of(options))
+    if options.ray is None and options.devices > 1:
+        _check_gpus(options.devices)
+    return _search(options, begun, progress)
 
 
 tune = command(TuneOptions, _tune)
 
 
-def _search(asked: TuneOptions, begun: float, progress: Progress) -> Tuned:
+def _search(options: TuneOptions, begun: float, progress: Progress) -> Tuned:
     """The search, on a cluster or in so many processes of this machine; `begun` is when."""
-    study, subject = _open(asked, 0, progress)
-    if begun_with := len(study.get_trials(deepcopy=False)):
+    study, problem = _open(options, 0, progress)
+    if earlier_trials := len(study.get_trials(deepcopy=False)):
         place = (
-            f"{study.study_name!r} in {without_password(asked.storage)}" if asked.storage else f"in {subject.folder}"
+            f"{study.study_name!r} in {without_password(options.storage)}"
+            if options.storage
+            else f"in {problem.folder}"
         )
-        progress.say(f"The study {place} has {begun_with} {'trial' if begun_with == 1 else 'trials'}; it goes on.")
+        progress.say(
+            f"The study {place} has {earlier_trials} {'trial' if earlier_trials == 1 else 'trials'}; it goes on."
+        )
     combinations = (
-        len(subject.space.combinations(asked.grid_points or GRID_POINTS)) if asked.sampler == "grid" else None
+        len(problem.space.combinations(options.grid_points or GRID_POINTS)) if options.sampler == "grid" else None
     )
     if combinations is not None:
         progress.say(f"The grid has {combinations:,} combinations.")
-    teller = Teller(study, subject, asked.most_trials or combinations, progress)
+    reporter = TrialReporter(study, problem, options.most_trials or combinations, progress)
     try:
-        if asked.ray is not None:
-            cluster = Cluster(asked.ray, asked.workers, asked.trial_cpus, asked.trial_gpus)
-            work_on_ray(cluster, asked, study, subject, teller.look, progress, _FAILURES)
-        elif asked.workers in (None, 1):
+        if options.ray is not None:
+            cluster = Cluster(options.ray, options.workers, options.trial_cpus, options.trial_gpus)
+            work_on_ray(cluster, options, study, problem, reporter.look, progress, _FAILURES)
+        elif options.workers in (None, 1):
             run_study(
-                study, subject.objective, subject.space, trials=asked.most_trials, seconds=asked.seconds,
-                most_failures=_FAILURES, after=lambda trial: teller.look(),
+                study, problem.objective, problem.space, trials=options.most_trials, seconds=options.seconds,
+                most_failures=_FAILURES, after=lambda trial: reporter.look(),
             )  # fmt: skip
         else:
-            work_together(asked.workers, _work, replace(asked, progress=None), teller.look, progress)
+            work_together(options.workers, _work, replace(options, progress=None), reporter.look, progress)
             stop_if_hopeless(study, _FAILURES)
     finally:
-        write_search(study, subject)
+        write_search(study, problem)
     stop_if_all_failed(study)
-    return results(study, subject, _now() - begun)
+    return results(study, problem, _now() - begun)
 
 
 def _check_gpus(count: int) -> None:
@@ -105,32 +109,32 @@ def _check_gpus(count: int) -> None:
         )
 
 
-def _open(asked: TuneOptions, worker: int, progress: Progress) -> tuple[Study, Subject]:
+def _open(options: TuneOptions, worker: int, progress: Progress) -> tuple[Study, TuningProblem]:
     """The study and what its trials run, for one of the processes that work on it."""
-    subject = subject_of(asked, progress)
-    space: Space = subject.space
+    problem = problem_of(options, progress)
+    space: Space = problem.space
     study = open_study(
-        asked.storage or subject.folder,
+        options.storage or problem.folder,
         space,
-        make_sampler(asked.sampler, space, asked.seed, asked.grid_points or GRID_POINTS),
-        subject.directions,
-        asked.study or (subject.name if asked.storage else STUDY),
-        pruner=make_stopping(early_stopping_of(asked), subject.steps, FACTORS[asked.fidelity]),
-        about=subject.about,
+        make_sampler(options.sampler, space, options.seed, options.grid_points or GRID_POINTS),
+        problem.directions,
+        options.study or (problem.name if options.storage else STUDY),
+        pruner=make_stopping(early_stopping_of(options), problem.steps, FACTORS[options.fidelity]),
+        about=problem.about,
     )
-    known = len(study.get_trials(deepcopy=False)) + _APART * worker
-    if known and asked.sampler != "tensor-train":
+    earlier = len(study.get_trials(deepcopy=False)) + _SEED_STRIDE * worker
+    if earlier and options.sampler != "tensor-train":
         # Optuna's samplers would begin with the same points again; ours draws by the number of the trial.
-        study.sampler = make_sampler(asked.sampler, space, asked.seed + known, asked.grid_points or GRID_POINTS)
-    return study, subject
+        study.sampler = make_sampler(options.sampler, space, options.seed + earlier, options.grid_points or GRID_POINTS)
+    return study, problem
 
 
-def _work(asked: TuneOptions, number: int) -> None:
+def _work(options: TuneOptions, number: int) -> None:
     """One of several processes."""
-    study, subject = _open(asked, number, Progress())
+    study, problem = _open(options, number, Progress())
     try:
         run_study(
-            study, subject.objective, subject.space, trials=asked.most_trials, seconds=asked.seconds,
+            study, problem.objective, problem.space, trials=options.most_trials, seconds=options.seconds,
             most_failures=_FAILURES,
         )  # fmt: skip
     except SearchError:

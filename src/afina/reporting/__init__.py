@@ -1,7 +1,7 @@
-"""What a run found, for people: an HTML report, a Markdown model card, a CSV table, a plain-text summary.
+"""The results of a run, for people: an HTML report, a Markdown model card, a CSV table, a plain-text summary.
 
 Everything here reads plain records (`Result`, `Sensitivity`) and nothing else: it never imports torch. `words`
-says numbers in words, `facts` says what was asked and reached, `charts` draws, and one module for each kind
+says numbers in words, `facts` compares what was reached with the limits, `charts` draws, and one module for each kind
 of file writes it, whole or not at all.
 """
 

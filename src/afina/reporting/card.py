@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from afina.reporting.facts import best_achievable, comparison, drop_of, headline, title
+from afina.reporting.facts import best_achievable, comparison, headline, reported_drop, title
 from afina.reporting.words import (
     difference,
     flat,
@@ -125,7 +125,7 @@ def _quality_limit(result: Result, quality: Measurement) -> str:
     if spread := spread_words(quality):
         text += f" ({spread}, one standard error)"
     text += "."
-    drop = drop_of(result, result.candidate(result.winner))
+    drop = reported_drop(result, result.candidate(result.winner))
     if quality.spread and drop and abs(drop) < quality.spread:
         text += f" The drop of {difference(drop, quality.unit)} is smaller than that error." if drop > 0 else ""
     if metric_words(result.metric).endswith("original"):
@@ -159,7 +159,7 @@ class _Raw(str):
 
 
 def _markdown(value: Any) -> Any:
-    """User's text so that Markdown shows it as it is, on one line."""
+    """A user's text, escaped so that Markdown shows it as it is, on one line."""
     if not isinstance(value, str) or isinstance(value, _Raw):
         return value
     return _SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value)).replace("&", "&amp;")

@@ -1,4 +1,4 @@
-"""What was asked and what was reached: the comparison, the limits and the verdict in one sentence.
+"""The limits of a run and what was reached: the comparison, the limits and the verdict in one sentence.
 
 Derived from a `Result` once, and shown by the page, the card and the terminal alike, so that they cannot
 disagree.
@@ -43,7 +43,7 @@ class Limit:
     Attributes:
         name: The field of `Budget`.
         measure: The key of the measurement that it limits.
-        label: For people.
+        label: The label in reports.
         allowed: The limit, formatted.
         reached: The winner's value, formatted; `not measured` where it is missing.
         met: Whether it is met; None where it was not measured.
@@ -110,13 +110,13 @@ def exceeded(result: Result, candidate: Candidate) -> frozenset[str]:
         for key, limit in most.items()
         if limit is not None and key in candidate.measurements and candidate.measurements[key].value > limit
     }
-    drop = drop_of(result, candidate)
+    drop = reported_drop(result, candidate)
     if budget.max_drop is not None and drop is not None and drop > budget.max_drop + _ROUNDING:
         over.add("quality")
     return frozenset(over)
 
 
-def drop_of(result: Result, candidate: Candidate) -> float | None:
+def reported_drop(result: Result, candidate: Candidate) -> float | None:
     """How much of the original's quality a candidate loses; None where one of them has no quality."""
     before = result.candidate(result.original).measurements.get("quality")
     after = candidate.measurements.get("quality")
@@ -147,7 +147,7 @@ def best_achievable(result: Result) -> tuple[tuple[str, str, str], ...]:
 
 
 def headline(result: Result) -> str:
-    """The verdict in one or two sentences: what was asked, what was reached."""
+    """The verdict in one or two sentences: the limits, and what was reached."""
     winner, all_limits = result.winner, limits(result)
     got = _got(result)
     if not all_limits:
@@ -177,7 +177,12 @@ def quality_label(result: Result) -> str:
 
 
 def pareto(points: Iterable[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
-    """The points (cost, quality) that no other point beats in both, by rising cost."""
+    """The points (cost, quality) that no other point beats in both, by rising cost.
+
+    Example:
+        >>> pareto([(3.0, 0.9), (1.0, 0.7), (2.0, 0.6)], higher_is_better=True)
+        [(1.0, 0.7), (3.0, 0.9)]
+    """
     front: list[tuple[float, float]] = []
     sign = 1 if higher_is_better else -1
     best = -math.inf
@@ -234,7 +239,7 @@ def _drop_words(drop: float, unit: str) -> str:
 
 def _reached(result: Result, candidate: Candidate, limit: Limit) -> str:
     if limit.name == "max_drop":
-        drop = drop_of(result, candidate)
+        drop = reported_drop(result, candidate)
         return "not measured" if drop is None else _drop_words(drop, _quality_unit(result))
     measurement = candidate.measurements.get(limit.measure)
     return format_value(measurement.value, measurement.unit) if measurement else "not measured"

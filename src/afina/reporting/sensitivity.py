@@ -68,7 +68,7 @@ def write_sensitivity_html(rows: Sequence[Sensitivity], path: Path, title: str) 
 
 
 def _traces(rows: Sequence[Sensitivity]) -> Iterator[dict[str, Any]]:
-    """The most sensitive first."""
+    """One line of the plot for each row, the most sensitive first."""
     for row in sorted(rows, key=lambda row: -max(row.measured, default=0.0)):
         yield {
             "x": [gone / row.size for gone in row.gone],

@@ -39,7 +39,7 @@ def _number(measurement: Measurement | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """In the characters that any terminal can print."""
+    """The text with signs such as `×` replaced by ASCII, which any terminal can print."""
     for sign, plain in (("×", "x"), ("−", "-"), ("±", "+-"), ("µ", "u")):
         text = text.replace(sign, plain)
     return text

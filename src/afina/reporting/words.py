@@ -28,7 +28,12 @@ def in_points(unit: str) -> bool:
 
 
 def difference(value: float, unit: str) -> str:
-    """A quality difference without its sign: `0.28 points`, `1 point`, `0.031`."""
+    """A quality difference without its sign, in points where the unit is a percentage.
+
+    Example:
+        >>> difference(-0.0028, "accuracy"), difference(0.01, "accuracy"), difference(0.031, "mae")
+        ('0.28 points', '1 point', '0.031')
+    """
     if not in_points(unit):
         return f"{abs(value):.3g}"
     text = f"{abs(value) * 100:.2f}".rstrip("0").rstrip(".")
@@ -44,7 +49,12 @@ def signed_difference(value: float, unit: str) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio as a factor: `9.4×`, `12×`, `1.04×`."""
+    """A ratio as a factor.
+
+    Example:
+        >>> times(9.41), times(12.2), times(1.042)
+        ('9.4×', '12×', '1.04×')
+    """
     return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 10 else 0}f}×"
 
 
@@ -108,13 +118,23 @@ def input_words(spec: InputSpec) -> tuple[str, ...]:
 
 
 def listing(parts: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """One or more parts as one text.
+
+    Example:
+        >>> listing(["size"]), listing(["size", "latency", "memory"])
+        ('size', 'size, latency and memory')
+    """
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def flat(machine: Mapping[str, Any]) -> dict[str, str]:
-    """A machine as lines for a table; `{"versions": {"torch": "2"}}` gives `versions: torch 2`."""
+    """A machine as lines for a table; what has no value is left out.
+
+    Example:
+        >>> flat({"processor": "x86", "memory": 8_000_000_000, "versions": {"torch": "2"}, "features": []})
+        {'processor': 'x86', 'memory': '8 GB', 'versions': 'torch 2'}
+    """
     rows: dict[str, str] = {}
     for key, value in machine.items():
         if isinstance(value, Mapping):

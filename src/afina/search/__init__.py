@@ -2,7 +2,7 @@
 
 from afina.search.grid import GridSampler
 from afina.search.parameters import Categorical, Fixed, Float, Int
-from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, check_sampler, make_sampler
+from afina.search.samplers import DEFAULT_SAMPLER, GRID_POINTS, SAMPLERS, check_sampler_name, make_sampler
 from afina.search.spaces import Space, make_space, read_space, space_schema
 from afina.search.stopping import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, check_stopping, make_stopping
 from afina.search.storage import open_storage
@@ -29,7 +29,7 @@ __all__ = [
     "TensorTrainSampler",
     "best_trial",
     "broken",
-    "check_sampler",
+    "check_sampler_name",
     "check_stopping",
     "counts",
     "front",

@@ -33,7 +33,7 @@ class GridSampler(BaseSampler):
         self._combinations = {_key(combination): combination for combination in combinations}
 
     def left(self, study: Study) -> int:
-        """Combinations that no trial of `study` has taken up."""
+        """The number of combinations that no trial of `study` has taken up."""
         return len(self._combinations.keys() - self._taken(study))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -55,18 +55,18 @@ class GridSampler(BaseSampler):
         trial.system_attrs.pop(_COMBINATION, None)
 
     def _free(self, study: Study, trial: FrozenTrial) -> list[str]:
-        """Combinations that no other trial has taken up."""
+        """The keys of the combinations that no other trial has taken up."""
         taken = self._taken(study, besides=trial.number)
         return [key for key in self._combinations if key not in taken]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: each parameter is looked up by itself."""
+        """Empty, since each parameter is looked up by itself in `sample_independent`."""
         return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """None: each parameter is looked up by itself."""
+        """Empty, since each parameter is looked up by itself in `sample_independent`."""
         return {}
 
     def sample_independent(

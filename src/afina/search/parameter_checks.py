@@ -42,7 +42,7 @@ def read_parameter(name: str, value: Any) -> Parameter:
 
 
 def _checked(name: str, p: Parameter) -> Parameter:
-    """The parameter itself, if its values make sense."""
+    """The parameter, with its ends put on its steps; raises `InputError` where its values contradict each other."""
     if isinstance(p, Categorical):
         return _checked_choices(name, p)
     if isinstance(p, Fixed):
@@ -77,7 +77,7 @@ def _checked(name: str, p: Parameter) -> Parameter:
 
 
 def _checked_choices(name: str, p: Categorical) -> Categorical:
-    """The choice itself, if it has values, and each of them once."""
+    """The parameter; raises `InputError` where it has no choices, or one of them twice."""
     if not p.choices:
         raise InputError(f"The parameter {name!r} has no choices.")
     for i, choice in enumerate(p.choices):
@@ -89,7 +89,7 @@ def _checked_choices(name: str, p: Categorical) -> Categorical:
 
 
 def check_condition(name: str, when: Any, parameters: Mapping[str, Parameter]) -> None:
-    """Whether a condition names other parameters, and values that they can have."""
+    """Raise `InputError` where a condition names a parameter that there is not, or a value that it cannot have."""
     if when is None:
         return
     if not isinstance(when, Mapping) or not when:
@@ -121,7 +121,7 @@ def _possible(value: Any, p: Parameter) -> bool:
 
 
 def order_by_conditions(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """Each parameter after those that it depends on, else in the order options."""
+    """The parameters, each after those that it depends on, and otherwise in their order."""
     ordered: dict[str, Parameter] = {}
     while len(ordered) < len(parameters):
         ready = [n for n, p in parameters.items() if n not in ordered and set(p.when or ()) <= ordered.keys()]

@@ -42,7 +42,7 @@ class Float:
         return [self.low, self.high]
 
     def count(self, points: int) -> int:
-        """How many values `grid` gives."""
+        """The number of values that `grid` gives."""
         if self.step is not None:
             return int((self.high - self.low) / self.step + 1e-9) + 1
         return 1 if self.low == self.high else points
@@ -84,7 +84,7 @@ class Int:
         return [self.low, self.high]
 
     def count(self, points: int) -> int:
-        """How many values `grid` gives; on a logarithmic scale at most so many."""
+        """The number of values that `grid` gives; on a logarithmic scale it may give fewer."""
         return min(points, (self.high - self.low) // self.step + 1)
 
     def grid(self, points: int) -> list[int]:
@@ -118,7 +118,7 @@ class Categorical:
         return list(self.choices)
 
     def count(self, points: int) -> int:
-        """How many choices there are."""
+        """The number of choices."""
         return len(self.choices)
 
     def grid(self, points: int) -> list[Plain]:
@@ -136,15 +136,15 @@ class Fixed:
     type: Literal["fixed"] = "fixed"
 
     def ends(self) -> list[Plain]:
-        """The value."""
+        """The value alone."""
         return [self.value]
 
     def count(self, points: int) -> int:
-        """One."""
+        """The number of values: 1."""
         return 1
 
     def grid(self, points: int) -> list[Plain]:
-        """The value."""
+        """The value alone."""
         return [self.value]
 
 

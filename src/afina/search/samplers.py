@@ -71,7 +71,7 @@ def _accept(make: Any) -> SamplerFactory:
 
 
 def _check_result(sampler: Any) -> BaseSampler:
-    """What a factory returned; `BrokenContract` where that is no sampler of Optuna."""
+    """The sampler that a factory returned; raises `BrokenContract` where it is no sampler of Optuna."""
     if not isinstance(sampler, BaseSampler):
         raise BrokenContract(f"it returns {type(sampler).__name__}, not an optuna.samplers.BaseSampler")
     return sampler
@@ -93,14 +93,14 @@ SAMPLERS: Table[SamplerFactory] = Table(
 )
 
 
-def check_sampler(name: str) -> None:
+def check_sampler_name(name: str) -> None:
     """Check that there is a sampler of this name, and where another package adds it, that it keeps the contract.
 
     Raises:
         InputError: there is none, its package cannot be imported, or it breaks the contract.
 
     Example:
-        >>> check_sampler("tensortrain")
+        >>> check_sampler_name("tensortrain")
         Traceback (most recent call last):
         afina.errors.InputError: There is no sampler 'tensortrain'.
         Did you mean tensor-train?

@@ -124,7 +124,7 @@ def _unreachable(url: str, why: str, fix: str) -> StorageError:
 
 
 def _check(path: Path) -> None:
-    """Raise `StorageError` where a file was something else before: nothing of it must be cut off."""
+    """Raise `StorageError` where a file is no journal, before anything is cut off from it."""
     with path.open("rb") as file:
         begin = file.read(len(_BEGIN))
     if not _BEGIN.startswith(begin):
@@ -138,7 +138,7 @@ def _no_journal(path: Path, why: str) -> StorageError:
 
 
 def _mend(path: Path) -> None:
-    """Cut the file after its last whole line."""
+    """Cut off what follows the last whole line of a journal: a line that a killed process did not finish."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         end = size
@@ -156,6 +156,6 @@ def _mend(path: Path) -> None:
 
 
 def without_password(where: str | Path) -> str:
-    """A folder or URL as it may be shown."""
+    """A folder or URL without user, password and query, as it may be shown."""
     scheme, between, rest = str(where).rpartition("://")
     return f"{scheme}{between}{rest.rpartition('@')[2].partition('?')[0] if between else rest}"

@@ -38,11 +38,11 @@ class SearchError(AfinaError):
 
 @dataclass(frozen=True)
 class StudyRun:
-    """What `run_study` did.
+    """The outcome of one call of `run_study`.
 
     Attributes:
         trials: Trials that this call ran.
-        failed: How many of them failed.
+        failed: The number of those that failed.
         retried: Numbers of trials whose process was gone, which were queued again.
         seconds: Time that it took.
     """
@@ -99,10 +99,10 @@ def open_study(
         directions=[optuna.study.StudyDirection[d.upper()] for d in directions],
         load_if_exists=True,
     )
-    held, shown = [d.name.lower() for d in study.directions], without_password(where)
-    if held != list(directions):
+    stored_directions, shown = [d.name.lower() for d in study.directions], without_password(where)
+    if stored_directions != list(directions):
         raise InputError(
-            f"The study in {shown} has the directions {', '.join(held)}, not {', '.join(directions)}.",
+            f"The study in {shown} has the directions {', '.join(stored_directions)}, not {', '.join(directions)}.",
             fix=f"{_another(where)}, or give the directions that it was begun with.",
         )
     _settle(study, _SPACE, space.to_plain(), where, "another search space", "space")
@@ -115,7 +115,7 @@ def _another(where: str | Path) -> str:
 
 
 def _settle(study: Study, key: str, expected: Any, where: str | Path, other: str, what: str) -> None:
-    """Keep what all trials of a study must share with a new one; raise `InputError` where it is another's."""
+    """Store a fact that all trials of a study share; raise `InputError` where the study has another value of it."""
     text = json.dumps(expected, sort_keys=True, default=str)
     stored = study.user_attrs.get(key)
     if stored is None:
@@ -149,8 +149,8 @@ def run_study(
         objective: Called with the values of the active parameters and the trial, for reports and constraints;
             gives the value, or one for each direction.
         space: The space of the study.
-        trials: How many the study is to have in all, failed ones too; None for no limit.
-        seconds: When no new trial is begun; None for no limit.
+        trials: Number of trials after which the study ends, failed ones too; None for no limit.
+        seconds: Time after which no new trial is begun; None for no limit.
         most_failures: So many failed trials in a row end the search.
         after: Called with every trial that ended.
 
@@ -224,7 +224,14 @@ class Outcome:
 
 
 def attempt(objective: Objective, params: dict[str, Any], trial: Any, count: int) -> Outcome:
-    """Call an objective, which must give `count` values; what it raises fails the trial, and nothing else."""
+    """Call an objective, which must give `count` values; what it raises fails the trial, and nothing else.
+
+    Example:
+        >>> attempt(lambda params, trial: params["x"] ** 2, {"x": 3}, trial=None, count=1).values
+        (9.0,)
+        >>> attempt(lambda params, trial: None, {}, trial=None, count=1).message
+        'The objective gave None, not a number.'
+    """
     try:
         values = objective(params, trial)
     except optuna.TrialPruned:
@@ -254,7 +261,7 @@ def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> FrozenTrial
 
 
 def _problem(values: Any, count: int) -> str:
-    """Why what an objective gave is not a result; empty where it is."""
+    """The reason why the values of an objective are no result; empty where they are one."""
     if values is None:
         return "The objective gave None, not a number."
     numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]

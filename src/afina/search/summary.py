@@ -1,4 +1,4 @@
-"""What a study found, as plain data and as a page of plots."""
+"""The results of a study, as plain data and as a page of plots."""
 
 import contextlib
 import csv
@@ -116,7 +116,7 @@ def _target(study: Study) -> Callable[[FrozenTrial], float] | None:
 
 
 def _low(study: Study) -> Callable[[FrozenTrial], float] | None:
-    """The same, so that low is good: what PED-ANOVA takes a target for."""
+    """The first objective of several with the sign that makes low values good, as PED-ANOVA expects."""
     target, sign = _target(study), 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
     return None if target is None else lambda trial: sign * trial.values[0]
 

@@ -47,12 +47,12 @@ class Heartbeat:
 
     def begin(self, trial: optuna.Trial) -> None:
         """Write into a trial that this process runs it."""
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _since(os.getpid()), "begun": time.time()}
-        trial.set_user_attr(_WORKER, mine)
+        worker = {"host": socket.gethostname(), "pid": os.getpid(), "since": _since(os.getpid()), "begun": time.time()}
+        trial.set_user_attr(_WORKER, worker)
         self._running.add(trial._trial_id)
 
     def end(self, trial: optuna.Trial) -> None:
-        """It no longer does."""
+        """Forget a trial, which this process runs no longer."""
         self._running.discard(trial._trial_id)
 
     def _beat(self) -> None:

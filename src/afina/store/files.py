@@ -57,13 +57,16 @@ def full_disk(path: Path) -> Iterator[None]:
 
 
 def check_target(path: Path, option: str, suffix: str = "", *, makes_folder: bool = False) -> None:
-    """Raise `InputError` where no file can go: before the work that it is the result of.
+    """Check that a file can be written, before the work begins that it will be the result of.
 
     Args:
         path: The file that will be written.
-        option: What names it, for messages: `--out`.
-        suffix: What its name must end in.
+        option: The option that names it, for the text of an error: `--out`.
+        suffix: The suffix that its name must have; empty for any.
         makes_folder: Whether its folder is made where it does not exist.
+
+    Raises:
+        InputError: the path has another suffix or is a folder, or no file can be written there.
     """
     if suffix and path.suffix != suffix:
         better = f"Write {option} {path.with_suffix(suffix)}" if path.name else "Give a file."
@@ -86,11 +89,14 @@ def check_target(path: Path, option: str, suffix: str = "", *, makes_folder: boo
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Raise `InputError` where nothing can be written in a folder that is made when it is needed: before any work.
+    """Check that a folder can be made and written into, before the work begins whose results it will hold.
 
     Args:
         folder: The folder, which need not exist yet.
-        option: What names it, for messages: `--out`.
+        option: The option that names it, for the text of an error: `--out`.
+
+    Raises:
+        InputError: the path or a part of it is a file, or no file can be written there.
     """
     nearest = folder.expanduser().absolute()
     try:

@@ -1,6 +1,6 @@
 """`Run`: the run folder, its lock, its stages and its log.
 
-A folder holds `config.yaml` (what was asked, by which command and which version), one record in `stages/` for each
+A folder holds `config.yaml` (the options, the command and the version), one record in `stages/` for each
 stage that is finished, the files that the stages wrote, `log.txt`, and at the end `result.json`. The story of a run:
 
 1. `Run.open` locks the folder and writes `config.yaml`; or finds one there, and takes up that run if all options are
@@ -121,7 +121,11 @@ class Run:
         self.close()
 
     def path(self, name: str) -> Path:
-        """Where `name` (relative, `/` between folders) is in the run folder; its folder is created."""
+        """The path of the file `name` (relative, `/` between folders) in the run folder; its folder is created.
+
+        Raises:
+            ValueError: the name leads out of the run folder.
+        """
         path = Path(os.path.normpath(self.folder / name))
         if self.folder not in path.parents:
             raise ValueError(f"{name!r} is not a name inside the run folder")
@@ -130,7 +134,7 @@ class Run:
         return path
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """What `finish` was given for `stage`; None where it is not finished or a file of it is not whole."""
+        """The value that `finish` recorded for `stage`; None where it is not finished or a file of it is not whole."""
         record = _read_record(self._record(stage))
         if record is None or record["stage"] != stage:
             return None

@@ -65,8 +65,8 @@ def check_answers(runtime: Runtime, network: Network, images: Tensor, folder: Pa
 def check_metadata(runtime: Runtime, network: Network, folder: Path) -> None:
     """The file says how its images are prepared, and what it is for."""
     path = runtime.export(network, folder / f"metadata{runtime.suffix}")
-    said = runtime.metadata(path)
-    _promise(runtime, said == (network.input, network.task), "writes the input and the task into the file")
+    metadata = runtime.metadata(path)
+    _promise(runtime, metadata == (network.input, network.task), "writes the input and the task into the file")
 
 
 def check_files_that_cannot_be_read(runtime: Runtime, folder: Path) -> None:
@@ -92,6 +92,6 @@ def _refuses(runtime: Runtime, call: object, promise: str) -> None:
     raise AssertionError(f"{runtime.name} does not keep its promise: it {promise}.")
 
 
-def _promise(runtime: Runtime, kept: bool, promise: str) -> None:
-    if not kept:
+def _promise(runtime: Runtime, holds: bool, promise: str) -> None:
+    if not holds:
         raise AssertionError(f"{runtime.name} does not keep its promise: it {promise}.")

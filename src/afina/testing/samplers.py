@@ -131,9 +131,9 @@ def _finished_study(sampler: NameOrFactory, seed: int) -> Study:
 
 def _study(sampler: NameOrFactory, space: Space, seed: int, storage: Any = None) -> Study:
     """A study with a sampler of its own; on a shared storage it is the same study each time."""
-    made = make_sampler(sampler, space, seed) if isinstance(sampler, str) else sampler(space, seed)
-    _promise(isinstance(made, BaseSampler), f"The factory returned {type(made).__name__}, not a sampler of Optuna.")
-    return optuna.create_study(sampler=made, storage=storage, study_name="contract", load_if_exists=True)
+    built = make_sampler(sampler, space, seed) if isinstance(sampler, str) else sampler(space, seed)
+    _promise(isinstance(built, BaseSampler), f"The factory returned {type(built).__name__}, not a sampler of Optuna.")
+    return optuna.create_study(sampler=built, storage=storage, study_name="contract", load_if_exists=True)
 
 
 def _run(study: Study, space: Space, trials: int) -> None:
@@ -167,7 +167,7 @@ def _check_trials(trials: Iterable[FrozenTrial]) -> None:
         _promise(("depth" in params) == active, f"{where}: depth is there for kind b, and only then.")
 
 
-def _promise(kept: bool, otherwise: str) -> None:
+def _promise(holds: bool, otherwise: str) -> None:
     # Not the statement `assert`, which Python leaves out with -O.
-    if not kept:
+    if not holds:
         raise AssertionError(otherwise)

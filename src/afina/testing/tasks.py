@@ -120,6 +120,6 @@ def _name(task: Task) -> str:
     return str(task.spec.name)
 
 
-def _promise(task: Task, kept: bool, promise: str) -> None:
-    if not kept:
+def _promise(task: Task, holds: bool, promise: str) -> None:
+    if not holds:
         raise AssertionError(f"{_name(task)} does not keep its promise: it {promise}.")

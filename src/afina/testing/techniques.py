@@ -108,8 +108,8 @@ def check_saved_result(technique: Technique, network: Network, images: Tensor, c
     result, _ = technique.apply(network, config, _context(images))
     with tempfile.TemporaryDirectory() as folder:
         loaded = Network.load(result.save(Path(folder) / "network.pt2"))
-    kept = (loaded.input, loaded.task) == (network.input, network.task)
-    _promise(technique, kept, "keeps the input and the task of the network")
+    same = (loaded.input, loaded.task) == (network.input, network.task)
+    _promise(technique, same, "keeps the input and the task of the network")
     _promise(technique, _same(result, loaded, images), "gives a network that answers the same after saving and loading")
 
 
@@ -142,6 +142,6 @@ def _same(first: Network, second: Network, images: Tensor) -> bool:
         return torch.equal(first(images[:4]), second(images[:4]))
 
 
-def _promise(technique: Technique, kept: bool, promise: str) -> None:
-    if not kept:
+def _promise(technique: Technique, holds: bool, promise: str) -> None:
+    if not holds:
         raise AssertionError(f"{technique.name} does not keep its promise: it {promise}.")

@@ -27,7 +27,7 @@ class Maker:
         job: The run.
         original: The network.
         budget: Limits.
-        finetuning: How a smaller network is trained.
+        finetuning: The settings of the training of a smaller network.
     """
 
     job: Job
@@ -60,11 +60,11 @@ class Maker:
 
     @property
     def integers(self) -> quantize.QuantizeConfig:
-        """Integers everywhere, as the runtime likes them."""
+        """The configuration with integers everywhere, by the policy of the runtime."""
         return quantize.QuantizeConfig(policy=self.job.runtime.policy())
 
     def roughly_int8(self, network: Network) -> Network:
-        """The network in int8 where only the file's size and speed matter."""
+        """The network in int8, quickly: its file has the right size and speed, and its quality does not matter."""
         config = replace(self.integers, calibration="minmax", rounding="nearest")
         return quantize.apply(network, config, self.job.context(network, _PROBE_IMAGES))[0]
 
@@ -79,14 +79,14 @@ class Maker:
         return self._quantized(draft, variant, config, step)
 
     def _in_few_bits(self, draft: Draft, variant: Variant) -> Draft:
-        """Bits of the weights shared out over the layers for the limit on size."""
+        """The draft with bits of the weights shared out over the layers for the limit on size."""
         assert self.budget.size is not None
         source, context = quantize.Source.of(draft.network), self.job.context(draft.network)
         config = fit_size(source, self.integers, self.budget.size, self.exporter, context)
         return self._quantized(draft, variant, config, Step("quantize", {"plan": "bits", "size": self.budget.size}))
 
     def _placed(self, draft: Draft, variant: Variant) -> Draft:
-        """Integers where the runtime is faster for them."""
+        """The draft with integers in those layers where the runtime is faster for them."""
         source, context = quantize.Source.of(draft.network), self.job.context(draft.network)
         config, notes = plan_precisions(source, self.integers, Budget(), self.exporter, context)
         for note in notes:

@@ -12,8 +12,8 @@ from pathlib import Path
 from afina.devices import measure_latency
 from afina.errors import AfinaError
 from afina.jobs.candidates.judging import file_size
+from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.reducers import Reducer
-from afina.jobs.candidates.tried import Tried
 from afina.jobs.candidates.variants import ORIGINAL, Form
 from afina.types import Candidate
 
@@ -25,7 +25,7 @@ _SLACK = 1.05
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network without `ratio` of the cost would weigh (bytes) and take (seconds, where that is limited)."""
+    """The size (bytes) and latency (seconds, where it is limited) of a network without `ratio` of its cost."""
 
     ratio: float
     size: float
@@ -36,11 +36,11 @@ class Probes:
     """Probes of one network's reductions, kept in the run folder.
 
     Args:
-        tried: The run, its limits, and the original's figures.
+        pool: The run, its limits, and the original's figures.
     """
 
-    def __init__(self, tried: Tried) -> None:
-        self._tried, self._job, self._budget = tried, tried.job, tried.budget
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool, self._job, self._budget = pool, pool.job, pool.budget
 
     def excess(self, reducer: Reducer, ratio: float, form: Form) -> float:
         """The largest share of its limit that a file's size or latency would be, in `float` or `int8`."""
@@ -63,7 +63,7 @@ class Probes:
         def build() -> Probe:
             try:
                 network = reducer.shape(ratio)
-                network = self._tried.maker.roughly_int8(network) if form == "int8" else network
+                network = self._pool.maker.roughly_int8(network) if form == "int8" else network
             except AfinaError as error:
                 self._job.run.log(f"{name}: {error}")
                 return Probe(ratio, math.inf)
@@ -79,7 +79,7 @@ class Probes:
 
     def _latency(self, path: Path) -> float:
         """Seconds of a file, timed beside the original and on its first scale."""
-        original, shape = self._tried.original, self._tried.maker.original.input.shape
+        original, shape = self._pool.original, self._pool.maker.original.input.shape
         files = {ORIGINAL: self._job.run.path(original.file or ""), "probe": path}
         times = measure_latency(files, shape, threads=self._job.threads, batch=self._job.batch)
         return times["probe"].value * original.measurements["latency"].value / times[ORIGINAL].value
@@ -89,11 +89,14 @@ def first_within(excess: Callable[[int], float], count: int, start: float | None
     """The first of `count` steps at which `excess`, which falls from step to step, is at most 1; None where none is.
 
     Between a step that is too much and one that is not, the next to look at is on the line through both; every third
-    time it is the middle, so that no shape of the curve takes long.
+    time it is the middle, so that no shape of the curve takes long. With an excess of 2 before the first of 60 steps,
+    each of which takes 0.25, the steps that are looked at are
+
+        31 (excess 0), 15 (0), 7 (0), 3 (1.0), 2 (1.25): step 3 is the first within the limit
 
     Args:
         excess: The excess of a step, 0 or more.
-        count: How many steps there are.
+        count: The number of steps.
         start: Excess before the first step, where it is known.
 
     Example:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from afina.errors import AfinaError
+from afina.jobs.candidates.pool import THE_ORIGINAL, CandidatePool
 from afina.jobs.candidates.probing import STEPS, Probes, first_within
 from afina.jobs.candidates.reducers import Factorizer, Pruner, Reducer
-from afina.jobs.candidates.tried import THE_ORIGINAL, Tried
 from afina.jobs.candidates.variants import Form, Reduction, Variant
 
 # Training images that the statistics of reducers rest on.
@@ -25,12 +25,12 @@ class Proposals:
     """Finds the reductions that can keep a budget's limits on resources.
 
     Args:
-        tried: The run, its limits, and what came of the variants before.
+        pool: The run, its limits, and what came of the variants before.
     """
 
-    def __init__(self, tried: Tried) -> None:
-        self._tried, self._job, self._budget = tried, tried.job, tried.budget
-        self._probes = Probes(tried)
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool, self._job, self._budget = pool, pool.job, pool.budget
+        self._probes = Probes(pool)
 
     def rounds(self) -> Iterator[list[Reduction]]:
         """Reductions to try together: with limits on size or time, those that can keep them; else harsher each time."""
@@ -47,7 +47,10 @@ class Proposals:
         yield reductions
 
     def _in_fewer_bits(self, reducer: Reducer, ratio: float) -> list[Reduction]:
-        """Half of the way by the reducer, half of it by bits, where the size is limited."""
+        """The reduction that goes half of the way, with fewer bits for the rest; none where no size is limited.
+
+        Shares of what is left multiply: for a ratio of 0.75 a quarter is left, a half by each of the two.
+        """
         half = math.floor((1 - math.sqrt(1 - ratio)) * STEPS) / STEPS
         return [Reduction(reducer, half, ("few-bits",))] if self._budget.size is not None and half > 0 else []
 
@@ -56,9 +59,9 @@ class Proposals:
         most = self._most(reducer)
         ratios = [ratio for ratio in _RATIOS if ratio <= most]
         # Where int8 keeps the limits and something else is wrong with it, what is left is to look for a float file.
-        start = self._probes.excess_of(self._tried.judged(Variant("int8")))
+        start = self._probes.excess_of(self._pool.judged(Variant("int8")))
         form: Form = "int8" if start is None or start > 1 else "float"
-        start = self._probes.excess_of(self._tried.judged(THE_ORIGINAL)) if form == "float" else start
+        start = self._probes.excess_of(self._pool.judged(THE_ORIGINAL)) if form == "float" else start
         with self._job.progress.work(f"Sizing networks to {reducer.name}", len(ratios).bit_length()) as bar:
 
             def excess(index: int) -> float:
@@ -73,7 +76,7 @@ class Proposals:
         return ratios[-1] if ratios and reducer.name == Pruner.name else None
 
     def _most(self, reducer: Reducer) -> float:
-        """The largest ratio that can go; 0 where the network has nothing for it."""
+        """The largest ratio that the reducer can remove; 0 where it cannot change the network."""
 
         def build() -> float:
             try:
@@ -85,8 +88,11 @@ class Proposals:
 
     @cached_property
     def _reducers(self) -> tuple[Reducer, ...]:
-        """Parameters go where the size is limited, MACs where it is not; where time counts, chains are the last."""
-        timed, maker = self._budget.latency is not None, self._tried.maker
+        """The reducers in the order in which they are tried: factorization first where size alone is limited.
+
+        They remove parameters where the size is limited, else MACs.
+        """
+        timed, maker = self._budget.latency is not None, self._pool.maker
         costs = "macs" if self._budget.size is None else "parameters"
         context = self._job.context(maker.original, IMAGES)
         pruner = Pruner(maker.original, costs, context, timed)

@@ -1,4 +1,4 @@
-"""Ways to a network of fewer parameters or multiply-accumulates, for `afina optimize`: by any share, as often as asked.
+"""Ways to a network with a smaller share of its parameters or multiply-accumulates, for `afina optimize`.
 
 What a reducer has to know of the network (sensitivities of axes, losses of chains) is measured once, when it is first
 needed, and serves every ratio.
@@ -23,7 +23,7 @@ _NARROW = 64
 
 
 class Reducer(Protocol):
-    """What makes networks smaller.
+    """A technique that makes networks smaller by any share of their cost.
 
     Attributes:
         name: Name of the technique.
@@ -46,7 +46,7 @@ class Reducer(Protocol):
         ...
 
     def step(self, record: Record) -> Step:
-        """What was done, as a step of a recipe."""
+        """The reduction as a step of a recipe."""
         ...
 
 
@@ -73,19 +73,19 @@ class Pruner:
         return AxisPlanner(Study(self._network, self._config, self._context), "global", self._costs)
 
     def most(self) -> float:
-        """Everything: what cannot go is left, and the smallest network is the answer."""
+        """1: for a ratio that cannot be reached the planner gives the smallest network."""
         return 1.0
 
     def shape(self, ratio: float) -> Network:
-        """As `Reducer`."""
+        """See `Reducer.shape`."""
         return self._planner.shape(self._counts(ratio))
 
     def reduce(self, ratio: float) -> tuple[Network, Record]:
-        """As `Reducer`."""
+        """See `Reducer.reduce`."""
         return self._planner.study.prune(self._counts(ratio))
 
     def step(self, record: Record) -> Step:
-        """As `Reducer`."""
+        """See `Reducer.step`."""
         left = _left(record, self._costs)
         return Step("prune", {self._costs: left, "multiple": self._config.multiple, "images": self._context.images})
 
@@ -101,7 +101,7 @@ class Factorizer:
         costs: `parameters` or `macs`: what is to go.
         context: Images.
         timed: Whether time is what counts.
-        exporter: Of the target runtime.
+        exporter: Exports and times for the target runtime.
     """
 
     name = "factorize"
@@ -121,20 +121,20 @@ class Factorizer:
         return RankPlanner(self._network, self._layers, chains, self._costs, self._exporter, self._context.progress)
 
     def most(self) -> float:
-        """As `Reducer`."""
+        """See `Reducer.most`."""
         return 1 - self._planner.smallest / self._planner.total
 
     def shape(self, ratio: float) -> Network:
-        """As `Reducer`."""
+        """See `Reducer.shape`."""
         return factorize.shaped(self._network, self._layers, self._chosen(ratio))
 
     def reduce(self, ratio: float) -> tuple[Network, Record]:
-        """As `Reducer`."""
+        """See `Reducer.reduce`."""
         config = factorize.FactorizeConfig(multiple=self._config.multiple, layers=self._chosen(ratio))
         return factorize.apply(self._network, config, self._context)
 
     def step(self, record: Record) -> Step:
-        """As `Reducer`."""
+        """See `Reducer.step`."""
         left = _left(record, self._costs)
         return Step("factorize", {self._costs: left, "multiple": self._config.multiple, "images": self._context.images})
 
@@ -143,5 +143,5 @@ class Factorizer:
 
 
 def _left(record: Record, costs: str) -> float:
-    """The share that is left, rounded up, so that the same is asked for again."""
+    """The share of the cost that is left, rounded up to 0.01%, so that a step with it leaves no less."""
     return math.ceil(1e4 * record.after[costs] / record.before[costs]) / 1e4

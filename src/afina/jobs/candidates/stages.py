@@ -1,4 +1,4 @@
-"""What the stages of a job share, and how a stage is taken from the run folder when it is already there."""
+"""The job that all stages of `afina optimize` share, and how a finished stage is read from the run folder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Job:
     Attributes:
         run: The run folder.
         data: Images.
-        runtime: Where the artifact will run.
+        runtime: The runtime that will run the artifact.
         threads: Threads that the runtime gets.
         batch: Images per call when latency is measured.
         seed: Every random choice comes from it.
@@ -48,9 +48,9 @@ class Job:
 
     def stage(self, name: str, kind: type[T], build: Callable[[], T], files: Iterable[str] = ()) -> T:
         """The value of a finished stage, or `build()` of it, kept with the files that it wrote."""
-        known = self.run.done(name)
-        if known is not None:
-            return from_plain(kind, known["value"])
+        finished = self.run.done(name)
+        if finished is not None:
+            return from_plain(kind, finished["value"])
         plain = to_plain(build())
         self.run.finish(name, {"value": plain}, files=files)
         # Read back, so that a value is the same whether it was built now or in an earlier session.

@@ -35,9 +35,9 @@ class Variant:
     """One file that can be tried.
 
     Attributes:
-        form: Its precision.
-        reduction: How the network became smaller; None for the network as it is.
-        tuned: Whether it is fine-tuned after that.
+        form: The precision of the file.
+        reduction: The reduction that made the network smaller; None for the network as it is.
+        tuned: Whether the network is fine-tuned after the reduction.
 
     Example:
         >>> Variant().name, Variant("int8").name

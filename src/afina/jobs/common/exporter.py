@@ -24,12 +24,12 @@ from afina.types import Measurement
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file answered on the validation images.
+    """The outputs of a file on the validation images.
 
     Attributes:
         quality: The task's metric, or the agreement with a reference where there are no labels.
-        outputs: `[N, outputs]`.
-        size: Bytes.
+        outputs: The outputs, `[N, outputs]`.
+        size: Bytes of the file.
     """
 
     quality: Measurement
@@ -47,8 +47,8 @@ class Exporter:
     """Exports networks for one runtime, into folders that are gone afterwards.
 
     Attributes:
-        runtime: Where the files run.
-        threads: Threads that it gets.
+        runtime: The runtime that runs the files.
+        threads: Threads that the runtime gets.
         batch: Images per call when time is measured.
     """
 
@@ -57,9 +57,9 @@ class Exporter:
     batch: int = 1
 
     @classmethod
-    def of(cls, asked: RuntimeOptions) -> Self:
-        """For the runtime, threads and batch that are asked for. Raises `InputError` for an unknown runtime."""
-        return cls(get_runtime(asked.runtime), asked.threads or available_cores(), asked.batch)
+    def of(cls, options: RuntimeOptions) -> Self:
+        """The exporter that a command's options describe. Raises `InputError` for an unknown runtime."""
+        return cls(get_runtime(options.runtime), options.threads or available_cores(), options.batch)
 
     @contextmanager
     def file(self, network: Network) -> Iterator[Path]:
@@ -81,7 +81,7 @@ class Exporter:
         return self.latencies({"network": network})["network"].value
 
     def latencies(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
-        """Latency of each by its name, measured in turns."""
+        """The latency of each network's file, by name, measured in turns: seconds for one batch."""
         with self.shelf() as shelf:
             for name, network in networks.items():
                 shelf.add(name, network)
@@ -102,7 +102,7 @@ class Exporter:
             network: Float or quantized.
             data: The images.
             progress: What the user sees.
-            reference: The original's outputs, where the data has no labels.
+            reference: The original's outputs `[N, outputs]`, where the data has no labels.
 
         Raises:
             ParityError: the file does not answer as the network.
@@ -123,11 +123,11 @@ class Exporter:
 
 
 class Shelf:
-    """Files of networks that take their input alike, each exported once, however often it is timed.
+    """Files of networks of one input shape, each exported once, however often it is timed.
 
     Args:
-        exporter: Exports and times.
-        folder: Where the files are.
+        exporter: Exports and times the files.
+        folder: The folder of the files.
     """
 
     def __init__(self, exporter: Exporter, folder: Path) -> None:
@@ -137,11 +137,11 @@ class Shelf:
 
     @property
     def names(self) -> list[str]:
-        """Of all that it holds."""
+        """The names of the networks whose files it holds."""
         return list(self._files)
 
     def add(self, name: str, network: Network) -> None:
-        """Export a network, which is not needed any more then."""
+        """Export a network under a name; the network itself need not be kept."""
         path = self._folder / f"{next(self._numbers)}{self._exporter.runtime.suffix}"
         self._files[name], self._shape = self._exporter.runtime.export(network, path), network.input.shape
 
@@ -150,12 +150,12 @@ class Shelf:
         check_parity(network, self._files[name], images, threads=self._exporter.threads)
 
     def keep(self, names: Collection[str]) -> None:
-        """Remove the files of all others."""
+        """Remove all files but those of `names`."""
         for name in self._files.keys() - set(names):
             for part in self._exporter.runtime.files(self._files.pop(name)):
                 part.unlink()
 
     def latencies(self, names: Iterable[str]) -> dict[str, Measurement]:
-        """Latency of each, measured in turns."""
+        """The latency of each file, by name, measured in turns: seconds for one batch."""
         files = {name: self._files[name] for name in names}
         return measure_latency(files, self._shape, threads=self._exporter.threads, batch=self._exporter.batch)

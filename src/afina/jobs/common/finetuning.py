@@ -8,16 +8,16 @@ from afina.training.suited import fine_tuning
 
 
 def finetuned(
-    network: Network, subject: Subject, asked: FineTuneOptions, epochs: int, keep_zeros: bool = False
+    network: Network, subject: Subject, options: FineTuneOptions, epochs: int, keep_zeros: bool = False
 ) -> Network:
-    """The network after fine-tuning for so many epochs, taught by the subject's teacher."""
+    """The network after fine-tuning for `epochs` epochs, with the subject's teacher (the network before by default)."""
     assert subject.data is not None
     config = fine_tuning(
         network,
         subject.data.count("train"),
         epochs=epochs,
-        optimizer=asked.optimizer,
-        learning_rate=asked.learning_rate,
+        optimizer=options.optimizer,
+        learning_rate=options.learning_rate,
         seed=subject.seed,
         keep_zeros=keep_zeros,
     )

@@ -36,7 +36,15 @@ def name_of(model: ModelSource, full: bool = False) -> str:
 
 
 def parse_input_size(text: str | int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of `224`, `224x320` or a pair. Raises `InputError`."""
+    """Height and width in pixels, from `224`, `224x320` or a pair.
+
+    Raises:
+        InputError: it is no size, or not within 1 to 8192 pixels.
+
+    Example:
+        >>> parse_input_size("224x320"), parse_input_size(96)
+        ((224, 320), (96, 96))
+    """
     if isinstance(text, tuple):
         height, width = text
     else:
@@ -71,20 +79,20 @@ def input_of(example: Any) -> InputSpec | None:
 
 
 def check_source(model: ModelSource, weights: str | None = None, input_size: InputSize = None) -> None:
-    """Raise `InputError` for what can be seen to be wrong before images are read, which may take minutes."""
+    """Raise `InputError` for a wrong model, weights or size before images are read, which may take minutes."""
     check_model(model, weights)
     if input_size is not None:
         parse_input_size(input_size)
 
 
-def load_plain(model: ModelSource, asked: ModelOptions, progress: Progress) -> Loaded:
-    """The model as it is, for jobs that have no data: its own head, its own size unless one is asked for."""
+def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) -> Loaded:
+    """The model for jobs without data: with its own head, and its own input size where no option names one."""
     loaded = load_model(
         model,
-        weights=asked.weights,
+        weights=options.weights,
         task=None,
-        input=input_of(asked.example),
-        input_size=parse_input_size(asked.input_size) if asked.input_size is not None else None,
+        input=input_of(options.example),
+        input_size=parse_input_size(options.input_size) if options.input_size is not None else None,
         targets=None,
         progress=progress,
     )

@@ -28,8 +28,8 @@ RECIPE_FILE = "recipe.yaml"
 EXACT = "config"
 _EXAMPLE = "Write, for example:\nsteps:\n  - prune: {macs: 50%, finetune: 1}\n  - quantize: {weight_type: int8}"
 
-# Steps that are commands; those options that a recipe as a whole says are no options of a step. Every other technique
-# in the table of techniques is a step with its configuration as options.
+# Steps that are commands. Options such as the data or the seed belong to the recipe as a whole, not to a step. Every
+# other technique in the table of techniques is a step with its configuration as options.
 STEPS: Mapping[str, type] = {
     "prune": PruneOptions,
     "factorize": FactorizeOptions,
@@ -37,12 +37,12 @@ STEPS: Mapping[str, type] = {
     "distill": DistillOptions,
     "quantize": QuantizeOptions,
 }
-# What options of a step were called in earlier versions, and are called now.
+# For each step, the names of options in earlier versions, and their names now.
 _RENAMED = {"quantize": {"weights": "weight_type", "activations": "activation_type"}}
 
 
 def exact_step(step: Step) -> Step | None:
-    """The step as `afina.techniques.replay` takes it, where it says its technique's configuration; else None."""
+    """The step in the form of `afina.techniques.replay`; None where it has options of a command instead."""
     if step.technique not in STEPS:
         return step
     return Step(step.technique, step.config[EXACT]) if EXACT in step.config else None
@@ -129,7 +129,7 @@ def _step(number: int, entry: Any) -> Step:
 
 
 def _exact(where: str, name: str, options: Mapping[str, Any]) -> Step:
-    """A step that says the configuration of its technique, checked."""
+    """A step with the whole configuration of its technique, checked."""
     if name in STEPS and (len(options) > 1 or name not in TECHNIQUES or not isinstance(options[EXACT], Mapping)):
         raise InputError(
             f"{where}: `config` is the whole configuration of a technique, and nothing beside it.",
@@ -151,9 +151,9 @@ def _value(where: str, declared: Declared, value: Any) -> Any:
         raise InputError(f"{where}: {declared.name} is {value!r}.", why=f"{why}.") from error
 
 
-def _check_keys(where: str, content: Mapping[str, Any], known: Any, renamed: Mapping[str, str] | None = None) -> None:
+def _check_keys(where: str, content: Mapping[str, Any], allowed: Any, renamed: Mapping[str, str] | None = None) -> None:
     for key in content:
         if key in (renamed or {}):
             raise InputError(f"{where}: {key} has another name now.", fix=f"Write {(renamed or {})[key]} instead.")
-        if key not in known:
-            raise InputError(f"{where} has no option {key!r}.", fix=did_you_mean(str(key), known))
+        if key not in allowed:
+            raise InputError(f"{where} has no option {key!r}.", fix=did_you_mean(str(key), allowed))

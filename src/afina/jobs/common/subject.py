@@ -19,7 +19,7 @@ from afina.training import evaluate, predict
 from afina.types import Record
 from afina.units import format_value
 
-# Validation images that the errors of single layers are told on.
+# Validation images that the errors of single layers are measured on.
 _HELD_OUT = 64
 _SHOWN = (
     ("macs", "MACs", "1"),
@@ -36,11 +36,11 @@ class Subject:
 
     Attributes:
         network: The model, captured.
-        data: Its images; None where none were given.
-        images: How many training images statistics rest on.
+        data: The images; None where there are none.
+        images: The number of training images that statistics rest on.
         seed: Seed of every random choice.
         progress: What the user sees.
-        teacher: Who teaches the fine-tuning; the model itself where it is None.
+        teacher: The network that teaches the fine-tuning; None for the model itself.
     """
 
     network: Network
@@ -51,7 +51,7 @@ class Subject:
     teacher: Network | None = None
 
     def context(self, network: Network) -> Context:
-        """What a technique may use on `network`."""
+        """The context of a technique that works on `network`: images, seed, progress."""
         return context_of(self.data, network, self.images, self.seed, self.progress)
 
     def judged(self, record: Record, network: Network) -> Record:
@@ -60,12 +60,12 @@ class Subject:
             return record
         reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
         before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
-        told = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
+        qualities = " to ".join(format_value(quality.value, quality.unit) for quality in (before, after))
         return replace(
             record,
             before={**record.before, "quality": before.value},
             after={**record.after, "quality": after.value},
-            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {told}"),
+            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {qualities}"),
         )
 
 
@@ -78,7 +78,7 @@ class Saved:
 
 
 def target_file(out: Path | None, model: str, what: str) -> Path:
-    """Where the network goes: `out`, or `NAME-what.pt2` in the current folder.
+    """The file that a network is saved to: `out`, or `NAME-what.pt2` in the current folder.
 
     Raises:
         InputError: it does not end in .pt2, or cannot be written.
@@ -104,65 +104,65 @@ def describe(record: Record, path: Path) -> str:
 
 
 def open_subject(
-    asked: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
+    options: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
     Args:
-        asked: How the model is opened.
-        model: What is opened.
-        data: As in `optimize`; None for no images.
+        options: Weights, input size, example, seed and progress.
+        model: The model, as a user names it.
+        data: The images, as a user names them; None for none.
         images: Training images that statistics rest on.
         teacher: The network that teaches the fine-tuning; the model itself where it is None.
 
     Raises:
         InputError: they cannot be used, or the model's outputs do not fit the data.
     """
-    progress = asked.progress or Progress()
+    progress = options.progress or Progress()
     if data is None:
-        return Subject(load_plain(model, asked, progress).network, None, images, asked.seed, progress, teacher)
-    check_source(model, asked.weights, asked.input_size)
-    opened = open_data(data, seed=asked.seed, unlabelled=True, progress=progress)
-    loaded = load_for(opened, model, asked, progress)
+        return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
+    check_source(model, options.weights, options.input_size)
+    opened = open_data(data, seed=options.seed, unlabelled=True, progress=progress)
+    loaded = load_for(opened, model, options, progress)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, asked.seed, progress, teacher)
+    return Subject(loaded.network, opened, images, options.seed, progress, teacher)
 
 
 def load_for(
     data: ImageData,
     model: ModelSource,
-    asked: ModelOptions,
+    options: ModelOptions,
     progress: Progress,
     builder_arguments: Mapping[str, Any] | None = None,
     input_size: InputSize = None,
 ) -> Loaded:
-    """The model with the outputs that the data needs; images without labels say nothing of them: it keeps its own.
+    """The model with the outputs that the data needs; for images without labels, with the outputs that it has.
 
     Args:
-        data: Its task decides the outputs.
-        model: What is opened.
-        asked: Weights, input size, example and seed.
+        data: The images, whose task decides the outputs.
+        model: The model, as a user names it.
+        options: Weights, input size, example and seed.
         progress: What the user sees.
-        builder_arguments: Arguments of what builds the model.
-        input_size: In the place of the one in `asked`.
+        builder_arguments: Arguments of the function that builds the model; None for none.
+        input_size: An input size that goes before the one in `options`.
     """
-    size = input_size or asked.input_size
+    size = input_size or options.input_size
     return load_model(
         model,
-        weights=asked.weights,
+        weights=options.weights,
         task=data.task if data.labelled else None,
-        input=input_of(asked.example) or data.native,
+        input=input_of(options.example) or data.native,
         input_size=parse_input_size(size) if size is not None else None,
         targets=data.targets("train") if data.labelled else None,
         progress=progress,
-        seed=asked.seed,
+        seed=options.seed,
         options=builder_arguments,
     )
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:
-    """What a technique may use: a stream of training images, the seed, the progress."""
+    """What a technique may use: streams of training and of held-out images, the seed, the progress."""
     if data is None:
         return Context(seed=seed, progress=progress)
     count = min(images, data.count("train"))

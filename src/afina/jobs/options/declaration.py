@@ -4,10 +4,10 @@ A command's options are one such class. The Python function of the command, its 
 line with its help, the keys of a recipe's step, the command that resumes a run and the reference are all made from it:
 
     >>> from afina.jobs.options.sparsify import SparsifyOptions
-    >>> asked = SparsifyOptions("net.pt2", "my photos", sparsity="80%")
-    >>> command_line("sparsify", asked)
+    >>> options = SparsifyOptions("net.pt2", "my photos", sparsity="80%")
+    >>> command_line("sparsify", options)
     "afina sparsify net.pt2 --data 'my photos' --sparsity 80%"
-    >>> step_of("sparsify", asked).config
+    >>> step_of("sparsify", options).config
     {'sparsity': '80%'}
 
 Nothing here imports torch: `afina --help` reads all declarations.
@@ -32,18 +32,18 @@ _SECTIONS = ("Returns:", "Raises:", "Example:")
 
 @dataclass(frozen=True)
 class Option:
-    """What people are told of an option, and what it may be; stands in `Annotated[type, Option(...)]`.
+    """The help of an option and the values that it may have; stands in `Annotated[type, Option(...)]`.
 
     Attributes:
         help: What it does, its unit, and what its default means where that is not plain.
-        choices: All that it may be; empty where that cannot be listed.
-        least: The smallest number that it may be.
+        choices: The values that it may have; empty where they cannot be listed.
+        least: The smallest number that it may be; None for any.
         positional: Whether the command line takes it without a name.
-        flags: Spellings on the command line where `--name` is not the one.
-        metavar: What stands for its value in the help.
-        separator: Between the items of a list that the command line takes as one text.
-        python_only: Whether it is for Python alone: an object, or what the command line has a way of its own for.
-        in_recipe: Whether a step of a recipe may say it; what the recipe as a whole says, a step cannot.
+        flags: Spellings on the command line, where `--name` is not one of them.
+        metavar: The placeholder of its value in the help.
+        separator: The separator of a list that the command line takes as one text.
+        python_only: Whether it is for Python alone: an object, or an option that the command line replaces by its own.
+        in_recipe: Whether a step of a recipe may have it; options of the whole recipe (data, seed) no step has.
     """
 
     help: str
@@ -63,9 +63,9 @@ class Declared:
 
     Attributes:
         name: Name in Python and in recipes.
-        type: Its type, without the annotation.
-        default: Its default; `MISSING` where it must be given.
-        option: The rest.
+        type: The type of its value, without the annotation.
+        default: The default of its value; `MISSING` where there is none.
+        option: Its help, and the values that it may have.
     """
 
     name: str
@@ -126,10 +126,10 @@ def command(options: Callable[P, O], job: Callable[[O], R]) -> Callable[P, R]:
     """
     kind: Any = options
 
-    def call(*args: P.args, **named: P.kwargs) -> R:
-        for name in named:
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
             check_name(kind, name)
-        chosen = options(*args, **named)
+        chosen = options(*args, **keywords)
         check_values(chosen)
         return job(chosen)
 
@@ -162,11 +162,11 @@ def _help_of(each: Declared) -> str:
 
 
 def check_name(options: type, name: str) -> None:
-    """Whether an option has that name.
+    """Check that an option has this name.
 
     Raises:
-        InputError: it had it in an earlier version; the new name is told.
-        TypeError: it never had.
+        InputError: the name is one of an earlier version; the error says the new name.
+        TypeError: there is and was no option of this name.
     """
     names = [each.name for each in declared(options)]
     if name in names:
@@ -178,10 +178,10 @@ def check_name(options: type, name: str) -> None:
 
 
 def check_values(options: Any) -> None:
-    """Whether each value is one that its option may have, and all together make sense (`options.check()`).
+    """Check that each option has a value that it may have, and that all together make sense (`options.check()`).
 
     Raises:
-        InputError: it names the option, what was given and what is allowed.
+        InputError: one has not; the error names the option, its value and the allowed ones.
     """
     for each in declared(type(options)):
         value = getattr(options, each.name)

@@ -52,7 +52,7 @@ class FactorizeOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
 
     @property
     def goal(self) -> Goal | None:
-        """The one target that is asked for; None with a rank."""
+        """The one target; None with a rank."""
         if self.rank is not None:
             return None
         return goal_of(macs=self.macs, parameters=self.parameters, size=self.size, latency=self.latency)

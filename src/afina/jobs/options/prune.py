@@ -58,7 +58,7 @@ class PruneOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
 
     @property
     def goal(self) -> Goal:
-        """The one target that is asked for."""
+        """The one target."""
         return goal_of(macs=self.macs, parameters=self.parameters, size=self.size, latency=self.latency)
 
     def check(self) -> None:

@@ -76,7 +76,7 @@ LatencyLimit = Annotated[Size, Option("Time for one batch of that file on the ru
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What every command that computes has."""
+    """Options of every command that computes."""
 
     seed: Annotated[int, Option("Seed of every random choice.", least=0, in_recipe=False)] = 0
     progress: Annotated["Progress | None", Option("What the user sees; nothing by default.", python_only=True)] = None
@@ -84,7 +84,7 @@ class CommonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(CommonOptions):
-    """How the model is opened."""
+    """Options that say how the model is opened."""
 
     weights: Annotated[
         str | None,
@@ -110,7 +110,7 @@ class ModelOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """What runs the file, and how it is timed."""
+    """Options that say what runs the file, and how it is timed."""
 
     runtime: Annotated[
         str, Option("What will run the file: `onnxruntime`, `openvino`, or another that is installed.", in_recipe=False)
@@ -123,7 +123,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneOptions:
-    """How a smaller network is trained after it was made."""
+    """Options that say how a smaller network is trained after it was made."""
 
     finetune: Finetune = 0
     learning_rate: LearningRate = None

@@ -39,7 +39,7 @@ class SparsifyOptions(ModelOptions, FineTuneOptions):
 
     @property
     def share(self) -> float:
-        """The share of zeros that is asked for; half where a pattern is."""
+        """The share of zeros; a half where there is a pattern."""
         return 0.5 if self.sparsity is None else parse_share(self.sparsity, "--sparsity")
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ def goal_of(
     size: str | float | None = None,
     latency: str | float | None = None,
 ) -> Goal:
-    """The one target that is given, parsed.
+    """The one target that is not None, parsed.
 
     Raises:
         InputError: none is given, or more than one, or it cannot be read.

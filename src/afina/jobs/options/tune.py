@@ -159,7 +159,7 @@ class TuneOptions(ModelOptions):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What is to be low beside the quality, or what a function gives after its value."""
+        """Names of what is to be low beside the quality, or of what a function gives after its value."""
         return names(self.also)
 
     @property

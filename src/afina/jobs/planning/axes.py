@@ -12,7 +12,7 @@ from afina.graph.network import Network
 from afina.graph.sizing import Sizing
 from afina.graph.statistics import freed
 from afina.graph.surgery import remove
-from afina.jobs.planning.targets import Target, approach, told_as
+from afina.jobs.planning.targets import Target, approach, format_cost
 from afina.techniques.prune import PruneConfig, Study, fewest, sensitivities, step_of
 from afina.types import Sensitivity
 
@@ -28,8 +28,8 @@ class AxisPlanner:
         costs: `macs` or `parameters`: what the axes are charged for.
 
     Attributes:
-        sensitivities: What each axis costs, where the plan asks for it.
-        choices: What is known of each axis, and what it may keep.
+        sensitivities: The damage of removing units of each axis; empty for `layer`.
+        choices: The damage of each axis, and the numbers of units that it may keep.
     """
 
     def __init__(self, study: Study, per: str, costs: str) -> None:
@@ -43,7 +43,7 @@ class AxisPlanner:
         return self._counts(cost, self.choices)
 
     def shape(self, counts: Counts) -> Network:
-        """A network of that shape; which units are kept, and their weights, do not matter."""
+        """A network with so many units of each axis, for its cost alone: which units it has does not matter."""
         axes = self.study.axes
         keep = {axes[name]: range(count) for name, count in counts.items() if count < axes[name].size}
         return remove(self.study.network, keep, analysis=self.study.analysis) if keep else self.study.network
@@ -60,8 +60,8 @@ class AxisPlanner:
         whole = target.measure(self.study.network)
         if whole <= target.limit:
             raise NothingToDo(
-                f"The network is at {told_as(target, whole)} already.",
-                why=f"The target is {told_as(target, target.limit)}.",
+                f"The network is at {format_cost(target, whole)} already.",
+                why=f"The target is {format_cost(target, target.limit)}.",
                 fix="Give a smaller target.",
             )
         counts, value = self._search(target, whole, self.choices)
@@ -114,10 +114,10 @@ class AxisPlanner:
 
     def _out_of_reach(self, target: Target, smallest: float, least: Counts) -> InputError:
         binding = sorted(least, key=lambda name: self.sizing.saving(least, name, 0), reverse=True)[:4]
-        told = ", ".join(f"{name} ({least[name]} of {self.study.axes[name].size})" for name in binding)
+        listed = ", ".join(f"{name} ({least[name]} of {self.study.axes[name].size})" for name in binding)
         return InputError(
-            f"The target of {told_as(target, target.limit)} cannot be met by pruning: "
-            f"the smallest possible is {told_as(target, smallest)}.",
-            why=f"What binds, at the fewest units that may stay: {told}.",
+            f"The target of {format_cost(target, target.limit)} cannot be met by pruning: "
+            f"the smallest possible is {format_cost(target, smallest)}.",
+            why=f"What binds, at the fewest units that may stay: {listed}.",
             fix="Give a larger target, or combine pruning with quantization: afina optimize.",
         )

@@ -35,26 +35,26 @@ def fit_size(
     eight = {name: Precision("int8", config.precision(name).activations) for name in sizes}
 
     def options(layer: str) -> list[Precision]:
-        own = config.precision(layer)
-        fewer = [Precision(f"int{bits}", own.activations) for bits in sorted(stored, reverse=True) if bits <= 8]
-        return [own, *fewer] if own.weights in HALVES else fewer
+        current = config.precision(layer)
+        fewer = [Precision(f"int{bits}", current.activations) for bits in sorted(stored, reverse=True) if bits <= 8]
+        return [current, *fewer] if current.weights in HALVES else fewer
 
-    found = damages(prepared, options, context.first(float(cost_of(network).macs)), context.progress)
+    layer_damages = damages(prepared, options, context.first(float(cost_of(network).macs)), context.progress)
     by_layer: dict[str, list[Damage]] = {}
-    for damage in found:
+    for damage in layer_damages:
         by_layer.setdefault(damage.layer, []).append(damage)
     in_eight = config.with_layers(eight)
     rest = exporter.size(draft(source, in_eight, context)) - sum(sizes.values())
     room = limit - rest
     for _ in range(_TRIES):
         planned = _share_out(config, by_layer, sizes, stored, room, rest)
-        made = exporter.size(draft(source, planned, context))
-        if made <= limit:
+        size = exporter.size(draft(source, planned, context))
+        if size <= limit:
             return planned
-        room -= made - limit
+        room -= size - limit
     raise InputError(
         f"A file of {format_size(limit)} cannot be made by quantization.",
-        why=f"The nearest that was found has {format_size(made)}.",
+        why=f"The nearest that was found has {format_size(size)}.",
         fix="Prune first (afina prune --size), or give a larger limit.",
     )
 
@@ -68,20 +68,20 @@ def _share_out(
     rest: float,
 ) -> QuantizeConfig:
     options = {
-        layer: [Option(d.loss, sizes[layer] * _stored_bits(d.precision, stored) / 8) for d in own]
-        for layer, own in damage.items()
+        layer: [Option(d.loss, sizes[layer] * _stored_bits(d.precision, stored) / 8) for d in per_precision]
+        for layer, per_precision in damage.items()
     }
     try:
-        taken = choose(options, room)
+        index_by_layer = choose(options, room)
     except InputError as error:
-        smallest = rest + sum(min(option.cost for option in own) for own in options.values())
+        smallest = rest + sum(min(option.cost for option in per_precision) for per_precision in options.values())
         raise InputError(
             f"A file of {format_size(rest + room)} cannot be made by quantization.",
             why=f"The smallest possible has about {format_size(smallest)}: every weight in the fewest bits that the "
             "runtime stores.",
             fix="Prune first (afina prune --size), or give a larger limit.",
         ) from error
-    chosen = {layer: damage[layer][index].precision for layer, index in taken.items()}
+    chosen = {layer: damage[layer][index].precision for layer, index in index_by_layer.items()}
     return config.with_layers(chosen)
 
 

@@ -5,7 +5,7 @@ from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics import Effect, freed
-from afina.jobs.planning.targets import Target, told_as
+from afina.jobs.planning.targets import Target, format_cost
 from afina.techniques.context import Context
 from afina.techniques.prune import PruneConfig
 
@@ -19,13 +19,13 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
         NothingToDo: no block can go.
         InputError: there are no images, or blocks alone cannot meet the target.
     """
-    known = find_blocks(network)
-    if not known:
+    blocks = find_blocks(network)
+    if not blocks:
         raise NothingToDo("This network has no residual block that can be taken out.")
-    effect, whole = Effect(network, context.first(len(known) * cost_of(network).macs)), target.measure(network)
+    effect, whole = Effect(network, context.first(len(blocks) * cost_of(network).macs)), target.measure(network)
     prices: dict[str, float] = {}
-    with context.progress.work("Measuring blocks", len(known)) as bar:
-        for name in known:
+    with context.progress.work("Measuring blocks", len(blocks)) as bar:
+        for name in blocks:
             without = remove_blocks(network, [name])
             prices[name] = effect.of(without) / max(whole - target.measure(without), 1e-12)
             del without
@@ -42,8 +42,8 @@ def blocks_to_go(network: Network, target: Target, config: PruneConfig, context:
         gone.append(name)
     if value > target.limit and len(config.axes) == 1:
         raise InputError(
-            f"The target of {told_as(target, target.limit)} cannot be met by taking blocks out: "
-            f"the smallest possible is {told_as(target, value)}.",
+            f"The target of {format_cost(target, target.limit)} cannot be met by taking blocks out: "
+            f"the smallest possible is {format_cost(target, value)}.",
             fix="Prune other axes as well: --axis blocks --axis channels.",
         )
     return tuple(gone)

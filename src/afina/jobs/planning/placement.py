@@ -31,7 +31,7 @@ def fastest_placement(
 
     A few placements are exported and timed in turns, the float network among them; then kinds of layers that are no
     faster in integers are taken out one after the other, and what the runtime may compute faster beside them is tried
-    likewise. Layers that compute in float still store their weights as was asked for: of int8, which the runtime undoes
+    likewise. Layers that compute in float still store their weights in their type: of int8, which the runtime undoes
     when it loads, a quarter of the bytes at the speed of float.
     """
     with exporter.shelf() as shelf:
@@ -39,7 +39,7 @@ def fastest_placement(
 
 
 class _Placement:
-    """Looks for the placement of integers that the runtime runs fastest."""
+    """Looks for the placement of integers that the runtime runs fastest: a greedy search over timed files."""
 
     def __init__(
         self, source: Source, config: QuantizeConfig, exporter: Exporter, context: Context, shelf: Shelf
@@ -54,11 +54,11 @@ class _Placement:
         progress.say(f"Timing placements of integers on {self._exporter.runtime.name}.")
         tried = {name: config for name, config in self._first().items() if self._made(name, config)}
         times = self._times()
-        told = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
-        best = self._faster(tried, times, "float", told)
+        notes = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
+        best = self._faster(tried, times, "float", notes)
         if best != "float":
-            best = self._improved(tried, best, told)
-        return tried[best], (f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(told)}. Taken: {best}.",)
+            best = self._improved(tried, best, notes)
+        return tried[best], (f"Timed in turns on {self._exporter.runtime.name}: {'; '.join(notes)}. Taken: {best}.",)
 
     def _first(self) -> dict[str, QuantizeConfig]:
         """What is tried in any case: float, and integers everywhere in the ways that the runtimes differ in."""
@@ -81,7 +81,7 @@ class _Placement:
         return tried
 
     def _everywhere(self, precision: Precision) -> QuantizeConfig:
-        """That precision in all layers for which none was asked by name."""
+        """The configuration with `precision` in all layers that it does not name."""
         layers = {**dict.fromkeys(self._source.layers, precision), **dict(self._config.layers)}
         return replace(self._config, layers=tuple(layers.items()))
 
@@ -98,7 +98,7 @@ class _Placement:
         return any(node.target in targets for node in self._source.network.graph.nodes)
 
     def _moves(self, config: QuantizeConfig) -> dict[str, QuantizeConfig]:
-        """What one change makes of a configuration: a kind of layer in float, or something that the runtime has."""
+        """The configurations one change away: a kind of layer in float, or something that the runtime can do."""
         kinds = self._kinds if len(self._kinds) > 1 else {}
         moves = {f"{kind} in float": _in_float(config, layers) for kind, layers in kinds.items()}
         if config.policy.symmetric_inputs_of_linear_layers == "if faster" and "linear layers" in self._kinds:
@@ -108,7 +108,7 @@ class _Placement:
             moves["norms in bf16"] = _with_policy(config, norm_parameters="bf16")
         return {name: moved for name, moved in moves.items() if moved != config}
 
-    def _improved(self, tried: dict[str, QuantizeConfig], best: str, told: list[str]) -> str:
+    def _improved(self, tried: dict[str, QuantizeConfig], best: str, notes: list[str]) -> str:
         """The name of the configuration after one change after the other, as long as that makes the file faster."""
         for _ in range(_TRIES):
             self._shelf.keep([best])
@@ -117,21 +117,21 @@ class _Placement:
             if self._shelf.names == [best]:
                 break
             times = self._times()
-            first = self._faster(tried, times, best, told)
+            first = self._faster(tried, times, best, notes)
             if first == best:
                 break
-            told.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
+            notes.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
             best = first
         return best
 
-    def _faster(self, tried: dict[str, QuantizeConfig], times: dict[str, float], than: str, told: list[str]) -> str:
-        """The fastest of those whose files answer as their networks, if that can be told from `than`; else that."""
+    def _faster(self, tried: dict[str, QuantizeConfig], times: dict[str, float], than: str, notes: list[str]) -> str:
+        """The fastest whose file answers as its network, if it beats `than` by more than the noise; else `than`."""
         for name in sorted(times, key=lambda name: times[name]):
             if times[name] > times[than] * (1 - _NOTICEABLE):
                 break
             if self._answers(name, tried[name]):
                 return name
-            told.append(f"{name} left out, since its file does not answer as its network")
+            notes.append(f"{name} left out, since its file does not answer as its network")
         return than
 
     def _answers(self, name: str, config: QuantizeConfig) -> bool:
@@ -187,11 +187,11 @@ def _with_policy(config: QuantizeConfig, **changes: Any) -> QuantizeConfig:
 
 
 def _kinds(source: Source) -> dict[str, list[str]]:
-    """Layers by what decides how kernels treat them."""
-    found: dict[str, list[str]] = {}
+    """The names of the layers, by the kind that decides how kernels treat them."""
+    layers_by_kind: dict[str, list[str]] = {}
     for number, node in enumerate(n for n in source.network.graph.nodes if n.target in WEIGHTED):
-        found.setdefault(_kind(node, number == 0), []).append(layer_name(node))
-    return found
+        layers_by_kind.setdefault(_kind(node, number == 0), []).append(layer_name(node))
+    return layers_by_kind
 
 
 def _kind(node: Node, first: bool) -> str:
@@ -209,11 +209,11 @@ def _kind(node: Node, first: bool) -> str:
 
 
 def _in_float(config: QuantizeConfig, layers: list[str]) -> QuantizeConfig:
-    """The same with some layers computed in float; those that were asked to stay in float stay so."""
+    """The configuration with these layers computed in float; layers that are in float already stay so."""
     moved = {name: _stored(config.precision(name)) for name in layers}
     return config.with_layers(moved)
 
 
 def _stored(precision: Precision) -> Precision:
-    """Weights as they were asked for, computed in float."""
+    """The type of the weights as it is, with activations in float."""
     return replace(precision, activations="none")

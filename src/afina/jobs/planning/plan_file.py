@@ -29,7 +29,7 @@ _OF_MACHINE = "int8_weight_bits"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file of a plan says.
+    """The content of a plan file.
 
     Attributes:
         path: The file.
@@ -48,24 +48,24 @@ class Plan:
     runtime: str = ""
 
     def configure(self, config: QuantizeConfig) -> QuantizeConfig:
-        """The plan applied to `config`; layers that `config` names and options of codes that it changes go first."""
+        """The plan applied to `config`, whose own layers and changed options win over those of the plan."""
         layers = tuple({**self.layers, **dict(config.layers)}.items())
-        asked = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
-        settings = {name: value for name, value in self.settings.items() if name not in asked}
+        explicit = {name for name in _CODES if getattr(config, name) != getattr(QuantizeConfig, name)}
+        settings = {name: value for name, value in self.settings.items() if name not in explicit}
         return replace(config, layers=layers, policy=replace(config.policy, **self.policy), **settings)
 
     def notes(self, config: QuantizeConfig, runtime: str) -> tuple[str, ...]:
-        """What a user should know of the plan where `config` came out of it, and `runtime` will run the file."""
-        told = []
+        """Notes on a plan that was applied to give `config`, for a file that `runtime` will run."""
+        notes = []
         for name in (name for name in _CODES if name in self.settings):
             planned, used = self.settings[name], getattr(config, name)
             if used != planned:
-                told.append(f"{name} is {used}, as was asked for; the plan says {planned}.")
+                notes.append(f"{name} is {used}, as was asked for; the plan says {planned}.")
             elif used != getattr(QuantizeConfig, name):
-                told.append(f"{name} is {used}, as the plan says.")
+                notes.append(f"{name} is {used}, as the plan says.")
         if self.runtime not in ("", runtime):
-            told.append(f"The plan was made for {self.runtime}: what is fast there need not be so on {runtime}.")
-        return tuple(told)
+            notes.append(f"The plan was made for {self.runtime}: what is fast there need not be so on {runtime}.")
+        return tuple(notes)
 
     def check_network(self, source: Source) -> None:
         """Raise `InputError` where the plan is of another network."""
@@ -147,14 +147,14 @@ def _policy(values: Any) -> dict[str, Any]:
 
 
 def _first_policy(content: dict[str, Any]) -> dict[str, Any]:
-    """The policy of a plan in the first format, by the names of today."""
+    """The policy of a plan in the first format, by the present names of its fields."""
     policy = {}
     for old, (name, values) in _FIRST_NAMES.items():
         if old in content:
             value = content[old]
             # Types are compared too: 1 equals True.
-            known = [key for key in values if key == value and type(key) is type(value)]
-            if not known:
+            matching = [key for key in values if key == value and type(key) is type(value)]
+            if not matching:
                 raise ValueError(f"{old} is {value!r}")
-            policy[name] = values[known[0]]
+            policy[name] = values[matching[0]]
     return policy

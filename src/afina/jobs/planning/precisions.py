@@ -21,19 +21,19 @@ def plan_precisions(
     placed, notes = fastest_placement(source, config, exporter, context)
     if limits.size is not None:
         placed = fit_size(source, placed, limits.size, exporter, context)
-        notes += (f"Bits shared out for a file of at most {format_size(limits.size)}: {_told(placed)}.",)
+        notes += (f"Bits shared out for a file of at most {format_size(limits.size)}: {_layers_by_type(placed)}.",)
     if limits.latency is not None:
-        taken = exporter.time(draft(source, placed, context))
-        if taken > limits.latency:
+        seconds = exporter.time(draft(source, placed, context))
+        if seconds > limits.latency:
             raise InputError(
                 f"A latency of {format_time(limits.latency)} cannot be kept by quantization.",
-                why=f"The fastest placement that was found takes {format_time(taken)} on {exporter.runtime.name}.",
+                why=f"The fastest placement that was found takes {format_time(seconds)} on {exporter.runtime.name}.",
                 fix="Prune first (afina prune --latency), or give a larger limit.",
             )
     return placed, notes
 
 
-def _told(config: QuantizeConfig) -> str:
+def _layers_by_type(config: QuantizeConfig) -> str:
     counts: dict[str, int] = {}
     for _, precision in config.layers:
         counts[precision.weights] = counts.get(precision.weights, 0) + 1

@@ -27,7 +27,7 @@ class Guard:
         original: The answers of the float network's file.
         max_drop: The limit, in the metric's points.
         build: Makes the network and its record from a configuration.
-        config: What was built first; afterwards, what was kept.
+        config: The configuration that was built first; after `keep`, that of the network which keeps the limit.
     """
 
     source: Source
@@ -38,61 +38,73 @@ class Guard:
     build: Callable[[QuantizeConfig], tuple[Network, Record]]
     config: QuantizeConfig
 
-    def keep(self, network: Network, record: Record, found: Answers) -> tuple[Network, Record, Answers]:
+    def keep(self, network: Network, record: Record, answers: Answers) -> tuple[Network, Record, Answers]:
         """The same where the limit is kept; else the network with the fewest layers given back that keeps it.
 
-        The number of layers, in the order of the damage that each does alone, is found by bisection on exported files.
+        Layers get precision back in the order of the damage that each does alone. How many of them have to is found by
+        bisection: with 50 layers, at most six networks are built, exported and judged.
+
+        Args:
+            network: The quantized network.
+            record: Its record.
+            answers: What its file answered.
+
+        Returns:
+            The network that keeps the limit, its record with a note on the layers, and what its file answered.
 
         Raises:
             InputError: the limit is kept only with all layers in float.
         """
-        if self._good(found):
-            return network, record, found
+        if self._within_limit(answers):
+            return network, record, answers
         steps = self._steps(self.config)
-        drop = self._drop(found)
+        drop = self._drop(answers)
         tries = len(steps).bit_length()
         self.subject.progress.say(
-            f"The file loses {self._told(drop)}: looking for the layers to blame, in at most {tries} tries, each built "
-            "anew."
+            f"The file loses {self._format_points(drop)}: looking for the layers to blame, in at most {tries} tries, "
+            "each built anew."
         )
         low, high = 1, len(steps)
-        kept: tuple[Network, Record, Answers] | None = None
+        smallest: tuple[Network, Record, Answers] | None = None
         while low <= high:
             middle = (low + high) // 2
-            tried = self._tried(self.config.with_layers(dict(steps[:middle])))
-            if tried is None or self._good(tried[2]):
-                kept, high, count = tried, middle - 1, middle
+            tried = self._build_and_judge(self.config.with_layers(dict(steps[:middle])))
+            if tried is None or self._within_limit(tried[2]):
+                smallest, high, count = tried, middle - 1, middle
             else:
                 low = middle + 1
-        if kept is None:
+        if smallest is None:
             raise InputError(
-                f"A drop of at most {self._told(self.max_drop)} cannot be kept by quantization.",
+                f"A drop of at most {self._format_points(self.max_drop)} cannot be kept by quantization.",
                 why="Every layer would have to stay in float.",
                 fix="Give a larger --max-drop, or train with --qat.",
             )
         self.config = self.config.with_layers(dict(steps[:count]))
         names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
-        note = f"The file lost {self._told(drop)}; precision was given back to {len(names)} layers: {', '.join(names)}."
-        return kept[0], replace(kept[1], notes=(*kept[1].notes, note)), kept[2]
+        note = (
+            f"The file lost {self._format_points(drop)}; "
+            f"precision was given back to {len(names)} layers: {', '.join(names)}."
+        )
+        return smallest[0], replace(smallest[1], notes=(*smallest[1].notes, note)), smallest[2]
 
-    def _tried(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
+    def _build_and_judge(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
         """What is built of a configuration, and what its file answers; None where nothing is left in integers."""
         try:
-            made, record = self.build(config)
+            network, record = self.build(config)
         except NothingToDo:
             return None
-        return made, record, self._answers(made)
+        return network, record, self._answers(network)
 
-    def _told(self, points: float) -> str:
+    def _format_points(self, points: float) -> str:
         return format_value(points, self.original.quality.unit)
 
-    def _good(self, found: Answers) -> bool:
-        return self._drop(found) <= self.max_drop
+    def _within_limit(self, answers: Answers) -> bool:
+        return self._drop(answers) <= self.max_drop
 
-    def _drop(self, found: Answers) -> float:
+    def _drop(self, answers: Answers) -> float:
         # Agreement, where there are no labels, has the direction of the task's metric.
         metric = get_task(self.subject.network.task).metric
-        return metric.lost(self.original.quality.value, found.quality.value)
+        return metric.lost(self.original.quality.value, answers.quality.value)
 
     def _answers(self, network: Network) -> Answers:
         assert self.subject.data is not None
@@ -104,8 +116,8 @@ class Guard:
         context = self.subject.context(self.source.network)
         prepared.calibrate(context, "mse")
         images = context.first(float(cost_of(self.source.network).macs))
-        found = damages(prepared, lambda layer: [config.precision(layer)], images, self.subject.progress)
-        order = [damage for damage in sorted(found, key=lambda d: -d.loss) if damage.precision != FLOAT]
+        layer_damages = damages(prepared, lambda layer: [config.precision(layer)], images, self.subject.progress)
+        order = [damage for damage in sorted(layer_damages, key=lambda d: -d.loss) if damage.precision != FLOAT]
         few = [
             (d.layer, Precision("int8", _at_least_8(d.precision.activations)))
             for d in order

@@ -1,4 +1,4 @@
-"""What is told of a quantized file: what it answers, its bytes, its time, and what the user should mind."""
+"""The record of a quantized file: its quality, its bytes, its time, and warnings for the user."""
 
 from dataclasses import replace
 
@@ -12,25 +12,25 @@ from afina.techniques.quantize.config import bits_of
 from afina.types import Budget, Record
 from afina.units import format_size, format_time, format_value
 
-# A loss of this share of the quality is never meant, where no limit on it was given; slower by this share is slower.
+# Without a limit, a loss of this share of the quality is not what a user wants; slower by this share is no noise.
 _COLLAPSE, _SLOWER = 0.1, 0.03
 
 
 def check_kept(record: Record, limits: Budget) -> None:
-    """The other limits must hold of the file that keeps the quality: precision that is given back costs bytes, time.
+    """Check size and latency of the file that keeps the quality: precision that was given back costs bytes and time.
 
     Args:
-        record: With bytes and time of the file.
-        limits: On both; None where there is none.
+        record: The record, with `file` (bytes) and `latency` (seconds) of the file.
+        limits: The limits on both; None where there is none.
 
     Raises:
-        InputError: one does not.
+        InputError: the file is beyond one of them.
     """
-    over, size, taken = [], record.after["file"], record.after["latency"]
+    over, size, seconds = [], record.after["file"], record.after["latency"]
     if limits.size is not None and size > limits.size:
         over.append(f"has {format_size(size)}, more than {format_size(limits.size)}")
-    if limits.latency is not None and taken > limits.latency:
-        over.append(f"takes {format_time(taken)}, more than {format_time(limits.latency)}")
+    if limits.latency is not None and seconds > limits.latency:
+        over.append(f"takes {format_time(seconds)}, more than {format_time(limits.latency)}")
     if over:
         raise InputError(
             "The limits cannot be kept together by quantization alone.",
@@ -44,9 +44,9 @@ def with_answers(
 ) -> Record:
     """The record with what the files are and answer; `same` is how far the new one agrees with its simulation."""
     metric = get_task(subject.network.task).agreement
-    told = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
+    qualities = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
     notes = (
-        f"{after.quality.unit} of the file on {after.quality.n} validation images: {told}",
+        f"{after.quality.unit} of the file on {after.quality.n} validation images: {qualities}",
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
         f"The file and the simulation agree on {same:.2%} of the images."
         if metric.higher_is_better
@@ -74,34 +74,34 @@ def with_times(record: Record, original: Network, network: Network, exporter: Ex
 
 
 def cautions(record: Record, subject: Subject, *, guarded: bool) -> tuple[str, ...]:
-    """What a user would not want, and what to do about it.
+    """Warnings where quality collapses or the file is slower, each with what to do about it.
 
     Args:
-        record: With quality and time of both files.
+        record: The record, with `quality` and `latency` of both files.
         subject: The network that it is about.
         guarded: Whether a limit on the loss of quality was given, and kept.
     """
-    told = []
+    warnings = []
     was, quality = record.before["quality"], record.after["quality"]
     lost = get_task(subject.network.task).metric.lost(was, quality)
     if not guarded and 0 < _COLLAPSE * abs(was) < lost:
-        told.append(
+        warnings.append(
             "Warning: more than a tenth of the quality is lost. Give --max-drop, which gives precision back to the "
             "layers to blame; more bits; or --qat."
         )
     if record.after["latency"] > record.before["latency"] * (1 + _SLOWER):
-        told.append(
+        warnings.append(
             "Warning: the file is slower than that of the original. With --plan auto, what is faster in float stays so."
         )
-    return tuple(told)
+    return tuple(warnings)
 
 
 def _widened(record: Record, runtime: Runtime) -> tuple[str, ...]:
-    """What the runtime's file has no type for, and stores in a wider one."""
-    told = []
+    """A note for each type of weights that the runtime's file does not have, and stores in a wider one."""
+    notes = []
     for name in sorted({str(layer["precision"]).split(" x ")[0] for layer in record.layers.values()}):
         bits = bits_of(name) if name.startswith("int") else 8
         stored = min((kind for kind in runtime.stored_bits if kind >= bits), default=bits)
         if stored != bits:
-            told.append(f"{name} weights are stored in {stored} bits: {runtime.name} has no narrower type for them.")
-    return tuple(told)
+            notes.append(f"{name} weights are stored in {stored} bits: {runtime.name} has no narrower type for them.")
+    return tuple(notes)

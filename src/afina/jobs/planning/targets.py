@@ -11,7 +11,7 @@ from afina.jobs.options.targets import Goal
 from afina.units import format_value
 
 T = TypeVar("T")
-# A target is met from below, and no further below than this share of it, where the axes allow.
+# A target is met from below, by at most this share of it, where the axes allow that.
 TOLERANCE = 0.02
 _TRIES = 6
 _COUNTED = {"macs": "MACs", "parameters": "parameters"}
@@ -19,12 +19,12 @@ _COUNTED = {"macs": "MACs", "parameters": "parameters"}
 
 @dataclass(frozen=True)
 class Target:
-    """What a pruned network may cost at most.
+    """A limit on the cost of a compressed network.
 
     Attributes:
         name: `macs`, `parameters`, `size` or `latency`.
         limit: The limit.
-        unit: Of the limit, as in `Measurement`.
+        unit: The limit's unit, as in `Measurement`.
         measure: The cost of a network of some shape; its weights do not matter.
     """
 
@@ -57,38 +57,53 @@ def approach(
     whole: tuple[float, float],
     least: T,
 ) -> tuple[T, float]:
-    """The plan that meets a target from below and is near it, with what it measures; the least one if none meets it.
+    """The plan that meets a target from below and is near it, with what it measures; the cheapest one if none meets it.
 
-    Secant steps between the nearest costs above and below the target.
+    A planner charges layers by a model of their cost (their MACs, say), while the target is about what is measured (the
+    bytes of a file, say). So the charge at which the measurement is just below the target is searched: secant steps
+    between the nearest points above and below it. For a target of 100 KB, with points (charge, measured)
+
+        whole (9.0, 150 KB), cheapest (1.0, 30 KB): the next charge is 1.0 + 8.0 * (99.5 - 30) / (150 - 30) = 5.6
+
+    and if that plan measures 104 KB, the next one lies between 1.0 and 5.6. The search ends after `_TRIES` plans, or
+    with one that is within `TOLERANCE` below the target.
 
     Args:
         target: What is to be met.
-        plan: The best plan of at most some cost, as costs are reckoned.
-        cost: What a plan is reckoned to cost.
+        plan: Gives the best plan that is charged at most some cost.
+        cost: What a plan is charged.
         measure: What it really costs, in the target's unit.
-        whole: Both of them of the network as it is.
+        whole: The charge and the measurement of the network as it is.
         least: The cheapest plan.
+
+    Returns:
+        The plan, and its measurement.
     """
     best, nearest = least, measure(least)
-    known = [whole, (cost(best), nearest)]
+    measured_points = [whole, (cost(best), nearest)]
     for _ in range(_TRIES if nearest <= target.limit else 0):
-        above = min((point for point in known if point[1] > target.limit), key=lambda point: point[1])
-        below = max((point for point in known if point[1] <= target.limit), key=lambda point: point[1])
+        above = min((point for point in measured_points if point[1] > target.limit), key=lambda point: point[1])
+        below = max((point for point in measured_points if point[1] <= target.limit), key=lambda point: point[1])
         share = (target.limit * (1 - TOLERANCE / 4) - below[1]) / max(above[1] - below[1], 1e-12)
-        found = plan(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98))
-        value = measure(found)
-        point = (cost(found), value)
-        if point in known:
+        candidate = plan(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98))
+        value = measure(candidate)
+        point = (cost(candidate), value)
+        if point in measured_points:
             break
-        known.append(point)
+        measured_points.append(point)
         if nearest < value <= target.limit:
-            nearest, best = value, found
+            nearest, best = value, candidate
         if target.near(value):
             break
     return best, nearest
 
 
-def told_as(target: Target, value: float) -> str:
-    """A value of a target in words, with what it counts where the unit does not say it."""
+def format_cost(target: Target, value: float) -> str:
+    """A cost of the target's kind in words: `2.5 MB`, or with what it counts where the unit does not say it.
+
+    Example:
+        >>> format_cost(Target("macs", 1e6, "1", lambda network: 0.0), 40_800_000)
+        '40.8 M MACs'
+    """
     counted = f" {_COUNTED[target.name]}" if target.name in _COUNTED else ""
     return format_value(value, target.unit) + counted

@@ -36,14 +36,14 @@ class Costs:
                 raise InputError(f"There is no objective {name!r}.", fix=did_you_mean(name, COSTS))
 
     def of(self, network: Network) -> dict[str, float]:
-        """Each cost that counts and does not depend on the weights."""
-        wanted = {*self.also, *self.limits} - {SECONDS}
-        found = {}
-        if "size" in wanted:
-            found["size"] = self.exporter.size(network)
-        if "latency" in wanted:
-            found["latency"] = self.exporter.time(network)
-        if wanted & {"parameters", "macs"}:
+        """The costs of a network that count and do not depend on its weights, by their names."""
+        counted = {*self.also, *self.limits} - {SECONDS}
+        measured = {}
+        if "size" in counted:
+            measured["size"] = self.exporter.size(network)
+        if "latency" in counted:
+            measured["latency"] = self.exporter.time(network)
+        if counted & {"parameters", "macs"}:
             cost = cost_of(network)
-            found |= {"parameters": float(cost.parameters), "macs": float(cost.macs)}
-        return {name: found[name] for name in COSTS if name in wanted}
+            measured |= {"parameters": float(cost.parameters), "macs": float(cost.macs)}
+        return {name: measured[name] for name in COSTS if name in counted}

@@ -33,7 +33,7 @@ FACTORS = {EPOCHS: 4, "images": 3, "input-size": 2}
 
 
 def rungs_of(fidelity: str) -> tuple[Rung, ...]:
-    """The parts of a training, by what is cheap at first.
+    """The parts of a training for a fidelity: what is cheaper in the first parts.
 
     Raises:
         InputError: there is no such fidelity.

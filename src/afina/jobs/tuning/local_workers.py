@@ -20,18 +20,18 @@ from afina.store.sending import packed
 
 # What limits the threads of the libraries below torch; they read it when they are imported.
 _LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Exit code of a worker that ends the search: the study says why.
+# Exit code of a worker that ends the search because trials fail one after another; the study has their errors.
 HOPELESS = 7
-# That of one that was interrupted, as shells have it.
+# Exit code of a worker that was interrupted: 128 and the number of the signal, as in shells.
 _INTERRUPTED = 130
 _MOST_DEATHS = 3
 _LOOK = 0.2
 
 
 def work_together(
-    count: int, work: Callable[..., None], asked: Any, look: Callable[[], None], progress: Progress
+    count: int, work: Callable[..., None], options: Any, look: Callable[[], None], progress: Progress
 ) -> None:
-    """Run `work(asked, number)` in `count` processes until all have ended; each gets its share of the cores.
+    """Run `work(options, number)` in `count` processes until all have ended; each gets its share of the cores.
 
     A process that dies is replaced, three times in all. When this one is interrupted the others are stopped; when it
     is killed they end by themselves.
@@ -39,18 +39,18 @@ def work_together(
     Args:
         count: Processes.
         work: A function of a module; it ends its process with `HOPELESS` where the search must end.
-        asked: Its first argument, which must survive a pickle.
-        look: Called all the time while they work.
-        progress: Told of processes that died.
+        options: The first argument of `work`, which must survive a pickle.
+        look: Called five times a second while they work.
+        progress: Says which processes died.
 
     Raises:
-        InputError: `asked` cannot be sent to another process, or processes die again and again.
+        InputError: `options` cannot be sent to another process, or processes die again and again.
     """
     fix = "Name it as path/file.py:function (a builder or an objective), or use one worker."
-    sent = packed(asked, "What is tuned", fix)
+    pickled = packed(options, "What is tuned", fix)
     context, deaths = multiprocessing.get_context("spawn"), 0
     with _limited(max(1, available_cores() // count)):
-        running = [_start(context, work, sent, number) for number in range(count)]
+        running = [_start(context, work, pickled, number) for number in range(count)]
         try:
             while running:
                 time.sleep(_LOOK)
@@ -68,7 +68,7 @@ def work_together(
                             why=f"The last exit code was {process.exitcode}; -9 is what a lack of memory gives.",
                             fix="Use fewer workers. What was finished is kept: the same command goes on.",
                         )
-                    running.append(_start(context, work, sent, count + deaths))
+                    running.append(_start(context, work, pickled, count + deaths))
         finally:
             for process in running:
                 process.terminate()
@@ -76,19 +76,19 @@ def work_together(
             look()
 
 
-def _start(context: Any, work: Callable[..., None], sent: bytes, number: int) -> SpawnProcess:
-    process: SpawnProcess = context.Process(target=_run, args=(work, sent, number), daemon=True)
+def _start(context: Any, work: Callable[..., None], pickled: bytes, number: int) -> SpawnProcess:
+    process: SpawnProcess = context.Process(target=_run, args=(work, pickled, number), daemon=True)
     with _uninterrupted():
         process.start()
     return process
 
 
-def _run(work: Callable[..., None], sent: bytes, number: int) -> None:
-    """One of the processes."""
+def _run(work: Callable[..., None], pickled: bytes, number: int) -> None:
+    """The main function of one of the processes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        work(pickle.loads(sent), number)
+        work(pickle.loads(pickled), number)
     except KeyboardInterrupt:
         # The process that began the search says that it was stopped.
         sys.exit(_INTERRUPTED)
@@ -104,7 +104,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes that are started here do not see Ctrl-C before they can answer it; for this one it waits."""
+    """In the `with` block Ctrl-C is held back, and for the processes that it starts until they can handle it."""
     # It lets signals through when it is started, so that it must run already.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -116,7 +116,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited(threads: int) -> Iterator[None]:
-    """Processes that are started here have so many threads."""
+    """Processes that are started in the `with` block use so many threads."""
     before = {name: os.environ.get(name) for name in _LIMITS}
     os.environ.update(dict.fromkeys(_LIMITS, str(threads)))
     try:

@@ -25,7 +25,7 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
 from afina.jobs.options.tune import TuneOptions
-from afina.jobs.tuning.subject import WORK, Subject, subject_of
+from afina.jobs.tuning.problem import WORK, TuningProblem, problem_of
 from afina.jobs.tuning.training_trials import clear, network_file
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
@@ -61,19 +61,24 @@ class Cluster:
 
 
 def work_on_ray(
-    cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, look: Callable[[], None], progress: Progress,
+    cluster: Cluster,
+    options: TuneOptions,
+    study: Study,
+    problem: TuningProblem,
+    look: Callable[[], None],
+    progress: Progress,
     failures: int,
-) -> None:  # fmt: skip
-    """Run trials on a cluster until the study has as many as `asked` says; the others end when this one does.
+) -> None:
+    """Run trials on a cluster until the study has as many as `options` says.
 
     A trial whose process dies is run again. What has finished is kept, whatever happens.
 
     Args:
-        cluster: Where.
-        asked: What is searched.
-        study: Of `open_study`.
-        subject: What a trial runs.
-        look: Called when something may be new.
+        cluster: The cluster, and the share of it that each trial gets.
+        options: The options of `afina tune`.
+        study: A study of `open_study`.
+        problem: The search problem: the space, and what a trial runs.
+        look: Called when trials may have ended.
         progress: Told of processes that died.
         failures: So many failed trials in a row end the search.
 
@@ -85,37 +90,37 @@ def work_on_ray(
         room = _room(ray, cluster)
         most = min(cluster.most or room, room)
         progress.say(f"Up to {most} trials at once on Ray.")
-        scheduler = _Scheduler(ray, cluster, asked, study, subject, progress)
+        scheduler = _Scheduler(ray, cluster, options, study, problem, progress)
         with scheduler.heart:
             scheduler.run(most, look, failures)
 
 
 class _Scheduler:
-    """Hands out trials and takes in what they answer."""
+    """Starts trials on the cluster, answers their questions, and stores how they ended."""
 
     def __init__(
-        self, ray: Any, cluster: Cluster, asked: TuneOptions, study: Study, subject: Subject, progress: Progress
+        self, ray: Any, cluster: Cluster, options: TuneOptions, study: Study, problem: TuningProblem, progress: Progress
     ) -> None:
-        self._ray, self._asked, self._study, self._subject, self._progress = ray, asked, study, subject, progress
+        self._ray, self._options, self._study, self._problem, self._progress = ray, options, study, problem, progress
         self._queue = ray.remote(num_cpus=0)(_QuestionQueue).remote()
         self._task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=0)(_run_trial)
-        self._key, self._sent = (
+        self._key, self._options_ref = (
             uuid.uuid4().hex,
-            _sent(ray, replace(asked, space=subject.space, progress=None), progress),
+            _put_options(ray, replace(options, space=problem.space, progress=None), progress),
         )
         self._running: dict[Any, optuna.Trial] = {}
         self._deaths, self.heart = 0, Heartbeat(study)
 
     def run(self, most: int, look: Callable[[], None], failures: int) -> None:
-        """Until there are enough trials or the time is over, and the last has ended."""
+        """Run trials until there are enough of them or the time is over, and the last has ended."""
         begun, looked, waiting = time.monotonic(), 0.0, self._queue.take.remote()
         try:
             while True:
                 if time.monotonic() - looked > _LOST_AFTER:
                     retry_lost(self._study)
                     looked = time.monotonic()
-                more = self._asked.seconds is None or time.monotonic() - begun < self._asked.seconds
-                while more and len(self._running) < most and not is_done(self._study, self._asked.most_trials):
+                more = self._options.seconds is None or time.monotonic() - begun < self._options.seconds
+                while more and len(self._running) < most and not is_done(self._study, self._options.most_trials):
                     self._begin()
                 if not self._running:
                     return
@@ -135,29 +140,29 @@ class _Scheduler:
     def _begin(self) -> None:
         trial = self._study.ask()
         self.heart.begin(trial)
-        params = suggest(self._study, trial, self._subject.space)
+        params = suggest(self._study, trial, self._problem.space)
         if params is None:
             self.heart.end(trial)
         else:
-            task = self._task.remote(self._key, [self._sent], self._queue, trial.number, params)
+            task = self._task.remote(self._key, [self._options_ref], self._queue, trial.number, params)
             self._running[task] = trial
 
-    def _answer(self, asked: list[_Question]) -> None:
-        """What tasks ask of their trials; what goes wrong with it is raised there."""
+    def _answer(self, questions: list[_Question]) -> None:
+        """Answer the questions of tasks about their trials; an error in a call is raised again in the task."""
         trials = {trial.number: trial for trial in self._running.values()}
         answers: dict[str, tuple[Any, Exception | None]] = {}
-        for question, number, method, arguments, named in asked:
+        for question, number, method, arguments, keywords in questions:
             trial = trials.get(number)
             assert method in _REMOTE_METHODS
             try:
-                answers[question] = None if trial is None else getattr(trial, method)(*arguments, **named), None
+                answers[question] = None if trial is None else getattr(trial, method)(*arguments, **keywords), None
             except Exception as error:
                 answers[question] = None, error
         if answers:
             self._queue.answer.remote(answers)
 
     def _end(self, task: Any) -> bool:
-        """Take in how a trial ended; gives whether it failed."""
+        """Store how a trial ended, and its network; gives whether it failed."""
         trial = self._running.pop(task)
         self.heart.end(trial)
         try:
@@ -168,7 +173,7 @@ class _Scheduler:
         except self._ray.exceptions.RayError as error:
             self._died(trial, error)
             return False
-        folder = self._subject.folder / WORK
+        folder = self._problem.folder / WORK
         if network is not None:
             folder.mkdir(parents=True, exist_ok=True)
             network_file(folder, trial.number).write_bytes(network)
@@ -194,15 +199,15 @@ class _QuestionQueue:
     """An actor where tasks leave questions about their trials, and wait for the answers."""
 
     def __init__(self) -> None:
-        self._asked: list[_Question] = []
+        self._questions: list[_Question] = []
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._new = asyncio.Event()
 
-    async def ask(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """The answer of the trial of that number, and the error in its place, if any."""
+    async def ask(self, number: int, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a method of the trial of that number; gives its answer, and the error that it raised or None."""
         question = uuid.uuid4().hex
         self._waiting[question] = asyncio.get_running_loop().create_future()
-        self._asked.append((question, number, method, arguments, named))
+        self._questions.append((question, number, method, arguments, keywords))
         self._new.set()
         return await self._waiting[question]
 
@@ -210,11 +215,11 @@ class _QuestionQueue:
         """All new questions, as soon as there is one."""
         await self._new.wait()
         self._new.clear()
-        asked, self._asked = self._asked, []
-        return asked
+        questions, self._questions = self._questions, []
+        return questions
 
     async def answer(self, answers: dict[str, Any]) -> None:
-        """Give answers to those who wait for them."""
+        """Hand the answers to the tasks that wait for them."""
         for question, value in answers.items():
             self._waiting.pop(question).set_result(value)
 
@@ -231,10 +236,10 @@ class _RemoteTrial:
         if name not in _REMOTE_METHODS:
             raise AttributeError(f"On Ray a trial has no {name}, but {', '.join(_REMOTE_METHODS)} and its number.")
 
-        def ask(*arguments: Any, **named: Any) -> Any:
+        def ask(*arguments: Any, **keywords: Any) -> Any:
             import ray
 
-            answer, error = ray.get(self._queue.ask.remote(self.number, name, arguments, named))
+            answer, error = ray.get(self._queue.ask.remote(self.number, name, arguments, keywords))
             if error is not None:
                 raise error
             return answer
@@ -242,36 +247,39 @@ class _RemoteTrial:
         return ask
 
 
-# What this process has opened already, by the key of the search.
-_SUBJECTS: dict[str, tuple[Subject, tempfile.TemporaryDirectory[str]]] = {}
+# Problems that this process has opened, with their folders, by the key of the search.
+_PROBLEMS: dict[str, tuple[TuningProblem, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def _run_trial(
-    key: str, sent: list[Any], queue: Any, number: int, params: dict[str, Any]
+    key: str, boxed_options: list[Any], queue: Any, number: int, params: dict[str, Any]
 ) -> tuple[Outcome, bytes | None]:
-    """A task: one trial; how it ended, and its network where it is worth keeping."""
+    """Run one trial in a process of the cluster; gives how it ended, and the bytes of its network if it is kept.
+
+    The reference to the options is in a list, since Ray would fetch a bare one before every call.
+    """
     import ray
     import torch
 
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    if key not in _SUBJECTS:
+    if key not in _PROBLEMS:
         folder = tempfile.TemporaryDirectory()
-        asked: TuneOptions = replace(ray.get(sent[0]), out=folder.name)
-        _SUBJECTS[key] = subject_of(asked, Progress()), folder
-    subject, folder = _SUBJECTS[key]
-    outcome = attempt(subject.objective, params, _RemoteTrial(number, queue), len(subject.directions))
+        options: TuneOptions = replace(ray.get(boxed_options[0]), out=folder.name)
+        _PROBLEMS[key] = problem_of(options, Progress()), folder
+    problem, folder = _PROBLEMS[key]
+    outcome = attempt(problem.objective, params, _RemoteTrial(number, queue), len(problem.directions))
     file = network_file(Path(folder.name) / WORK, number)
     network = file.read_bytes() if file.is_file() else None
     file.unlink(missing_ok=True)
     return outcome, network
 
 
-def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
-    """What tasks need of the arguments, in the object store, the images among it."""
-    data = None if asked.data is None else open_data(_absolute(asked.data), seed=asked.seed, progress=progress)
-    named = {name: _absolute(getattr(asked, name)) for name in ("model", "weights", "objective")}
+def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
+    """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
+    data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
+    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:
-        return ray.put(replace(asked, data=data, **named))
+        return ray.put(replace(options, data=data, **absolute))
     except (TypeError, AttributeError) as error:
         raise InputError(
             "What is tuned cannot be given to other processes.",
@@ -281,7 +289,7 @@ def _sent(ray: Any, asked: TuneOptions, progress: Progress) -> Any:
 
 
 def _absolute(name: Any) -> Any:
-    """The full path of a file or folder, since tasks run in another one."""
+    """The full path of a file or folder, since tasks run in another folder."""
     if not isinstance(name, (str, Path)):
         return name
     path, colon, function = str(name).rpartition(":") if ".py:" in str(name) else (str(name), "", "")
@@ -292,9 +300,9 @@ def _room(ray: Any, cluster: Cluster) -> int:
     """How many trials the machines of the cluster have processors and GPUs for."""
     requested = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(there.get(name, 0) / amount) for name, amount in requested.items()) for there in machines)
+    room = sum(min(int(machine.get(name, 0) / amount) for name, amount in requested.items()) for machine in machines)
     if room < 1:
-        most = {name: max((there.get(name, 0) for there in machines), default=0) for name in ("CPU", "GPU")}
+        most = {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
         raise InputError(
             f"No machine of the cluster has {cluster.cpus:g} processors and {cluster.gpus:g} GPUs for a trial.",
             why=f"The most that one has is {most['CPU']:g} and {most['GPU']:g}.",
@@ -328,7 +336,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
 
 
 def _check_address(address: str) -> None:
-    """Whether somebody listens there: Ray itself would ask for minutes."""
+    """Raise `InputError` where nothing listens at the address: Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon:
         return

@@ -12,7 +12,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from afina.jobs.tuning.costs import COSTS as UNITS
-from afina.jobs.tuning.subject import WORK, Subject
+from afina.jobs.tuning.problem import WORK, TuningProblem
 from afina.jobs.tuning.training_trials import COSTS, CURVE, keep_best, network_file
 from afina.progress import Progress
 from afina.search import best_trial, broken, counts, front, importances, page, trials_csv
@@ -36,13 +36,13 @@ _ENDED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial that no other is better than in every objective.
+    """A trial of the Pareto front: no other trial is better in every objective.
 
     Attributes:
-        trial: Its number.
+        trial: The number of the trial.
         values: The value of each objective, by name.
         params: Values of the active parameters, fixed ones too.
-        network: The file of its network; None for a function.
+        network: The file of the trial's network; None for a function.
     """
 
     trial: int
@@ -53,13 +53,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found.
+    """The result of `afina tune`.
 
     Attributes:
         best: Values of the active parameters of the best trial, fixed ones too; None where no trial ended well. With
             several objectives, the one that is best by the first.
-        value: Its value.
-        metric: What the value is.
+        value: The first objective of the best trial; None where there is no best trial.
+        metric: The name of that objective.
         trials: Trials of the study, by how they ended: `finished`, `stopped` early, `beyond` a limit, `failed`; and
             those that are still `running` in other processes.
         importances: Share of each parameter in what makes trials good; empty where there are few trials.
@@ -82,27 +82,27 @@ class Tuned:
     seconds: float
 
 
-class Teller:
-    """Says each trial that ended, once, whichever process ran it; and after a few, how long the rest takes.
+class TrialReporter:
+    """Says each trial that ended, once, whichever process ran it; after a few trials also how long the rest takes.
 
     Args:
         study: The study.
-        subject: What is tuned.
+        problem: The search problem, for names and units.
         total: Trials in all; None where it is not known.
         progress: What the user sees.
     """
 
-    def __init__(self, study: Study, subject: Subject, total: int | None, progress: Progress) -> None:
-        self._study, self._subject, self._total, self._progress = study, subject, total, progress
+    def __init__(self, study: Study, problem: TuningProblem, total: int | None, progress: Progress) -> None:
+        self._study, self._problem, self._total, self._progress = study, problem, total, progress
         self._reported = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
         self._first, self._begun = len(self._reported), time.monotonic()
 
     def look(self) -> None:
-        """Say what is new."""
+        """Say each trial that has ended since the last look."""
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self._reported and LOST not in trial.user_attrs:
                 self._reported.add(trial.number)
-                self._progress.say(_trial_line(trial, best_trial(self._study), self._subject))
+                self._progress.say(_trial_line(trial, best_trial(self._study), self._problem))
                 self._estimate()
 
     def _estimate(self) -> None:
@@ -133,66 +133,66 @@ def describe_search(tuned: Tuned) -> str:
     return "\n".join([*lines, f"Kept in {files}"])
 
 
-def write_search(study: Study, subject: Subject) -> None:
-    """What is said about the study, and its network; also when it is cut off."""
-    folder, space = subject.folder, subject.space
-    if subject.trains:
+def write_search(study: Study, problem: TuningProblem) -> None:
+    """Write tables, report and the best network into the run folder; also where the search is interrupted."""
+    folder, space = problem.folder, problem.space
+    if problem.trains:
         keep_best(study, folder / WORK, folder / _NETWORK)
     best = best_trial(study)
     write(folder / "space.yaml", yaml.safe_dump(space.to_plain(), sort_keys=False).encode())
-    write(folder / "trials.csv", trials_csv(study, space, subject.metrics[1:]).encode())
+    write(folder / "trials.csv", trials_csv(study, space, problem.metrics[1:]).encode())
     if best is None:
         return
     write(folder / "best.yaml", yaml.safe_dump(dict(space.complete(best.params)), sort_keys=False).encode())
-    write(folder / "report.html", page(study, escape(f"Search of {subject.name}"), subject.metrics).encode())
+    write(folder / "report.html", page(study, escape(f"Search of {problem.name}"), problem.metrics).encode())
 
 
-def results(study: Study, subject: Subject, seconds: float) -> Tuned:
-    """What the study has found."""
-    best, file, space = best_trial(study), subject.folder / _NETWORK, subject.space
+def results(study: Study, problem: TuningProblem, seconds: float) -> Tuned:
+    """The result of a study, as far as it has got; `seconds` is what this call took."""
+    best, file, space = best_trial(study), problem.folder / _NETWORK, problem.space
     return Tuned(
         best=None if best is None else space.complete(best.params),
         value=None if best is None else best.values[0],
-        metric=subject.metrics[0],
+        metric=problem.metrics[0],
         trials=counts(study),
         importances=importances(study),
-        network=str(file) if subject.trains and file.is_file() else None,
+        network=str(file) if problem.trains and file.is_file() else None,
         curve=() if best is None else tuple(Epoch(**epoch) for epoch in best.user_attrs.get(CURVE, ())),
-        front=tuple(_choice(trial, subject) for trial in front(study)),
-        out=str(subject.folder),
+        front=tuple(_choice(trial, problem) for trial in front(study)),
+        out=str(problem.folder),
         seconds=seconds,
     )
 
 
-def _choice(trial: FrozenTrial, subject: Subject) -> Choice:
-    file: Path = network_file(subject.folder / WORK, trial.number)
+def _choice(trial: FrozenTrial, problem: TuningProblem) -> Choice:
+    file: Path = network_file(problem.folder / WORK, trial.number)
     return Choice(
         trial.number,
-        dict(zip(subject.metrics, trial.values, strict=True)),
-        subject.space.complete(trial.params),
+        dict(zip(problem.metrics, trial.values, strict=True)),
+        problem.space.complete(trial.params),
         str(file) if file.is_file() else None,
     )
 
 
-def _trial_line(trial: FrozenTrial, best: FrozenTrial | None, subject: Subject) -> str:
+def _trial_line(trial: FrozenTrial, best: FrozenTrial | None, problem: TuningProblem) -> str:
     """A trial in one line."""
     seconds = trial.duration.total_seconds() if trial.duration is not None else 0.0
     shown = _params_text(trial.params)
-    metric, unit = subject.metrics[0], subject.units[0]
+    metric, unit = problem.metrics[0], problem.units[0]
     if trial.state == TrialState.FAIL:
         ended = f"failed: {trial.user_attrs.get(ERROR, {}).get('message', 'no reason')}"
-    elif trial.state == TrialState.PRUNED and subject.trains and (over := broken(trial)):
+    elif trial.state == TrialState.PRUNED and problem.trains and (over := broken(trial)):
         costs = trial.user_attrs[COSTS]
         what = ", ".join(f"{name} {format_value(costs[name], UNITS[name])}" for name in over)
         ended = f"not trained: {what} is beyond the limit"
     elif trial.state == TrialState.PRUNED:
         parts = PARTS in trial.user_attrs
         steps = trial.intermediate_values if parts else trial.user_attrs.get(CURVE, trial.intermediate_values)
-        ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs' if subject.trains else 'steps'}"
+        ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs' if problem.trains else 'steps'}"
     else:
-        reached = zip(subject.metrics, trial.values, subject.units, strict=True)
+        reached = zip(problem.metrics, trial.values, problem.units, strict=True)
         ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)
-    if not subject.trains and (over := broken(trial)):
+    if not problem.trains and (over := broken(trial)):
         ended += f", beyond the limit on {' and '.join(over)}"
     so_far = f" (best {metric} {format_value(best.values[0], unit)}, trial {best.number})" if best is not None else ""
     return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"

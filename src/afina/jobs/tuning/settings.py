@@ -20,12 +20,12 @@ TRAINING = sorted({f.name for f in fields(FitConfig)} - _OF_TEACHERS - {"keep_fp
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of a training, sorted by what they belong to.
+    """The parameters of a training, by the thing that they configure.
 
     Attributes:
-        options: Of `FitConfig`.
-        model: Arguments of what builds the model.
-        input_size: Of the network; None where it is not said.
+        options: Options of `FitConfig`, by name.
+        model: Arguments of the function that builds the model, by name.
+        input_size: The input size of the network; None where it is not given.
     """
 
     options: Mapping[str, Any]
@@ -34,7 +34,12 @@ class Settings:
 
 
 def settings_of(params: Mapping[str, Any]) -> Settings:
-    """Parameters by their names: those of `FitConfig`, `model.NAME`, `input_size`."""
+    """Parameters, by their flat names, as settings.
+
+    Example:
+        >>> settings_of({"learning_rate": 0.1, "model.depth": 3, "input_size": 64})
+        Settings(options={'learning_rate': 0.1}, model={'depth': 3}, input_size=64)
+    """
     options = {k: v for k, v in params.items() if k != INPUT_SIZE and not k.startswith(MODEL)}
     model = {k.removeprefix(MODEL): v for k, v in params.items() if k.startswith(MODEL)}
     return Settings(options, model, params.get(INPUT_SIZE))
@@ -47,23 +52,23 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
         InputError: it cannot be read, or a name is not one of a training.
     """
     if isinstance(source, Mapping):
-        found: Any = source
+        parameters: Any = source
     else:
         try:
-            found = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
+            parameters = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=NumberLoader)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"--training {source} cannot be read.", why=str(error).splitlines()[0]) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(parameters, Mapping):
         raise InputError(
             f"--training {source} is not a list of names with values.",
             fix="Give best.yaml of a run of afina tune, or write, for example: learning_rate: 0.1",
         )
-    check_parameters(found)
-    return settings_of(found)
+    check_parameters(parameters)
+    return settings_of(parameters)
 
 
 def check_parameters(names: Iterable[str]) -> None:
-    """Raise `InputError` for the first name that is no parameter of a training, or of what builds the model."""
+    """Raise `InputError` for the first name that is no parameter of a training or of the model's builder."""
     for name in names:
         if not str(name).startswith(MODEL) and name not in (*TRAINING, INPUT_SIZE):
             near = did_you_mean(str(name), [*TRAINING, INPUT_SIZE])

@@ -35,51 +35,51 @@ _EPOCHS = 5
 
 
 class Reports(Protocol):
-    """A trial as its training sees it: Optuna's own, or one whose study is in another process."""
+    """The methods of a trial that its training calls: a trial of Optuna, or one whose study is in another process."""
 
     @property
     def number(self) -> int:
-        """Of the trial."""
+        """The number of the trial."""
 
     @property
     def study(self) -> Study | None:
-        """Its study; None where that is elsewhere."""
+        """The study of the trial; None where that is in another process."""
 
     def report(self, value: float, step: int) -> None:
-        """Tell how good it is after a step."""
+        """Report the quality after a step."""
 
     def should_prune(self) -> bool:
-        """Whether it has no hope."""
+        """Whether the rule of early stopping ends the trial."""
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Keep something with the trial."""
+        """Store a value with the trial."""
 
     def set_constraint(self, key: str, value: float) -> None:
-        """Tell by how much a limit is broken; 0 or less where it is kept."""
+        """Store by how much a limit is exceeded; 0 or less where it is kept."""
 
 
 class Training:
     """Trainings of one model on the same images; a trial's parameters say how.
 
     Args:
-        asked: What is asked for: the model, how it is opened, and what holds where the space does not say.
+        options: The model, how it is opened, and the values of parameters that the space does not have.
         data: Images with labels.
-        costs: What counts beside the quality.
+        costs: The costs that count beside the quality.
         progress: What the user sees.
 
     Raises:
         InputError: the images have no labels or cannot be divided, or the model cannot be loaded.
     """
 
-    def __init__(self, asked: TuneOptions, data: ImageData, costs: Costs, progress: Progress) -> None:
+    def __init__(self, options: TuneOptions, data: ImageData, costs: Costs, progress: Progress) -> None:
         if not data.labelled:
             raise InputError(
                 f"{data.name} has no labels.", why="A training learns from them.", fix="Give images with labels."
             )
-        self._asked, self._data, self._progress, self._costs = asked, data, progress, costs
-        self._epochs, self._folds, self._devices = asked.epochs or _EPOCHS, asked.folds, asked.devices
-        self._common = {name: value for name, value in asked.training.items() if value}
-        self._rungs, folds = rungs_of(asked.fidelity), asked.folds
+        self._options, self._data, self._progress, self._costs = options, data, progress, costs
+        self._epochs, self._folds, self._devices = options.epochs or _EPOCHS, options.folds, options.devices
+        self._common = {name: value for name, value in options.training.items() if value}
+        self._rungs, folds = rungs_of(options.fidelity), options.folds
         if folds is not None:
             for number in range(folds):
                 data.fold(number, folds)  # tells now what is wrong with one
@@ -90,12 +90,12 @@ class Training:
 
     @property
     def network(self) -> Network:
-        """The model as it is without any parameter of the search."""
+        """The model as it is opened without any parameter of the search."""
         return self._first.network
 
     @property
     def metric(self) -> MetricInfo:
-        """What trials are judged by, on the validation images."""
+        """The metric that trials are judged by, on the validation images."""
         return get_task(self.network.task).metric
 
     @property
@@ -119,15 +119,15 @@ class Training:
         return self._epochs
 
     def check(self, space: Space) -> None:
-        """Whether every parameter is one of a training, and the model takes those that are its own.
+        """Check that every parameter is one of a training, or an argument that the model takes.
 
         Raises:
             InputError: the first that is not.
         """
         check_space(space)
-        own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
-        if own:
-            self._load(own)
+        model_arguments = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
+        if model_arguments:
+            self._load(model_arguments)
         for rung in self._rungs[:-1]:
             self._at(rung, {}, self._first.network)
 
@@ -137,8 +137,8 @@ class Training:
             return self._folds
         if len(self._rungs) > 1:
             return self._rungs[-1].step
-        known = space.parameters.get("epochs")
-        return self._epochs if known is None else max(int(value) for value in known.ends())  # type: ignore[arg-type]
+        varied = space.parameters.get("epochs")
+        return self._epochs if varied is None else max(int(value) for value in varied.ends())  # type: ignore[arg-type]
 
     def run(self, params: dict[str, Any], trial: Reports, folder: Path) -> tuple[float, ...]:
         """Train with these parameters; gives the best quality on the validation images, and what else is an objective.
@@ -172,7 +172,7 @@ class Training:
     def _fit(
         self, whole: Network, params: dict[str, Any], config: FitConfig, trial: Reports
     ) -> tuple[Network, list[Epoch], int]:
-        """Train part by part, each from the weights of the one before; ends where the trial has no hope.
+        """Train part by part, each from the weights of the one before; early stopping ends it between epochs or parts.
 
         Gives the network, all epochs, and how many of them the last part had.
         """
@@ -203,7 +203,7 @@ class Training:
         return network, curve, len(curve) - before
 
     def _over_folds(self, whole: Network, config: FitConfig, trial: Reports) -> tuple[float, float]:
-        """One training for each fold, judged on it; ends where the trial has no hope.
+        """Train once for each fold and judge on that fold; early stopping ends it between folds.
 
         Gives the mean quality, and the mean seconds of a training.
         """
@@ -221,7 +221,7 @@ class Training:
         return sum(values) / self._folds, seconds / self._folds
 
     def _quality(self, curve: Sequence[Epoch]) -> float:
-        """The best of some epochs."""
+        """The best quality among these epochs."""
         sign = 1 if self.metric.higher_is_better else -1
         return float(sign * max(sign * epoch.quality for epoch in curve))
 
@@ -243,7 +243,7 @@ class Training:
         return network
 
     def _affordable(self, network: Network, trial: Reports) -> dict[str, float]:
-        """What the network costs; a trial that breaks a limit ends here."""
+        """The costs of the network; raises `optuna.TrialPruned` where they exceed a limit."""
         costs = self._costs.of(network)
         trial.set_user_attr(COSTS, costs)
         for name, limit in self._costs.limits.items():
@@ -255,16 +255,16 @@ class Training:
     def _defaults(self, network: Network) -> dict[str, Any]:
         return {
             "epochs": self._epochs, "optimizer": suited_optimizer(network), "batch_size": self.batch,
-            "seed": self._asked.seed, **self._common,
+            "seed": self._options.seed, **self._common,
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
         settings = settings_of(params)
-        assert self._asked.model is not None
+        assert self._options.model is not None
         return load_for(
             self._data,
-            self._asked.model,
-            self._asked,
+            self._options.model,
+            self._options,
             self._progress,
             builder_arguments=settings.model,
             input_size=settings.input_size,
@@ -272,7 +272,7 @@ class Training:
 
 
 def default_space(training: Training) -> Space:
-    """What matters for a training, around what suits the network: rates, decay, batch size, schedule, augmentation."""
+    """The space that is searched by default: the parameters that matter most, around values that suit the network."""
     optimizer = training.optimizer
     high = {"sgd": 0.5, "adamw": 1e-2}[optimizer] * (0.3 if training.pretrained else 1.0)
     decay = {"sgd": (1e-5, 1e-2), "adamw": (1e-3, 0.5)}[optimizer]
@@ -305,7 +305,7 @@ def keep_best(study: Study, folder: Path, path: Path) -> bool:
 
 
 def network_file(folder: Path, number: int) -> Path:
-    """Where the network of a trial is kept."""
+    """The file of the network of a trial."""
     return folder / f"trial-{number}.pt2"
 
 
@@ -313,7 +313,7 @@ def clear(study: Study, folder: Path) -> None:
     """Remove the networks of trials that ended and that others are better than."""
     # Those that ended first: another process may tell a better one at any moment.
     ended = [t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    kept = {t.number for t in front(study)}
+    best_numbers = {t.number for t in front(study)}
     for number in ended:
-        if number not in kept:
+        if number not in best_numbers:
             network_file(folder, number).unlink(missing_ok=True)

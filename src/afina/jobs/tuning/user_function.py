@@ -20,7 +20,7 @@ class Function:
     """A function that a search calls.
 
     Attributes:
-        name: For titles, and to tell whether two runs search the same.
+        name: The name in titles; two runs with the same name search the same function.
         call: The function itself.
         takes_trial: Whether it has an argument `trial`, for reports, early stopping and constraints.
     """
@@ -30,7 +30,7 @@ class Function:
     takes_trial: bool
 
     def __call__(self, params: dict[str, Any], trial: Any) -> Any:
-        """Its value, or values."""
+        """The value of the function, or its values."""
         return self.call(**params, **({_TRIAL: trial} if self.takes_trial else {}))
 
 
@@ -56,7 +56,7 @@ def function_of(objective: str | Callable[..., Any], space: Space) -> Function:
 
 
 def check_names(also: Sequence[str]) -> None:
-    """Raise `InputError` where what a function gives after its value is named twice."""
+    """Raise `InputError` where two of the values that a function gives have the same name."""
     for name in also:
         if [VALUE, *also].count(name) > 1:
             raise InputError(f"--also {name} names two of the values.", fix="Give each a name of its own.")
@@ -87,7 +87,7 @@ def _has_trial(call: Callable[..., Any]) -> bool:
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Its arguments; none where they cannot be told."""
+    """The parameters of a function; none where Python cannot read its signature, as of some built-in ones."""
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):

@@ -9,7 +9,19 @@ _LOG_ROOT_2PI = 0.5 * np.log(2 * np.pi)
 
 
 def log_improvement(mean: Array, variance: Array, best: float) -> Array:
-    """Logarithm of the expected improvement below `best`, stable where it is tiny (Ament et al. 2023, eq. 9)."""
+    """Logarithm of the expected improvement below `best`, stable where it is tiny (Ament et al. 2023, eq. 9).
+
+    Improvement itself is 0 in floating point from 39 standard deviations on, and has no gradient to climb there.
+
+    Args:
+        mean: Posterior means (m,).
+        variance: Posterior variances (m,), above 0.
+        best: The value to improve on.
+
+    Example:
+        >>> log_improvement(np.array([0.0, 40.0]), np.array([1.0, 1.0]), best=0.0).round(2).tolist()
+        [-0.92, -808.3]
+    """
     deviation = np.sqrt(variance)
     return np.asarray(_log_h((best - mean) / deviation) + np.log(deviation))
 
@@ -25,7 +37,12 @@ def log_improvement_slopes(mean: Array, variance: Array, best: float) -> tuple[A
 
 
 def log_feasible(mean: Array, variance: Array) -> Array:
-    """Logarithm of the probability that a value is at most 0."""
+    """Logarithm of the probability that a value is at most 0, for means and variances (m,).
+
+    Example:
+        >>> log_feasible(np.array([0.0, 2.0]), np.array([1.0, 1.0])).round(2).tolist()
+        [-0.69, -3.78]
+    """
     return np.asarray(log_ndtr(-mean / np.sqrt(variance)))
 
 

@@ -100,13 +100,13 @@ def acquisition_from_covariance(problem: Problem, crosses: Sequence[Array], trai
 
 def distinct(rows: Indices, scores: Array, count: int) -> Indices:
     """The best `count` rows, of which no two differ in one coordinate only."""
-    kept: list[int] = []
+    chosen: list[int] = []
     for i in np.argsort(-scores, kind="stable"):
-        if all((rows[i] != rows[k]).sum() > 1 for k in kept):
-            kept.append(int(i))
-        if len(kept) == count:
+        if all((rows[i] != rows[k]).sum() > 1 for k in chosen):
+            chosen.append(int(i))
+        if len(chosen) == count:
             break
-    return rows[kept]
+    return rows[chosen]
 
 
 def climb(

@@ -25,9 +25,9 @@ class Coordinate:
 
     Attributes:
         name: The parameter.
-        distribution: Of Optuna.
-        levels: Its values in unit coordinates, rising; for categories their numbers 0, 1, ...; None where the
-            parameter is continuous or has many values.
+        distribution: The distribution of the parameter, as Optuna has it.
+        levels: The values of the parameter in unit coordinates, rising; for categories their numbers 0, 1, ...; None
+            where the parameter is continuous or has many values.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Coordinate:
 
     @classmethod
     def of(cls, name: str, distribution: BaseDistribution) -> "Coordinate":
-        """Of a parameter of a study."""
+        """The coordinate of a parameter of a study."""
         return cls(name, distribution, _levels(distribution))
 
     @property
@@ -75,13 +75,19 @@ class Domain:
 
     Attributes:
         coordinates: One for each parameter, in a fixed order.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> domain = Domain.of({"rate": FloatDistribution(1e-3, 1e-1, log=True), "kind": CategoricalDistribution("ab")})
+        >>> domain.encode({"rate": 0.01, "kind": "b"}).round(3).tolist(), domain.encode({"rate": 5.0})
+        ([1.0, 0.5], None)
     """
 
     coordinates: tuple[Coordinate, ...]
 
     @classmethod
     def of(cls, distributions: Mapping[str, BaseDistribution]) -> "Domain":
-        """Of the parameters of a study, sorted by name."""
+        """The domain of the parameters of a study, sorted by name."""
         return cls(tuple(Coordinate.of(name, distributions[name]) for name in sorted(distributions)))
 
     @property
@@ -119,7 +125,7 @@ class Pattern:
 
     Attributes:
         active: Which coordinates the trials of this pattern have, (d,).
-        levels: For each coordinate the values it may take here, or None where all.
+        levels: The values that each coordinate may take here; None where it may take all.
     """
 
     active: NDArray[np.bool_]
@@ -131,6 +137,16 @@ def patterns(domain: Domain, points: Array) -> list[Pattern]:
 
     Which parameters a trial has depends on its other values; that is learned from the trials. A category is
     proposed with the patterns that it was seen in, and with all of them where it was never seen.
+
+    Example:
+        `momentum` is there where the optimizer is the second one:
+
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> space = {"momentum": FloatDistribution(0, 1), "optimizer": CategoricalDistribution(["adam", "sgd"])}
+        >>> domain = Domain.of(space)
+        >>> points = np.array([[np.nan, 0.0], [0.9, 1.0], [0.5, 1.0]])
+        >>> [(pattern.active.tolist(), pattern.levels[1].tolist()) for pattern in patterns(domain, points)]
+        [([False, True], [0.0]), ([True, True], [1.0])]
     """
     active = ~np.isnan(points)
     kinds = np.unique(active, axis=0)

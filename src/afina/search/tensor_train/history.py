@@ -29,12 +29,12 @@ class History:
     """The trials of a study as arrays.
 
     Attributes:
-        points: Of finished trials, (n, d).
-        values: Of finished trials, to be minimised, (n, objectives); finite.
-        running: Points of running trials, (m, d).
-        constraints: Of finished trials, (n, constraints), at most 0 where they hold; NaN where not known.
-        numbers: Of the finished trials.
-        strategies: How each of them was chosen (`STRATEGY`); empty for the usual strategy.
+        points: Points of the finished trials, (n, d).
+        values: Values of the finished trials, to be minimised, (n, objectives); finite.
+        running: Points of the running trials, (m, d).
+        constraints: Constraints of the finished trials, (n, constraints), at most 0 where they hold; NaN where unknown.
+        numbers: Numbers of the finished trials, n of them.
+        strategies: The strategy by which each finished trial was chosen (`STRATEGY`); empty for the usual one.
     """
 
     points: Array
@@ -78,8 +78,8 @@ def read(
 
     Args:
         domain: The parameters.
-        trials: Of the study, but not the one that is being sampled.
-        directions: Of its objectives.
+        trials: All trials of the study but the one that is being sampled.
+        directions: The direction of each objective.
         running: Parameters of running trials by number, where they are known before they are stored.
     """
     signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
@@ -124,7 +124,12 @@ def scalarise(values: Array, rng: np.random.Generator) -> Array:
 
 
 def bilog(values: Array) -> Array:
-    """A constraint's values with large ones drawn in and zero left as it is (Eriksson & Poloczek 2021)."""
+    """A constraint's values with large ones drawn in and zero left as it is (Eriksson & Poloczek 2021).
+
+    Example:
+        >>> bilog(np.array([-1.0, 0.0, 1.0, 1000.0])).round(2).tolist()
+        [-0.69, 0.0, 0.69, 6.91]
+    """
     size = np.abs(values[np.isfinite(values)])
     scale = float(np.median(size)) if len(size) else 1.0
     scale = scale if scale > 0 else 1.0
@@ -133,15 +138,31 @@ def bilog(values: Array) -> Array:
 
 
 def thin(history: History, order: Array, most: int) -> History:
-    """At most `most` finished trials: the best half, the latest quarter, and an even share of the rest."""
+    """At most `most` finished trials: the best half, the latest quarter, and an even share of the rest.
+
+    Args:
+        history: The trials, n of them.
+        order: What they are ranked by (n,), the least is the best.
+        most: The number of trials that may stay.
+
+    Example:
+        Of nine trials four may stay: the two best ones, the last one, and one of the others.
+
+        >>> n = 9
+        >>> order = np.array([5.0, 1.0, 7.0, 8.0, 2.0, 6.0, 9.0, 4.0, 3.0])
+        >>> none = np.empty((0, 1))
+        >>> history = History(np.zeros((n, 1)), order[:, None], none, np.empty((n, 0)), tuple(range(n)), ("",) * n)
+        >>> thin(history, order, most=4).numbers
+        (0, 1, 4, 8)
+    """
     n = len(order)
     if n <= most:
         return history
-    kept = set(np.argsort(order, kind="stable")[: most // 2].tolist()) | set(range(n - most // 4, n))
-    rest = np.array([i for i in range(n) if i not in kept])
-    more = most - len(kept)
-    kept |= set(rest[np.linspace(0, len(rest) - 1, more).astype(int)].tolist())
-    return history.only(np.array(sorted(kept), dtype=np.intp))
+    chosen = set(np.argsort(order, kind="stable")[: most // 2].tolist()) | set(range(n - most // 4, n))
+    rest = np.array([i for i in range(n) if i not in chosen])
+    more = most - len(chosen)
+    chosen |= set(rest[np.linspace(0, len(rest) - 1, more).astype(int)].tolist())
+    return history.only(np.array(sorted(chosen), dtype=np.intp))
 
 
 def _value(trial: FrozenTrial, signs: Array) -> Array:
@@ -161,7 +182,7 @@ def _finite(values: Array, stopped: NDArray[np.bool_]) -> Array:
         whole = column[~stopped & np.isfinite(column)]
         if stopped.any() and len(whole):
             column[stopped] = np.maximum(column[stopped], np.median(whole))
-        known = column[np.isfinite(column)]
-        column[column == -np.inf] = known.min() if len(known) else 0.0
+        finite_values = column[np.isfinite(column)]
+        column[column == -np.inf] = finite_values.min() if len(finite_values) else 0.0
         out[:, k] = compress_outliers(column)
     return out

@@ -8,7 +8,7 @@ where `k_j` and `c_j` are Matern-5/2 for numbers and exchangeable for categories
 another where they are not), with lengthscales of their own, and `e2` is the second elementary symmetric polynomial,
 the sum over all pairs of coordinates (Duvenaud, Nickisch & Rasmussen 2011, "Additive Gaussian processes", eq. 4).
 Each term is a short sum of products of functions of one coordinate, which makes a posterior mean a tensor train:
-see `train.py`.
+see `posterior_train.py`.
 
 A coordinate that a point does not have (a conditional parameter that is not active) is NaN.
 """
@@ -90,6 +90,12 @@ def distances(first: Array, second: Array, categorical: NDArray[np.bool_]) -> Ar
 
     Categories are 0 or 1 apart. Where one of two points lacks the coordinate, the distance is that from a point
     beside the interval, so that the kernels stay positive definite; where both lack it, 0.
+
+    Example:
+        A point at 0.2, and one that lacks the coordinate, from one at 0.5:
+
+        >>> distances(np.array([[0.2], [np.nan]]), np.array([[0.5]]), np.array([False])).round(2).tolist()
+        [[[0.3], [1.0]]]
     """
     return _gap(first.T[:, :, None], second.T[:, None, :], categorical)
 
@@ -98,21 +104,27 @@ def _gap(first: Array, second: Array, categorical: NDArray[np.bool_]) -> Array:
     gap = np.abs(first - second)
     gap[categorical] = gap[categorical] > 0.5
     if np.isnan(first).any() or np.isnan(second).any():
-        here, there = np.isnan(first), np.isnan(second)
-        known = np.where(here, second, first)
-        beside = np.sqrt((known - 0.5) ** 2 + _INACTIVE**2)
+        first_missing, second_missing = np.isnan(first), np.isnan(second)
+        present = np.where(first_missing, second, first)
+        beside = np.sqrt((present - 0.5) ** 2 + _INACTIVE**2)
         beside[categorical] = 1.0
-        gap = np.where(here & there, 0.0, np.where(here | there, beside, gap))
+        gap = np.where(first_missing & second_missing, 0.0, np.where(first_missing | second_missing, beside, gap))
     return gap
 
 
 def factors(gap: Array, length: Array, categorical: NDArray[np.bool_]) -> tuple[Array, Array]:
     """Kernel of each coordinate, and the derivative of its logarithm by the logarithm of its lengthscale.
 
+    With s = sqrt(5) * distance / lengthscale, a Matern-5/2 kernel is (1 + s + s^2 / 3) exp(-s), and the derivative of
+    its logarithm by that of the lengthscale is s^2 / 3 * (1 + s) / (1 + s + s^2 / 3).
+
     Args:
-        gap: Distances, the first axis of the d coordinates.
+        gap: Distances, (d, ...).
         length: Lengthscales (d,).
         categorical: Which coordinates are categories (d,).
+
+    Returns:
+        Both of the shape of `gap`.
     """
     s = gap * (np.where(categorical, 1.0, _SQRT5) / length).reshape(-1, *[1] * (gap.ndim - 1))
     decay = np.exp(-s)
@@ -130,7 +142,14 @@ def factors(gap: Array, length: Array, categorical: NDArray[np.bool_]) -> tuple[
 
 
 def combine(u: Array, c: Array, w2: float, wp: float) -> Array:
-    """The kernel from its factors `u` and `c`, whose first axis is that of the coordinates."""
+    """The kernel from its factors `u` and `c`, whose first axis is that of the coordinates.
+
+    Example:
+        The sum 2 + 3, one half of the only pair 2 * 3, and one of the product 0.5 * 0.5:
+
+        >>> float(combine(np.array([2.0, 3.0]), np.array([0.5, 0.5]), w2=0.5, wp=1.0))
+        8.25
+    """
     total = u.sum(axis=0)
     pairs = (total**2 - np.einsum("d...,d...->...", u, u)) / 2
     return np.asarray(total + w2 * pairs + wp * c.prod(axis=0))
@@ -161,7 +180,7 @@ class Pairs:
 
     @classmethod
     def of(cls, points: Array, categorical: NDArray[np.bool_]) -> "Pairs":
-        """Of points (n, d)."""
+        """The pairs of points (n, d)."""
         rows, columns = np.tril_indices(len(points), -1)
         first, second = np.ascontiguousarray(points.T[:, rows]), np.ascontiguousarray(points.T[:, columns])
         return cls(_gap(first, second, categorical), rows, columns, len(points))
@@ -196,7 +215,10 @@ def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple
     off = inverse[pairs.rows, pairs.columns]
     value = -(values @ weights + log_determinant + pairs.n * np.log(2 * np.pi)) / 2
 
-    # The gradient is half the trace of (weights weights' - inverse) times the derivative of the matrix.
+    # The gradient is half the trace of (weights weights' - inverse) times the derivative of the matrix, which is
+    # symmetric: `pull` has that matrix for each pair below the diagonal, which stands for both triangles, and `ends`
+    # half the sum of its diagonal, where the kernel is `level` for every datum. The derivative of the kernel by log a_j
+    # is u_j (1 + w2 * sum of the other u); that by a lengthscale is the same times the slope of its logarithm.
     pull = weights[pairs.rows] * weights[pairs.columns] - off
     ends = float((weights**2 - corner).sum()) / 2
     by_u = (1 + w2 * (total - u)) * u * pull

@@ -56,7 +56,9 @@ class OnlineRotation:
     _next_fresh_start: Countdown = field(default_factory=Countdown)
 
     def prepare(self, layout: Layout, points: Array) -> None:
-        """Begin anew where the numbers that all points (n, d) have, and that differ among them, are others."""
+        """Choose the coordinates to rotate: numbers that all points (n, d) have with different values; forget the old
+        rotation where these changed.
+        """
         indices = np.flatnonzero(~layout.categorical & (np.ptp(points, axis=0) > 0))
         if len(self._theta) != layout.size or not np.array_equal(self._indices, indices):
             self._indices, self._rotation, self.in_use = indices, None, False

@@ -46,15 +46,15 @@ def compress_outliers(values: Array) -> Array:
     finite = np.isfinite(values)
     if not finite.any():
         return np.zeros_like(values)
-    known = values[finite]
-    best, middle = known.min(), np.median(known)
+    finite_values = values[finite]
+    best, middle = finite_values.min(), np.median(finite_values)
     reach = middle - best
     if reach <= 0:
-        reach = known.max() - best
+        reach = finite_values.max() - best
     if reach <= 0:
         reach = 1.0
     edge = middle + _COMPRESSED_BEYOND * reach
-    capped = np.where(finite, values, known.max())
+    capped = np.where(finite, values, finite_values.max())
     return np.where(capped > edge, edge + reach * np.log1p((np.maximum(capped, edge) - edge) / reach), capped)
 
 

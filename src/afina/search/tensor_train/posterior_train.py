@@ -20,8 +20,8 @@ class TensorTrain:
     """The posterior over a grid.
 
     Args:
-        surrogate: Of d coordinates and n data.
-        levels: For each coordinate of the surrogate's kernel its grid; one that is not active has [NaN] alone.
+        surrogate: The Gaussian process, of d coordinates and n data.
+        levels: The grid of each coordinate of the surrogate's kernel; one that is not active has [NaN] alone.
     """
 
     def __init__(self, surrogate: Surrogate, levels: list[Array]) -> None:
@@ -63,6 +63,8 @@ class TensorTrain:
         for j, grid in enumerate(self.levels):
             if len(grid) < 2:
                 continue
+            # Pairs are e2 = (s^2 - q) / 2, with s the sum of all u and q that of their squares: the old u_j leaves
+            # both, and the new one enters. The product without c_j is that of all before j times that of all behind.
             others = np.delete(np.arange(len(grid)), row[j])
             changed = np.tile(row, (len(others), 1))
             changed[:, j] = others
@@ -100,7 +102,13 @@ class TensorTrain:
         """A search along the train for where the mean is least: the `width` best beginnings are kept at each step.
 
         A beginning is compared by the mean of the point that has it and the rest of `start`, so that no result is
-        worse than `start`.
+        worse than `start`. With two coordinates of three levels, `start` = (0, 0) and `width` = 2:
+
+            first step     means at (0, 0), (1, 0), (2, 0)  =  0.9, 0.2, 0.4     kept: (1, 0), (2, 0)
+            second step    means at (1, *) and (2, *)       =  0.2, 0.1, 0.5     kept: (2, 2), (1, 1)
+                                                               0.4, 0.3, 0.0
+
+        A search with `width` = 1 would have ended at (1, 1).
 
         Args:
             start: Indices (d,).
@@ -111,14 +119,14 @@ class TensorTrain:
             Indices (at most `width`, d), the best first.
         """
         weights = self.surrogate.weights
-        kept = start[None].copy()
+        beginnings = start[None].copy()
         for j in order:
             size = len(self.levels[j])
             if size < 2:
                 continue
             others = np.arange(len(self.levels)) != j
-            u = np.stack([table[kept[:, i]] for i, table in enumerate(self._u)])[others]
-            c = np.stack([table[kept[:, i]] for i, table in enumerate(self._c)])[others]
+            u = np.stack([table[beginnings[:, i]] for i, table in enumerate(self._u)])[others]
+            c = np.stack([table[beginnings[:, i]] for i, table in enumerate(self._c)])[others]
             total, pairs = u.sum(axis=0), (u.sum(axis=0) ** 2 - (u**2).sum(axis=0)) / 2
             one = self._u[j]
             # total + one + w2 (pairs + total * one) + wp * product * c, contracted with the weights of the data.
@@ -127,9 +135,9 @@ class TensorTrain:
             free += (weights * self._wp * c.prod(axis=0)) @ self._c[j].T
             values = fixed[:, None] + free
             best = np.argsort(values, axis=None, kind="stable")[: 4 * width]
-            beginning, level = np.unravel_index(best, values.shape)
-            following = kept[beginning]
+            parent, level = np.unravel_index(best, values.shape)
+            following = beginnings[parent]
             following[:, j] = level
             _, first = np.unique(following, axis=0, return_index=True)
-            kept = following[np.sort(first)[:width]]
-        return kept
+            beginnings = following[np.sort(first)[:width]]
+        return beginnings

@@ -24,7 +24,7 @@ class Problem:
         objective: Surrogate of what is minimised.
         best: The value to improve on; None where no trial is feasible, so that feasibility alone is sought.
         constraints: One surrogate for each constraint.
-        limits: For each, the highest value that is feasible, on the scale of its surrogate.
+        limits: The highest feasible value of each constraint, on the scale of its surrogate.
     """
 
     domain: Domain
@@ -34,7 +34,7 @@ class Problem:
     limits: tuple[float, ...] = ()
 
     def acquisition(self, points: Array) -> Array:
-        """Its value (m,) at points (m, d)."""
+        """The value of the acquisition (m,) at points (m, d)."""
         total = np.zeros(len(points))
         if self.best is not None:
             total += log_improvement(*self.objective.posterior(points), self.best)
@@ -44,7 +44,7 @@ class Problem:
         return total
 
     def slopes(self, points: Array) -> tuple[Array, Array]:
-        """Its value (m,) at points (m, d), and its gradient (m, d)."""
+        """The value of the acquisition (m,) at points (m, d), and its gradient (m, d)."""
         total, gradient = np.zeros(len(points)), np.zeros(points.shape)
         if self.best is not None:
             mean, variance, by_x, variance_by_x = self.objective.gradient(points)

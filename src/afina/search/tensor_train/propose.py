@@ -53,7 +53,7 @@ def propose(
         problem: What is maximised.
         pattern: The parameters that the points have.
         known: Points (n, d) that were tried or are running.
-        ranks: Their values (n,), to order them; running ones as infinity.
+        ranks: The values of the known points (n,), to order them; infinite for running trials.
         rng: The generator of this suggestion.
         box: Lowest and highest unit coordinates, each (d,), for numbers.
         share: Share of the work of a whole suggestion.
@@ -122,7 +122,7 @@ def _grid_candidates(
 
 
 def _settle(problem: Problem, pattern: Pattern, proposal: Proposal, known: Array) -> Proposal:
-    """The best that one or two levels at a time, of numbers that have levels, lead to: for what was rounded."""
+    """The proposal, which rounding has moved, after steps of one or two levels in single numbers that improve it."""
     for _ in range(_STEPS):
         near = [p for p in _beside(problem, pattern, proposal.point) if not _is_known(p, known)]
         values = problem.acquisition(np.array(near)) if near else np.array([-np.inf])

@@ -73,17 +73,20 @@ def fit_rotation(
     mean, spread = layout.prior()
     limits, size = layout.bounds(), layout.size
     pairs = Pairs.of(points, layout.categorical)
-    apart = (points[pairs.rows] - points[pairs.columns])[:, rotation.indices].T
+    differences = (points[pairs.rows] - points[pairs.columns])[:, rotation.indices].T
 
     def loss(parameters: Array) -> tuple[float, Array]:
         cayley, half = _cayley(parameters[size:], len(rotation.indices))
-        rotated = cayley @ rotation.matrix @ apart
+        rotated = cayley @ rotation.matrix @ differences
         pairs.gap[rotation.indices] = np.abs(rotated)
         value, gradient, by_gap = evidence(layout, parameters[:size], pairs, values)
         if not np.isfinite(value):
             return 1e10, np.zeros_like(parameters)
+        # With C the Cayley matrix and D the differences, distances are |C R_0 D|. Backwards: `pull` is the derivative
+        # by C R_0 D (that by the logarithm of a distance, divided by the signed distance), `by_cayley` that by C, and,
+        # as dC = (I - S / 2)^-1 dS (I + C) / 2, `by_skew` that by S, of which both triangles count.
         pull = np.divide(by_gap[rotation.indices], rotated, out=np.zeros_like(rotated), where=rotated != 0)
-        by_cayley = pull @ apart.T @ rotation.matrix.T
+        by_cayley = pull @ differences.T @ rotation.matrix.T
         by_skew = half.T @ by_cayley @ (np.eye(len(cayley)) + cayley).T / 2
         angles = (by_skew - by_skew.T)[np.tril_indices(len(cayley), -1)]
         off = (parameters[:size] - mean) / spread
@@ -104,7 +107,14 @@ def fit_rotation(
 
 
 def _cayley(skew: Array, k: int) -> tuple[Array, Array]:
-    """The orthogonal matrix (k, k) of a skew one, given as its lower triangle; and the inverse of `I - S / 2`."""
+    """The orthogonal matrix (k, k) of a skew one, given as its lower triangle; and the inverse of `I - S / 2`.
+
+    For k = 2 it is the rotation by `2 atan(s / 2)`: with s = 1, [[0.6, -0.8], [0.8, 0.6]].
+
+    Example:
+        >>> _cayley(np.array([1.0]), 2)[0].round(2).tolist()
+        [[0.6, -0.8], [0.8, 0.6]]
+    """
     matrix = np.zeros((k, k))
     matrix[np.tril_indices(k, -1)] = skew
     matrix -= matrix.T

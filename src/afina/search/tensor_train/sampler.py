@@ -64,7 +64,7 @@ class TensorTrainSampler(BaseSampler):
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With a lock of its own."""
+        """Restore a pickle or copy, with a new lock."""
         vars(self).update(state, _lock=threading.RLock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -170,9 +170,9 @@ class TensorTrainSampler(BaseSampler):
         self, name: str, domain: Domain, points: Array, column: Array, share: float
     ) -> tuple[Surrogate, float]:
         known = ~np.isnan(column)
-        drawn = bilog(column[known])
-        spread, middle = float(drawn.std()), float(drawn.mean())
-        surrogate = self._surrogate(name, ("identity",)).update(domain.layout, points[known], drawn, share)
+        compressed = bilog(column[known])
+        spread, middle = float(compressed.std()), float(compressed.mean())
+        surrogate = self._surrogate(name, ("identity",)).update(domain.layout, points[known], compressed, share)
         if spread <= 1e-12:
             return surrogate, _CERTAIN if middle <= 0 else -_CERTAIN
         return surrogate, -middle / spread

@@ -25,7 +25,7 @@ def first_point(
 
     Args:
         domain: The parameters.
-        number: Of the trial.
+        number: The number of the trial.
         startup: Points of a Latin hypercube.
         tried: Points of finished and running trials, (n, d).
         rng: Gives the generator of a key.
@@ -45,6 +45,6 @@ def new_point(domain: Domain, tried: Array, rng: np.random.Generator) -> Array:
 
 
 def _is_tried(domain: Domain, point: Array, tried: Array) -> bool:
-    """Whether a trial of this point would be one that was tried, which may have had fewer parameters."""
+    """Whether a point equals one that was tried, in the parameters that the tried one has."""
     same: NDArray[np.bool_] = np.isnan(tried) | np.isclose(tried, domain.nearest(point))
     return bool(same.all(axis=1).any())

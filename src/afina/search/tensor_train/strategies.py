@@ -40,7 +40,7 @@ class Trajectory:
         significant: The smallest improvement that counts.
         idle: Trials since the last improvement that counts (n,); 0 until a trial is feasible.
         patience: This many trials without an improvement are a stagnation.
-        strategies: How each trial was chosen.
+        strategies: The strategy by which each trial was chosen, in the same order.
     """
 
     values: Array

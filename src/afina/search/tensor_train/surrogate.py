@@ -106,8 +106,8 @@ class Surrogate:
         u = k * a[:, None, None]
         cross = combine(u, c, w2, wp)
         # A logarithm's derivative by the lengthscale's logarithm is minus the distance times that by the distance.
-        there = np.where(np.isnan(self.places), 0.5, self.places)
-        away = (points.T[:, :, None] - there.T[:, None, :]) / np.maximum(gap**2, 1e-24)
+        places = np.where(np.isnan(self.places), 0.5, self.places)
+        away = (points.T[:, :, None] - places.T[:, None, :]) / np.maximum(gap**2, 1e-24)
         away[layout.categorical] = 0.0
         away = np.nan_to_num(away, nan=0.0)
         total = u.sum(axis=0)

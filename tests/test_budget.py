@@ -1,8 +1,6 @@
 """Budgets and verdicts: what a user types, and which candidate is deployed."""
 
 import ctypes
-import doctest
-import importlib
 
 import pytest
 from hypothesis import given
@@ -196,10 +194,3 @@ def test_what_a_library_prints_does_not_reach_the_standard_output(capfd):
     print("after")
     libc.fflush(None)
     assert capfd.readouterr().out == "before\nafter\n"
-
-
-@pytest.mark.parametrize("module", ["budget.allocate", "budget.limits"])
-def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"afina.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,6 +1,5 @@
 """An option is declared once: Python, the command line, recipes and resume commands say the same of it."""
 
-import doctest
 import importlib
 import inspect
 import pkgutil
@@ -145,10 +144,3 @@ def test_what_trials_need_follows_from_the_options_of_a_search():
     assert TuneOptions("net", "digits", time="1h").seconds == 3600
     assert TuneOptions("net", "digits", sampler="grid").most_trials is None
     assert TuneOptions("net", "digits", also="size", size="5KB").limits == {"size": 5000.0}
-
-
-@pytest.mark.parametrize("module", ["declaration", "targets"])
-def test_examples_of_the_documentation_run(module):
-    tried = doctest.testmod(importlib.import_module(f"afina.jobs.options.{module}"))
-    assert tried.attempted > 0
-    assert tried.failed == 0

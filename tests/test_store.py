@@ -1,8 +1,6 @@
 """The run folder: what is finished stays finished, what is half-written is never taken for whole."""
 
-import doctest
 import errno
-import importlib
 import json
 import math
 import os
@@ -471,10 +469,3 @@ def test_a_result_has_every_field_that_the_schema_requires() -> None:
 def test_the_run_folder_needs_no_torch() -> None:
     code = "import sys, afina.store.run; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-@pytest.mark.parametrize("module", ["store.files", "store.result", "store.run"])
-def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"afina.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import doctest
-import importlib
 import math
 import multiprocessing
 import os
@@ -703,13 +701,6 @@ def test_few_images_get_small_batches_and_more_epochs() -> None:
 def test_an_unknown_optimizer_is_refused_by_name(few: ImageData) -> None:
     with pytest.raises(InputError, match="optimizer is 'adam'"):
         fine_tuning(convnet(few), 1000, optimizer="adam")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("module", ["training.config", "training.evaluation", "training.suited", "tasks.base"])
-def test_the_examples_in_the_documentation_of_the_code_are_true(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"afina.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_two_searches_in_one_folder_keep_the_best_network_without_disturbing_each_other(tmp_path: Path) -> None:

@@ -42,6 +42,19 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
 
     Raises:
         InputError: a file is missing, of an unknown kind, or does not match the data.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> grey = afina.InputSpec(8, 8, mean=(0.3,), std=(0.3,), order="L")
+        >>> _ = afina.export(model, to="onnx", example=grey, out="float.onnx")
+        >>> _ = afina.export(model, to="onnx", example=grey, out="half.onnx", half=True)
+        >>> rows = afina.benchmark(["float.onnx", "half.onnx"], "digits")
+        >>> [(row.file, row.runtime) for row in rows]
+        [('float.onnx', 'onnxruntime'), ('half.onnx', 'onnxruntime')]
+        >>> rows[1].measurements["size"].value < rows[0].measurements["size"].value
+        True
     """
     paths = [Path(file) for file in options.files]
     for path in paths:

@@ -26,6 +26,15 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
 
     Raises:
         InputError: no images, or teacher and student answer different questions.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> teacher = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> network, record = afina.distill(teacher, student, "digits", epochs=1)
+        >>> network
+        Network(classification, input=(1, 8, 8), outputs=10, parameters=650)
     """
     start, progress, seed = time.monotonic(), options.progress or Progress(), options.seed
     config, data, unlabelled = fit_config(options), options.data, options.unlabelled

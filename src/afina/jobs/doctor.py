@@ -33,7 +33,14 @@ class Check:
 
 
 def _doctor(options: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """Describe this machine and check what is installed on it; nothing is installed or changed."""
+    """The machine, and what was checked on it; nothing is installed or changed.
+
+    Example:
+        >>> import afina
+        >>> machine, checks = afina.doctor()
+        >>> [check.good for check in checks if check.name == "runtime onnxruntime"]
+        [True]
+    """
     machine = describe_machine(available_cores())
     checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
     return machine, tuple(checks)

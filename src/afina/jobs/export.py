@@ -40,6 +40,12 @@ def _export(options: ExportOptions) -> Exported:
             `to` cannot run.
         NothingToDo: no layer can be stored in 16 bits.
         ParityError: the file does not answer as the model does; it is removed.
+
+    Example:
+        >>> import afina
+        >>> exported = afina.export("builtin:convnet", to="onnx", input_size=8, out="files/convnet.onnx")
+        >>> exported.file, exported.size.how, exported.parity < 1e-3
+        ('files/convnet.onnx', 'measured', True)
     """
     runtime = runtime_of_format(options.to)
     path = _target(options.out, runtime, name_of(options.model))

@@ -63,6 +63,16 @@ def _optimize(options: OptimizeOptions) -> Result:
         InputError: the model, the data or the budget cannot be used.
         TrainingError: training does not converge to finite numbers.
         StorageError: the run folder cannot be written; what is finished is kept.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> result = afina.optimize(model, "digits", size="30KB", epochs=1, out="runs/small")
+        >>> result.verdict, result.artifact
+        ('fits', 'artifact/model.onnx')
+        >>> result.candidate(result.winner).measurements["size"].value <= 30_000
+        True
     """
     progress = options.progress or Progress()
     if options.out is not None:

@@ -46,7 +46,18 @@ class Profile:
 
 
 def _profile(options: ProfileOptions) -> Profile:
-    """Count what `model` costs from its graph, and measure it on the runtimes."""
+    """Count what `model` costs from its graph, and measure it on the runtimes.
+
+    Example:
+        >>> import afina
+        >>> profile = afina.profile("builtin:convnet", input_size=8, runtimes=["onnxruntime"])
+        >>> {name: total.value for name, total in profile.totals.items()}
+        {'parameters': 676682, 'macs': 17937664, 'bytes': 2706728, 'peak_activations': 49152}
+        >>> [(row.name, row.kind, row.output) for row in profile.layers[:2]]
+        [('stem.0', 'conv2d', (64, 8, 8)), ('stem.1', 'batch_norm', (64, 8, 8))]
+        >>> sorted(profile.runtimes["onnxruntime"])
+        ['latency', 'peak_memory', 'size']
+    """
     progress = options.progress or Progress()
     names = list(options.runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
     for name in names:

@@ -34,6 +34,14 @@ def _prune(options: PruneOptions) -> tuple[Network, Record]:
     Raises:
         InputError: not one target, a target that cannot be met (it says the smallest that can), or a wrong option.
         NothingToDo: the target is met already, or no axis is free.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> network, record = afina.prune(model, "digits", macs="50%", images=128)
+        >>> record.after["macs"] <= 0.5 * record.before["macs"]
+        True
     """
     exporter = Exporter.of(options)
     subject = open_subject(options, options.model, options.data, options.images, options.teacher)

@@ -15,6 +15,14 @@ def _report(options: ReportOptions) -> Path:
 
     Raises:
         InputError: there is no finished run in that folder.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> result = afina.optimize(model, "digits", size="1MB", epochs=1, out="runs/linear")
+        >>> afina.report("runs/linear").name
+        'report.html'
     """
     folder = Path(options.run)
     if not (folder / "result.json").is_file():

@@ -79,6 +79,15 @@ def _run(options: RunOptions) -> RecipeResult:
 
     Raises:
         InputError: an unknown step or option, an order that is not legal, or an option that is out of range.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> recipe = [{"prune": {"macs": "50%", "images": 128}}, {"sparsify": {"sparsity": "80%", "images": 128}}]
+        >>> result = afina.run(recipe, model, "digits", out="runs/recipe")
+        >>> [record.step.technique for record in result.records], result.size < 0.6 * result.original_size
+        (['prune', 'sparsify'], True)
     """
     steps, progress = read_recipe(options.recipe), options.progress or Progress()
     if options.out is not None:

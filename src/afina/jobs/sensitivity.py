@@ -18,6 +18,16 @@ def _sensitivity(options: SensitivityOptions) -> tuple[Sensitivity, ...]:
 
     Raises:
         InputError: the model, the data or a level cannot be used.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> rows = afina.sensitivity(model, "digits", levels="25%,50%", images=128)
+        >>> [(row.name, row.kind, row.size, row.gone) for row in rows]
+        [('0', 'channels', 32, (8, 16)), ('0', 'weights', 288, (72, 144)), ('3', 'weights', 11520, (2880, 5760))]
+        >>> rows[0].measured[0] < rows[0].measured[1]
+        True
     """
     config = prune.PruneConfig(criterion=options.criterion, axes=names(options.axis))
     subject = open_subject(options, options.model, options.data, options.images)

@@ -26,6 +26,14 @@ def _sparsify(options: SparsifyOptions) -> tuple[Network, Record]:
 
     Raises:
         InputError: neither or both of sparsity and pattern, or one that no layer takes.
+
+    Example:
+        >>> import afina
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> network, record = afina.sparsify(model, "digits", sparsity="80%", images=128)
+        >>> record.after["nonzero"] <= 0.21 * record.before["nonzero"]
+        True
     """
     config = sparsify_config(options)
     subject = open_subject(options, options.model, options.data, options.images, options.teacher)

@@ -50,6 +50,15 @@ def _tune(options: TuneOptions) -> Tuned:
         InputError: nothing to tune, a space that cannot be used, or a folder with another study.
         SearchError: too many trials failed in a row, or all of them; what was finished is kept.
         StorageError: the run folder or the database cannot be used.
+
+    Example:
+        >>> import afina
+        >>> def valley(x, depth):
+        ...     return (x - 0.25) ** 2 + abs(depth - 3)
+        >>> space = {"x": {"type": "float", "low": 0, "high": 1}, "depth": [2, 3, 4]}
+        >>> tuned = afina.tune(objective=valley, space=space, sampler="grid", out="runs/valley")
+        >>> tuned.best, tuned.value, tuned.trials["finished"]
+        ({'x': 0.25, 'depth': 3}, 0.0, 15)
     """
     begun, progress = _now(), options.progress or Progress()
     if options.out is not None:

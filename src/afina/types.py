@@ -75,6 +75,10 @@ class TaskSpec:
         return len(self.labels)
 
 
+# Of a network whose outputs no task is known for: it is judged by how far they are from the original's.
+UNKNOWN_TASK = TaskSpec("outputs", ())
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A number that says where it comes from.
@@ -217,10 +221,19 @@ class Epoch:
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A metric's name, its unit and its direction."""
+    """A metric: its name, its direction, and how it is written.
+
+    Attributes:
+        name: Short, as records have it: `accuracy`, `mae`.
+        higher_is_better: Whether more is better.
+        share: Whether it lies in 0..1 (or below) and is written in percent; else it is in the unit of the targets.
+        mean_of_images: Whether it is the mean of one number for each image, which makes its error exact.
+    """
 
     name: str
     higher_is_better: bool
+    share: bool = False
+    mean_of_images: bool = False
 
     def lost(self, before: float, after: float) -> float:
         """Quality lost from `before` to `after`, in the metric's points; negative is a gain.

@@ -1,7 +1,7 @@
 """A network as one `.pt2` file: written whole or not at all, read without running anything from it.
 
 The file is what `torch.export.save` writes, and one entry `afina.json` beside it: the format's number, the input
-specification, the task and the frozen norms. `screening` looks at a file before torch does.
+specification, the task, the frozen norms, the names of the outputs and the number of images where it is fixed. `screening` looks at a file before torch does.
 
 Formats: 1, of all versions since 0.1. A change that older versions would read wrongly takes the next number.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from afina.errors import InputError, Unsupported, check_file, first_lines
+from afina.graph.outputs import SINGLE
 from afina.graph.screening import reason_to_refuse
 from afina.store.files import write as write_whole
 from afina.types import InputSpec, TaskSpec
@@ -51,6 +52,8 @@ def packed(network: "Network") -> bytes:
         "input": asdict(network.input),
         "task": asdict(network.task),
         "frozen": sorted(network.frozen),
+        "outputs": list(network.outputs),
+        "batch_size": network.batch_size,
     }
     buffer = io.BytesIO()
     torch.export.save(network.exported(), buffer, extra_files={_ENTRY: json.dumps(about)})
@@ -80,7 +83,15 @@ def unpacked(data: bytes, path: str | Path = "The network") -> "Network":
 
     try:
         module = unlifted(torch.export.load(io.BytesIO(data)))
-        network = Network(module, _input_spec(about["input"]), _task_spec(about["task"]), frozenset(about["frozen"]))
+        network = Network(
+            module,
+            _input_spec(about["input"]),
+            _task_spec(about["task"]),
+            frozenset(about["frozen"]),
+            # Files of before 0.3 have neither: their networks give one tensor, for any number of images.
+            outputs=tuple(about.get("outputs", (SINGLE,))),
+            batch_size=about.get("batch_size"),
+        )
     except Exception as error:
         raise InputError(
             f"{path} cannot be read.",

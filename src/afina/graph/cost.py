@@ -107,7 +107,7 @@ def macs_by_weight(network: Network) -> tuple[dict[str, float], float]:
 
 def _values(network: Network) -> dict[Node, Any]:
     with network.inference():
-        return fake_values(network.module, (1, *network.input.shape))
+        return fake_values(network.module, (network.traced_batch(1), *network.input.shape))
 
 
 def _with_kept(row: LayerRow, before: LayerRow | None) -> LayerRow:

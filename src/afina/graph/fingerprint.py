@@ -31,7 +31,12 @@ def fingerprint(network: "Network") -> str:
     form does not.
     """
     digest = hashlib.sha256()
-    about = {"input": asdict(network.input), "task": asdict(network.task), "frozen": sorted(network.frozen)}
+    about = {
+        "input": asdict(network.input),
+        "task": asdict(network.task),
+        "frozen": sorted(network.frozen),
+        "outputs": network.outputs,
+    }
     digest.update(json.dumps(about, sort_keys=True).encode())
     with network.inference():
         lines, names = _spelled(network.module)

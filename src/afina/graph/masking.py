@@ -9,13 +9,13 @@ from torch.fx import Interpreter, Node
 
 from afina.graph.axes import Analysis, Axis
 from afina.graph.axes.labels import Expr
-from afina.graph.network import Network, outputs_of
+from afina.graph.network import Network
 from afina.graph.ops import arguments, op_name
 from afina.graph.surgery import remaining_positions
 
 
-def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> Tensor:
-    """The outputs `[N, outputs]`, in inference, of the network in which each axis keeps only the given units.
+def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: Tensor) -> dict[str, Tensor]:
+    """The outputs `[N, ...]` by name, in inference, of the network in which each axis keeps only the given units.
 
     After each op the positions of the other units are set to zero, and statistics (of norms, means and the like) are
     taken over the positions that are left. `surgery.remove` must give a network that answers the same; it goes
@@ -40,7 +40,7 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
         True
     """
     with network.inference():
-        return outputs_of(_Masked(network, keep, len(images)).run(images))
+        return network.named(_Masked(network, keep, len(images)).run(images))
 
 
 class _Masked(Interpreter):

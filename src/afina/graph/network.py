@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from afina.errors import InputError, Unsupported, first_lines
-from afina.graph.inline import inline_regions
-from afina.graph.writing import remove_writes
-from afina.types import InputSpec, TaskSpec
+from afina.graph.outputs import SINGLE
+from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 # Position of the argument that says "training" in the ops that behave differently there.
 TRAINING_ARGUMENT = {
@@ -39,22 +37,45 @@ class Network:
     Args:
         module: The unlifted graph: parameters and buffers are attributes under the names of the user's model.
         input: Size, channels and normalisation of the images that it takes.
-        task: The meaning of its outputs.
+        task: The meaning of its outputs; None where no task is known for them.
         frozen: Names of running means whose batch norm stays in inference form also in training.
+        outputs: The names of the tensors that the graph gives, in its order.
+        batch_size: The number of images that the graph is fixed to; None where it takes any.
+        notes: What the user should know of the capture, one sentence each.
 
-    It takes `[N, C, H, W]` float32 and gives one tensor `[N, outputs]`.
+    It takes images `[N, C, H, W]` (float32) and gives a tensor `[N, ...]` for each of `outputs`.
     """
 
-    def __init__(self, module: GraphModule, input: InputSpec, task: TaskSpec, frozen: frozenset[str] = frozenset()):
-        self.module, self.input, self.task, self.frozen = module, input, task, frozen
+    def __init__(
+        self,
+        module: GraphModule,
+        input: InputSpec,
+        task: TaskSpec | None = None,
+        frozen: frozenset[str] = frozenset(),
+        *,
+        outputs: tuple[str, ...] = (SINGLE,),
+        batch_size: int | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.module, self.input, self.task, self.frozen = module, input, task or UNKNOWN_TASK, frozen
+        self.outputs, self.batch_size, self.notes = outputs, batch_size, notes
         self.training = False
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return outputs_of(self.module(images))
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        if self.batch_size is None or len(images) == self.batch_size:
+            return self.named(self.module(images))
+        parts = [self.named(self.module(part)) for part in images.split(self.batch_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.outputs}
+
+    def named(self, values: Any) -> dict[str, Tensor]:
+        """What the graph gave (one tensor, or several in a tuple or list), by the names of the outputs."""
+        tensors = values if isinstance(values, (tuple, list)) else (values,)
+        return dict(zip(self.outputs, tensors, strict=True))
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.module.parameters())
-        return f"Network({self.task.name}, input={self.input.shape}, outputs={self.task.outputs}, parameters={count})"
+        names = ", ".join(self.outputs)
+        return f"Network({self.task.name}, input={self.input.shape}, outputs=({names}), parameters={count})"
 
     @property
     def graph(self) -> torch.fx.Graph:
@@ -71,7 +92,9 @@ class Network:
 
     @property
     def batch(self) -> int:
-        """Images at once in inference that are fast on its device."""
+        """Images at once in inference: what its graph is fixed to, else what is fast on its device."""
+        if self.batch_size is not None:
+            return self.batch_size
         return self.input.batch if self.device.type == "cpu" else _GPU_BATCH
 
     def train(self, mode: bool = True) -> "Network":
@@ -99,9 +122,25 @@ class Network:
                 written in the copy, `stored.own` must replace it with a tensor of its own.
         """
         module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
-        twin = Network(module, self.input, self.task, self.frozen)
+        twin = self.around(module)
         twin.training = self.training
         return twin
+
+    def around(self, module: GraphModule) -> "Network":
+        """A network around another graph of the same input, task and outputs."""
+        return Network(
+            module,
+            self.input,
+            self.task,
+            self.frozen,
+            outputs=self.outputs,
+            batch_size=self.batch_size,
+            notes=self.notes,
+        )
+
+    def retraced(self) -> "Network":
+        """The same network captured anew from its own graph, whose noted shapes may be old ones."""
+        return self.around(unlifted(self.exported()))
 
     def trainable(self) -> nn.Module:
         """An ordinary `nn.Module` over this network's own weights, for training loops written elsewhere.
@@ -110,8 +149,18 @@ class Network:
         """
         return _Trainable(self)
 
-    def example(self, batch: int = _EXAMPLE_BATCH) -> Tensor:
+    @property
+    def few(self) -> int:
+        """Images at once where the outputs of all layers are kept."""
+        return self.batch_size or self.input.few
+
+    def traced_batch(self, wanted: int) -> int:
+        """The number of images to follow shapes with: `wanted`, where the graph is not fixed to another."""
+        return self.batch_size or wanted
+
+    def example(self, batch: int | None = None) -> Tensor:
         """A batch of noise of the right shape, on the network's device; the same on each call."""
+        batch = batch or self.traced_batch(_EXAMPLE_BATCH)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.input.shape, generator=generator).to(self.device)
 
@@ -129,7 +178,7 @@ class Network:
     def exported(self) -> torch.export.ExportedProgram:
         """The network in inference form as an `ExportedProgram` with a dynamic batch, for runtimes and files."""
         with self.inference():
-            return _export(self.module, self.example())
+            return export_program(self.module, self.example(), self.batch_size)
 
     def fingerprint(self) -> str:
         """16 characters that tell networks apart: by their graph, tensors, input and task.
@@ -196,58 +245,16 @@ class _Trainable(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.graph_module = network.module
-        self._switch = network.train
+        self._network = network
         self.training = network.training
 
-    def forward(self, images: Tensor) -> Tensor:
-        return outputs_of(self.graph_module(images))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self._network(images)
 
     def train(self, mode: bool = True) -> "_Trainable":
-        self._switch(mode)
+        self._network.train(mode)
         self.training = mode
         return self
-
-
-def capture(module: nn.Module, input: InputSpec, task: TaskSpec) -> Network:
-    """Capture `module` as a `Network`; the module itself is left as it was (mode included).
-
-    Regularisers that a module builds only while it trains and that leave no trace in inference (stochastic
-    depth) are not captured; batch norm and dropout are.
-
-    Args:
-        module: Any module that takes images `[N, C, H, W]`; a copy of it on the CPU, in float32, is captured.
-        input: Size, channels and normalisation of its images.
-        task: The meaning of its outputs.
-
-    Raises:
-        InputError: the module fails on images of this size, or does not return one tensor `[N, outputs]`.
-        Unsupported: `torch.export` cannot capture it (the reason is in the message).
-
-    Example:
-        >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
-        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-        >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))
-        >>> network(torch.zeros(5, 1, 8, 8)).shape
-        torch.Size([5, 2])
-    """
-    twin = copy.deepcopy(module).cpu().float()
-    twin.train()
-    frozen = frozenset(f"{name}.running_mean" for name, m in twin.named_modules() if _is_frozen_norm(m))
-    twin.eval()
-    example = torch.randn(_EXAMPLE_BATCH, *input.shape, generator=torch.Generator().manual_seed(0))
-    _check_output(twin, example, task)
-    try:
-        graph = remove_writes(inline_regions(unlifted(_export(twin, example))))
-    except Exception as error:
-        fixes_batch = "batch as dynamic but your code specialized it" in str(error)
-        raise Unsupported(
-            f"{type(module).__name__} could not be captured as a graph.",
-            why=f"torch.export says: {first_lines(error)}",
-            fix="Write `x.shape[0]` where the number of images is asked for in another way, such as `len(x)`."
-            if fixes_batch
-            else "Rewrite the part that depends on the data (such as `if x.sum() > 0`), then try again.",
-        ) from error
-    return Network(graph, input, task, frozen)
 
 
 def unlifted(program: torch.export.ExportedProgram) -> GraphModule:
@@ -265,24 +272,13 @@ def unlifted(program: torch.export.ExportedProgram) -> GraphModule:
     return module
 
 
-def outputs_of(value: Any) -> Tensor:
-    """The one tensor that a network gives, also where it comes in a tuple or list of one."""
-    if isinstance(value, (tuple, list)) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        raise InputError(
-            f"The network returns {_describe(value)} instead of one tensor.",
-            fix="Wrap it in a module whose forward returns the one tensor that the task needs.",
-        )
-    return value
-
-
-def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=2**16)
+def export_program(module: nn.Module, example: Tensor, batch_size: int | None) -> torch.export.ExportedProgram:
+    """What `torch.export` makes of a module in inference form, for `batch_size` images or (None) any number of them."""
+    sizes = None if batch_size is not None else ({0: torch.export.Dim("batch", min=1, max=2**16)},)
     with torch.no_grad(), _trainable_attention(), warnings.catch_warnings():
         # Recurrent layers list their weights anew when they run; the graph has the weights themselves.
         warnings.filterwarnings("ignore", message="The tensor attributes? self")
-        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=False)
 
 
 @contextlib.contextmanager
@@ -294,33 +290,3 @@ def _trainable_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
-
-
-def _check_output(module: nn.Module, example: Tensor, task: TaskSpec) -> None:
-    try:
-        with torch.no_grad():
-            output = outputs_of(module(example))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{type(module).__name__} fails on images of shape {tuple(example.shape[1:])} (channels, height, width).",
-            why=f"It says: {first_lines(error)}",
-            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH, or another model.",
-        ) from error
-    if output.ndim != 2 or output.shape[1] != task.outputs:
-        raise InputError(
-            f"The network's output has shape {list(output.shape)}, and {task.name} needs [N, {task.outputs}].",
-            why=f"The data has {task.outputs} {'classes' if task.name == 'classification' else 'outputs'}.",
-            fix="Give a model with a head of that width, or data that matches the model.",
-        )
-
-
-def _is_frozen_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

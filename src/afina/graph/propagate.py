@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.fx.node import map_arg
 
 from afina.errors import Unsupported
 from afina.graph.stored import attribute
+
+if TYPE_CHECKING:
+    from afina.graph.network import Network
 
 
 def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
@@ -25,6 +28,18 @@ def fake_values(module: GraphModule, shape: tuple[int, ...]) -> dict[Node, Any]:
     with mode:
         example = torch.empty(shape)
     return _run(module, mode, example)
+
+
+def output_shapes(network: "Network", batch: int = 1) -> dict[str, tuple[int, ...]]:
+    """The shape of each output of a network, by its name, for so many images (or those that it is fixed to).
+
+    Raises:
+        Unsupported: as `fake_values`.
+    """
+    with network.inference():
+        values = fake_values(network.module, (network.traced_batch(batch), *network.input.shape))
+    given = next(values[node] for node in network.graph.nodes if node.op == "output")
+    return {name: tuple(map(int, value.shape)) for name, value in network.named(given).items()}
 
 
 def current_values(module: GraphModule) -> dict[Node, Any]:

@@ -76,6 +76,20 @@ def _after(node: Node) -> list[Node]:
     return nodes[nodes.index(node) + 1 :]
 
 
+def clone_written_input(module: GraphModule) -> GraphModule:
+    """Let a network that writes into its images write into a copy of them: images serve many runs; gives `module`."""
+    for images in [node for node in module.graph.nodes if node.op == "placeholder"]:
+        memory = _relatives(images)
+        if all(memory.isdisjoint(written(node)) for node in module.graph.nodes):
+            continue
+        with module.graph.inserting_after(images):
+            cloned = module.graph.call_function(_aten.clone.default, (images,))
+        cloned.meta = {key: value for key, value in images.meta.items() if key in ("val", "tensor_meta")}
+        images.replace_all_uses_with(cloned, delete_user_cb=lambda user, cloned=cloned: user is not cloned)
+        module.recompile()
+    return module
+
+
 def remove_writes(module: GraphModule, *, frozen: bool = False) -> GraphModule:
     """Store tensors that are filled with constants, and pass on what is copied over a whole tensor; gives `module`.
 

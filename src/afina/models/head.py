@@ -9,8 +9,10 @@ from torch.fx import Node
 
 from afina.errors import InputError
 from afina.graph.folding import bias_name_of, give_bias
-from afina.graph.network import Network, unlifted
+from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.graph.stored import put_parameter
+from afina.tasks.base import only_output
 from afina.types import TaskSpec
 
 _LINEAR, _CONV = torch.ops.aten.linear.default, torch.ops.aten.conv2d.default
@@ -46,6 +48,8 @@ def find_head(network: Network) -> Head | None:
         ('3', '3.weight', '3.bias')
     """
     parameters = dict(network.module.named_parameters())
+    if len(network.outputs) > 1:
+        return None
     node: Node | None = next(node for node in network.graph.nodes if node.op == "output")
     while node is not None and node.target not in (_LINEAR, _CONV):
         node = _only_tensor_input(node)
@@ -56,7 +60,7 @@ def find_head(network: Network) -> Head | None:
     if weight not in parameters or (has_bias and bias not in parameters):
         return None
     shape = parameters[weight].shape
-    if shape[0] != network.task.outputs or math.prod(shape[2:]) != 1:
+    if math.prod(shape[2:]) != 1 or output_shapes(network)[network.outputs[0]][1:] != (shape[0],):
         return None
     return Head(weight.rpartition(".")[0] or weight, node, weight, bias)
 
@@ -91,11 +95,11 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
     # Exported again, because the shapes noted in the graph are those of the old head.
     twin.task = task
     try:
-        new = Network(unlifted(twin.exported()), twin.input, task, twin.frozen)
-        shape = tuple(new(new.example()).shape[1:])
+        new = twin.retraced()
+        shape = output_shapes(new)[new.outputs[0]][1:]
     except Exception as error:  # torch.export raises whatever the graph's operators raise
         raise _no_head(network, task) from error
-    if shape != (task.outputs,):
+    if len(new.outputs) > 1 or shape != (task.outputs,):
         raise _no_head(network, task)
     return new.train(network.training)
 
@@ -117,7 +121,8 @@ def with_order(network: Network, task: TaskSpec) -> Network:
     twin.task = task
     images = network.example()
     with network.inference(), twin.inference():
-        if not torch.allclose(twin(images), network(images)[:, order], rtol=1e-4, atol=1e-5):
+        was, now = only_output(network(images)), only_output(twin(images))
+        if not torch.allclose(now, was[:, order], rtol=1e-4, atol=1e-5):
             raise _no_head(network, task)
     return twin
 

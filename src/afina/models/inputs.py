@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afina.graph.network import outputs_of
+from afina.graph.capture import answers_of
 from afina.types import InputSpec
 
 _DEFAULT_SIZE = 224
@@ -89,18 +89,34 @@ def stem_channels(module: nn.Module) -> int | None:
 
 
 def output_width(module: nn.Module, input: InputSpec) -> int | None:
-    """Second dimension of the output for images of this kind; None where the module does not take them."""
-    images = torch.zeros(2, *input.shape)
+    """Width of the one output `[N, width]` that a module gives for images of this kind; None where it gives none."""
+    return width_of(output_shapes_of(module, input))
+
+
+def width_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The width of the one output `[N, width]` among outputs of these shapes; None where there are others.
+
+    Example:
+        >>> width_of({"outputs": (2, 10)}), width_of({"map": (2, 3, 8, 8)})
+        (10, None)
+    """
+    vectors = [shape[1] for shape in shapes.values() if len(shape) == 2]
+    return vectors[0] if len(vectors) == len(shapes) == 1 else None
+
+
+def output_shapes_of(module: nn.Module, input: InputSpec) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a module gives for two images of this kind, by name; nothing where it does not take them."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    images = torch.zeros(2, *input.shape, dtype=torch.float32 if parameter is None else parameter.dtype)
     modes = {m: m.training for m in module.modules()}
     try:
-        with torch.no_grad():
-            output = outputs_of(module.eval()(images))
+        tensors, _ = answers_of(module.eval(), images if parameter is None else images.to(parameter.device))
     except Exception:  # whatever a user's forward may raise; `capture` reports it
-        return None
+        return {}
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return int(output.shape[1]) if output.ndim == 2 else None
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _assumed(module: nn.Module, hint: InputSpec | None) -> InputSpec:

@@ -1,6 +1,5 @@
 """`load_model`: a model, by name, file or module, as a captured network with the right head, weights and input."""
 
-import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from afina.errors import InputError
-from afina.graph.network import Network, capture, unlifted
+from afina.graph.capture import capture
+from afina.graph.duplicate import duplicate
+from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.models.head import find_head, set_bias, with_new_head, with_order
-from afina.models.inputs import choose_input, output_width
+from afina.models.inputs import choose_input, output_shapes_of, width_of
 from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_saved, library_and_name, weights_file
 from afina.models.sources import BuiltModule, ModelRequest, build_named
 from afina.models.userfile import build_from_file
 from afina.models.weights import Fit, load_weights, looks_trained, reset
 from afina.progress import Progress
 from afina.tasks import get_task
-from afina.types import InputSpec, TaskSpec
+from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -177,14 +179,16 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
     notes = [note] if note else []
     if source.missing and request.weights is None:
         notes.append(f"{name} starts from random weights: {source.missing}.")
-    width, fit = output_width(module, input), Fit()
-    if request.file is not None and width is not None:
-        module = copy.deepcopy(module).cpu()
-        fit = load_weights(module, request.file, width, name)
-    # Where the width is not known the module fails on such images, and `capture` raises how.
-    labels = _numbered(width) if width is not None else task.labels if task is not None else ("0",)
-    network = capture(module, input, TaskSpec(task.name if task is not None else "classification", labels))
-    return _with_head(network, request, name, notes, fit, trained, source.new_head)
+    shapes, fit = output_shapes_of(module, input), Fit()
+    if request.file is not None and shapes:
+        module = duplicate(module).cpu()
+        fit = load_weights(module, request.file, width_of(shapes), name)
+    network = capture(module, input)
+    width = width_of(output_shapes(network))
+    known = source.task if task is None else task.name
+    if width is not None and known:
+        network.task = TaskSpec(known, _numbered(width))
+    return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)
 
 
 def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded:
@@ -196,7 +200,7 @@ def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded
         )
     network, fit = original.copy().eval(), Fit()
     if request.file is not None:
-        fit = load_weights(network.module, request.file, network.task.outputs, name)
+        fit = load_weights(network.module, request.file, width_of(output_shapes(network)), name)
     if request.size is not None and request.size != (network.input.height, network.input.width):
         network = _resized(network, request.size)
     return _with_head(network, request, name, [], fit, True, None)
@@ -207,8 +211,9 @@ def _resized(network: Network, size: tuple[int, int]) -> Network:
     twin = network.copy()
     twin.input = replace(network.input, height=size[0], width=size[1])
     try:
-        again = Network(unlifted(twin.exported()), twin.input, twin.task, twin.frozen)
-        if again(again.example()).shape[1:] == (twin.task.outputs,):
+        again = twin.retraced()
+        # A wider vector than before would need other weights; maps may grow with the image.
+        if width_of(output_shapes(again)) == width_of(output_shapes(network)):
             return again
     except Exception as error:  # torch.export raises whatever the graph's operators raise
         raise _not_resizable(network, size) from error
@@ -259,8 +264,12 @@ def _with_head(
     #   "dog", "cat", trained                      is kept, its rows in the order of the task
     #   "0", "1", trained                          is kept as it is, with a note that the order is assumed
     if task is not None:
-        if network.task.outputs != task.outputs or not (fresh or _fits(network.task, task)):
-            replaced, fresh = network.task.outputs, True
+        shapes = output_shapes(network)
+        width = width_of(shapes)
+        if width is None:
+            get_task(task).check_outputs(shapes)
+        elif width != task.outputs or not (fresh or _fits(network.task, task)):
+            replaced, fresh = width, True
             network = with_new_head(network, task, _bias(request, task))
         elif fresh or not trained:
             set_bias(network, _bias(request, task))
@@ -277,13 +286,12 @@ def _with_head(
 
 def _fits(model_task: TaskSpec, task: TaskSpec) -> bool:
     """Whether outputs that mean `had` can serve for `task`: as many, and the same names where they have names."""
-    if model_task.name != task.name or model_task.outputs != task.outputs:
+    if model_task == UNKNOWN_TASK:
+        return True
+    if model_task.name != task.name:
         return False
-    return (
-        model_task.name != "classification"
-        or model_task.labels == _numbered(model_task.outputs)
-        or _same_names(model_task, task)
-    )
+    numbered = model_task.labels == _numbered(model_task.outputs)
+    return numbered or _same_names(model_task, task) or not get_task(task).has_classes
 
 
 def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
@@ -293,7 +301,7 @@ def _matched(network: Network, task: TaskSpec) -> tuple[Network, str]:
         return network, ""
     if _same_names(model_task, task):
         return with_order(network, task), f"Its outputs were put into the order of the data's classes: {shown}."
-    kind = "classes in sorted order" if task.name == "classification" else "targets in their order"
+    kind = "classes in sorted order" if get_task(task).has_classes else "targets in their order"
     return network, f"The model does not name its outputs; they are taken as the data's {kind}: {shown}."
 
 
@@ -302,13 +310,12 @@ def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
 
 
 def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:
-    if request.targets is None:
-        return torch.zeros(task.outputs)
-    return get_task(task).initial_bias(request.targets)
+    bias = None if request.targets is None else get_task(task).initial_bias(request.targets)
+    return torch.zeros(task.outputs) if bias is None else bias
 
 
 def _new_head_note(before: int, task: TaskSpec, layers: tuple[str, ...]) -> str:
-    what = "classes" if task.name == "classification" else "outputs"
+    what = get_task(task).label_word
     named = f" ({layers[0]})" if layers else ""
     return f"The model had {before} outputs for other {what}; the data has {task.outputs}: new last layer{named}."
 

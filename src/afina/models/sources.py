@@ -56,6 +56,7 @@ class BuiltModule:
         trained: Whether it holds trained weights.
         missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
+        task: The name of the task that the source makes its models for; empty where it does not say.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class BuiltModule:
     trained: bool = False
     missing: str = ""
     new_head: int | None = None
+    task: str = ""
 
 
 def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
@@ -77,7 +79,9 @@ def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
             f"{library}:{request.name} takes no arguments here, and got {', '.join(request.options)}.",
             fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
         )
-    return LIBRARIES[library].build(request)
+    # All that these libraries name here are classifiers; without classes (`num_classes=0`) it gives features.
+    built = LIBRARIES[library].build(request)
+    return built if request.outputs == 0 else replace(built, task="classification")
 
 
 def library_of(name: str, library: str | None) -> str:

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class Session(Protocol):
     """A loaded file, ready to run."""
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Run a batch of preprocessed images.
 
         Args:
             images: float32 `[N, C, H, W]`, scaled and normalized as the file's metadata says.
 
         Returns:
-            The file's outputs, float32 `[N, ...]` each, in the order in which the file has them.
+            The file's outputs `[N, ...]` by name, in the order in which the file has them.
         """
 
 
@@ -203,8 +203,8 @@ class Runtime(ABC):
 
 
 def in_fixed_batches(
-    run: Callable[[np.ndarray], tuple[np.ndarray, ...]], images: np.ndarray, size: int
-) -> tuple[np.ndarray, ...]:
+    run: Callable[[np.ndarray], dict[str, np.ndarray]], images: np.ndarray, size: int
+) -> dict[str, np.ndarray]:
     """Run images through a file that takes exactly `size` at a time: the last batch is filled up, and cut again.
 
     Args:
@@ -213,17 +213,17 @@ def in_fixed_batches(
         size: Images in one batch of the file.
 
     Returns:
-        The outputs for the N images.
+        The outputs for the N images, by name.
 
     Example:
-        >>> sums = in_fixed_batches(lambda batch: (batch.sum(axis=1),), np.arange(10).reshape(5, 2), size=2)
-        >>> sums[0].tolist()
+        >>> sums = in_fixed_batches(lambda batch: {"sum": batch.sum(axis=1)}, np.arange(10).reshape(5, 2), size=2)
+        >>> sums["sum"].tolist()
         [1, 5, 9, 13, 17]
     """
     missing = -len(images) % size
     filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
     parts = [run(filled[start : start + size]) for start in range(0, len(filled), size)]
-    return tuple(np.concatenate(outputs)[: len(images)] for outputs in zip(*parts, strict=True))
+    return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
 
 def _flush(file: Path) -> None:

@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported, first_lines
+from afina.graph.propagate import output_shapes
 from afina.runtimes.metadata import describe
 from afina.runtimes.onnx_codes import (
     carry_quantization,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 # operators at 20, 21 and 23 (checked with 1.32), and 20 is the newest that runtimes from early 2024 on still read.
 OPSET = 20
 
-INPUT, OUTPUT = "images", "outputs"
+INPUT = "images"
 _LIMIT = 2**31 - 2**20  # protobuf cannot hold 2 GiB; some room is left for the graph itself
 # Rules of onnxscript, in this order.
 _RULES = (
@@ -54,7 +55,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
     """The network in inference form as one serialized ONNX model, checked.
 
-    Input `images` float32 [batch, C, H, W], output `outputs` float32 [batch, outputs], dynamic batch. Batch norm is
+    Input `images` float32 [batch, C, H, W], outputs by their names in the network, [batch, ...]; a dynamic batch where
+    the network has one. Batch norm is
     folded into the convolution (or linear layer) in front of it. A quantized network becomes QuantizeLinear and
     DequantizeLinear around float operators, with int8 weights: the form from which runtimes make int8 kernels. Weights
     in 16 bits each have a Cast behind them, which a runtime undoes once, when it loads.
@@ -85,20 +87,20 @@ def _translate(network: "Network") -> "ir.Model":
     with torch_onnx():
         try:
             try:
-                model = _exported(plain_program(prepared))
+                model = _exported(plain_program(prepared), network.outputs)
             except Exception:  # mostly an op that only the general way breaks up; else that way fails too, and says why
-                model = _exported(prepared.exported())
+                model = _exported(prepared.exported(), network.outputs)
         except Exception as error:
             raise _failure(error) from error
         _simplify(model)
     return model
 
 
-def _exported(program: Any) -> "ir.Model":
-    """An exported program as torch.onnx translates it."""
+def _exported(program: Any, outputs: tuple[str, ...]) -> "ir.Model":
+    """An exported program as torch.onnx translates it, with these names of its outputs."""
     import torch
 
-    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(outputs)}
     exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET, optimize=False, **names)
     if exported is None:
         raise AfinaError("torch.onnx gave no model.", fix="Please report this with the model that you used.")
@@ -261,10 +263,11 @@ def _strip(model: "ir.Model", network: "Network") -> None:
         step(model)
     graph = model.graph
     _drop_defaults(graph)
-    _shorten_names(graph)
+    _shorten_names(graph, network.outputs)
     graph.name = "afina"
-    for value, shape in ((graph.inputs[0], network.input.shape), (graph.outputs[0], (network.task.outputs,))):
-        value.shape = ir.Shape(["batch", *shape])
+    shapes = (network.input.shape, *(shape[1:] for shape in output_shapes(network).values()))
+    for value, shape in zip((*graph.inputs, *graph.outputs), shapes, strict=True):
+        value.shape = ir.Shape([network.batch_size or "batch", *shape])
     model.metadata_props.update(describe(network))
     model.producer_name, model.producer_version = "afina", None
 
@@ -288,9 +291,9 @@ def _drop_defaults(graph: "ir.Graph") -> None:
                 del node.attributes[name]
 
 
-def _shorten_names(graph: "ir.Graph") -> None:
+def _shorten_names(graph: "ir.Graph", outputs: tuple[str, ...]) -> None:
     """Number all values and drop the names of nodes, which nothing refers to."""
-    names = (_base36(number) for number in count())
+    names = (name for name in map(_base36, count()) if name not in (INPUT, *outputs))
     values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     fixed = {*graph.inputs, *graph.outputs}
     for value in values:
@@ -304,7 +307,9 @@ def _shorten_names(graph: "ir.Graph") -> None:
                 value.shape = value.type = None
     for node in graph:
         node.name = ""
-    graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
+    graph.inputs[0].name = INPUT
+    for value, name in zip(graph.outputs, outputs, strict=True):
+        value.name = name
 
 
 def _serialize(model: "ir.Model") -> bytes:

@@ -71,13 +71,14 @@ class _ONNXSession:
             listed = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
             raise InputError(f"{path} does not take one batch of float images.", why=f"Its inputs are: {listed}")
         self._session, self._name = session, inputs[0].name
+        self._outputs = [output.name for output in session.get_outputs()]
         batch = inputs[0].shape[0]
         self._batch = batch if isinstance(batch, int) else None
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         if self._batch is None or len(images) == self._batch:
             return self._run(images)
         return in_fixed_batches(self._run, images, self._batch)
 
-    def _run(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._session.run(None, {self._name: images}))
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(None, {self._name: images}), strict=True))

@@ -115,19 +115,20 @@ class _OpenVINOSession:
         if len(shapes) != 1 or len(shapes[0]) != 4 or model.input(0).get_element_type().get_type_name() != "f32":
             raise InputError(f"{path} does not take one batch of float images.", why=f"Its inputs are: {model.inputs}")
         self._core, self._model, self._settings = core, model, settings
+        self._outputs = [_name(output, f"output {index}") for index, output in enumerate(model.outputs)]
         self._batch = None if shapes[0][0].is_dynamic else int(shapes[0][0].get_length())
         self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         if self._batch is not None:  # so a file that cannot be compiled is an error at loading
             self._request(tuple(int(size.get_length()) for size in shapes[0]))
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         if self._batch is None or len(images) == self._batch:
             return self._run(images)
         return in_fixed_batches(self._run, images, self._batch)
 
-    def _run(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         results = self._request(images.shape).infer([images], share_inputs=True)
-        return tuple(np.array(results[index]) for index in range(len(results)))
+        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         """The file compiled for batches of one shape; the two shapes that were used last are in memory."""
@@ -139,6 +140,12 @@ class _OpenVINOSession:
             self._compiled[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
         self._compiled.move_to_end(shape)
         return self._compiled[shape]
+
+
+def _name(output: Any, otherwise: str) -> str:
+    """The name of an output; files of others need have none."""
+    names: set[str] = output.get_names()
+    return min(names, key=lambda name: (len(name), name)) if names else otherwise
 
 
 def _converted(data: bytes) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 
 from afina.errors import ParityError
 from afina.runtimes.base import Session
-from afina.runtimes.quality import run_session
+from afina.runtimes.quality import joined, run_session
 from afina.runtimes.table import runtime_of
 
 if TYPE_CHECKING:
@@ -67,29 +67,22 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
 
     session = runtime_of(path).load(Path(path), threads=threads)
     expected, answers = _both(network, session, path, _parity_images(network, data))
-    if not np.isfinite(expected).all():
-        raise ParityError(
-            f"The network behind {Path(path).name} gives outputs that are not finite numbers.",
-            fix="Check its weights and its training.",
-        )
-    if answers.shape != expected.shape or not np.isfinite(answers).all():
-        raise ParityError(
-            f"{Path(path).name} does not answer as the network it was made from.",
-            why=f"It gives shape {list(answers.shape)} with {np.count_nonzero(~np.isfinite(answers))} numbers that are "
-            f"not finite, the network {list(expected.shape)}, all finite.",
-        )
-    difference = relative_difference(expected, answers)
+    _check_numbers(expected, answers, path)
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
         distance, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
     else:
         distance, allowed, unit = relative_difference, FLOAT_TOLERANCE, "of the largest output"
-    measured, amplified = distance(expected, answers), 0.0
-    if measured > allowed:
-        amplified = distance(expected, _nudged(network, _parity_images(network, data)))
+    measured = {name: distance(value, answers[name]) for name, value in expected.items()}
+    worst = max(measured, key=measured.__getitem__)
+    amplified = 0.0
+    if measured[worst] > allowed:
+        amplified = distance(expected[worst], _nudged(network, _parity_images(network, data))[worst])
         if is_quantized(network):
             allowed = max(allowed, min(_TIMES_AMPLIFIED * amplified, _MOST_NOISE))
-    if measured > allowed:
-        why = f"Over {len(answers)} images they differ by {measured:.2g} {unit}; up to {allowed:.2g} is allowed."
+    if measured[worst] > allowed:
+        where = f" in {worst}" if len(measured) > 1 else ""
+        why = f"Over {len(answers[worst])} images they differ{where} by {measured[worst]:.2g} {unit}; up to "
+        why += f"{allowed:.2g} is allowed."
         if amplified > allowed:
             why += f" So does the network, by {amplified:.2g}, where its numbers change in the seventh digit."
         raise ParityError(
@@ -97,11 +90,34 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
             why=why,
             fix=_remedy(network, amplifies=amplified > allowed),
         )
-    return difference
+    return max(relative_difference(value, found[name]) for name, value in expected.items())
+
+
+def _check_numbers(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], path: Path) -> None:
+    """Refuse outputs of other names or shapes, or with numbers that are not finite."""
+    for name, value in expected.items():
+        if not np.isfinite(value).all():
+            raise ParityError(
+                f"The network behind {Path(path).name} gives numbers that are not finite in the output {name}.",
+                fix="Check its weights and its training.",
+            )
+        got = found.get(name)
+        if got is None or got.shape != value.shape or not np.isfinite(got).all():
+            given = (
+                f"the outputs {', '.join(found)}"
+                if got is None
+                else f"shape {list(got.shape)} with {np.count_nonzero(~np.isfinite(got))} numbers that are not finite"
+            )
+            raise ParityError(
+                f"{Path(path).name} does not answer as the network it was made from.",
+                why=f"It gives {given}; the network gives {name} of shape {list(value.shape)}, all finite.",
+            )
 
 
 def relative_difference(expected: np.ndarray, answers: np.ndarray) -> float:
     """The largest difference between two sets of outputs, relative to the largest of the expected ones.
+
+    Of whole numbers (classes, masks) it is the share of those that differ.
 
     Args:
         expected: Outputs of the network, of any shape.
@@ -111,6 +127,8 @@ def relative_difference(expected: np.ndarray, answers: np.ndarray) -> float:
         >>> round(relative_difference(np.array([1.0, -4.0]), np.array([1.0, -3.0])), 3)
         0.25
     """
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float(np.mean(expected != found))
     scale = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(answers - expected).max(initial=0.0)) / max(scale, _TINY)
 
@@ -126,10 +144,14 @@ def _noise_allowed(network: "Network") -> float:
 def _noise(expected: np.ndarray, answers: np.ndarray) -> float:
     """Root mean square of the difference, relative to that of the expected outputs.
 
+    Of whole numbers it is the share of those that differ.
+
     Example:
         >>> round(_noise(np.array([3.0, -4.0]), np.array([3.1, -4.2])), 3)
         0.045
     """
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float(np.mean(expected != answers))
     wide = expected.astype(np.float64)
     energy = float(np.sqrt(np.mean(wide**2)))
     return float(np.sqrt(np.mean((answers - wide) ** 2))) / max(energy, _TINY)
@@ -141,34 +163,34 @@ def _parity_images(network: "Network", data: "ImageData | torch.Tensor | None") 
 
     if data is None or isinstance(data, torch.Tensor):
         images = network.example(_PARITY_BATCH) if data is None else data
-        for part in images.cpu().split(network.input.batch):
+        for part in images.cpu().split(network.batch_size or network.input.batch):
             yield part.numpy()
         return
     count = min(_PARITY_IMAGES, data.count("validation"))
-    for images, _ in data.batches("validation", network.input, batch_size=network.input.batch, limit=count):
+    for images, _ in data.batches("validation", network.input, batch_size=network.batch_size or network.input.batch, limit=count):
         yield np.ascontiguousarray(images.numpy())
 
 
 def _both(
     network: "Network", session: Session, path: Path, batches: Iterator[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The outputs `[N, outputs]` of the network and of the file for the same images."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The outputs `[N, ...]` of the network and of the file for the same images, by name."""
     import torch
 
     expected, answers = [], []
     with network.inference():
         for images in batches:
-            expected.append(network(torch.from_numpy(images).to(network.device)).cpu().numpy())
+            outputs = network(torch.from_numpy(images).to(network.device))
+            expected.append({name: value.cpu().numpy() for name, value in outputs.items()})
             answers.append(run_session(session, path, images))
-    return np.concatenate(expected), np.concatenate(answers)
+    return joined(expected), joined(answers)
 
 
-def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
+def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
     """The network's outputs where its images, and each value before it is rounded, differ in the seventh digit."""
     import torch
     from torch.fx import Interpreter, Node
 
-    from afina.graph.network import outputs_of
     from afina.graph.quantized import ROUNDING_OP
 
     draw = torch.Generator().manual_seed(0)
@@ -187,8 +209,8 @@ def _nudged(network: "Network", batches: Iterator[np.ndarray]) -> np.ndarray:
 
     with network.inference():
         runner = Nudge(network.module)
-        parts = [runner.run(torch.from_numpy(images).to(network.device)) for images in batches]
-    return np.concatenate([outputs_of(part).cpu().numpy() for part in parts])
+        parts = [network.named(runner.run(torch.from_numpy(images).to(network.device))) for images in batches]
+    return joined([{name: value.cpu().numpy() for name, value in part.items()} for part in parts])
 
 
 def _remedy(network: "Network", *, amplifies: bool) -> str:

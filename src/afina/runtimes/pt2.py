@@ -54,9 +54,9 @@ scores = model(torch.from_numpy(x)).detach().numpy()[0]
         network = Network.load(path)
         torch.set_num_threads(threads)
 
-        def session(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        def session(images: np.ndarray) -> dict[str, np.ndarray]:
             with torch.inference_mode():
-                return (network(torch.from_numpy(images)).numpy(),)
+                return {name: value.numpy() for name, value in network(torch.from_numpy(images)).items()}
 
         return session
 

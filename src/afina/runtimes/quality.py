@@ -1,5 +1,6 @@
 """What an exported file answers over a set of images, and the quality of these answers in the task's metric."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ def outputs_of_file(
     batch_size: int | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
-) -> np.ndarray:
-    """The file's outputs `[N, outputs]` (float32) for the images of a split, in the order of its targets.
+) -> dict[str, np.ndarray]:
+    """The file's outputs `[N, ...]` by name for the images of a split, in the order of its targets.
 
     Args:
         path: An exported file.
@@ -49,22 +50,22 @@ def outputs_of_file(
         for images, _ in batches:
             parts.append(run_session(session, path, np.ascontiguousarray(images.numpy())))
             bar.advance()
-    return np.concatenate(parts)
+    return joined(parts)
 
 
 def measure_quality(
-    outputs: np.ndarray,
+    outputs: Mapping[str, np.ndarray],
     data: "ImageData",
     task: "Task",
     *,
-    reference: np.ndarray | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
     runtime: Runtime | None = None,
     split: str = "validation",
 ) -> Measurement:
     """The task's metric over outputs of a file; where there are no labels, its agreement with `reference`.
 
     Args:
-        outputs: The file's outputs `[N, outputs]` for the first N images of the split.
+        outputs: The file's outputs `[N, ...]` by name, for the first N images of the split.
         data: The images, with or without labels.
         task: What the outputs mean.
         reference: Outputs of the original for the same images; needed where the data has no labels.
@@ -72,38 +73,68 @@ def measure_quality(
         split: The split that the images belong to.
 
     Returns:
-        The mean over images, with its standard error as the spread.
+        The metric, with its standard error as the spread.
 
     Raises:
         InputError: there are neither labels nor a reference, or the reference is of other images.
     """
+    # Imported here: tasks need torch, and files are timed without it.
+    from afina.tasks import value_with_error
+
+    evidence = evidence_of(outputs, data, task, reference=reference, split=split)
+    value, error = value_with_error(task, evidence, agreement=not data.labelled)
+    metric = task.metric if data.labelled else task.agreement
+    label = f"{runtime.package} {runtime.version()}, " if runtime else ""
+    where = f"{label}{len(evidence)} {split} images of {data.name}"
+    return Measurement(value, metric.name, "measured", spread=error, n=len(evidence), where=where)
+
+
+def evidence_of(
+    outputs: Mapping[str, np.ndarray],
+    data: "ImageData",
+    task: "Task",
+    *,
+    reference: Mapping[str, np.ndarray] | None = None,
+    split: str = "validation",
+) -> np.ndarray:
+    """What each image says about the quality of outputs, or about their agreement with `reference`.
+
+    Arguments and errors are those of `measure_quality`.
+    """
     if data.labelled:
-        scores, metric = task.scores(outputs, data.targets(split).numpy()[: len(outputs)]), task.metric
-    elif reference is None or reference.shape != outputs.shape:
+        count = len(next(iter(outputs.values())))
+        return task.evidence(task.decode(outputs), data.targets(split).numpy()[:count])
+    if reference is None or _shapes(reference) != _shapes(outputs):
         raise InputError(
             "There is nothing to judge the outputs by.",
             why="The data has no labels, and there are no outputs of an original for the same images.",
             fix="Give data with labels, or the original beside the file.",
         )
-    else:
-        scores, metric = task.agreements(outputs, reference), task.agreement
-    # Imported here: tasks need torch, and files are timed without it.
-    from afina.tasks import mean_with_error
-
-    value, error = mean_with_error(scores)
-    label = f"{runtime.package} {runtime.version()}, " if runtime else ""
-    where = f"{label}{len(scores)} {split} images of {data.name}"
-    return Measurement(value, metric.name, "measured", spread=error, n=len(scores), where=where)
+    return task.agreement_evidence(outputs, reference)
 
 
-def run_session(session: Session, path: Path, images: np.ndarray) -> np.ndarray:
-    """The outputs `[N, outputs]` of a loaded file for images `[N, C, H, W]`.
+def _shapes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in outputs.items()}
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The outputs of several batches, as those of one.
+
+    Example:
+        >>> joined([{"a": np.zeros((2, 3))}, {"a": np.zeros((1, 3))}])["a"].shape
+        (3, 3)
+    """
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def run_session(session: Session, path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs `[N, ...]` of a loaded file by name, for images `[N, C, H, W]`.
 
     Raises:
         InputError: the file does not run on images of this shape.
     """
     try:
-        return session(images)[0]
+        return session(images)
     except Exception as error:
         raise InputError(
             f"{path} does not run on images of shape {list(images.shape[1:])} (channels, height, width).",

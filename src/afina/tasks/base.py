@@ -1,65 +1,129 @@
-"""The contract of a task. A new one is a file with a subclass, and a row in `TASKS` or an entry point."""
+"""The contract of a task. A new one is a file with a subclass, and a row in `TASKS` or an entry point.
 
-import math
+What is measured goes three steps, each of which is the task's own:
+
+    outputs -- decode --> predictions -- evidence --> one row for each image -- value --> the metric
+
+For a classifier of 3 images and 2 classes:
+
+    outputs       {"outputs": [[2, 1], [0, 3], [1, 4]]}
+    predictions   [0, 1, 1]
+    evidence      [[1], [1], [0]]       the targets are 0, 1, 0
+    value         2 / 3
+
+Since the value can be taken over any resampling of the rows, every metric has an honest error, also one that is no mean
+over images, such as a mean average precision; and a drop between two files has a paired one (`tasks.errors`).
+
+Agreement with another network needs nothing of its own: its predictions stand in the place of the targets.
+"""
+
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from afina.errors import InputError
 from afina.types import MetricInfo, TaskSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+Arrays = Mapping[str, np.ndarray]
+Tensors = Mapping[str, Tensor]
 
 
 class Task(ABC):
-    """The meaning of a network's outputs `[N, outputs]`, with the losses and the metric that belong to it.
+    """What a network's outputs mean, how they are trained and how they are judged.
+
+    Outputs come as named tensors (`[N, ...]` each), as `Network` and `Session` give them.
 
     Attributes:
-        metric: What `scores` measures; the quality of a network is the mean of its scores.
-        agreement: What `agreements` measures; it stands in for the metric where there are no labels.
+        metric: What `value` measures.
+        agreement: The same where the predictions of another network stand in the place of the targets.
+        label_word: What the labels of its specification are called, in the plural.
+        has_classes: Whether the labels are classes, which a trained head knows by their names: then other labels need
+            another head.
     """
 
     metric: ClassVar[MetricInfo]
     agreement: ClassVar[MetricInfo]
+    label_word: ClassVar[str] = "outputs"
+    has_classes: ClassVar[bool] = False
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
 
     @abstractmethod
-    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    def check_outputs(self, shapes: Shapes) -> None:
+        """Raise `InputError`, saying what was expected and what came, where outputs of these shapes are none of it."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensors, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean loss over the batch; `targets` as `ImageData.targets` gives them."""
 
     @abstractmethod
-    def distillation(self, student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
-        """Distance of the student's outputs from the teacher's, both `[N, outputs]`; mean over the batch, a scalar."""
+    def distance(self, outputs: Tensors, reference: Tensors, *, temperature: float = 4.0) -> Tensor:
+        """How far outputs are from another network's for the same images, mean over the batch."""
 
     @abstractmethod
-    def scores(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The metric for each image, float64 `[N]`; outputs that are not finite get the worst score."""
+    def decode(self, outputs: Arrays) -> Any:
+        """The predictions: one for each image, in the form that targets have where that can be."""
 
     @abstractmethod
-    def agreements(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Agreement of each image's outputs with those of the reference network, both `[N, outputs]`; float64 `[N]`."""
+    def evidence(self, predictions: Any, targets: Any) -> np.ndarray:
+        """What each image says about the quality: one row (or object) for each, float64 `[N, k]` where it is numbers.
+
+        Predictions that are not finite count as the worst.
+        """
 
     @abstractmethod
-    def predictions(self, outputs: np.ndarray) -> list[Any]:
-        """The prediction for each image in the user's terms: the name of a class, a number, or a list of numbers."""
+    def value(self, evidence: np.ndarray) -> float:
+        """The metric over any collection of rows of evidence."""
 
     @abstractmethod
-    def initial_bias(self, targets: Tensor) -> Tensor:
-        """Bias `[outputs]` with which a new head starts, from the training targets."""
+    def plain(self, predictions: Any) -> list[Any]:
+        """What a user reads for each image, as plain data: the name of a class, a number, or a list of numbers."""
+
+    def as_targets(self, predictions: Any) -> Any:
+        """Predictions in the place of targets: those of the network that another one is to agree with."""
+        return predictions
+
+    def agreement_evidence(self, outputs: Arrays, reference: Arrays) -> np.ndarray:
+        """What each image says about how well outputs agree with those of the reference network."""
+        return self.evidence(self.decode(outputs), self.as_targets(self.decode(reference)))
+
+    def agreement_value(self, evidence: np.ndarray) -> float:
+        """The agreement over any collection of rows of its evidence."""
+        return self.value(evidence)
+
+    def initial_bias(self, targets: Tensor) -> Tensor | None:
+        """Bias with which a new last layer starts, from the training targets; None to start from zeros."""
+        return None
+
+    def details(self, evidence: np.ndarray) -> dict[str, float]:
+        """Further figures that the evidence holds, by their names."""
+        return {}
 
 
-def mean_with_error(scores: np.ndarray) -> tuple[float, float | None]:
-    """The mean of scores `[N]`, one for each image, and its standard error; None where one image has none.
+def only_output(outputs: Mapping[str, Any]) -> Any:
+    """The tensor or array of a network that gives one."""
+    (value,) = outputs.values()
+    return value
 
-    The standard error is the standard deviation over images (with N - 1) divided by the root of N.
 
-    Example:
-        >>> mean_with_error(np.array([1.0, 0.0, 1.0, 0.0]))
-        (0.5, 0.28867513459481287)
-        >>> mean_with_error(np.array([1.0]))
-        (1.0, None)
-    """
-    count = len(scores)
-    error = float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else None
-    return float(np.mean(scores)), error
+def check_vector(task: Task, shapes: Shapes) -> None:
+    """Raise `InputError` where the outputs are not one vector with a number for each label of `task`."""
+    shape = next(iter(shapes.values()))
+    if len(shapes) == 1 and len(shape) == 2 and shape[1] == task.spec.outputs:
+        return
+    came = ", ".join(f"{name} {_shown(shape)}" for name, shape in shapes.items())
+    raise InputError(
+        f"{task.spec.name} needs one output [N, {task.spec.outputs}], and the network gives {came}.",
+        why=f"The data has {task.spec.outputs} {task.label_word}.",
+        fix="Give a model with an output of that width, data that matches the model, or --task outputs to compare what "
+        "it gives with the original.",
+    )
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return f"[{', '.join(['N', *map(str, shape[1:])])}]"

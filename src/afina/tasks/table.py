@@ -8,6 +8,8 @@ from typing import Any
 from afina.extensions import Table, concrete_class
 from afina.tasks.base import Task
 from afina.tasks.classification import Classification
+from afina.tasks.multilabel import MultiLabel
+from afina.tasks.outputs import Outputs
 from afina.tasks.regression import Regression
 from afina.types import MetricInfo, TaskSpec
 
@@ -19,7 +21,10 @@ def _accept(value: Any) -> type[Task]:
 
 
 TASKS: Table[type[Task]] = Table(
-    "task", "afina.tasks", {"classification": Classification, "regression": Regression}, accept=_accept
+    "task",
+    "afina.tasks",
+    {"classification": Classification, "regression": Regression, "multilabel": MultiLabel, "outputs": Outputs},
+    accept=_accept,
 )
 
 

@@ -50,16 +50,17 @@ def check_answers(runtime: Runtime, network: Network, images: Tensor, folder: Pa
     """The file answers as the network: for one image and for several, with one thread and with two."""
     path = runtime.export(network, folder / f"answers{runtime.suffix}")
     with network.inference():
-        expected = network(images).numpy()
+        expected = {name: value.numpy() for name, value in network(images).items()}
     for threads in (1, 2):
         session = runtime.load(path, threads=threads)
         for count in (1, 3):
             outputs = session(images[:count].numpy())
-            _promise(runtime, isinstance(outputs, tuple) and len(outputs) == 1, "gives a tuple of the outputs")
-            same = outputs[0].shape == expected[:count].shape
-            _promise(runtime, same, f"gives outputs of the network's shape for {count} images")
-            near = bool(np.allclose(outputs[0], expected[:count], atol=tolerance))
-            _promise(runtime, near, f"answers as the network for {count} images with {threads} threads")
+            _promise(runtime, list(outputs) == list(expected), "gives the outputs by their names, in the same order")
+            for name, wanted in expected.items():
+                same = outputs[name].shape == wanted[:count].shape
+                _promise(runtime, same, f"gives {name} in the network's shape for {count} images")
+                near = bool(np.allclose(outputs[name], wanted[:count], atol=tolerance))
+                _promise(runtime, near, f"answers as the network for {count} images with {threads} threads")
 
 
 def check_metadata(runtime: Runtime, network: Network, folder: Path) -> None:

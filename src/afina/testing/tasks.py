@@ -3,27 +3,31 @@
 In the tests of a package that adds a task:
 
     task = get_task(TaskSpec("mytask", ("cat", "dog", "cow")))
-    check_task(task, torch.randn(8, 3), torch.randint(3, (8,)))
+    check_task(task, {"outputs": torch.randn(8, 3)}, torch.randint(3, (8,)))
 """
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from afina.errors import InputError
 from afina.tasks import Task
+
+Outputs = Mapping[str, Tensor]
 
 # Of training, enough to come from random outputs nearer to any target.
 _STEPS = 30
 
 
-def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
+def check_task(task: Task, outputs: Outputs, targets: Tensor) -> None:
     """Check all that a task promises.
 
     Args:
         task: The task.
-        outputs: Outputs of a network that is often wrong, float32 `[N, outputs]`, finite; at least two images.
+        outputs: Outputs of a network that is often wrong, float32 `[N, ...]` by name, finite; at least four images.
         targets: The targets of these images, as `ImageData.targets` gives them.
 
     Raises:
@@ -33,70 +37,94 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
         >>> from afina.tasks import get_task
         >>> from afina.types import TaskSpec
         >>> task = get_task(TaskSpec("classification", ("cat", "dog")))
-        >>> check_task(task, torch.tensor([[1.0, 0.0], [2.0, 0.5]]), torch.tensor([0, 1]))
+        >>> outputs = {"outputs": torch.tensor([[1.0, 0.0], [2.0, 0.5], [0.0, 1.0], [1.0, 2.0]])}
+        >>> check_task(task, outputs, torch.tensor([0, 1, 1, 0]))
     """
+    check_shapes(task, outputs)
     check_loss(task, outputs, targets)
-    check_distillation(task, outputs)
-    check_scores(task, outputs, targets)
-    check_agreements(task, outputs)
+    check_distance(task, outputs)
+    check_evidence(task, outputs, targets)
+    check_agreement(task, outputs)
     check_predictions(task, outputs)
     check_initial_bias(task, targets)
 
 
-def check_loss(task: Task, outputs: Tensor, targets: Tensor) -> None:
+def check_shapes(task: Task, outputs: Outputs) -> None:
+    """Its own outputs are taken; those of a network of another kind are refused with one clear error."""
+    task.check_outputs({name: tuple(value.shape) for name, value in outputs.items()})
+    try:
+        task.check_outputs({"other": (2, 1, 3, 5, 7), "second": (2, 11)})
+    except InputError:
+        return
+    raise AssertionError(f"{_name(task)} does not keep its promise: it refuses outputs that it cannot read.")
+
+
+def check_loss(task: Task, outputs: Outputs, targets: Tensor) -> None:
     """The loss is one finite number, and outputs that are trained on it score no worse than before."""
-    trained = outputs.detach().clone().requires_grad_()
+    trained = {name: value.detach().clone().requires_grad_() for name, value in outputs.items()}
     loss = task.loss(trained, targets)
     _promise(task, loss.ndim == 0 and bool(loss.isfinite()), "gives one finite number as loss")
     _promise(task, loss.requires_grad, "gives a loss that outputs can be trained on")
-    optimizer = torch.optim.Adam([trained], lr=0.1)
+    optimizer = torch.optim.Adam(trained.values(), lr=0.1)
     for _ in range(_STEPS):
         optimizer.zero_grad()
         task.loss(trained, targets).backward()
         optimizer.step()
-    _promise(task, bool(trained.isfinite().all()), "gives a finite gradient of the loss")
-    before, after = (task.scores(values.detach().numpy(), targets.numpy()).mean() for values in (outputs, trained))
-    better = after >= before if task.metric.higher_is_better else after <= before
-    _promise(task, bool(better), "gives a loss that makes scores better where it falls")
+    finite = all(bool(value.isfinite().all()) for value in trained.values())
+    _promise(task, finite, "gives a finite gradient of the loss")
+    before, after = (_value(task, values, targets) for values in (outputs, trained))
+    _promise(task, task.metric.lost(before, after) <= 0, "gives a loss that makes the metric better where it falls")
 
 
-def check_distillation(task: Task, outputs: Tensor) -> None:
-    """The distance from the teacher is one finite number that can be trained on, least for the teacher's outputs."""
-    student = outputs.flip(0).detach().clone().requires_grad_()
-    distance = task.distillation(student, outputs)
-    _promise(task, distance.ndim == 0 and bool(distance.isfinite()), "gives one finite number as distillation")
-    _promise(task, distance.requires_grad, "gives a distillation that a student can be trained on")
-    least = task.distillation(outputs, outputs)
-    _promise(task, bool(least <= distance + 1e-6), "gives the least distillation for the teacher's own outputs")
+def check_distance(task: Task, outputs: Outputs) -> None:
+    """The distance from a teacher is one finite number that can be trained on, least for the teacher's outputs."""
+    student = {name: value.flip(0).detach().clone().requires_grad_() for name, value in outputs.items()}
+    distance = task.distance(student, outputs)
+    _promise(task, distance.ndim == 0 and bool(distance.isfinite()), "gives one finite number as distance")
+    _promise(task, distance.requires_grad, "gives a distance that a student can be trained on")
+    least = task.distance(outputs, outputs)
+    _promise(task, bool(least <= distance + 1e-6), "gives the least distance for the teacher's own outputs")
 
 
-def check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
-    """A score for each image, whatever the others are; outputs that are not finite get the worst."""
-    scores = task.scores(outputs.numpy(), targets.numpy())
-    _check_values(task, scores, len(outputs), "scores")
-    single = np.concatenate([task.scores(outputs[i : i + 1].numpy(), targets[i : i + 1].numpy()) for i in range(2)])
-    _promise(task, bool(np.allclose(single, scores[:2])), "scores an image by itself, whatever the others are")
-    for value in (np.nan, np.inf):
-        broken = task.scores(np.full(outputs.shape, value, np.float32), targets.numpy())
-        worse = broken <= scores.min() if task.metric.higher_is_better else broken >= scores.max()
-        _promise(task, bool(worse.all()), f"gives the worst score to outputs that are {value}")
+def check_evidence(task: Task, outputs: Outputs, targets: Tensor) -> None:
+    """A row for each image, whatever the others are; a value over any rows; the worst for what is not finite."""
+    arrays, wanted = _arrays(outputs), targets.numpy()
+    evidence = task.evidence(task.decode(arrays), wanted)
+    _promise(task, len(evidence) == len(wanted), "gives one row of evidence for each image")
+    for i in range(2):
+        part = {name: value[i : i + 1] for name, value in arrays.items()}
+        single = task.evidence(task.decode(part), wanted[i : i + 1])
+        _promise(task, _same(single, evidence[i : i + 1]), "judges an image by itself, whatever the others are")
+    rows = np.arange(len(wanted))
+    values = [task.value(evidence[order]) for order in (rows, rows[::-1])]
+    _promise(task, bool(np.isfinite(values).all()), "gives a finite metric for finite outputs")
+    _promise(task, bool(np.isclose(*values)), "gives a metric that does not depend on the order of the images")
+    for number in (np.nan, np.inf):
+        broken = {name: np.full_like(value, number) for name, value in arrays.items()}
+        worse = task.metric.lost(values[0], task.value(task.evidence(task.decode(broken), wanted)))
+        _promise(task, bool(worse >= 0), f"gives no better metric to outputs that are {number}")
 
 
-def check_agreements(task: Task, outputs: Tensor) -> None:
-    """An agreement for each image: best with the same outputs, worst with outputs that are not finite."""
-    reference, sign = outputs.numpy(), 1 if task.agreement.higher_is_better else -1
-    same = task.agreements(reference, reference)
-    _check_values(task, same, len(outputs), "agreements")
-    other = task.agreements(reference[::-1], reference)
-    _promise(task, bool((sign * same >= sign * other).all()), "gives the best agreement to the same outputs")
-    broken = task.agreements(np.full_like(reference, np.nan), reference)
-    _promise(task, bool((sign * broken <= sign * other).all()), "gives the worst agreement to outputs that are nan")
+def check_agreement(task: Task, outputs: Outputs) -> None:
+    """The agreement is best with the same outputs, and no better with outputs that are not finite."""
+    reference = _arrays(outputs)
+
+    def agreement(arrays: dict[str, np.ndarray]) -> float:
+        return task.agreement_value(task.agreement_evidence(arrays, reference))
+
+    same = agreement(reference)
+    other = agreement({name: value[::-1].copy() for name, value in reference.items()})
+    _promise(task, task.agreement.lost(same, other) >= 0, "gives the best agreement to the same outputs")
+    broken = agreement({name: np.full_like(value, np.nan) for name, value in reference.items()})
+    _promise(task, task.agreement.lost(same, broken) >= 0, "gives no better agreement to outputs that are nan")
 
 
-def check_predictions(task: Task, outputs: Tensor) -> None:
+def check_predictions(task: Task, outputs: Outputs) -> None:
     """A prediction for each image, as plain data."""
-    predictions = task.predictions(outputs.numpy())
-    _promise(task, len(predictions) == len(outputs), "gives one prediction for each image")
+    arrays = _arrays(outputs)
+    predictions = task.plain(task.decode(arrays))
+    count = len(next(iter(arrays.values())))
+    _promise(task, len(predictions) == count, "gives one prediction for each image")
     try:
         json.dumps(predictions)
     except TypeError as error:
@@ -104,16 +132,25 @@ def check_predictions(task: Task, outputs: Tensor) -> None:
 
 
 def check_initial_bias(task: Task, targets: Tensor) -> None:
-    """A finite bias for each output."""
+    """None, or a finite bias for each output."""
     bias = task.initial_bias(targets)
-    fits = tuple(bias.shape) == (task.spec.outputs,) and bias.dtype == torch.float32 and bool(bias.isfinite().all())
-    _promise(task, fits, "gives a finite float32 bias for each output")
+    if bias is not None:
+        fits = tuple(bias.shape) == (task.spec.outputs,) and bias.dtype == torch.float32 and bool(bias.isfinite().all())
+        _promise(task, fits, "gives a finite float32 bias for each output")
 
 
-def _check_values(task: Task, values: np.ndarray, count: int, name: str) -> None:
-    fits = values.shape == (count,) and values.dtype == np.float64
-    _promise(task, fits, f"gives {name} as float64 with one for each image")
-    _promise(task, bool(np.isfinite(values).all()), f"gives finite {name} for finite outputs")
+def _value(task: Task, outputs: Outputs, targets: Tensor) -> float:
+    return task.value(task.evidence(task.decode(_arrays(outputs)), targets.numpy()))
+
+
+def _arrays(outputs: Outputs) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in outputs.items()}
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    if first.dtype == object:
+        return repr(first.tolist()) == repr(second.tolist())
+    return bool(np.allclose(first, second, equal_nan=True))
 
 
 def _name(task: Task) -> str:

@@ -1,12 +1,14 @@
 """Runs a network over images in torch: its outputs (`predict`), and its quality with a standard error (`evaluate`)."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.tasks import get_task, mean_with_error
+from afina.tasks import get_task, value_with_error
 from afina.types import Measurement
 
 
@@ -17,8 +19,8 @@ def predict(
     *,
     batch_size: int | None = None,
     limit: int | None = None,
-) -> np.ndarray:
-    """The network's raw outputs, float32 `[N, outputs]`, in the order of the data, computed on its device.
+) -> dict[str, np.ndarray]:
+    """The network's raw outputs `[N, ...]` by name, in the order of the data, computed on its device.
 
     Args:
         network: What is run, in inference form; its mode is put back.
@@ -35,7 +37,7 @@ def predict(
         >>> from afina.graph import capture
         >>> data = open_data("digits", seed=0)
         >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-        >>> predict(capture(module, data.native, data.task), data, limit=32).shape
+        >>> predict(capture(module, data.native, data.task), data, limit=32)["outputs"].shape
         (32, 10)
     """
     return _run(network, data, split, batch_size, limit)[0]
@@ -48,9 +50,9 @@ def evaluate(
     *,
     batch_size: int | None = None,
     limit: int | None = None,
-    reference: np.ndarray | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
 ) -> Measurement:
-    """The network's quality in float32: the mean of the task's metric, and its standard error.
+    """The network's quality in float32: the task's metric, and its standard error.
 
     Args:
         network: What is evaluated, in inference form; its mode is put back.
@@ -58,7 +60,7 @@ def evaluate(
         split: `train` or `validation`.
         batch_size: Images at once; by default what is fast on the network's device.
         limit: At most so many images.
-        reference: Outputs `[N, outputs]` of another network on the same images. With it, the measurement is the
+        reference: Outputs of another network on the same images, by name. With it, the measurement is the
             agreement with that network, which stands in for quality where there are no labels.
 
     Raises:
@@ -81,33 +83,35 @@ def evaluate(
         )
     outputs, targets = _run(network, data, split, batch_size, limit)
     if reference is None:
-        return measurement(task.scores(outputs, targets), task.metric.name, f"torch, {network.device.type}")
-    agreements = task.agreements(outputs, reference[: len(outputs)])
-    return measurement(agreements, task.agreement.name, f"torch, {network.device.type}")
-
-
-def measurement(scores: np.ndarray, unit: str, where: str = "") -> Measurement:
-    """The mean of scores `[N]`, one for each image, with its standard error.
-
-    Example:
-        >>> measurement(np.array([1.0, 0.0, 1.0, 0.0]), "accuracy").value
-        0.5
-    """
-    mean, error = mean_with_error(scores)
-    return Measurement(mean, unit, "measured", spread=error, n=len(scores), where=where)
+        evidence = task.evidence(task.decode(outputs), targets)
+    else:
+        count = len(next(iter(outputs.values())))
+        evidence = task.agreement_evidence(outputs, {name: value[:count] for name, value in reference.items()})
+    agreement = reference is not None
+    value, error = value_with_error(task, evidence, agreement=agreement)
+    metric = task.agreement if agreement else task.metric
+    where = f"torch, {network.device.type}"
+    return Measurement(value, metric.name, "measured", spread=error, n=len(evidence), where=where)
 
 
 def _run(
     network: Network, data: ImageData, split: str, batch_size: int | None, limit: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Outputs and their targets in the order of the data; no targets where there are no labels."""
     outputs, targets = [], []
     size = batch_size or network.batch
     with network.inference():
         for images, batch_targets in data.batches(split, network.input, batch_size=size, limit=limit):
-            outputs.append(network(images.to(network.device)).float().cpu())
+            answers = network(images.to(network.device))
+            outputs.append({name: _plain(value) for name, value in answers.items()})
             if data.labelled:
                 targets.append(batch_targets)
     if not outputs:
         raise InputError(f"{data.name} has no image for {split}.", fix="Give a folder with images for that split.")
-    return torch.cat(outputs).numpy(), torch.cat(targets).numpy() if targets else np.empty(0)
+    joined = {name: torch.cat([part[name] for part in outputs]).numpy() for name in network.outputs}
+    return joined, torch.cat(targets).numpy() if targets else np.empty(0)
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    """In a type that numpy has, on the processor."""
+    return (value.float() if value.is_floating_point() else value).cpu()

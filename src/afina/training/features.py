@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from afina.errors import InputError, did_you_mean
 from afina.graph.cost import layer_of
-from afina.graph.network import Network, outputs_of
+from afina.graph.network import Network
 from afina.graph.ops import op_name
 from afina.graph.propagate import fake_values
 
@@ -109,14 +109,14 @@ def places_of(network: Network) -> list[Place]:
     no feature maps.
     """
     with network.inference():
-        values = fake_values(network.module, (_IMAGES, *network.input.shape))
+        values = fake_values(network.module, (network.traced_batch(_IMAGES), *network.input.shape))
     channels_last: dict[Node, bool] = {}
     places = []
     for node in network.graph.nodes:
         value = values.get(node)
         if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim not in (3, 4):
             continue
-        if value.shape[0] != _IMAGES:
+        if value.shape[0] != network.traced_batch(_IMAGES):
             continue  # attention's own tensors may have tokens, or heads, in the place of images
         is_last = _channels_last(node, channels_last)
         if is_last is None:
@@ -164,7 +164,9 @@ class FeatureLoss(nn.Module):
         return torch.stack(parts).sum()
 
 
-def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def tapped(
+    network: Network, images: Tensor, nodes: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The outputs of a network and those of some of its nodes, by name; with gradients where torch's mode has them.
 
     Args:
@@ -173,8 +175,7 @@ def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[Tens
         nodes: Names of nodes.
     """
     tap = _Tap(network, frozenset(nodes))
-    outputs = outputs_of(tap.run(images))
-    return outputs, tap.activations
+    return network.named(tap.run(images)), tap.activations
 
 
 class _Tap(Interpreter):

@@ -13,6 +13,7 @@ import torch
 from afina.data import Batches, ImageData
 from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.progress import Bar, Progress
 from afina.tasks import get_task
 from afina.training.best import Best
@@ -223,7 +224,9 @@ class _Training:
         self._network.train()
         for part, (images, targets) in zip(batches.parts, batches, strict=True):
             rate = self._stepper.rate
-            teacher_outputs = None if self._teacher_outputs is None else self._teacher_outputs[part.places]
+            teacher_outputs = None
+            if self._teacher_outputs is not None:
+                teacher_outputs = {name: value[part.places] for name, value in self._teacher_outputs.items()}
             loss = self._stepper.take(images, targets, number, teacher_outputs, part.weight)
             if math.isfinite(loss):
                 total, count = total + loss * part.whole, count + part.whole
@@ -244,11 +247,12 @@ class _Training:
         return {"stepper": self._stepper.state(), "best": self._best.state(), "curve": curve}
 
 
-def _outputs_of_teacher(teacher: Network, data: ImageData) -> torch.Tensor | None:
-    """The teacher's outputs for every training image, `[N, outputs]`; None where they would take too much memory."""
-    if 4 * data.count("train") * teacher.task.outputs > _MOST_TEACHER_BYTES:
+def _outputs_of_teacher(teacher: Network, data: ImageData) -> dict[str, torch.Tensor] | None:
+    """The teacher's outputs for every training image, by name; None where they would take too much memory."""
+    numbers = sum(math.prod(shape) for shape in output_shapes(teacher).values())
+    if 4 * data.count("train") * numbers > _MOST_TEACHER_BYTES:
         return None
-    return torch.from_numpy(predict(teacher, data, split="train"))
+    return {name: torch.from_numpy(value) for name, value in predict(teacher, data, split="train").items()}
 
 
 def _check(network: Network, data: ImageData, teacher: Network | None) -> None:

@@ -1,5 +1,8 @@
 """What training minimises: the task's loss, distances to the teacher's outputs and feature maps, or their sum."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from afina.errors import InputError
@@ -9,10 +12,18 @@ from afina.training.config import FitConfig
 from afina.training.features import FeatureLoss, find_pairs, tapped
 
 
+Outputs = Mapping[str, Tensor]
+
+
+def in_float32(outputs: Outputs) -> dict[str, Tensor]:
+    """The outputs, those in half precision widened."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
+
+
 class Objective(nn.Module):
     """A scalar loss of a network on a batch; its own parameters, if any, are trained with the network.
 
-    With a teacher: `(1 - w) * task.loss + w * (task.distillation + features)` (Hinton et al. 2015), with `w` =
+    With a teacher: `(1 - w) * task.loss + w * (task.distance + features)` (Hinton et al. 2015), with `w` =
     `distillation`; without labels the teacher alone teaches.
 
     Args:
@@ -50,7 +61,7 @@ class Objective(nn.Module):
         return self._teacher is not None and self.inside is None
 
     def forward(
-        self, network: Network, images: Tensor, targets: Tensor, teacher_outputs: Tensor | None = None
+        self, network: Network, images: Tensor, targets: Tensor, teacher_outputs: Outputs | None = None
     ) -> Tensor:
         """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `teacher_outputs` are used where they are known."""
         activations: dict[str, Tensor] = {}
@@ -59,8 +70,8 @@ class Objective(nn.Module):
         else:
             nodes = [student_place.node for student_place, _ in self.inside.pairs]
             outputs, activations = tapped(network, images, nodes)
-        outputs = outputs.float()
-        loss = outputs.new_zeros(())
+        outputs = in_float32(outputs)
+        loss = next(iter(outputs.values())).new_zeros((), dtype=torch.float32)
         if self._weight < 1:
             task_loss = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
             loss = loss + (1 - self._weight) * task_loss
@@ -69,7 +80,7 @@ class Objective(nn.Module):
         return loss
 
     def _teacher_loss(
-        self, outputs: Tensor, activations: dict[str, Tensor], images: Tensor, teacher_outputs: Tensor | None
+        self, outputs: Outputs, activations: dict[str, Tensor], images: Tensor, teacher_outputs: Outputs | None
     ) -> Tensor:
         assert self._teacher is not None
         teacher_activations: dict[str, Tensor] = {}
@@ -79,7 +90,7 @@ class Objective(nn.Module):
             else:
                 nodes = [teacher_place.node for _, teacher_place in self.inside.pairs]
                 batch_outputs, teacher_activations = tapped(self._teacher, images, nodes)
-        loss = self._task.distillation(outputs, batch_outputs.float(), temperature=self._config.temperature)
+        loss = self._task.distance(outputs, in_float32(batch_outputs), temperature=self._config.temperature)
         return loss if self.inside is None else loss + self.inside(activations, teacher_activations)
 
 

@@ -12,7 +12,7 @@ from afina.errors import TrainingError
 from afina.graph.network import Network
 from afina.training.config import FitConfig
 from afina.training.ema import Average
-from afina.training.losses import Objective
+from afina.training.losses import Objective, Outputs
 from afina.training.overflow import find_overflow
 from afina.training.precision import LossScale, ScaleLog
 from afina.training.schedules import make_optimizer, make_schedule
@@ -72,7 +72,7 @@ class Stepper:
         return self._scale.take_log()
 
     def take(
-        self, images: Tensor, targets: Tensor, epoch: int, teacher_outputs: Tensor | None = None, weight: float = 1.0
+        self, images: Tensor, targets: Tensor, epoch: int, teacher_outputs: Outputs | None = None, weight: float = 1.0
     ) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
@@ -87,7 +87,8 @@ class Stepper:
         """
         images = images.to(self._fabric.device, memory_format=self._layout)
         targets = targets.to(self._fabric.device)
-        teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self._fabric.device)
+        if teacher_outputs is not None:
+            teacher_outputs = {name: value.to(self._fabric.device) for name, value in teacher_outputs.items()}
         where = f"step {self.done + 1} (epoch {epoch})"
 
         def loss_of() -> Tensor:

@@ -167,7 +167,8 @@ class Analysis:
     def __init__(self, network: Network, batch: int = _BATCH) -> None:
         self.graph = network.graph
         self.unknown: dict[str, str] = {}
-        builder = Builder(network.module, fake_values(network.module, (batch, *network.input.shape)))
+        shape = (network.traced_batch(batch), *network.input.shape)
+        builder = Builder(network.module, fake_values(network.module, shape))
         for node in self.graph.nodes:
             self._visit(builder, node)
         self._builder = builder

@@ -26,19 +26,28 @@ class Effect:
     def __init__(self, network: Network, images: Tensor) -> None:
         self._images = images
         self._whole = self._outputs(network)
-        self._varies = (self._whole - self._whole.mean(0)).square().sum().clamp_min(_TINY)
+        self._varies = {
+            name: (value - value.mean(0)).square().sum().clamp_min(_TINY) for name, value in self._whole.items()
+        }
 
     def of(self, changed: Network) -> float:
-        """Squared change of the outputs `f`, as a share of their variation over the images.
+        """Squared change of the outputs `f`, as a share of their variation over the images; mean over the outputs.
 
         `sum |changed(x) - f(x)|^2 / sum |f(x) - mean f|^2`: 0 where nothing changed, 1 where every image
         gets the mean output.
         """
-        return float((self._outputs(changed) - self._whole).square().sum() / self._varies)
+        now = self._outputs(changed)
+        shares = [(now[name] - value).square().sum() / self._varies[name] for name, value in self._whole.items()]
+        return float(torch.stack(shares).mean())
 
-    def _outputs(self, network: Network) -> Tensor:
+    def _outputs(self, network: Network) -> dict[str, Tensor]:
         with network.inference():
-            return torch.cat([network(part.to(network.device)) for part in self._images.split(network.batch)]).double()
+            parts = [network(part.to(network.device)) for part in self._images.split(network.batch)]
+        return {
+            name: torch.cat([part[name] for part in parts]).double()
+            for name, value in parts[0].items()
+            if value.is_floating_point()
+        }
 
 
 @contextlib.contextmanager

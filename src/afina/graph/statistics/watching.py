@@ -58,7 +58,7 @@ def output_errors(
 
     for batch in images:
         # The outputs of all these layers are in memory at once.
-        for few in batch.split(network.input.few):
+        for few in batch.split(network.few):
             watch(network, few, lambda node: node.name in nodes, remember)
             watch(changed, few, lambda node: node.name in nodes, compare)
     errors = {}

@@ -46,7 +46,7 @@ def layers_of(network: Network, config: FactorizeConfig) -> tuple[dict[str, Laye
         if name not in names:
             raise InputError(f"There is no layer {name!r}.", fix=did_you_mean(name, names))
     with network.inference():
-        values = fake_values(network.module, (1, *network.input.shape))
+        values = fake_values(network.module, (network.traced_batch(1), *network.input.shape))
     nodes = {node.name: node for node in network.graph.nodes}
     layers, skipped = dict[str, Layer](), dict[str, str]()
     for reader in readers.values():

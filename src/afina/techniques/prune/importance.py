@@ -4,7 +4,7 @@ Each function gives, for each axis, one score for each unit (`[size]`, 0 or more
 Scores are compared within an axis only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from afina.graph.stored import attribute
 
 Scores = NDArray[np.float64]
 _LAYERS = frozenset(["linear", *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3))])
+_TINY = 1e-12
 _NORMS = frozenset("batch_norm instance_norm layer_norm group_norm rms_norm".split())
 
 
@@ -92,9 +93,7 @@ def by_gradient(network: Network, axes: Iterable[Axis], images: Iterable[Tensor]
     totals = {axis: np.zeros(axis.size) for axis in axes}
     batches = 0
     for batch in images:
-        outputs = differentiable(batch.to(differentiable.device))
-        signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-        projection = (outputs * signs).sum() / len(batch)
+        projection = _projection(differentiable(batch.to(differentiable.device)), generator)
         gradients = torch.autograd.grad(projection, list(parameters.values()), allow_unused=True)
         changes = {
             name: (parameter * gradient).detach().double()
@@ -112,6 +111,17 @@ def by_gradient(network: Network, axes: Iterable[Axis], images: Iterable[Tensor]
     if not batches:
         raise InputError("There are no calibration images.", fix="Give data with training images.")
     return {axis: total / batches for axis, total in totals.items()}
+
+
+def _projection(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """A random sum of all outputs, mean over the images; each output counts by its scale, so that none drowns."""
+    total = torch.zeros(())
+    for value in outputs.values():
+        if value.is_floating_point():
+            signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+            scale = 1.0 if len(outputs) == 1 else value.detach().square().mean().sqrt().clamp_min(_TINY)
+            total = total.to(value.device) + (value * signs).sum() / scale / len(value)
+    return total
 
 
 def by_norm(network: Network, axes: Iterable[Axis]) -> dict[Axis, Scores]:

@@ -75,7 +75,7 @@ def _noise(reference: Network, network: Network, images: Tensor) -> dict[str, fl
         noise[node.name] = noise.get(node.name, 0.0) + float(error) ** 2
 
     # The exact outputs of all layers are in memory at once.
-    for part in images.split(network.input.few):
+    for part in images.split(network.few):
         watch(reference, part, is_layer, remember)
         watch(network, part, is_layer, subtract)
     return {name: 10 * math.log10((signal[name] + _TINY) / (noise[name] + _TINY)) for name in noise}

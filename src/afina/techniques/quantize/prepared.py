@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms, fold_weights
-from afina.graph.network import Network, unlifted
+from afina.graph.network import Network
 from afina.graph.quantized import is_quantized
 from afina.graph.stored import attribute, is_stored
 from afina.techniques.context import Context
@@ -69,7 +69,7 @@ class Source:
         twin = network.copy().eval()
         _separate_weights(twin)
         # Captured anew, so that every node carries the shape and type that are looked at below.
-        fresh = Network(unlifted(twin.exported()), network.input, network.task, network.frozen)
+        fresh = twin.retraced()
         fold_weights(fresh)
         fold_norms(fresh)
         place(fresh, fresh.device, fitting_layout(fresh, fresh.device, channels_last=True))
@@ -116,7 +116,7 @@ class Prepared:
                 "Quantization found no convolution or linear layer that it could change.",
                 why="; ".join(f"{name}: {why}" for name, why in list(self.placement.skipped.items())[:4]),
             )
-        self.adopt(Network(prepared, source.network.input, source.network.task, source.network.frozen))
+        self.adopt(source.network.around(prepared))
         self.unrounded = source.network
 
     def adopt(self, network: Network) -> None:
@@ -191,7 +191,7 @@ class Prepared:
         module.recompile()
         _snap_biases(module)
         module.to(memory_format=torch.contiguous_format)
-        return Network(module, self.network.input, self.network.task, self.network.frozen)
+        return self.network.around(module)
 
     def _run(self, context: Context) -> None:
         """Run the calibration images through the network, without the first ones, which are held out."""

@@ -40,7 +40,7 @@ class Found:
     loss: torch.Tensor | None = None
 
 
-Pair = namedtuple("Pair", "maps vector")  # noqa: PYI024 (as users write it)
+Pair = namedtuple("Pair", "maps vector")
 IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -93,7 +93,10 @@ def test_what_is_no_tensor_is_left_out_and_named():
     ("make", "said"),
     [
         (lambda maps, vector: "text", r"returns no tensor[\s\S]*str"),
-        (lambda maps, vector: {"anchors": torch.zeros(7, 2), "logits": vector}, "first dimension of the output anchors"),
+        (
+            lambda maps, vector: {"anchors": torch.zeros(7, 2), "logits": vector},
+            "first dimension of the output anchors",
+        ),
         (lambda maps, vector: vector.T, r"first dimension[\s\S]*\[10, 3\]"),
     ],
 )
@@ -152,7 +155,9 @@ def test_a_module_that_writes_into_its_images_leaves_those_of_others_alone_and_t
     assert all(p.grad is not None for p in network.module.parameters())
 
 
-@pytest.mark.parametrize("norm", [spectral_norm, weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+@pytest.mark.parametrize(
+    "norm", [spectral_norm, weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
+)
 def test_weights_that_are_computed_from_parameters_are_stored_as_they_are(norm):
     module = Body()
     with pytest.warns(FutureWarning) if norm is weight_norm else pytest.MonkeyPatch.context():

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afina.graph.network import Network, capture
+    from afina.graph import Network, capture
     from afina.jobs.benchmark import benchmark
     from afina.jobs.demo import demo
     from afina.jobs.distill import distill
@@ -55,9 +55,9 @@ _COMMANDS = (
 )  # fmt: skip
 _HOME = {
     "InputSpec": "afina.types",
-    "Network": "afina.graph.network",
+    "Network": "afina.graph",
     "TaskSpec": "afina.types",
-    "capture": "afina.graph.network",
+    "capture": "afina.graph",
     **{name: f"afina.jobs.{name}" for name in _COMMANDS},
 }
 

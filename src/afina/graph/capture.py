@@ -119,9 +119,7 @@ def _is_frozen_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training
 
 
-def _answers(
-    twin: nn.Module, images: Tensor, task: TaskSpec | None
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _answers(twin: nn.Module, images: Tensor, task: TaskSpec | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What the module gives for the images, by name, and what the user should know of it."""
     try:
         expected, left_out = answers_of(twin, images)

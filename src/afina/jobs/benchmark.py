@@ -17,8 +17,8 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.shared import InputSize
 from afina.progress import Progress
 from afina.runtimes import measure_quality, outputs_of_file, read_metadata, runtime_of
-from afina.tasks import get_task
-from afina.types import InputSpec, Measurement
+from afina.tasks import Task, get_task
+from afina.types import UNKNOWN_TASK, InputSpec, Measurement
 from afina.units import format_value
 
 _COLUMNS = ("quality", "size", "latency", "peak_memory")
@@ -66,21 +66,16 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     inputs = [_input(path, images, options.input_size) for path in paths]
     times = _latencies(paths, inputs, threads, options.batch)
     rows: list[Row] = []
-    reference: np.ndarray | None = None
+    task, reference = _task(paths, images), dict[str, np.ndarray]()
     for path, spec in zip(paths, inputs, strict=True):
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
         outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
-        # 0, which is any width, where neither labels nor an earlier file say how many.
-        width = images.task.outputs if images.labelled or reference is None else reference.shape[1]
-        if outputs.ndim != 2 or outputs.shape[1] != (width or outputs.shape[1]):
-            raise InputError(
-                f"{path} gives outputs of shape {list(outputs.shape)}, where [N, {width}] is needed.",
-                why="That is what the data's targets need, or the first file gives.",
-                fix="Give a file made for this data.",
-            )
-        reference = outputs if reference is None else reference
-        quality = measure_quality(outputs, images, get_task(images.task), reference=reference, runtime=runtime)
+        outputs = _comparable(outputs, reference or outputs, path)
+        if images.labelled:
+            task.check_outputs({name: value.shape for name, value in outputs.items()})
+        reference = reference or outputs
+        quality = measure_quality(outputs, images, task, reference=reference, runtime=runtime)
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,
@@ -127,6 +122,33 @@ def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
         return images.native
     height, width = parse_input_size(size)
     return replace(images.native, height=height, width=width)
+
+
+def _task(paths: Sequence[Path], images: ImageData) -> Task:
+    """What the outputs mean: what the labels say, else what the first file that says something says."""
+    if images.labelled:
+        return get_task(images.task)
+    known = [about[1] for about in map(read_metadata, paths) if about is not None]
+    return get_task(known[0] if known else UNKNOWN_TASK)
+
+
+def _comparable(outputs: dict[str, np.ndarray], first: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The outputs by the names that those of the first file have: tools that write files name them as they like.
+
+    Raises:
+        InputError: they are of other shapes.
+    """
+    shapes, wanted = ([value.shape for value in of.values()] for of in (outputs, first))
+    if shapes != wanted:
+        raise InputError(
+            f"{path} gives outputs of shape {_shown(shapes)}, where the first file gives {_shown(wanted)}.",
+            fix="Give files that were made from the same network, or for the same data.",
+        )
+    return dict(zip(first, outputs.values(), strict=True))
+
+
+def _shown(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(f"[{', '.join(['N', *map(str, shape[1:])])}]" for shape in shapes)
 
 
 def _latencies(paths: Sequence[Path], inputs: Sequence[InputSpec], threads: int, batch: int) -> dict[str, Measurement]:

@@ -86,7 +86,7 @@ def _format_of(path: Path) -> Literal["safetensors", "torch"] | None:
     return "safetensors" if start[8:9] == b"{" and length < path.stat().st_size else None
 
 
-def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
+def load_weights(module: nn.Module, path: Path, outputs: int | None, name: str) -> Fit:
     """Put the weights in `path` into `module`, in place.
 
     Every name and shape must match, except that the last layer may have another number of outputs, or be
@@ -95,7 +95,8 @@ def load_weights(module: nn.Module, path: Path, outputs: int, name: str) -> Fit:
     Args:
         module: A module on the CPU.
         path: The file, see `read_weights`.
-        outputs: Width of the module's output, by which its last layer is recognised.
+        outputs: Width of the module's output, by which its last layer is recognised; None where it gives no vector:
+            then all must match.
         name: The model's name, for messages.
 
     Raises:
@@ -207,7 +208,7 @@ def _matching_prefix(file_weights: dict[str, Tensor], module_weights: Mapping[st
     return file_weights
 
 
-def _head(keys: list[str], module_weights: Mapping[str, Tensor], outputs: int) -> str | None:
+def _head(keys: list[str], module_weights: Mapping[str, Tensor], outputs: int | None) -> str | None:
     """The one layer that all of `keys` belong to, where it has as many outputs as the model."""
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:

@@ -90,10 +90,10 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
             why=why,
             fix=_remedy(network, amplifies=amplified > allowed),
         )
-    return max(relative_difference(value, found[name]) for name, value in expected.items())
+    return max(relative_difference(value, answers[name]) for name, value in expected.items())
 
 
-def _check_numbers(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], path: Path) -> None:
+def _check_numbers(expected: dict[str, np.ndarray], answers: dict[str, np.ndarray], path: Path) -> None:
     """Refuse outputs of other names or shapes, or with numbers that are not finite."""
     for name, value in expected.items():
         if not np.isfinite(value).all():
@@ -101,16 +101,16 @@ def _check_numbers(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]
                 f"The network behind {Path(path).name} gives numbers that are not finite in the output {name}.",
                 fix="Check its weights and its training.",
             )
-        got = found.get(name)
-        if got is None or got.shape != value.shape or not np.isfinite(got).all():
-            given = (
-                f"the outputs {', '.join(found)}"
-                if got is None
-                else f"shape {list(got.shape)} with {np.count_nonzero(~np.isfinite(got))} numbers that are not finite"
+        answer = answers.get(name)
+        if answer is None or answer.shape != value.shape or not np.isfinite(answer).all():
+            came = (
+                f"the outputs {', '.join(answers)}"
+                if answer is None
+                else f"shape {list(answer.shape)} with {np.count_nonzero(~np.isfinite(answer))} numbers that are not finite"
             )
             raise ParityError(
                 f"{Path(path).name} does not answer as the network it was made from.",
-                why=f"It gives {given}; the network gives {name} of shape {list(value.shape)}, all finite.",
+                why=f"It gives {came}; the network gives {name} of shape {list(value.shape)}, all finite.",
             )
 
 
@@ -128,7 +128,7 @@ def relative_difference(expected: np.ndarray, answers: np.ndarray) -> float:
         0.25
     """
     if not np.issubdtype(expected.dtype, np.floating):
-        return float(np.mean(expected != found))
+        return float(np.mean(expected != answers))
     scale = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(answers - expected).max(initial=0.0)) / max(scale, _TINY)
 
@@ -167,7 +167,9 @@ def _parity_images(network: "Network", data: "ImageData | torch.Tensor | None") 
             yield part.numpy()
         return
     count = min(_PARITY_IMAGES, data.count("validation"))
-    for images, _ in data.batches("validation", network.input, batch_size=network.batch_size or network.input.batch, limit=count):
+    for images, _ in data.batches(
+        "validation", network.input, batch_size=network.batch_size or network.input.batch, limit=count
+    ):
         yield np.ascontiguousarray(images.numpy())
 
 

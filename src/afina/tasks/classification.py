@@ -33,14 +33,14 @@ class Classification(Task):
 
     def decode(self, outputs: Arrays) -> np.ndarray:
         """The class with the largest logit, int64 `[N]`; -1 where a logit is not finite."""
-        logits = only_output(outputs)
+        logits: np.ndarray = only_output(outputs)
         # argmax picks a NaN when there is one: a broken network must not score by it.
-        return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), _NONE)
+        return np.asarray(np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), _NONE))
 
     def evidence(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """1 where the class is that of the target, else 0."""
         hits = (predictions == np.asarray(targets).reshape(-1)) & (predictions != _NONE)
-        return hits.astype(np.float64)[:, None]
+        return np.asarray(hits, dtype=np.float64)[:, None]
 
     def value(self, evidence: np.ndarray) -> float:
         """The share of images whose class is right."""

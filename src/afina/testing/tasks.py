@@ -98,7 +98,9 @@ def check_evidence(task: Task, outputs: Outputs, targets: Tensor) -> None:
     rows = np.arange(len(wanted))
     values = [task.value(evidence[order]) for order in (rows, rows[::-1])]
     _promise(task, bool(np.isfinite(values).all()), "gives a finite metric for finite outputs")
-    _promise(task, bool(np.isclose(*values)), "gives a metric that does not depend on the order of the images")
+    _promise(
+        task, bool(np.isclose(values[0], values[1])), "gives a metric that does not depend on the order of the images"
+    )
     for number in (np.nan, np.inf):
         broken = {name: np.full_like(value, number) for name, value in arrays.items()}
         worse = task.metric.lost(values[0], task.value(task.evidence(task.decode(broken), wanted)))

@@ -6,8 +6,8 @@ teacher, resumable checkpoint) and gives the best one; `evaluate` measures quali
 """
 
 from afina.training.config import FitConfig
-from afina.training.evaluation import evaluate, measurement, predict
+from afina.training.evaluation import evaluate, predict
 from afina.training.fit import fit
 from afina.training.policy import LayerDtype, layer_dtypes
 
-__all__ = ["FitConfig", "LayerDtype", "evaluate", "fit", "layer_dtypes", "measurement", "predict"]
+__all__ = ["FitConfig", "LayerDtype", "evaluate", "fit", "layer_dtypes", "predict"]

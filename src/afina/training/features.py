@@ -164,9 +164,7 @@ class FeatureLoss(nn.Module):
         return torch.stack(parts).sum()
 
 
-def tapped(
-    network: Network, images: Tensor, nodes: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The outputs of a network and those of some of its nodes, by name; with gradients where torch's mode has them.
 
     Args:

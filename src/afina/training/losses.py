@@ -11,7 +11,6 @@ from afina.tasks import Task
 from afina.training.config import FitConfig
 from afina.training.features import FeatureLoss, find_pairs, tapped
 
-
 Outputs = Mapping[str, Tensor]
 
 

@@ -126,7 +126,9 @@ class _Pass:
         seen = 0
         with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
             # Few at once: what is alive in a network between two layers grows with them.
-            for batch in (part for whole in images for part in whole.split(self._network.batch_size or self._network.input.batch)):
+            for batch in (
+                part for whole in images for part in whole.split(self._network.batch_size or self._network.input.batch)
+            ):
                 moved = batch.to(self._network.device)
                 if self._reference is not None:
                     _Watch(self._reference, self._by_node, self._remember).go(moved)

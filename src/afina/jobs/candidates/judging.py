@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from afina.devices import measure_latency, measure_memory
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
@@ -15,7 +13,7 @@ from afina.runtimes import check_parity, measure_quality, outputs_of_file
 from afina.tasks import get_task
 from afina.types import Candidate, Epoch, Measurement, Record, Step
 
-_REFERENCE = "work/original-outputs.npy"
+ORIGINAL_OUTPUTS = "work/original-outputs.npz"
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,10 @@ def file_size(job: Job, path: Path) -> Measurement:
 def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
     network = draft.network
     outputs = outputs_of_file(path, job.data, network.input, threads=job.threads, progress=job.progress)
-    reference = job.run.path(_REFERENCE)
     if draft.name == ORIGINAL:
-        job.keep_array(_REFERENCE, outputs)
-    quality = measure_quality(
-        outputs, job.data, get_task(network.task), reference=np.load(reference), runtime=job.runtime
-    )
+        job.keep_arrays(ORIGINAL_OUTPUTS, outputs)
+    reference = job.arrays(ORIGINAL_OUTPUTS)
+    quality = measure_quality(outputs, job.data, get_task(network.task), reference=reference, runtime=job.runtime)
     cost = cost_of(network)
     return {
         "quality": quality,

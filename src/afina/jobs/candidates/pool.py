@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from afina.budget import decide, drop_of, excess
 from afina.errors import AfinaError
-from afina.jobs.candidates.judging import add_latency, judge, rejected
+from afina.jobs.candidates.judging import ORIGINAL_OUTPUTS, add_latency, judge, rejected
 from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.variants import Reduction, Variant
 from afina.types import Candidate, MetricInfo
@@ -85,7 +85,7 @@ class CandidatePool:
             self._report(self._candidates[variant])
 
     def _judge(self, variant: Variant) -> Candidate:
-        name, files = variant.name, ["work/original-outputs.npy"] if variant == THE_ORIGINAL else []
+        name, files = variant.name, [ORIGINAL_OUTPUTS] if variant == THE_ORIGINAL else []
 
         def build() -> Candidate:
             try:

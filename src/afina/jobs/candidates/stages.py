@@ -1,6 +1,6 @@
 """The job that all stages of `afina optimize` share, and how a finished stage is read from the run folder."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -69,8 +69,13 @@ class Job:
         """A network saved by `keep_network`."""
         return Network.load(self.run.path(self.network_file(name)))
 
-    def keep_array(self, file: str, array: np.ndarray) -> str:
-        """Save an array in the run folder, whole or not at all."""
+    def keep_arrays(self, file: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Save arrays by name in the run folder, whole or not at all."""
         with self.run.file(file) as partial, Path(partial).open("wb") as stream:
-            np.save(stream, array)
+            np.savez(stream, **arrays)
         return file
+
+    def arrays(self, file: str) -> dict[str, np.ndarray]:
+        """The arrays that `keep_arrays` saved."""
+        with np.load(self.run.path(file)) as stored:
+            return {name: stored[name] for name in stored.files}

@@ -28,18 +28,18 @@ class Answers:
 
     Attributes:
         quality: The task's metric, or the agreement with a reference where there are no labels.
-        outputs: The outputs, `[N, outputs]`.
+        outputs: The outputs `[N, ...]`, by name.
         size: Bytes of the file.
     """
 
     quality: Measurement
-    outputs: np.ndarray
+    outputs: Mapping[str, np.ndarray]
     size: float
 
     def agreement(self, network: Network, data: ImageData) -> float:
         """Share of the images on which the file and its network predict the same (other tasks: their agreement)."""
         task = get_task(network.task)
-        return float(np.mean(task.agreements(self.outputs, predict(network, data))))
+        return task.agreement_value(task.agreement_evidence(self.outputs, predict(network, data)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Exporter:
             yield Shelf(self, Path(folder))
 
     def judge(
-        self, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None
+        self, network: Network, data: ImageData, progress: Progress, reference: Mapping[str, np.ndarray] | None = None
     ) -> Answers:
         """What the network's file answers on the validation images of `data`.
 
@@ -102,7 +102,7 @@ class Exporter:
             network: Float or quantized.
             data: The images.
             progress: What the user sees.
-            reference: The original's outputs `[N, outputs]`, where the data has no labels.
+            reference: The original's outputs by name, where the data has no labels.
 
         Raises:
             ParityError: the file does not answer as the network.
@@ -111,7 +111,12 @@ class Exporter:
             return self.judge_file(path, network, data, progress, reference)
 
     def judge_file(
-        self, path: Path, network: Network, data: ImageData, progress: Progress, reference: np.ndarray | None = None
+        self,
+        path: Path,
+        network: Network,
+        data: ImageData,
+        progress: Progress,
+        reference: Mapping[str, np.ndarray] | None = None,
     ) -> Answers:
         """As `judge`, for a file that was exported from `network` before."""
         task = get_task(network.task)

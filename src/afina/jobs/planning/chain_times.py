@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from afina.graph.network import Network, capture
+from afina.graph import Network, capture
 from afina.jobs.common.exporter import Exporter
 from afina.progress import Progress
 from afina.techniques.factorize import Chain, FactorizeConfig, Layer, frontier, layers_of, shaped

@@ -140,7 +140,7 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
     ranks = {
         found[0]
         for share in _SHARES
-        if (found := _best_ranks(FORMS["svd"], layer.shape, [], share * math.prod(layer.shape), multiple))
+        if (found := _single_rank(FORMS["svd"], layer.shape, share * math.prod(layer.shape), multiple))
     }
     chains = [layer.chain("svd", (rank,), float(errors[rank - 1])) for rank in sorted(ranks) if rank <= most]
     for share in _FITTED:
@@ -152,10 +152,13 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
 
 def _fitted(layer: Layer, problem: Problem, form: str, multiple: int) -> list[Chain]:
     """Errors are measured at a few costs, and follow a power of the cost between."""
-    spectra, size = _spectra(problem, form), math.prod(layer.shape)
+    best_first = _ranks_best_first(FORMS[form], layer.shape, _spectra(problem, form), multiple)
+    size = math.prod(layer.shape)
 
     def at(share: float) -> tuple[int, ...] | None:
-        return _best_ranks(FORMS[form], layer.shape, spectra, share * size, multiple)
+        if best_first is None:
+            return _single_rank(FORMS[form], layer.shape, share * size, multiple)
+        return next((ranks for price, ranks in best_first if price <= share * size), None)
 
     known: dict[tuple[int, ...], Chain] = {}
     for ranks in {ranks for share in _FITTED if (ranks := at(share)) is not None}:
@@ -202,23 +205,25 @@ def _tail(values: Tensor) -> np.ndarray:
     return found
 
 
-def _best_ranks(
-    form: Form, shape: Sequence[int], spectra: Sequence[np.ndarray], cost: float, multiple: int
-) -> tuple[int, ...] | None:
-    most = form.most(shape)
+def _single_rank(form: Form, shape: Sequence[int], cost: float, multiple: int) -> tuple[int] | None:
+    """The largest rank of a form that has one alone, at a cost."""
+    rank = min(int(cost // form.parameters(shape, (1,))), form.most(shape)[0]) // multiple * multiple
+    return (rank,) if rank else None
+
+
+def _ranks_best_first(
+    form: Form, shape: Sequence[int], spectra: Sequence[np.ndarray], multiple: int
+) -> list[tuple[int, tuple[int, ...]]] | None:
+    """Ranks with what they cost, those that leave out least first; None for a form that has one rank alone."""
     if len(form.ranks) == 1:
-        each = form.parameters(shape, (1,))
-        rank = min(int(cost // each), most[0]) // multiple * multiple
-        return (rank,) if rank else None
-    best, found = (math.inf, 0), None
-    for ranks in product(*(_steps(size, multiple) for size in most)):
-        price = form.parameters(shape, ranks)
-        if price > cost or not _possible(form, shape, ranks):
-            continue
-        left_out = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
-        if (left_out, -price) < best:
-            best, found = (left_out, -price), ranks
-    return found
+        return None
+    found = []
+    for ranks in product(*(_steps(size, multiple) for size in form.most(shape))):
+        if _possible(form, shape, ranks):
+            left_out = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
+            found.append((left_out, form.parameters(shape, ranks), ranks))
+    found.sort(key=lambda each: (each[0], -each[1]))
+    return [(price, ranks) for _, price, ranks in found]
 
 
 def _possible(form: Form, shape: Sequence[int], ranks: Sequence[int]) -> bool:

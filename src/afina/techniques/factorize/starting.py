@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -134,8 +135,9 @@ def _cp_start(weight: Tensor, place: int, rank: int) -> Tensor:
 
 def _solved(others: Sequence[Tensor], seen: Tensor) -> Tensor:
     """The factor that is nearest, the others fixed, from what they see of the weight."""
-    system = math.prod((factor @ factor.T for factor in others), start=torch.ones(()).to(seen))
-    system = system + _RIDGE * system.diagonal().mean() * torch.eye(len(system)).to(system)
+    system = reduce(mul, (factor @ factor.T for factor in others))
+    diagonal = system.diagonal()
+    diagonal += _RIDGE * diagonal.mean()
     solved: Tensor = torch.linalg.solve(system, seen)
     return solved
 

@@ -1,7 +1,8 @@
 """A network as one `.pt2` file: written whole or not at all, read without running anything from it.
 
 The file is what `torch.export.save` writes, and one entry `afina.json` beside it: the format's number, the input
-specification, the task, the frozen norms, the names of the outputs and the number of images where it is fixed. `screening` looks at a file before torch does.
+specification, the task, the frozen norms, the names of the outputs and the number of images where it is fixed.
+`screening` looks at a file before torch does.
 
 Formats: 1, of all versions since 0.1. A change that older versions would read wrongly takes the next number.
 """

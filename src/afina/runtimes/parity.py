@@ -106,7 +106,7 @@ def _check_numbers(expected: dict[str, np.ndarray], answers: dict[str, np.ndarra
             came = (
                 f"the outputs {', '.join(answers)}"
                 if answer is None
-                else f"shape {list(answer.shape)} with {np.count_nonzero(~np.isfinite(answer))} numbers that are not finite"
+                else f"shape {list(answer.shape)}, {np.count_nonzero(~np.isfinite(answer))} of its numbers not finite"
             )
             raise ParityError(
                 f"{Path(path).name} does not answer as the network it was made from.",

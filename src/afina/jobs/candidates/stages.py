@@ -72,7 +72,7 @@ class Job:
     def keep_arrays(self, file: str, arrays: Mapping[str, np.ndarray]) -> str:
         """Save arrays by name in the run folder, whole or not at all."""
         with self.run.file(file) as partial, Path(partial).open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
         return file
 
     def arrays(self, file: str) -> dict[str, np.ndarray]:

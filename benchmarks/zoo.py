@@ -16,6 +16,7 @@ from afina.graph.cost import cost_of
 from afina.models import load_model
 from afina.progress import Progress
 from afina.runtimes import check_parity, get_runtime
+from afina.tasks.base import only_output as only
 from afina.techniques import prune, quantize
 from afina.techniques.context import Context
 
@@ -52,7 +53,7 @@ def study(name: str) -> dict[str, Any]:
         path = original.save(Path(folder) / "network.pt2")
         again = Network.load(path)
         with original.inference(), again.inference():
-            difference = float((original(original.example()) - again(again.example())).abs().max())
+            difference = float((only(original(original.example())) - only(again(again.example()))).abs().max())
         pruned, record = prune.apply(original, prune.PruneConfig(ratio=0.5), context)
         variants = {"float": original, "pruned": pruned}
         variants["int8"], quantized = quantize.apply(original, quantize.QuantizeConfig(), context)

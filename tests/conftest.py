@@ -80,6 +80,12 @@ class DigitsNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def only(outputs):
+    """The one output of a network or a file that gives one."""
+    (value,) = outputs.values()
+    return value
+
+
 def digits(start: int = 0, end: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Images as `GREY` wants them, and their labels."""
     data = load_digits()

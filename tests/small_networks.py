@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from conftest import only
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,7 +92,7 @@ def assert_removal_is_masking(network: Network, keep: Mapping[Axis, Sequence[int
     assert keep
     pruned, images = remove(network, keep), network.example(IMAGES)
     with pruned.inference():
-        assert_close(pruned(images), masked_answer(network, keep, images))
+        assert_close(only(pruned(images)), masked_answer(network, keep, images))
     assert count(pruned) < count(network)
     return pruned
 
@@ -102,7 +103,7 @@ def assert_removal_is_zeroing(network: Network, keep: Mapping[Axis, Sequence[int
     assert keep
     pruned, images = remove(network, keep), network.example(3)
     with network.inference(), pruned.inference():
-        whole, expected, got = network(images), zeroed(network, keep).eval()(images), pruned(images)
+        whole, expected, got = only(network(images)), only(zeroed(network, keep).eval()(images)), only(pruned(images))
     assert_close(got, expected)
     scale = max(float(expected.abs().max()), 1e-3)
     assert not torch.allclose(whole / scale, expected / scale, atol=1e-4), "the units made no difference"

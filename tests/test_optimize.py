@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import only
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -194,7 +195,7 @@ def test_the_artifact_answers_with_the_quality_that_the_result_claims(run):
     folder, result = run
     session = get_runtime("onnxruntime").load(folder / result.artifact, threads=1)
     batches = open_data("digits", seed=0).batches("validation", result.input, batch_size=128)
-    hits = [session(images.numpy())[0].argmax(1) == targets.numpy() for images, targets in batches]
+    hits = [only(session(images.numpy())).argmax(1) == targets.numpy() for images, targets in batches]
     claimed = result.candidate(result.winner).measurements["quality"].value
     assert np.concatenate(hits).mean() == pytest.approx(claimed, abs=1e-9)
 
@@ -323,7 +324,7 @@ def test_a_module_and_a_dataset_without_labels_are_judged_by_agreement(tmp_path)
     files = {name: tmp_path / "run" / result.candidate(name).file for name in ("original", "int8")}
     shown = torch.cat([batch[0] for batch in open_data(dataset, seed=0).batches("validation", spec, batch_size=64)])
     runtime = get_runtime("onnxruntime")
-    answers = {name: runtime.load(path, threads=1)(shown.numpy())[0].argmax(1) for name, path in files.items()}
+    answers = {name: only(runtime.load(path, threads=1)(shown.numpy())).argmax(1) for name, path in files.items()}
     agreement = result.candidate("int8").measurements["quality"]
     assert (answers["int8"] == answers["original"]).mean() == pytest.approx(agreement.value)
 
@@ -349,7 +350,7 @@ def test_regression_is_judged_by_its_error_in_the_targets_unit(tmp_path):
     winner, original = result.candidate(result.winner), result.candidate("original")
     session = get_runtime("onnxruntime").load(tmp_path / "run" / result.artifact, threads=1)
     batches = open_data(dataset, seed=0).batches("validation", spec, batch_size=64)
-    errors = [np.abs(session(shown.numpy())[0].ravel() - targets.numpy().ravel()) for shown, targets in batches]
+    errors = [np.abs(only(session(shown.numpy())).ravel() - targets.numpy().ravel()) for shown, targets in batches]
     assert winner.measurements["quality"].value == pytest.approx(np.concatenate(errors).mean(), rel=1e-5)
     assert result.verdict == "fits"
     assert winner.measurements["size"].value <= 60_000 < original.measurements["size"].value

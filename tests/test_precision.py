@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, GREY, digits
+from conftest import DIGITS, GREY, digits, only
 from torch import nn
 
 from afina.data import ImageData, open_data
@@ -102,18 +102,19 @@ def test_what_is_32_bits_already_is_as_it_was(small_network):
     kept = small_network.copy()
     keep_in_32(kept, ("inner", "dropout"))
     example = small_network.example()
-    assert torch.equal(kept(example), small_network(example))
+    assert torch.equal(only(kept(example)), only(small_network(example)))
     assert set(kept.module.state_dict()) == set(small_network.module.state_dict())
-    assert torch.equal(kept.train()(example), kept(example)) is False, "dropout can no longer be switched on"
+    first, second = only(kept.train()(example)), only(kept(example))
+    assert not torch.equal(first, second), "dropout can no longer be switched on"
 
 
 def test_the_policy_lets_gradients_through_in_32_bits(small_network):
     kept = small_network.copy()
     keep_in_32(kept, ("*",))
     with make_fabric("bf16-mixed").autocast():
-        loss = kept(kept.example()).square().sum()
+        loss = only(kept(kept.example())).square().sum()
     loss.backward()
-    small_network(small_network.example()).square().sum().backward()
+    only(small_network(small_network.example())).square().sum().backward()
     ours, theirs = dict(kept.module.named_parameters()), dict(small_network.module.named_parameters())
     for name, parameter in ours.items():
         torch.testing.assert_close(parameter.grad, theirs[name].grad)
@@ -162,7 +163,7 @@ def test_growth_of_the_scale_is_counted(small_network):
     for _ in range(4):
         with scale.step(network, "here"):
             with fabric.autocast():
-                loss = network(network.example().to(fabric.device)).float().mean()
+                loss = only(network(network.example().to(fabric.device))).float().mean()
             fabric.backward(loss * 1e-3)
             optimizer.step()
     assert str(scale.take_log()) == "Loss scale: it grew 2 times; now 262144."
@@ -275,7 +276,7 @@ def test_a_layer_whose_weights_overflow_fp16_stays_in_32_bits_and_is_named(tmp_p
     for name in ("onnxruntime", "openvino"):
         if (runtime := get_runtime(name)).available():
             path = runtime.export(halved, tmp_path / f"model{runtime.suffix}")
-            assert np.isfinite(runtime.load(path, threads=1)(network.example().numpy())[0]).all()
+            assert np.isfinite(only(runtime.load(path, threads=1)(network.example().numpy()))).all()
             assert check_parity(halved, path, None, threads=1) < 1e-3
 
 
@@ -351,9 +352,9 @@ def test_an_export_in_half_names_what_it_keeps_and_answers_as_the_model(tmp_path
     found = export(network, to="onnx", out=tmp_path / "half.onnx", half=True, progress=told)
     assert list(found.kept) == ["wide"]
     assert any(line.startswith("wide stays in 32 bits: its largest weight") for line in told.lines)
-    answers = get_runtime("onnxruntime").load(tmp_path / "half.onnx", threads=1)(network.example().numpy())[0]
+    answers = only(get_runtime("onnxruntime").load(tmp_path / "half.onnx", threads=1)(network.example().numpy()))
     with network.inference():
-        assert relative_difference(network(network.example()).numpy(), answers) < 5e-3
+        assert relative_difference(only(network(network.example())).numpy(), answers) < 5e-3
 
 
 class Wide(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, GREY, digits
+from conftest import DIGITS, GREY, digits, only
 from torch import nn
 from typer.testing import CliRunner
 
@@ -47,11 +47,11 @@ def test_networks_that_people_use_are_halved_train_save_and_load(name, tmp_path)
     pruned, record = apply(network, PruneConfig(ratio=0.5), Context())
     assert cost_of(pruned).macs < 0.4 * cost_of(network).macs
     assert record.after["parameters"] == cost_of(pruned).parameters < 0.65 * record.before["parameters"]
-    pruned.train()(pruned.example()).square().mean().backward()
+    only(pruned.train()(pruned.example())).square().mean().backward()
     assert all(p.grad is not None for p in pruned.module.parameters())
     loaded = Network.load(pruned.eval().save(tmp_path / "n.pt2"))
     with pruned.inference(), loaded.inference():
-        assert torch.equal(pruned(pruned.example(3)), loaded(pruned.example(3)))
+        assert torch.equal(only(pruned(pruned.example(3))), only(loaded(pruned.example(3))))
 
 
 def test_units_that_carry_nothing_go_first_and_cost_nothing(small_network):
@@ -63,7 +63,7 @@ def test_units_that_carry_nothing_go_first_and_cost_nothing(small_network):
     context = Context(calibration=lambda: iter([images]))
     pruned, _ = apply(small_network, PruneConfig(ratio=0.5), context)
     with small_network.inference(), pruned.inference():
-        assert torch.allclose(small_network(images), pruned(images), atol=1e-5)
+        assert torch.allclose(only(small_network(images)), only(pruned(images)), atol=1e-5)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_plans_leave_something_of_every_layer_where_axes_cross():
     for share in (0.5, 0.1):
         pruned, record = afina.prune(network, parameters=share)
         assert cost_of(pruned).parameters <= share * cost_of(network).parameters
-        assert pruned(pruned.example(2)).shape == (2, 10)
+        assert only(pruned(pruned.example(2))).shape == (2, 10)
         assert "nothing left" in record.skipped["stem #2"]
     with pytest.raises(InputError, match="smallest possible"):
         afina.prune(network, parameters=0.01)
@@ -279,17 +279,17 @@ def test_axes_of_attention_can_be_chosen_by_kind():
         pruned, record = apply(network, PruneConfig(ratio=0.5, axes=(kind,)), context)
         assert tuple(pruned.module.get_parameter(weight).shape) == shape, kind
         assert set(record.skipped.values()) >= {"not among the axes asked for"}
-        assert pruned(images).shape == (64, 10)
+        assert only(pruned(images)).shape == (64, 10)
 
 
 def test_a_transformer_is_pruned_to_half_its_parameters_and_trains_on(tmp_path):
     torch.manual_seed(0)
     network, record = afina.prune(Vision(), "digits", parameters="50%", images=128, example=GREY)
     assert 0.48 <= record.after["parameters"] / record.before["parameters"] <= 0.5
-    network.train()(network.example()).square().mean().backward()
+    only(network.train()(network.example())).square().mean().backward()
     loaded = Network.load(network.eval().save(tmp_path / "v.pt2"))
     with network.inference(), loaded.inference():
-        assert torch.equal(network(network.example(3)), loaded(network.example(3)))
+        assert torch.equal(only(network(network.example(3))), only(loaded(network.example(3))))
 
 
 def test_per_layer_takes_the_same_share_of_every_axis(reader_of_digits):
@@ -313,7 +313,7 @@ def test_a_record_replays_on_the_same_network(reader_of_digits):
     first, record = apply(reader_of_digits, PruneConfig(0.4), context)
     second, _ = apply(reader_of_digits, PruneConfig(**record.step.config), context)
     with first.inference(), second.inference():
-        assert torch.equal(first(images), second(images))
+        assert torch.equal(only(first(images)), only(second(images)))
 
 
 def test_sensitivities_grow_with_what_is_gone_and_are_shown_as_table_csv_and_plot(reader_of_digits, tmp_path):
@@ -399,7 +399,7 @@ def test_whole_residual_blocks_go_and_the_rest_answers_as_without_them(reader_of
     without = remove_blocks(reader_of_digits, ["blocks.0", "blocks.3"])
     assert not any(name.startswith(("blocks.0", "blocks.3")) for name, _ in without.module.named_parameters())
     with twin.inference(), without.inference():
-        torch.testing.assert_close(without(without.example(4)), twin(twin.example(4)))
+        torch.testing.assert_close(only(without(without.example(4))), only(twin(twin.example(4))))
     with pytest.raises(InputError, match=r"Did you mean blocks\.0"):
         remove_blocks(reader_of_digits, ["block.0"])
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import small_networks
 import torch
-from conftest import DIGITS, GREY, SmallNet, digits
+from conftest import DIGITS, GREY, SmallNet, digits, only
 from torch import nn
 from torch.nn import functional as F
 
@@ -42,7 +42,7 @@ def _context(images: torch.Tensor | None = None, batch: int = 64) -> Context:
 
 def _outputs(network: Network, images: torch.Tensor) -> torch.Tensor:
     with network.inference():
-        return network(images)
+        return only(network(images))
 
 
 def _snr(network: Network, quantized: Network, images: torch.Tensor | None = None) -> float:

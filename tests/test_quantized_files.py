@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import GREY, digits
+from conftest import GREY, digits, only
 from small_networks import network_of, vision_transformer
 from torch import nn
 from torch.nn import functional as F
@@ -124,7 +124,7 @@ def test_every_precision_answers_in_the_file_as_in_the_simulation(exported, bran
 def test_the_file_passes_parity_for_any_batch(exported):
     check_parity(exported.network, exported.path, None, threads=1)
     session = RUNTIMES[exported.runtime].load(exported.path, threads=1)
-    assert session(digits(0, 1)[0].numpy())[0].shape == (1, len(WEIGHTS) * OUTPUTS)
+    assert only(session(digits(0, 1)[0].numpy())).shape == (1, len(WEIGHTS) * OUTPUTS)
 
 
 def test_the_file_is_as_small_as_computed(exported):
@@ -295,7 +295,7 @@ def test_what_is_not_in_integers_is_computed_in_bfloat16_where_norms_are(transfo
     assert held == [torch.bfloat16] * 6
     images = network.example(4)
     with network.inference(), kept.inference():
-        assert torch.equal(network(images), kept(images))
+        assert torch.equal(only(network(images)), only(kept(images)))
 
 
 class _Positions(nn.Module):
@@ -416,7 +416,7 @@ def _answers(network: Network, runtime: str, path: Path) -> tuple[np.ndarray, np
     """What a network and its file give for the same images."""
     images = digits(1438)[0]
     with network.inference():
-        simulated = network(images).numpy()
+        simulated = only(network(images)).numpy()
     (found,) = RUNTIMES[runtime].load(path, threads=1)(images.numpy())
     return simulated, found
 
@@ -503,6 +503,6 @@ def test_a_sum_is_rounded_where_the_runtime_rounds_it(runtime, additions, tmp_pa
     config = QuantizeConfig(policy=replace(chosen.policy(), additions=additions), **QUICK)
     quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=256))
     session = chosen.load(chosen.export(quantized, tmp_path / f"model{chosen.suffix}"), threads=1)
-    found, simulated, plain = (run(images) for run in (lambda x: session(x.numpy())[0], quantized, network))
+    found, simulated, plain = (run(images) for run in (lambda x: only(session(x.numpy())), quantized, network))
     noise = (simulated - plain).detach().norm()
     assert (torch.from_numpy(found) - simulated.detach()).norm() < 0.2 * noise

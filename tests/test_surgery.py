@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import only
 from small_networks import (
     SMALL,
     Net,
@@ -45,7 +46,7 @@ def test_removing_units_is_zeroing_what_reads_them(make):
 def test_any_axes_can_be_removed_together_and_what_is_left_trains_and_is_pruned_again(make):
     pruned = assert_removal_is_masking(network_of(make()))
     assert_removal_is_masking(pruned)
-    loss = F.cross_entropy(pruned.train()(pruned.example(4)), torch.tensor([0, 1, 2, 0]))
+    loss = F.cross_entropy(only(pruned.train()(pruned.example(4))), torch.tensor([0, 1, 2, 0]))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in pruned.module.parameters())
 
@@ -83,7 +84,7 @@ def test_weights_used_twice_shrink_once():
     axis = by_name(network, "stem, block")
     pruned = remove(network, {axis: [0, 2, 4]})
     assert attribute(pruned.module, "block.weight").shape == (3, 3, 3, 3)
-    assert pruned(pruned.example()).shape == (2, 3)
+    assert only(pruned(pruned.example())).shape == (2, 3)
 
 
 def test_attention_can_lose_heads_and_head_dimensions():
@@ -108,7 +109,7 @@ def test_attention_can_lose_heads_and_head_dimensions():
             gone = torch.isin(torch.from_numpy(member.units), torch.tensor([1, 2, 5]))
             attribute(twin.module, member.name).movedim(member.dim, 0)[gone] = 0
     with twin.inference(), pruned.inference():
-        torch.testing.assert_close(pruned(network.example()), twin(network.example()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(only(pruned(network.example())), only(twin(network.example())), atol=1e-5, rtol=1e-5)
 
 
 def test_units_that_do_not_exist_are_refused():
@@ -140,7 +141,7 @@ def test_a_norm_over_removed_units_takes_its_statistics_over_those_that_are_left
     x = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     expected = F.linear(x, weights["fc.weight"][:, [1, 4, 6]], weights["fc.bias"])
     with pruned.inference():
-        torch.testing.assert_close(pruned(images), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(only(pruned(images)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spelled", ["mean", "var_mean", "norm", "amax", "logsumexp"])
@@ -250,7 +251,7 @@ def test_an_analysis_at_hand_serves_any_number_of_removals():
         keep = half(analysis.axes.free, seed)
         once, again = remove(network, keep), remove(network, keep, analysis=analysis)
         with once.inference(), again.inference():
-            assert torch.equal(once(images), again(images))
+            assert torch.equal(only(once(images)), only(again(images)))
 
 
 def test_a_pruned_network_is_saved_and_loaded_with_its_new_constants(tmp_path):
@@ -258,4 +259,4 @@ def test_a_pruned_network_is_saved_and_loaded_with_its_new_constants(tmp_path):
         pruned = assert_removal_is_masking(network_of(make()))
         again = Network.load(pruned.save(tmp_path / "network.pt2"))
         with pruned.inference(), again.inference():
-            assert torch.equal(pruned(pruned.example()), again(pruned.example()))
+            assert torch.equal(only(pruned(pruned.example())), only(again(pruned.example())))

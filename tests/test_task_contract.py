@@ -9,11 +9,16 @@ from afina.testing.tasks import check_task
 from afina.types import TaskSpec
 
 SPEC = TaskSpec("classification", ("ant", "bee", "cow"))
-OUTPUTS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-TARGETS = {"classification": torch.arange(12) % 3, "regression": OUTPUTS.flip(1) + 1}
+NUMBERS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+OUTPUTS = {"outputs": NUMBERS}
+TARGETS = {
+    "classification": torch.arange(12) % 3,
+    "regression": NUMBERS.flip(1) + 1,
+    "multilabel": (NUMBERS.flip(1) > 0).float(),
+}
 
 
-@pytest.mark.parametrize("name", ["classification", "regression"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_a_task_keeps_its_contract(name):
     check_task(TASKS[name](TaskSpec(name, SPEC.labels)), OUTPUTS, TARGETS[name])
 
@@ -23,27 +28,36 @@ class _NegativeLoss(Classification):
         return -super().loss(outputs, targets)
 
 
-class _SingleScores(Classification):
-    def scores(self, outputs, targets):
-        return super().scores(outputs, targets).astype("float32")
+class _RowsOfAll(Classification):
+    def evidence(self, predictions, targets):
+        return super().evidence(predictions, targets) / len(predictions)
 
 
 class _ForgivesNaN(Regression):
-    def scores(self, outputs, targets):
-        return super().scores(np.nan_to_num(outputs, posinf=0), targets)
+    def decode(self, outputs):
+        return np.nan_to_num(super().decode(outputs), nan=1.0, posinf=1.0)
+
+    def evidence(self, predictions, targets):
+        return super().evidence(np.where(predictions == 1.0, targets, predictions), targets)
+
+
+class _TakesAnything(Classification):
+    def check_outputs(self, shapes):
+        pass
 
 
 class _Tensors(Classification):
-    def predictions(self, outputs):
-        return list(torch.from_numpy(outputs).argmax(1))
+    def plain(self, predictions):
+        return list(torch.from_numpy(predictions))
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "promise"),
     [
-        (_NegativeLoss, "classification", "makes scores better"),
-        (_SingleScores, "classification", "scores as float64"),
-        (_ForgivesNaN, "regression", "worst score to outputs that are"),
+        (_NegativeLoss, "classification", "makes the metric better"),
+        (_RowsOfAll, "classification", "judges an image by itself"),
+        (_ForgivesNaN, "regression", "no better metric to outputs that are"),
+        (_TakesAnything, "classification", "refuses outputs that it cannot read"),
         (_Tensors, "classification", "predicts plain data"),
     ],
 )

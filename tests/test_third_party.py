@@ -56,11 +56,11 @@ def test_a_technique_of_another_package_is_found_and_keeps_the_contract(example,
 
 def test_a_task_of_another_package_is_found_and_keeps_the_contract(example):
     task = get_task(TaskSpec("top2", ("ant", "bee", "cow", "dog")))
-    outputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    check_task(task, outputs, torch.arange(16) % 4)
-    second = outputs.argsort(dim=1)[:, -2]
-    assert task.scores(outputs.numpy(), second.numpy()).mean() == 1
-    assert task.scores(outputs.numpy(), outputs.argmin(dim=1).numpy()).mean() == 0
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    check_task(task, {"outputs": logits}, torch.arange(16) % 4)
+    predictions, second = task.decode({"outputs": logits.numpy()}), logits.argsort(dim=1)[:, -2]
+    assert task.value(task.evidence(predictions, second.numpy())) == 1
+    assert task.value(task.evidence(predictions, logits.argmin(dim=1).numpy())) == 0
 
 
 def test_a_runtime_of_another_package_is_found_and_keeps_the_contract(example, small_network, tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from conftest import only
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -179,9 +180,9 @@ def test_the_loss_with_a_teacher_is_the_weighted_sum_of_both(digits: ImageData, 
     task, config = get_task(digits.task), FitConfig(distillation=0.3, temperature=2.0)
     images, targets = next(iter(digits.batches("train", digits.native, batch_size=16)))
     network = convnet(digits, seed=3).eval()
-    outputs = network(images)
+    outputs = only(network(images))
     with trained.inference():
-        taught = trained(images)
+        taught = only(trained(images))
     expected = 0.7 * task.loss(outputs, targets) + 0.3 * task.distillation(outputs, taught, temperature=2.0)
     objective = Objective(task, config, labelled=True, network=network, teacher=trained)
     torch.testing.assert_close(objective(network, images, targets), expected)
@@ -349,7 +350,7 @@ def test_mixed_precision_really_computes_in_it(few: ImageData) -> None:
     for precision, dtype in (("32", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)):
         fabric = make_fabric(precision)
         with fabric.autocast():
-            assert network(network.example().to(fabric.device)).dtype == dtype
+            assert only(network(network.example().to(fabric.device))).dtype == dtype
     assert not is_emulated("32", torch.device("cpu"))
 
 
@@ -380,7 +381,7 @@ def test_running_statistics_are_put_back_after_a_skipped_step(few: ImageData) ->
     scale, before = LossScale(fabric), network.module.get_buffer("bn1.running_mean").clone()
     network.train()
     with scale.step(network, "here"):
-        fabric.backward((network(network.example() * 1e30) * math.inf).sum())
+        fabric.backward((only(network(network.example() * 1e30)) * math.inf).sum())
         optimizer.step()
     assert scale.skipped
     assert torch.equal(network.module.get_buffer("bn1.running_mean"), before)

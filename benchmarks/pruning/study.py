@@ -20,6 +20,7 @@ from afina.graph.masking import masked_answer
 from afina.graph.stored import attribute
 from afina.graph.surgery import masks, remove
 from afina.runtimes import check_parity, get_runtime
+from afina.tasks.base import only_output as only
 
 Keep = dict[Axis, list[int]]
 
@@ -130,7 +131,7 @@ def _forward(_: str, things: dict[str, Any], __: dict[str, Any]) -> None:
     pruned: Network = things["pruned"]
     with pruned.inference():
         for batch in (1, 3):
-            answer = pruned(pruned.example(batch))
+            answer = only(pruned(pruned.example(batch)))
             if answer.shape != (batch, pruned.task.outputs) or not answer.isfinite().all():
                 raise ValueError(f"the answer for {batch} images has shape {tuple(answer.shape)}, or is not finite")
 
@@ -153,7 +154,7 @@ def _correct(_: str, things: dict[str, Any], row: dict[str, Any]) -> None:
 
 def _agree(network: Network, pruned: Network, keep: Keep, images: Tensor, row: dict[str, Any]) -> bool:
     with pruned.inference():
-        got = pruned(images)
+        got = only(pruned(images))
     expected = masked_answer(network, keep, images)
     # Where the answer hardly depends on the image, it is the part that does which must be right.
     scale = float((expected - expected.mean(0)).abs().max()) if len(images) > 1 else float(expected.abs().max())
@@ -166,7 +167,7 @@ def _train(_: str, things: dict[str, Any], __: dict[str, Any]) -> None:
     things.pop("network", None), things.pop("analysis", None)
     pruned: Network = things["pruned"].copy().train()
     optimizer = torch.optim.SGD(pruned.module.parameters(), lr=1e-4)
-    loss = F.cross_entropy(pruned(pruned.example(2)), torch.tensor([0, 1]))
+    loss = F.cross_entropy(only(pruned(pruned.example(2))), torch.tensor([0, 1]))
     loss.backward()
     gradients = [p.grad for p in pruned.module.parameters() if p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
@@ -179,7 +180,7 @@ def _save(_: str, things: dict[str, Any], __: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         again = Network.load(pruned.save(Path(folder) / "network.pt2"))
     with pruned.inference(), again.inference():
-        difference = float((pruned(pruned.example()) - again(pruned.example())).abs().max())
+        difference = float((only(pruned(pruned.example())) - only(again(pruned.example()))).abs().max())
     if difference > 0:
         raise ValueError(f"the loaded network differs by {difference:.1e}")
 

@@ -34,7 +34,8 @@ class TorchRuntime(Runtime):
 import torch
 from afina.graph import Network
 model = Network.load("{file}")
-scores = model(torch.from_numpy(x)).detach().numpy()[0]
+outputs = model(torch.from_numpy(x))
+scores = next(iter(outputs.values())).detach().numpy()[0]
 """
 
     def start(self) -> None:

@@ -21,7 +21,8 @@ class PackedRuntime(Runtime):
     usage = """\
 from pathlib import Path
 from afina.runtimes import get_runtime
-scores = get_runtime("packed").load(Path("{file}"), threads=1)(x)[0][0]
+outputs = get_runtime("packed").load(Path("{file}"), threads=1)(x)
+scores = next(iter(outputs.values()))[0]
 """
 
     def policy(self):

@@ -432,7 +432,7 @@ def test_regression_is_told_in_the_unit_of_its_targets(no_files):
     network = capture(module, GREY, TaskSpec("regression", ("ink",)))
     data = [(image, float(image.sum())) for image in images]
     _, record = afina.quantize(network, Images(data), weight_type="int2", max_drop=1e-3, **QUICK)
-    assert any("off the simulation by" in note for note in record.notes)
+    assert any("differ by" in note for note in record.notes)
     assert any("The file lost" in note for note in record.notes)
     assert not any("%" in note for note in record.notes if "lost" in note or "simulation" in note)
 

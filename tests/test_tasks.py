@@ -137,7 +137,9 @@ def test_mean_average_precision_and_f1_are_those_of_scikit_learn() -> None:
     outputs["outputs"] = outputs["outputs"].round(1)  # with ties
     evidence = task.evidence(task.decode(outputs), targets)
     assert task.value(evidence) == pytest.approx(average_precision_score(targets, outputs["outputs"], average="macro"))
-    assert task.details(evidence)["f1"] == pytest.approx(f1_score(targets, outputs["outputs"] >= 0, average="micro"))
+    assert task.details(evidence, ["outputs"])["f1"] == pytest.approx(
+        f1_score(targets, outputs["outputs"] >= 0, average="micro")
+    )
     assert average_precision(np.zeros(4), np.zeros(4, dtype=bool)) is None
 
 
@@ -147,9 +149,9 @@ def test_outputs_without_a_task_are_compared_in_energy_decibel_and_cosine() -> N
     noisy = {"map": reference["map"] * 1.1, "vector": reference["vector"]}
     evidence = task.agreement_evidence(noisy, reference)
     assert task.agreement_value(evidence) == pytest.approx(0.99)
-    details = task.details(evidence)
-    assert details["snr.0"] == pytest.approx(20)
-    assert details["cosine.0"] == pytest.approx(1)
+    details = task.details(evidence, list(noisy))
+    assert details["map: signal-to-noise in dB"] == pytest.approx(20)
+    assert details["map: cosine"] == pytest.approx(1)
     broken = {**noisy, "vector": np.full((8, 5), np.nan)}
     assert task.agreement_value(task.agreement_evidence(broken, reference)) == -np.inf
 

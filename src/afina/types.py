@@ -90,6 +90,7 @@ class Measurement:
         spread: One standard error, or half the interquartile range for times; None where it does not apply.
         n: How many images or runs it rests on.
         where: Conditions, in words: runtime, threads, batch.
+        details: Further figures of the same evidence, by name: signal-to-noise and cosine of each output, F1, ...
     """
 
     value: float
@@ -98,6 +99,7 @@ class Measurement:
     spread: float | None = None
     n: int | None = None
     where: str = ""
+    details: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from afina.errors import InputError
+from afina.types import Measurement
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -170,6 +171,18 @@ def format_value(value: float, unit: str) -> str:
     if unit in writers:
         return writers[unit](value)
     return f"{value:.2%}" if unit in ("accuracy", "agreement") else f"{value:.4g}"
+
+
+def format_measurement(measurement: Measurement) -> str:
+    """A measurement for people, with its further figures.
+
+    Example:
+        >>> format_measurement(Measurement(0.991, "agreement", "measured", details={"cosine": 0.9957}))
+        '99.10% (cosine 0.9957)'
+    """
+    details = ", ".join(f"{name} {value:.4g}" for name, value in measurement.details.items())
+    text = format_value(measurement.value, measurement.unit)
+    return f"{text} ({details})" if details else text
 
 
 def _split(text: str, option: str, example: str) -> tuple[float, str]:

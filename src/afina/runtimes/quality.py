@@ -86,7 +86,8 @@ def measure_quality(
     metric = task.metric if data.labelled else task.agreement
     label = f"{runtime.package} {runtime.version()}, " if runtime else ""
     where = f"{label}{len(evidence)} {split} images of {data.name}"
-    return Measurement(value, metric.name, "measured", spread=error, n=len(evidence), where=where)
+    details = task.details(evidence, list(outputs))
+    return Measurement(value, metric.name, "measured", error, len(evidence), where, details)
 
 
 def evidence_of(

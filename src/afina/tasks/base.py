@@ -100,9 +100,16 @@ class Task(ABC):
         """Bias with which a new last layer starts, from the training targets; None to start from zeros."""
         return None
 
-    def details(self, evidence: np.ndarray) -> dict[str, float]:
-        """Further figures that the evidence holds, by their names."""
+    def details(self, evidence: np.ndarray, outputs: Sequence[str]) -> dict[str, float]:
+        """Further figures that the evidence holds, by their names; `outputs` are the names of the network's outputs."""
         return {}
+
+    def agreement_words(self, evidence: np.ndarray, outputs: Sequence[str]) -> str:
+        """How far two networks agree by this evidence, as the end of a sentence on both."""
+        value = self.agreement_value(evidence)
+        if self.agreement.share and self.agreement.mean_of_images:
+            return f"agree on {value:.2%} of the images"
+        return f"agree to {value:.2%}" if self.agreement.higher_is_better else f"differ by {value:.4g} on average"
 
 
 def only_output(outputs: Mapping[str, Any]) -> Any:

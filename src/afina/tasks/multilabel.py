@@ -1,5 +1,7 @@
 """Any number of labels for each image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ class MultiLabel(Task):
         known = [value for value in precisions if value is not None]
         return float(np.mean(known)) if known else 0.0
 
-    def details(self, evidence: np.ndarray) -> dict[str, float]:
+    def details(self, evidence: np.ndarray, outputs: Sequence[str]) -> dict[str, float]:
         """`f1`: over all labels of all images, where a label is given with a probability of one half or more."""
         scores, targets = np.split(evidence, 2, axis=1)
         given, right = scores >= 0, targets > 0

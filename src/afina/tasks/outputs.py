@@ -9,6 +9,8 @@ For an output `y` of the original and `z` of the other network, over all images:
 20 dB are an agreement of 99%, 30 dB one of 99.9%. Of several outputs the worst counts.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from afina.types import MetricInfo
 # What is kept of each output and image: energy of the original's, energy of the difference, cosine.
 _FIGURES = 3
 _TINY = 1e-30
+_MOST_DB = 150.0  # of outputs that are the same
 
 
 class Outputs(Task):
@@ -64,13 +67,19 @@ class Outputs(Task):
         """The agreement of the worst output; minus infinity where a number is not finite."""
         return min(_agreement(part) for part in _by_output(evidence))
 
-    def details(self, evidence: np.ndarray) -> dict[str, float]:
-        """For each output, by its place: `snr.0` (dB) and `cosine.0`."""
+    def details(self, evidence: np.ndarray, outputs: Sequence[str]) -> dict[str, float]:
+        """Signal-to-noise and cosine of each output; with the name of the output where there are several."""
         figures: dict[str, float] = {}
-        for place, part in enumerate(_by_output(evidence)):
-            figures[f"snr.{place}"] = -10 * float(np.log10(max(1 - _agreement(part), _TINY)))
-            figures[f"cosine.{place}"] = float(part[:, 2].mean())
+        for name, part in zip(outputs, _by_output(evidence), strict=True):
+            of = f"{name}: " if len(outputs) > 1 else ""
+            figures[f"{of}signal-to-noise in dB"] = min(-10 * math.log10(max(1 - _agreement(part), _TINY)), _MOST_DB)
+            figures[f"{of}cosine"] = float(part[:, 2].mean())
         return figures
+
+    def agreement_words(self, evidence: np.ndarray, outputs: Sequence[str]) -> str:
+        """The agreement, with signal-to-noise and cosine."""
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.details(evidence, outputs).items())
+        return f"{super().agreement_words(evidence, outputs)} ({figures})"
 
     def plain(self, predictions: Arrays) -> list[dict[str, Any]]:
         """The numbers of each output."""

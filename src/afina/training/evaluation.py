@@ -91,7 +91,9 @@ def evaluate(
     value, error = value_with_error(task, evidence, agreement=agreement)
     metric = task.agreement if agreement else task.metric
     where = f"torch, {network.device.type}"
-    return Measurement(value, metric.name, "measured", spread=error, n=len(evidence), where=where)
+    return Measurement(
+        value, metric.name, "measured", error, len(evidence), where, task.details(evidence, list(outputs))
+    )
 
 
 def _run(

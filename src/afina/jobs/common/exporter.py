@@ -36,10 +36,11 @@ class Answers:
     outputs: Mapping[str, np.ndarray]
     size: float
 
-    def agreement(self, network: Network, data: ImageData) -> float:
-        """Share of the images on which the file and its network predict the same (other tasks: their agreement)."""
+    def agreement(self, network: Network, data: ImageData) -> tuple[float, str]:
+        """How far the file and its network agree in their predictions, and that in words."""
         task = get_task(network.task)
-        return task.agreement_value(task.agreement_evidence(self.outputs, predict(network, data)))
+        evidence = task.agreement_evidence(self.outputs, predict(network, data))
+        return task.agreement_value(evidence), task.agreement_words(evidence, list(self.outputs))
 
 
 @dataclass(frozen=True)

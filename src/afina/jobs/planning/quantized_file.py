@@ -10,7 +10,7 @@ from afina.runtimes import Runtime
 from afina.tasks import get_task
 from afina.techniques.quantize.config import bits_of
 from afina.types import Budget, Record
-from afina.units import format_size, format_time, format_value
+from afina.units import format_measurement, format_size, format_time
 
 # Without a limit, a loss of this share of the quality is not what a user wants; slower by this share is no noise.
 _COLLAPSE, _SLOWER = 0.1, 0.03
@@ -40,22 +40,21 @@ def check_kept(record: Record, limits: Budget) -> None:
 
 
 def with_answers(
-    record: Record, before: Answers, after: Answers, same: float, subject: Subject, exporter: Exporter
+    record: Record, before: Answers, after: Answers, same: tuple[float, str], subject: Subject, exporter: Exporter
 ) -> Record:
     """The record with what the files are and answer; `same` is how far the new one agrees with its simulation."""
+    agreement, words = same
     metric = get_task(subject.network.task).agreement
-    qualities = " to ".join(format_value(a.quality.value, a.quality.unit) for a in (before, after))
+    qualities = " to ".join(format_measurement(a.quality) for a in (before, after))
     notes = (
         f"{after.quality.unit} of the file on {after.quality.n} validation images: {qualities}",
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
-        f"The file and the simulation agree on {same:.2%} of the images."
-        if metric.higher_is_better
-        else f"The file is off the simulation by {same:.4g} on average.",
+        f"The file and the simulation {words}.",
     )
     return replace(
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},
-        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: same},
+        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: agreement},
         notes=(*record.notes, *_widened(record, exporter.runtime), *notes),
     )
 

@@ -7,9 +7,9 @@ from conftest import only
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.graph import Network, capture
 from afina.graph.axes import Axis, analyse
 from afina.graph.masking import masked_answer
-from afina.graph.network import Network, capture
 from afina.graph.stored import attribute
 from afina.graph.surgery import remove
 from afina.types import InputSpec, TaskSpec

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from afina.errors import InputError
+from afina.graph import capture
 from afina.graph.axes import Analysis, analyse
-from afina.graph.network import capture
 from afina.graph.stored import attribute
 from afina.graph.surgery import remove
 from afina.types import InputSpec

@@ -110,7 +110,7 @@ def test_every_precision_answers_in_the_file_as_in_the_simulation(exported, bran
     session = RUNTIMES[exported.runtime].load(exported.path, threads=1)
     with exported.network.inference(), branches.inference():
         simulated, exact = exported.network(images).numpy(), branches(images).numpy()
-    (found,) = session(images.numpy())
+    found = only(session(images.numpy()))
     in_bf16 = RUNTIMES[exported.runtime].computes_bf16()
     for index, name in enumerate(WEIGHTS):
         part = slice(index * OUTPUTS, (index + 1) * OUTPUTS)
@@ -417,7 +417,7 @@ def _answers(network: Network, runtime: str, path: Path) -> tuple[np.ndarray, np
     images = digits(1438)[0]
     with network.inference():
         simulated = only(network(images)).numpy()
-    (found,) = RUNTIMES[runtime].load(path, threads=1)(images.numpy())
+    found = only(RUNTIMES[runtime].load(path, threads=1)(images.numpy()))
     return simulated, found
 
 
@@ -503,6 +503,7 @@ def test_a_sum_is_rounded_where_the_runtime_rounds_it(runtime, additions, tmp_pa
     config = QuantizeConfig(policy=replace(chosen.policy(), additions=additions), **QUICK)
     quantized, _ = apply(network, config, Context(calibration=lambda: iter([images]), images=256))
     session = chosen.load(chosen.export(quantized, tmp_path / f"model{chosen.suffix}"), threads=1)
-    found, simulated, plain = (run(images) for run in (lambda x: only(session(x.numpy())), quantized, network))
+    found = only(session(images.numpy()))
+    simulated, plain = only(quantized(images)), only(network(images))
     noise = (simulated - plain).detach().norm()
     assert (torch.from_numpy(found) - simulated.detach()).norm() < 0.2 * noise

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from afina.data import ImageData, open_data
 from afina.errors import InputError, StorageError, TrainingError
-from afina.graph.network import Network, capture
+from afina.graph import Network, capture
 from afina.jobs.tuning.training_trials import keep_best, network_file
 from afina.progress import Bar, Progress
 from afina.tasks import get_task
@@ -407,7 +407,7 @@ def test_a_network_that_needs_the_ordinary_layout_is_trained_in_it(few: ImageDat
 _NARROW = """
 from torch import nn
 from afina.data import open_data
-from afina.graph.network import capture
+from afina.graph import capture
 from afina.training import FitConfig, fit
 
 class Narrow(nn.Module):
@@ -574,7 +574,8 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 def test_quality_has_a_standard_error_and_a_count(digits: ImageData, trained: Network) -> None:
     found = evaluate(trained, digits)
-    outputs = predict(trained, digits)
+    reference = predict(trained, digits)
+    outputs = only(reference)
     right = outputs.argmax(1) == digits.targets("validation").numpy()
     assert outputs.dtype == np.float32
     assert found.value == pytest.approx(right.mean())
@@ -582,8 +583,8 @@ def test_quality_has_a_standard_error_and_a_count(digits: ImageData, trained: Ne
     assert found.spread == pytest.approx(math.sqrt(right.mean() * (1 - right.mean()) / (found.n - 1)))
     assert (found.unit, found.how) == ("accuracy", "measured")
     assert evaluate(trained, digits, limit=40).n == 40
-    assert evaluate(trained, digits, reference=outputs).value == 1.0
-    assert evaluate(trained, digits, reference=outputs).unit == "agreement"
+    assert evaluate(trained, digits, reference=reference).value == 1.0
+    assert evaluate(trained, digits, reference=reference).unit == "agreement"
 
 
 def test_images_without_labels_are_judged_by_agreement_only(digits: ImageData, trained: Network) -> None:

@@ -19,8 +19,8 @@ from rows import Row, Subject
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
+from afina.graph import capture
 from afina.graph.cost import cost_of
-from afina.graph.network import capture
 from afina.techniques.factorize import FactorizeConfig, Layer, layers_of
 from afina.techniques.factorize.forms import FORMS
 from afina.training import evaluate

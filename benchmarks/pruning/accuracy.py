@@ -27,8 +27,8 @@ from subjects import NAMES, STREAMS, Subject, open_images, open_subject
 
 from afina.devices import measure_latency
 from afina.devices.machine import available_cores, processor
+from afina.graph import Network, capture
 from afina.graph.cost import cost_of
-from afina.graph.network import Network, capture
 from afina.jobs.prune import prune
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime

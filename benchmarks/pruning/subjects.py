@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 
 from afina.data import ImageData, open_data
-from afina.graph.network import Network, capture
+from afina.graph import Network, capture
 from afina.models.userfile import build_from_file
 from afina.progress import PlainProgress
 from afina.training import FitConfig, evaluate, fit

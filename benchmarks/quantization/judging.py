@@ -15,6 +15,7 @@ from subjects import IMAGES, Subject, open_subject
 from afina.graph.network import Network
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime, outputs_of_file, parity, runtime_of
+from afina.tasks.base import only_output
 from afina.training import predict
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -52,7 +53,7 @@ def of_afina(options: dict[str, Any], runtime: str, label: str, subject: Subject
     path, network = ours(options, runtime, f"{label}-{seed}", subject, seed)
     made = time.monotonic() - start
     outputs = outputs_of(path, subject)
-    simulated = predict(network, subject.data, batch_size=_BATCH, limit=subject.held_out)
+    simulated = only_output(predict(network, subject.data, batch_size=_BATCH, limit=subject.held_out))
     return {
         **judged(outputs, subject),
         "simulated": judged(simulated, subject).get("accuracy"),
@@ -97,9 +98,10 @@ def outputs_of_module(module: Module, subject: Subject) -> np.ndarray:
 
 def outputs_of(path: Path, subject: Subject, threads: int = 1) -> np.ndarray:
     """A file's outputs, by its runtime, on the same images."""
-    return outputs_of_file(
+    outputs = outputs_of_file(
         path, subject.data, subject.network.input, threads=threads, batch_size=_BATCH, limit=subject.held_out
     )
+    return np.asarray(only_output(outputs))
 
 
 def judged(outputs: np.ndarray, subject: Subject) -> Row:

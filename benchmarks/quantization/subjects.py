@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from afina.data import ImageData, open_data
-from afina.graph.network import Network, capture
+from afina.graph import Network, capture
 from afina.jobs.common.subject import context_of
 from afina.models.userfile import build_from_file
 from afina.progress import PlainProgress

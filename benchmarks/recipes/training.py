@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from afina.data import ImageData
-from afina.graph.network import Network, capture
+from afina.graph import Network, capture
 from afina.progress import PlainProgress
 from afina.training import FitConfig, fit
 from afina.types import InputSpec

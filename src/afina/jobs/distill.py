@@ -15,7 +15,7 @@ from afina.models import load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
 from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_optimizer
-from afina.types import Record, Step
+from afina.types import UNKNOWN_TASK, Record, Step
 
 
 def _distill(options: DistillOptions) -> tuple[Network, Record]:
@@ -48,6 +48,8 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
     ).network  # fmt: skip
+    if teacher.task == UNKNOWN_TASK:
+        network.task = UNKNOWN_TASK
     training_images = judged_images
     if data is not None and unlabelled is not None:
         training_images = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()

@@ -78,6 +78,7 @@ def load_model(
         Unsupported: the model cannot be captured.
     """
     with _seeded(seed):
+        task = None if task == UNKNOWN_TASK else task
         request = _LoadRequest(weights, task, input, input_size, targets, progress or Progress(), options or {})
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.tasks import Task
 from afina.training.config import FitConfig
 from afina.training.features import FeatureLoss, find_pairs, tapped
@@ -103,6 +104,7 @@ def check_teacher(teacher: Network, network: Network) -> None:
         ("input", teacher.input, network.input),
         ("task", teacher.task.name, network.task.name),
         ("labels", teacher.task.labels, network.task.labels),
+        ("outputs", output_shapes(teacher), output_shapes(network)),
     ):
         if theirs != ours:
             raise InputError(

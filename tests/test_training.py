@@ -180,15 +180,15 @@ def test_the_loss_with_a_teacher_is_the_weighted_sum_of_both(digits: ImageData, 
     task, config = get_task(digits.task), FitConfig(distillation=0.3, temperature=2.0)
     images, targets = next(iter(digits.batches("train", digits.native, batch_size=16)))
     network = convnet(digits, seed=3).eval()
-    outputs = only(network(images))
+    outputs = network(images)
     with trained.inference():
-        taught = only(trained(images))
-    expected = 0.7 * task.loss(outputs, targets) + 0.3 * task.distillation(outputs, taught, temperature=2.0)
+        taught = trained(images)
+    expected = 0.7 * task.loss(outputs, targets) + 0.3 * task.distance(outputs, taught, temperature=2.0)
     objective = Objective(task, config, labelled=True, network=network, teacher=trained)
     torch.testing.assert_close(objective(network, images, targets), expected)
     torch.testing.assert_close(objective(network, images, targets, taught), expected)
     alone = Objective(task, config, labelled=False, network=network, teacher=trained)
-    expected = task.distillation(outputs, taught, temperature=2.0)
+    expected = task.distance(outputs, taught, temperature=2.0)
     torch.testing.assert_close(alone(network, images, targets), expected)
 
 

@@ -43,7 +43,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     judged_images = open_data(
         data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress
     )
-    teacher = load_for(judged_images, options.teacher, options, progress).network
+    teacher = load_for(judged_images, options.teacher, options, progress, trains=False).network
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,

@@ -57,6 +57,7 @@ def load_model(
     progress: Progress | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    trains: bool = True,
 ) -> Loaded:
     """Load a model and fit its head to the task.
 
@@ -72,6 +73,8 @@ def load_model(
         progress: Shows a line before a download.
         seed: Seed of all random weights; the same seed gives the same network.
         options: Arguments (`depth`, `width`) of the function that builds the model: the user's, or that of `builtin:`.
+        trains: Whether the network is trained for the task afterwards; where it is not, a last layer that would start
+            from random weights is refused.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -79,7 +82,7 @@ def load_model(
     """
     with _seeded(seed):
         task = None if task == UNKNOWN_TASK else task
-        request = _LoadRequest(weights, task, input, input_size, targets, progress or Progress(), options or {})
+        request = _LoadRequest(weights, task, input, input_size, targets, progress or Progress(), options or {}, trains)
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
         if options and not built:
@@ -123,6 +126,7 @@ class _LoadRequest:
     targets: Tensor | None
     progress: Progress
     options: Mapping[str, Any] = field(default_factory=dict)
+    trains: bool = True
 
     @property
     def outputs(self) -> int | None:
@@ -278,11 +282,30 @@ def _with_head(
             network, note = _matched(network, task)
             notes += [note] if note else []
         network.task = task
+    if fresh and not request.trains:
+        raise _untrained_head(name, network.task, request, fit, replaced)
     head = find_head(network)
     layers = () if head is None else (head.layer,)
     if replaced is not None:
         notes.append(_new_head_note(replaced, network.task, layers))
     return Loaded(network, name, trained and not fresh, tuple(notes), layers)
+
+
+def _untrained_head(name: str, task: TaskSpec, request: _LoadRequest, fit: Fit, had: int | None) -> InputError:
+    """What to say where the last layer would be random and stay so."""
+    if fit.dropped is not None and request.file is not None:
+        return InputError(
+            f"The weights in {request.file.name} do not fit {name}: its last layer ({fit.dropped}) has another width.",
+            why="It would start from random weights, and nothing trains it here.",
+            fix="Build the model with the outputs of the weights, or train it for your data first: afina optimize, "
+            "or afina tune.",
+        )
+    word = get_task(task).label_word
+    return InputError(
+        f"{name} has {had} outputs for other {word} than the {task.outputs} of the data ({_few(task.labels)}).",
+        why="A new last layer would start from random weights, and nothing trains it here.",
+        fix="Train it for your data first (afina optimize, or afina tune), or give data of its own classes.",
+    )
 
 
 def _fits(model_task: TaskSpec, task: TaskSpec) -> bool:

@@ -95,6 +95,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         input_size=parse_input_size(options.input_size) if options.input_size is not None else None,
         targets=None,
         progress=progress,
+        trains=False,
     )
     for note in loaded.notes:
         progress.say(note)

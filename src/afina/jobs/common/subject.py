@@ -123,7 +123,7 @@ def open_subject(
         return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
     check_source(model, options.weights, options.input_size)
     opened = open_data(data, seed=options.seed, unlabelled=True, progress=progress)
-    loaded = load_for(opened, model, options, progress)
+    loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
     return Subject(loaded.network, opened, images, options.seed, progress, teacher)
@@ -136,6 +136,7 @@ def load_for(
     progress: Progress,
     builder_arguments: Mapping[str, Any] | None = None,
     input_size: InputSize = None,
+    trains: bool = True,
 ) -> Loaded:
     """The model with the outputs that the data needs; for images without labels, with the outputs that it has.
 
@@ -146,6 +147,7 @@ def load_for(
         progress: What the user sees.
         builder_arguments: Arguments of the function that builds the model; None for none.
         input_size: An input size that goes before the one in `options`.
+        trains: Whether the network is trained for the data afterwards.
     """
     size = input_size or options.input_size
     return load_model(
@@ -158,6 +160,7 @@ def load_for(
         progress=progress,
         seed=options.seed,
         options=builder_arguments,
+        trains=trains,
     )
 
 

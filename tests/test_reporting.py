@@ -322,7 +322,8 @@ def test_the_metadata_says_how_to_preprocess_and_what_the_outputs_mean(tmp_path:
     assert (about["input"]["height"], about["input"]["mean"], about["input"]["order"]) == (8, [0.3053], "L")
     assert any("divide by the standard deviation (0.3766)" in step for step in about["input"]["steps"])
     assert about["measurements"]["size"] == {
-        "value": 142_306, "unit": "B", "how": "measured", "spread": None, "n": None, "where": "bytes on disk"
+        "value": 142_306, "unit": "B", "how": "measured", "spread": None, "n": None, "where": "bytes on disk",
+        "details": {},
     }  # fmt: skip
     assert [step["technique"] for step in about["recipe"]] == ["prune", "distill", "quantize"]
     assert about["machine"]["versions"]["torch"] == "2.14.1"

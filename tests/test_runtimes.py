@@ -62,7 +62,7 @@ def test_a_runtime_keeps_its_contract(runtime, small_network, tmp_path):
     ("method", "replacement", "promise"),
     [
         ("_metadata", lambda self, path: None, "writes the input and the task"),
-        ("_open", lambda self, path, threads: lambda images: (np.zeros((len(images), 10)),), "answers as the network"),
+        ("_open", lambda self, path, threads: lambda images: {"outputs": np.zeros((len(images), 10))}, "answers as"),
     ],
 )
 def test_a_contract_that_is_broken_is_told_by_the_promise(
@@ -201,7 +201,7 @@ def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_n
     data = open_data("digits")
     outputs = outputs_of_file(path, data, small_network.input, threads=1)
     quality = measure_quality(outputs, data, get_task(data.task), runtime=runtime)
-    hits = outputs.argmax(1) == data.targets("validation").numpy()
+    hits = only(outputs).argmax(1) == data.targets("validation").numpy()
     assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
 
 
@@ -427,7 +427,7 @@ def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, sh
     assert check_parity(network, path, None, threads=1) < 1e-4
     inputs = torch.randn(4, *SHAPE)
     with torch.no_grad():
-        (answers,) = runtime.load(path, threads=1)(inputs.numpy())
+        answers = only(runtime.load(path, threads=1)(inputs.numpy()))
         assert np.allclose(answers, module(inputs.clone()).numpy(), atol=1e-4)
 
 
@@ -440,7 +440,7 @@ def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path
 
     def run(session, path, images):
         seen.append(len(images))
-        return only(session(images))
+        return session(images)
 
     monkeypatch.setattr(parity, "run_session", run)
     assert check_parity(network, path, None, threads=1) < 1e-4

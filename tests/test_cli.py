@@ -208,7 +208,8 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
 
 
 def test_profile_counts_and_measures(tmp_path):
-    code, out, err = call("profile", "builtin:convnet", "--csv", tmp_path / "layers.csv", "--json", "--quiet")
+    where = ("--runtime", "onnxruntime", "--csv", tmp_path / "layers.csv")
+    code, out, err = call("profile", "builtin:mlp", *where, "--json", "--quiet")
     assert code == 0, err
     result = json.loads(out)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "layers.csv").read_text())))
@@ -218,7 +219,7 @@ def test_profile_counts_and_measures(tmp_path):
 
 def test_export_checks_parity_and_benchmark_compares_the_files(tmp_path):
     for to, name in (("onnx", "m.onnx"), ("pt2", "m.pt2")):
-        code, _, err = call("export", "builtin:convnet", "--weights", "random", "--to", to, "--out", tmp_path / name)
+        code, _, err = call("export", "builtin:mlp", "--weights", "random", "--to", to, "--out", tmp_path / name)
         assert code == 0, err
     code, out, err = call(
         "benchmark", tmp_path / "m.onnx", tmp_path / "m.pt2", "--data", "digits", "--csv", tmp_path / "t.csv"

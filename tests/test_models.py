@@ -567,7 +567,7 @@ def test_the_demo_network_learns_real_digits_in_a_few_epochs() -> None:
     optimizer = torch.optim.SGD(network.module.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
     kept = torch.nonzero(~held_out).flatten()
-    for _ in range(1):
+    for _ in range(2):
         for batch in kept[torch.randperm(len(kept), generator=generator)].split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(images[batch]), targets[batch]).backward()

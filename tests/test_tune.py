@@ -490,9 +490,7 @@ def test_quality_against_size_gives_every_network_that_no_other_beats_in_both(tm
 def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(tmp_path):
     space = {"model.width": [4, 128], "epochs": 1}
     said = Said()
-    result = afina.tune(
-        "builtin:mlp", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said
-    )
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said)
     assert result.best["model.width"] == 4
     assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0, "running": 0}
     assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)
@@ -510,9 +508,7 @@ def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path
     best = yaml.safe_load((tuned / "best.yaml").read_text())
     # Numbers as people write them.
     (tmp_path / "best.yaml").write_text((tuned / "best.yaml").read_text() + "weight_decay: 1e-4\n")
-    result = afina.optimize(
-        "builtin:mlp", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run"
-    )
+    result = afina.optimize("builtin:mlp", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run")
     first = result.candidates[0]
     assert len(first.curve) == best["epochs"]
     network = Network.load(tuned / "network.pt2")

@@ -129,8 +129,9 @@ class Training:
         own = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
         if own:
             self._load(own)
-        for rung in self._rungs[:-1]:
-            self._at(rung, {}, self._first.network)
+        for rung in self._rungs:
+            if rung.size != 1:
+                self._at(rung, {}, self._first.network)
 
     def most_steps(self, space: Space) -> int:
         """The last step that the longest trial reports."""

@@ -529,3 +529,10 @@ def test_doctor_says_of_int8_what_quantization_does(monkeypatch):
     for bits, expected in ((8, "exact products"), (7, "kept to 7 bits")):
         monkeypatch.setattr(doctor, "int8_weight_bits", lambda bits=bits: bits)
         assert any(expected in check.found for check in doctor.doctor()[1] if check.name == "int8 kernels")
+
+
+def test_a_file_that_torch_runs_leaves_the_process_its_threads(small_network, tmp_path):
+    before = torch.get_num_threads()
+    session = get_runtime("pt2").load(get_runtime("pt2").export(small_network, tmp_path / "m.pt2"), threads=before + 1)
+    session(small_network.example().numpy())
+    assert torch.get_num_threads() == before

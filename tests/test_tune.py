@@ -21,7 +21,8 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs.tuning import settings
+from afina.jobs.common.subject import load_for
+from afina.jobs.tuning import settings, training_trials
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
@@ -490,9 +491,7 @@ def test_quality_against_size_gives_every_network_that_no_other_beats_in_both(tm
 def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(tmp_path):
     space = {"model.width": [4, 128], "epochs": 1}
     said = Said()
-    result = afina.tune(
-        "builtin:mlp", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said
-    )
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said)
     assert result.best["model.width"] == 4
     assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0, "running": 0}
     assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)
@@ -510,9 +509,7 @@ def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path
     best = yaml.safe_load((tuned / "best.yaml").read_text())
     # Numbers as people write them.
     (tmp_path / "best.yaml").write_text((tuned / "best.yaml").read_text() + "weight_decay: 1e-4\n")
-    result = afina.optimize(
-        "builtin:mlp", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run"
-    )
+    result = afina.optimize("builtin:mlp", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run")
     first = result.candidates[0]
     assert len(first.curve) == best["epochs"]
     network = Network.load(tuned / "network.pt2")
@@ -532,6 +529,20 @@ def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelit
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)
+
+
+def test_a_model_that_the_space_leaves_as_it_is_is_loaded_once_and_starts_anew_in_each_trial(tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(training_trials, "load_for", lambda *a, **named: loads.append(named) or load_for(*a, **named))
+    space = {"learning_rate": [0.1, 0.1000001], "epochs": 1, "model.width": 16, "model.depth": 1}
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", fidelity="images", out=tmp_path)
+    assert result.trials["finished"] == 2
+    assert len(loads) == 2, "the model as it is, and as the space has it"
+    first, second = (
+        trial.intermediate_values
+        for trial in optuna.load_study(study_name="search", storage=open_storage(tmp_path)).trials
+    )
+    assert first == pytest.approx(second, abs=0.02)
 
 
 def test_with_folds_a_trial_is_judged_by_each_part_of_the_training_images_and_stops_where_all_are_worse(tmp_path):

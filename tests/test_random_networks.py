@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.errors import InputError
-from afina.graph.axes import analyse
+from afina.graph.axes import Analysis
 from afina.graph.masking import masked_answer
 from afina.graph.network import Network
 from afina.graph.surgery import remove
@@ -201,7 +201,7 @@ class Tokens(nn.Module):
             case "softmax":
                 return layer["b"](layer["a"](x).softmax(1) * layer["a"](x).amax(1, keepdim=True))
             case "lstm":
-                return layer["b"](layer["a"](x)[0])
+                return layer["b"](layer["a"](x[:, ::4])[0].mean(1, keepdim=True))
             case "cumulative":
                 return layer["b"](layer["a"](x).cumsum(1) / 16)
             case "compare":
@@ -220,7 +220,7 @@ class Tokens(nn.Module):
 
 # Without shrinking: a counterexample is small as it is, and shrinking one takes minutes.
 fast = settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
@@ -252,13 +252,14 @@ def test_every_op_of_the_random_networks_is_understood_on_its_own():
 
 def check(network: Network, seed: int) -> bool:
     """Whether something could be removed; what was, is right."""
-    axes = analyse(network)
+    analysis = Analysis(network)
+    axes = analysis.axes
     assert not axes.unknown
     keep = half(axes.free, seed)
     read = {axis: units for axis, units in keep.items() if is_zeroing(axis) and axis.size > 1}
     images = network.example(IMAGES)
     try:
-        pruned, smaller = remove(network, keep), remove(network, read)
+        pruned, smaller = (remove(network, units, analysis=analysis) for units in (keep, read))
     except InputError as error:
         assert "Nothing would be left" in str(error)
         return True

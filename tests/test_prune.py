@@ -160,8 +160,8 @@ def reader_of_digits() -> Network:
     return fit(network, open_data("digits", seed=0), FitConfig(epochs=6, learning_rate=0.05))[0]
 
 
-def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, share=0.5):
-    found = {}
+def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits):
+    share, found = 0.5, {}
     for criterion in ("fit", "random"):
         network, record = afina.prune(reader_of_digits, "digits", macs=share, criterion=criterion, images=128)
         found[criterion] = record.after["quality"]

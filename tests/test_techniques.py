@@ -21,7 +21,7 @@ from afina.testing.techniques import check_technique
 from afina.types import Step
 
 # Options that make a check short, or exact on every processor.
-OPTIONS = {"quantize": {"policy": IntegerPolicy(int8_weight_bits=7)}}
+OPTIONS = {"quantize": {"policy": IntegerPolicy(int8_weight_bits=7)}, "factorize": {"method": "tucker"}}
 PACKAGE = Path(afina.techniques.__file__).parent
 
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from afina.devices import measure_latency
+from afina.devices import machine, measure_latency
 from afina.graph import Network, capture
 from afina.types import InputSpec, TaskSpec
 
@@ -19,6 +19,14 @@ def short_timings():
     """What is promised here does not depend on how exactly files are timed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(measure_latency.__kwdefaults__, "seconds", 0.5)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core():
+    """Tests run side by side: where the user does not say, each takes one core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "cores_of_container", lambda: 1)
         yield
 
 

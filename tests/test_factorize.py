@@ -159,7 +159,7 @@ def test_the_chain_in_the_graph_computes_what_its_weight_says(many, form):
 
 
 def test_what_cannot_become_a_chain_is_listed_with_the_reason(many):
-    _, record = apply(many, FactorizeConfig(skip=("same",)), Context())
+    _, record = apply(many, FactorizeConfig(skip=("same",), method="svd"), Context())
     assert record.skipped["depthwise"] == "depthwise: each output reads one input only"
     assert record.skipped["same"] == "asked to stay whole"
     assert set(record.touched) | set(record.skipped) == {reader.name for reader in find_readers(many).values()}
@@ -184,13 +184,15 @@ def test_parameters_and_macs_of_a_chain_are_those_of_the_network(many):
 def test_with_images_the_outputs_change_far_less_than_without(digits_network):
     effect = Effect(digits_network, digits(1438, 1700)[0])
     fitted, plain = (
-        effect.of(apply(digits_network, FactorizeConfig(share=0.5), given)[0]) for given in (context(1024), Context())
+        effect.of(apply(digits_network, FactorizeConfig(share=0.5, method="tucker"), given)[0])
+        for given in (context(512), Context())
     )
     assert fitted < 0.5 * plain
 
 
-@pytest.mark.parametrize(("target", "share"), [("parameters", 0.6), ("macs", 0.6)])
-def test_a_target_is_met_from_below_within_two_percent(digits_network, target, share):
+@pytest.mark.parametrize("target", ["parameters", "macs"])
+def test_a_target_is_met_from_below_within_two_percent(digits_network, target):
+    share = 0.6
     result, record = afina.factorize(digits_network, "digits", **{target: share}, images=256)
     reached = getattr(cost_of(result), target) / getattr(cost_of(digits_network), target)
     assert 0.98 * share <= reached <= share
@@ -219,7 +221,7 @@ def test_the_error_told_of_a_layer_is_that_of_its_outputs_on_held_out_images(dig
 
 
 def test_a_file_is_as_small_as_asked_for(digits_network, tmp_path):
-    result, _ = afina.factorize(digits_network, "digits", size="40KB", images=256)
+    result, _ = afina.factorize(digits_network, "digits", size="40KB", method="svd", images=128)
     afina.export(result, to="onnx", out=tmp_path / "model.onnx")
     assert 39_000 <= (tmp_path / "model.onnx").stat().st_size <= 40_000
 
@@ -284,7 +286,7 @@ def test_a_rank_that_makes_nothing_smaller_says_how_large_ranks_are(digits_netwo
 
 def test_a_target_out_of_reach_says_the_smallest(digits_network):
     with pytest.raises(InputError, match="the smallest possible is"):
-        afina.factorize(digits_network, "digits", parameters="1%", images=64)
+        afina.factorize(digits_network, "digits", parameters="1%", method="svd", images=64)
 
 
 def test_a_group_of_a_grouped_convolution_is_named_when_it_is_refused(many):
@@ -292,10 +294,10 @@ def test_a_group_of_a_grouped_convolution_is_named_when_it_is_refused(many):
         apply(many, FactorizeConfig(layers={"grouped": ("cp", (4,))}), Context())
 
 
-def test_for_a_latency_only_chains_that_are_faster_are_used(digits_network):
+def test_for_a_latency_only_chains_that_are_faster_are_used(small_network):
     """A small network is all overhead: chains do not pay, and the answer says so instead of slowing it down."""
     with pytest.raises((InputError, NothingToDo)):
-        afina.factorize(digits_network, "digits", latency="1us", method="svd", images=64)
+        afina.factorize(small_network, "digits", latency="1us", method="svd", images=64)
 
 
 def test_a_linear_layer_on_tokens_is_one_matrix_for_all_of_them():

@@ -21,21 +21,25 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs.tuning import settings
+from afina.jobs.common.subject import load_for
+from afina.jobs.tuning import settings, training_trials
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
 SPACE = {
-    "model.width": {"type": "int", "low": 4, "high": 16, "step": 4},
+    "model.width": {"type": "int", "low": 8, "high": 32, "step": 8},
+    "model.depth": 1,
     "learning_rate": {"type": "float", "low": 1e-2, "high": 0.2, "log": True},
     "epochs": 2,
 }
+# Trainings of which the first ones learn and the last one cannot.
+LAST_IS_HOPELESS = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "model.width": 16, "model.depth": 1}
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tune") / "run"
-    afina.tune("builtin:convnet", "digits", space=SPACE, trials=3, out=out, early_stopping="none")
+    afina.tune("builtin:mlp", "digits", space=SPACE, trials=3, out=out, early_stopping="none")
     return out
 
 
@@ -53,7 +57,7 @@ def test_the_best_parameters_are_those_of_the_best_trial_and_shape_the_network(t
     best = yaml.safe_load((tuned / "best.yaml").read_text())
     winner = max(rows(tuned), key=lambda row: float(row["value"]))
     assert best["learning_rate"] == pytest.approx(float(winner["learning_rate"]))
-    widths = [p.shape[0] for p in Network.load(tuned / "network.pt2").module.parameters() if p.ndim == 4]
+    widths = [p.shape[0] for p in Network.load(tuned / "network.pt2").module.parameters() if p.ndim == 2]
     assert widths[0] == best["model.width"]
 
 
@@ -65,7 +69,7 @@ def test_the_page_shows_the_search_without_any_network_access(tuned):
 
 def test_a_search_goes_on_where_it_stopped(tuned):
     before = rows(tuned)
-    result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=4, out=tuned, early_stopping="none")
+    result = afina.tune("builtin:mlp", "digits", space=SPACE, trials=4, out=tuned, early_stopping="none")
     after = rows(tuned)
     assert after[:3] == before
     assert len(after) == 4
@@ -85,22 +89,21 @@ def test_a_resumed_random_search_does_not_try_the_same_points_again(tmp_path):
     assert len({row["x"] for row in rows(tmp_path)}) == 8
 
 
-def test_the_default_space_suits_the_task_and_trains(tmp_path, monkeypatch):
-    result = afina.tune("builtin:convnet", "digits", trials=1, epochs=1, out=tmp_path)
+def test_the_default_space_suits_the_task_and_trains(tmp_path):
+    result = afina.tune("builtin:mlp", "digits", trials=1, epochs=1, out=tmp_path)
     assert result.best["optimizer"] == "sgd"
     assert {"learning_rate", "weight_decay", "batch_size", "augment", "label_smoothing"} <= result.best.keys()
 
 
-def test_a_hopeless_training_is_stopped_and_says_how_far_it_came(tmp_path, monkeypatch):
-    # The first ones learn, the last one cannot.
-    space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 4, "model.width": 8}
-    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
+def test_a_hopeless_training_is_stopped_and_says_how_far_it_came(tmp_path):
+    space = {**LAST_IS_HOPELESS, "epochs": 4}
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", out=tmp_path)
     assert result.trials == {"finished": 4, "stopped": 1, "beyond": 0, "failed": 0, "running": 0}
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
 
 
 def test_a_trial_that_cannot_be_built_fails_and_the_search_goes_on(tmp_path):
-    space = {"model.kernel_size": [3, 4], "epochs": 1, "model.width": 4}
+    space = {"model.kernel_size": [3, 4], "epochs": 1, "model.width": 4, "model.depth": 1, "model.stages": 1}
     result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
     assert result.trials == {"finished": 1, "stopped": 0, "beyond": 0, "failed": 1, "running": 0}
     assert "kernel_size must be odd" in rows(tmp_path)[1]["error"]
@@ -310,15 +313,15 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(arguments, m
 def test_other_options_in_the_same_folder_are_refused_and_nothing_is_lost(tuned):
     before = (tuned / "study.journal").read_bytes()
     with pytest.raises(InputError, match="begun with other options"):
-        afina.tune("builtin:convnet", "digits", space=SPACE, trials=9, size="1MB", out=tuned)
+        afina.tune("builtin:mlp", "digits", space=SPACE, trials=9, size="1MB", out=tuned)
     assert len(rows(tuned)) >= 3
     assert (tuned / "study.journal").read_bytes().startswith(before)
 
 
 def test_of_two_trials_as_good_as_each_other_the_network_of_the_told_one_is_kept(tmp_path):
     # Nothing is learned, so that all are equally good.
-    space = {"learning_rate": [1e-9, 1.1e-9, 1.2e-9], "epochs": 1, "model.width": 4}
-    result = afina.tune("builtin:convnet", "digits", space=space, sampler="grid", out=tmp_path)
+    space = {"learning_rate": [1e-9, 1.1e-9, 1.2e-9], "epochs": 1, "model.width": 8}
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", out=tmp_path)
     assert len({row["value"] for row in rows(tmp_path)}) == 1
     assert result.best["learning_rate"] == 1e-9
     assert [path.name for path in (tmp_path / "work").glob("*.pt2")] == ["trial-0.pt2"]
@@ -327,7 +330,7 @@ def test_of_two_trials_as_good_as_each_other_the_network_of_the_told_one_is_kept
 def test_another_space_in_the_same_folder_is_refused_and_nothing_is_lost(tuned):
     before = rows(tuned)
     with pytest.raises(InputError, match="another search space"):
-        afina.tune("builtin:convnet", "digits", space={**SPACE, "epochs": 3}, trials=9, out=tuned)
+        afina.tune("builtin:mlp", "digits", space={**SPACE, "epochs": 3}, trials=9, out=tuned)
     assert rows(tuned) == before
 
 
@@ -437,7 +440,7 @@ def test_a_function_that_cannot_be_sent_to_workers_is_refused(tmp_path):
 
 
 def test_workers_train_and_keep_the_best_network(tmp_path):
-    result = afina.tune("builtin:convnet", "digits", space=SPACE, trials=2, workers=2, out=tmp_path)
+    result = afina.tune("builtin:mlp", "digits", space=SPACE, trials=2, workers=2, out=tmp_path)
     assert evaluate(Network.load(result.network), open_data("digits", seed=0)).value == pytest.approx(result.value)
 
 
@@ -470,7 +473,7 @@ def test_optimize_refuses_to_search_without_training(tmp_path):
 def test_quality_against_size_gives_every_network_that_no_other_beats_in_both(tmp_path):
     space = {"model.width": [8, 32], "model.depth": [1, 2], "epochs": 2, "learning_rate": 0.1}
     arguments = {"space": space, "sampler": "grid", "also": "size", "out": tmp_path}
-    result = afina.tune("builtin:convnet", "digits", **arguments)
+    result = afina.tune("builtin:mlp", "digits", **arguments)
     values = [choice.values for choice in result.front]
     assert 1 <= len(values) < 4
     for mine in values:
@@ -486,11 +489,9 @@ def test_quality_against_size_gives_every_network_that_no_other_beats_in_both(tm
 
 
 def test_a_network_beyond_the_limit_on_size_is_not_trained_and_never_the_answer(tmp_path):
-    space = {"model.width": [4, 64], "epochs": 1}
+    space = {"model.width": [4, 128], "epochs": 1}
     said = Said()
-    result = afina.tune(
-        "builtin:convnet", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said
-    )
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", size="50KB", out=tmp_path, progress=said)
     assert result.best["model.width"] == 4
     assert result.trials == {"finished": 1, "stopped": 0, "beyond": 1, "failed": 0, "running": 0}
     assert any("not trained: size" in line and "beyond the limit" in line for line in said.lines)
@@ -508,36 +509,47 @@ def test_optimize_trains_with_the_parameters_that_a_search_found(tuned, tmp_path
     best = yaml.safe_load((tuned / "best.yaml").read_text())
     # Numbers as people write them.
     (tmp_path / "best.yaml").write_text((tuned / "best.yaml").read_text() + "weight_decay: 1e-4\n")
-    result = afina.optimize(
-        "builtin:convnet", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run"
-    )
+    result = afina.optimize("builtin:mlp", "digits", size="10MB", training=tmp_path / "best.yaml", out=tmp_path / "run")
     first = result.candidates[0]
     assert len(first.curve) == best["epochs"]
     network = Network.load(tuned / "network.pt2")
     assert first.measurements["parameters"].value == sum(p.numel() for p in network.module.parameters())
 
 
-@pytest.mark.parametrize("fidelity", ["images", "input-size"])
-def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelity, tmp_path):
-    # The first ones learn, the last one cannot.
-    space = {"learning_rate": [0.1, 0.12, 0.14, 0.16, 1e-6], "epochs": 2, "model.width": 8}
+@pytest.mark.parametrize(
+    ("fidelity", "model"), [("images", "mlp"), ("input-size", "convnet")], ids=["images", "input-size"]
+)
+def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelity, model, tmp_path):
+    space = {**LAST_IS_HOPELESS, "epochs": 1}
     result = afina.tune(
-        "builtin:convnet", "digits", space=space, sampler="grid", fidelity=fidelity, early_stopping="halving",
+        f"builtin:{model}", "digits", space=space, sampler="grid", fidelity=fidelity, early_stopping="halving",
         out=tmp_path,
     )  # fmt: skip
-    assert len(result.curve) == 6
-    assert [epoch.epoch for epoch in result.curve] == [1, 2, 3, 4, 5, 6]
+    assert [epoch.epoch for epoch in result.curve] == [1, 2, 3]
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)
 
 
+def test_a_model_that_the_space_leaves_as_it_is_is_loaded_once_and_starts_anew_in_each_trial(tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(training_trials, "load_for", lambda *a, **named: loads.append(named) or load_for(*a, **named))
+    space = {"learning_rate": [0.1, 0.1000001], "epochs": 1, "model.width": 16, "model.depth": 1}
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", fidelity="images", out=tmp_path)
+    assert result.trials["finished"] == 2
+    assert len(loads) == 2, "the model as it is, and as the space has it"
+    first, second = (
+        trial.intermediate_values
+        for trial in optuna.load_study(study_name="search", storage=open_storage(tmp_path)).trials
+    )
+    assert first == pytest.approx(second, abs=0.02)
+
+
 def test_with_folds_a_trial_is_judged_by_each_part_of_the_training_images_and_stops_where_all_are_worse(tmp_path):
-    # The first learns, the other cannot.
-    space = {"learning_rate": [0.1, 1e-6], "epochs": 2, "model.width": 8}
+    space = {**LAST_IS_HOPELESS, "learning_rate": [0.1, 1e-6], "epochs": 2}
     said = Said()
     result = afina.tune(
-        "builtin:convnet", "digits", space=space, sampler="grid", folds=4, out=tmp_path, progress=said
+        "builtin:mlp", "digits", space=space, sampler="grid", folds=4, out=tmp_path, progress=said
     )  # fmt: skip
     assert result.trials == {"finished": 1, "stopped": 1, "beyond": 0, "failed": 0, "running": 0}
     assert any("stopped after 3 folds" in line for line in said.lines)

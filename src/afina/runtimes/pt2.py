@@ -1,7 +1,9 @@
 """torch itself: `.pt2` files, the saved network, so that it can be measured beside the others."""
 
+import contextlib
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +54,9 @@ scores = model(torch.from_numpy(x)).detach().numpy()[0]
         from afina.graph import Network
 
         network = Network.load(path)
-        torch.set_num_threads(threads)
 
         def session(images: np.ndarray) -> tuple[np.ndarray, ...]:
-            with torch.inference_mode():
+            with _threads(threads), torch.inference_mode():
                 return (network(torch.from_numpy(images)).numpy(),)
 
         return session
@@ -66,3 +67,16 @@ scores = model(torch.from_numpy(x)).detach().numpy()[0]
             name = next((name for name in archive.namelist() if name.endswith("/afina.json")), None)
             about = json.loads(archive.read(name)) if name else {}
         return parse_values(about.get("input"), about.get("task"))
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads, which is a setting of the whole process: others get theirs back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

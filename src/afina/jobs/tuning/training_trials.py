@@ -84,6 +84,7 @@ class Training:
             for number in range(folds):
                 data.fold(number, folds)  # tells now what is wrong with one
         self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
+        self._loaded = dict[str, Loaded]()
         self._first = self._load({})
         for note in self._first.notes:
             progress.say(note)
@@ -128,8 +129,9 @@ class Training:
         model_arguments = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
         if model_arguments:
             self._load(model_arguments)
-        for rung in self._rungs[:-1]:
-            self._at(rung, {}, self._first.network)
+        for rung in self._rungs:
+            if rung.size != 1:
+                self._at(rung, {}, self._first.network)
 
     def most_steps(self, space: Space) -> int:
         """The last step that the longest trial reports."""
@@ -196,6 +198,7 @@ class Training:
             before = len(curve)
             start = whole if rung.size == 1 else self._at(rung, params, whole)
             if network is not whole:
+                start = start.copy()
                 start.module.load_state_dict(network.module.state_dict())
             network, _ = fit(start, self._parts[rung.images], config, after=after, devices=self._devices)
             if staged:
@@ -259,9 +262,11 @@ class Training:
         }  # fmt: skip
 
     def _load(self, params: dict[str, Any]) -> Loaded:
+        """The model that these parameters shape; the last ones are kept, since most spaces leave the model as it is."""
         settings = settings_of(params)
         assert self._options.model is not None
-        return load_for(
+        key = repr((sorted(settings.model.items()), settings.input_size))
+        loaded = self._loaded.pop(key, None) or load_for(
             self._data,
             self._options.model,
             self._options,
@@ -269,6 +274,10 @@ class Training:
             builder_arguments=settings.model,
             input_size=settings.input_size,
         )
+        self._loaded[key] = loaded
+        if len(self._loaded) > len(self._rungs):
+            del self._loaded[next(iter(self._loaded))]
+        return loaded
 
 
 def default_space(training: Training) -> Space:

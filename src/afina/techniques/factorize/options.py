@@ -174,7 +174,7 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
     ranks = {
         best[0]
         for share in _SHARES
-        if (best := _best_ranks(FORMS["svd"], layer.shape, [], share * math.prod(layer.shape), multiple))
+        if (best := _single_rank(FORMS["svd"], layer.shape, share * math.prod(layer.shape), multiple))
     }
     chains = [layer.chain("svd", (rank,), float(errors[rank - 1])) for rank in sorted(ranks) if rank <= most]
     for share in _FITTED:
@@ -186,13 +186,16 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
 
 # The errors of other forms are known only once they are fitted, which is too much work for all of a layer's chains (up
 # to 70). So the chains at 65%, 35% and 15% of the parameters are fitted, and the errors of the others lie on the curve
-# through these (`interpolate`). Which ranks to take at a cost follows from spectra, which are cheap (`_best_ranks`).
+# through these (`interpolate`). Which ranks to take at a cost follows from spectra, which are cheap (`_ranks_by_loss`).
 def _fitted(layer: Layer, problem: Problem, form: str, multiple: int) -> list[Chain]:
     """Chains of another form: a few are fitted, and the errors of the others follow a power of the cost between."""
-    spectra, size = _spectra(problem, form), math.prod(layer.shape)
+    by_loss = _ranks_by_loss(FORMS[form], layer.shape, _spectra(problem, form), multiple)
+    size = math.prod(layer.shape)
 
     def ranks_at(share: float) -> tuple[int, ...] | None:
-        return _best_ranks(FORMS[form], layer.shape, spectra, share * size, multiple)
+        if by_loss is None:
+            return _single_rank(FORMS[form], layer.shape, share * size, multiple)
+        return next((ranks for parameters, ranks in by_loss if parameters <= share * size), None)
 
     fitted: dict[tuple[int, ...], Chain] = {}
     for ranks in {ranks for share in _FITTED if (ranks := ranks_at(share)) is not None}:
@@ -260,44 +263,45 @@ def _tail(values: Tensor) -> np.ndarray:
     return tail
 
 
-def _best_ranks(
-    form: Form, shape: Sequence[int], spectra: Sequence[np.ndarray], cost: float, multiple: int
-) -> tuple[int, ...] | None:
-    """The ranks whose chain is about the nearest of those with at most `cost` parameters; None where there are none.
+def _single_rank(form: Form, shape: Sequence[int], cost: float, multiple: int) -> tuple[int] | None:
+    """The largest rank of a form of one rank whose chain has at most `cost` parameters; None where none has."""
+    rank = min(int(cost // form.parameters(shape, (1,))), form.most(shape)[0]) // multiple * multiple
+    return (rank,) if rank else None
 
-    A form of one rank takes the largest. Of several ranks, all combinations on a grid (`_steps`) are compared by the
-    sum of what the spectra lose, which bounds the squared error of HOSVD and of TT-SVD (De Lathauwer et al. 2000, "A
-    multilinear singular value decomposition", property 10; Oseledets 2011, theorem 2.2); of equals, the one with more
-    parameters.
+
+def _ranks_by_loss(
+    form: Form, shape: Sequence[int], spectra: Sequence[np.ndarray], multiple: int
+) -> list[tuple[int, tuple[int, ...]]] | None:
+    """The ranks of a form with the parameters of their chains, those that lose least first; None for one of one rank.
+
+    The first that costs little enough is about the nearest at that cost. All combinations on a grid (`_steps`) are
+    ordered by the sum of what the spectra lose, which bounds the squared error of HOSVD and of TT-SVD (De Lathauwer et
+    al. 2000, "A multilinear singular value decomposition", property 10; Oseledets 2011, theorem 2.2); of equals, the
+    one with more parameters comes first.
 
     Args:
         form: The form.
         shape: The weight's, `[outputs, inputs, height, width]`.
         spectra: For each rank of the form, what is lost at the ranks 0, 1, 2, ... (`_spectra`).
-        cost: How many parameters the chain may have.
         multiple: Ranks are a multiple of this.
 
     Example:
         >>> outputs, inputs = np.array([1, 0.4, 0.1, 0.02, 0]), np.array([1, 0.5, 0.2, 0.1, 0])
-        >>> _best_ranks(FORMS["tucker"], (4, 4, 3, 3), [outputs, inputs], cost=72, multiple=1)
-        (2, 2)
+        >>> ordered = _ranks_by_loss(FORMS["tucker"], (4, 4, 3, 3), [outputs, inputs], multiple=1)
+        >>> next((parameters, ranks) for parameters, ranks in ordered if parameters <= 72)
+        (52, (2, 2))
 
-        There, (2, 2) holds 52 parameters and loses 0.1 + 0.2; (1, 4) holds 56 and loses 0.4 + 0; (3, 2) would hold 74.
+        There, (2, 2) loses 0.1 + 0.2; (1, 4) holds 56 and loses 0.4 + 0; (3, 2) would hold 74.
     """
-    most = form.most(shape)
     if len(form.ranks) == 1:
-        each = form.parameters(shape, (1,))
-        rank = min(int(cost // each), most[0]) // multiple * multiple
-        return (rank,) if rank else None
-    best, best_ranks = (math.inf, 0), None
-    for ranks in product(*(_steps(size, multiple) for size in most)):
-        parameters = form.parameters(shape, ranks)
-        if parameters > cost or not _possible(form, shape, ranks):
-            continue
-        lost = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
-        if (lost, -parameters) < best:
-            best, best_ranks = (lost, -parameters), ranks
-    return best_ranks
+        return None
+    losses = []
+    for ranks in product(*(_steps(size, multiple) for size in form.most(shape))):
+        if _possible(form, shape, ranks):
+            lost = sum(float(tail[min(rank, len(tail) - 1)]) for tail, rank in zip(spectra, ranks, strict=True))
+            losses.append((lost, form.parameters(shape, ranks), ranks))
+    losses.sort(key=lambda row: (row[0], -row[1]))
+    return [(parameters, ranks) for _, parameters, ranks in losses]
 
 
 def _possible(form: Form, shape: Sequence[int], ranks: Sequence[int]) -> bool:

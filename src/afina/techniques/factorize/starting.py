@@ -7,7 +7,8 @@ the square roots of the three, and each factor is then multiplied by the inverse
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -188,8 +189,9 @@ def _solved(others: Sequence[Tensor], product: Tensor) -> Tensor:
         >>> _solved((a, b), torch.einsum("oiw,ro,ri->rw", weight, a, b)).numpy().round(3).tolist()
         [[3.0], [4.0]]
     """
-    system = math.prod((factor @ factor.T for factor in others), start=torch.ones(()).to(product))
-    system = system + _RIDGE * system.diagonal().mean() * torch.eye(len(system)).to(system)
+    system = reduce(mul, (factor @ factor.T for factor in others))
+    diagonal = system.diagonal()
+    diagonal += _RIDGE * diagonal.mean()
     solved: Tensor = torch.linalg.solve(system, product)
     return solved
 

@@ -45,13 +45,18 @@ def open_browser(width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False
             options.add_argument(f"--{flag}")
         driver = webdriver.Chrome(options=options, service=Service(found[1]))
         try:
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            set_screen(driver, width, height, dark=dark)
             yield driver
         finally:
             driver.quit()
+
+
+def set_screen(driver: Any, width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False) -> None:
+    """Make the browser believe in such a screen, that of a phone where it is narrow."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
 def show(driver: Any, page: Path) -> None:

@@ -1,5 +1,6 @@
 """Small networks for the tests of axes and surgery, and the two things that a pruned network is held against."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.graph import Network, capture
-from afina.graph.axes import Axis, analyse
+from afina.graph.axes import Analysis, Axis, analyse
 from afina.graph.masking import masked_answer
 from afina.graph.stored import attribute
 from afina.graph.surgery import remove
@@ -47,6 +48,12 @@ def network_of(module: nn.Module, size: int = 8) -> Network:
             else:
                 tensor.copy_((noise - 0.5) * 4 / tensor[0].numel() ** 0.5)
     return capture(module, InputSpec(size, size), TASK)
+
+
+@functools.cache
+def known(make: Callable[[], nn.Module]) -> Network:
+    """One of the networks below, for tests that leave it as it is."""
+    return network_of(make())
 
 
 def noisy(network: Network, share: float = 0.02) -> Network:
@@ -88,9 +95,10 @@ def is_zeroing(axis: Axis) -> bool:
 
 def assert_removal_is_masking(network: Network, keep: Mapping[Axis, Sequence[int]] | None = None) -> Network:
     """Units of any free axes can be removed: statistics are then taken over the units that are left."""
-    keep = half(analyse(network).free) if keep is None else keep
+    analysis = Analysis(network) if keep is None else None
+    keep = half(analysis.axes.free) if keep is None else keep
     assert keep
-    pruned, images = remove(network, keep), network.example(IMAGES)
+    pruned, images = remove(network, keep, analysis=analysis), network.example(IMAGES)
     with pruned.inference():
         assert_close(only(pruned(images)), masked_answer(network, keep, images))
     assert count(pruned) < count(network)
@@ -99,9 +107,10 @@ def assert_removal_is_masking(network: Network, keep: Mapping[Axis, Sequence[int
 
 def assert_removal_is_zeroing(network: Network, keep: Mapping[Axis, Sequence[int]] | None = None) -> Network:
     """Removing units is zeroing the weights that read them, and makes a difference."""
-    keep = half([axis for axis in analyse(network).free if is_zeroing(axis)]) if keep is None else keep
+    analysis = Analysis(network) if keep is None else None
+    keep = half([axis for axis in analysis.axes.free if is_zeroing(axis)]) if keep is None else keep
     assert keep
-    pruned, images = remove(network, keep), network.example(3)
+    pruned, images = remove(network, keep, analysis=analysis), network.example(3)
     with network.inference(), pruned.inference():
         whole, expected, got = only(network(images)), only(zeroed(network, keep).eval()(images)), only(pruned(images))
     assert_close(got, expected)
@@ -405,7 +414,7 @@ def recurrent() -> nn.Module:
         return m.fc(x.mean(1))
 
     layers = {"lstm": nn.LSTM(8, 10, 2, batch_first=True, bidirectional=True), "gru": nn.GRU(20, 6, batch_first=True)}
-    return Net(forward, patch=nn.Conv2d(3, 8, 2, stride=2), fc=nn.Linear(6, 3), **layers)
+    return Net(forward, patch=nn.Conv2d(3, 8, 4, stride=4), fc=nn.Linear(6, 3), **layers)
 
 
 def standardised_weights() -> nn.Module:

@@ -14,6 +14,7 @@ from small_networks import (
     encoder_layer,
     flattened,
     grouped,
+    known,
     network_of,
     other_norms,
     padded_shortcut,
@@ -33,14 +34,14 @@ from afina.types import InputSpec
 
 
 def test_the_output_and_the_input_of_a_network_are_fixed():
-    network = network_of(chain())
+    network = known(chain)
     axes = analyse(network)
     assert {axis.name: axis.reason for axis in axes.fixed} == {"fc": "reaches the network's output"}
     assert all(not (m.name == "conv1.weight" and m.dim == 1) for axis in axes.free for m in axis.members)
 
 
 def test_an_axis_says_which_layers_make_and_read_it():
-    axis = by_name(network_of(chain()), "conv1")
+    axis = by_name(known(chain), "conv1")
     assert axis.size == 8
     assert axis.producers == ("conv1",)
     assert axis.consumers == ("conv2",)
@@ -50,13 +51,13 @@ def test_an_axis_says_which_layers_make_and_read_it():
 
 
 def test_a_flattened_channel_owns_a_block_of_columns():
-    axis = by_name(network_of(flattened()), "conv")
+    axis = by_name(known(flattened), "conv")
     columns = next(m for m in axis.members if m.name == "fc1.weight").units
     assert columns.tolist() == [channel for channel in range(8) for _ in range(16)]
 
 
 def test_a_padded_shortcut_ties_the_narrow_stage_to_the_middle_of_the_wide_one():
-    network = network_of(padded_shortcut())
+    network = known(padded_shortcut)
     wide = {a.name: a.size for a in analyse(network).free if "b2" in a.producers}
     assert wide == {"stem, a and 2 more": 8, "b2, c": 6}
     narrow = by_name(network, "stem, a and 2 more")
@@ -68,7 +69,7 @@ def test_a_padded_shortcut_ties_the_narrow_stage_to_the_middle_of_the_wide_one()
 
 
 def test_a_grouped_convolution_offers_whole_groups_and_channels_of_every_group():
-    network = network_of(grouped())
+    network = known(grouped)
     groups, channels = by_name(network, "first, mid"), by_name(network, "first")
     assert (groups.size, channels.size) == (4, 3)
     assert groups.crosses(channels)
@@ -80,7 +81,7 @@ def test_a_grouped_convolution_offers_whole_groups_and_channels_of_every_group()
 
 
 def test_a_depthwise_convolution_shrinks_its_groups():
-    network = network_of(depthwise())
+    network = known(depthwise)
     pruned = remove(network, {by_name(network, "expand, dw"): [0, 5, 6]})
     assert attribute(pruned.module, "dw.weight").shape == (3, 1, 3, 3)
     assert attribute(pruned.module, "project.weight").shape == (6, 3, 1, 1)
@@ -127,7 +128,7 @@ def test_what_runs_along_an_axis_fixes_it(along):
 
 def test_attention_has_axes_for_heads_head_dimension_embedding_and_hidden_units():
     for make, sizes in ((vision_transformer, (4, 6, 20, 32)), (encoder_layer, (4, 4, 16, 24))):
-        axes = analyse(network_of(make()))
+        axes = analyse(known(make))
         assert not axes.unknown
         assert {a.kind: a.size for a in axes.free} == dict(
             zip(("heads", "head-dim", "embedding", "hidden"), sizes, strict=True)
@@ -135,30 +136,30 @@ def test_attention_has_axes_for_heads_head_dimension_embedding_and_hidden_units(
 
 
 def test_heads_reach_a_table_of_relative_positions_through_its_constant_index():
-    heads = next(axis for axis in analyse(network_of(windows())).free if axis.kind == "heads")
+    heads = next(axis for axis in analyse(known(windows)).free if axis.kind == "heads")
     assert {("table", 1), ("qkv.weight", 0), ("proj.weight", 1)} <= {(m.name, m.dim) for m in heads.members}
 
 
 def test_only_what_statistics_are_taken_over_is_normalised():
-    found = {axis.kind: axis.normalised for axis in analyse(network_of(vision_transformer())).free}
+    found = {axis.kind: axis.normalised for axis in analyse(known(vision_transformer)).free}
     assert found == {"heads": False, "head-dim": False, "embedding": True, "hidden": False}
-    groups = {axis.name: (axis.kind, axis.normalised) for axis in analyse(network_of(other_norms())).free}
+    groups = {axis.name: (axis.kind, axis.normalised) for axis in analyse(known(other_norms)).free}
     assert groups["conv"] == ("groups", False)
     assert groups["conv #2"] == ("embedding", True)
 
 
 def test_a_grouped_convolution_has_an_axis_of_groups_and_a_depthwise_one_of_channels():
-    assert {a.name: a.kind for a in analyse(network_of(grouped())).free}["first, mid"] == "groups"
-    assert {a.name: a.kind for a in analyse(network_of(depthwise())).free}["expand, dw"] == "channels"
+    assert {a.name: a.kind for a in analyse(known(grouped)).free}["first, mid"] == "groups"
+    assert {a.name: a.kind for a in analyse(known(depthwise)).free}["expand, dw"] == "channels"
 
 
 def test_halves_that_are_interleaved_go_together():
-    sizes = {axis.name: axis.size for axis in analyse(network_of(shuffled_channels())).free}
+    sizes = {axis.name: axis.size for axis in analyse(known(shuffled_channels)).free}
     assert sizes == {"left, right": 4, "left, right, unit1": 2, "left, right and 2 more": 2, "last": 8}
 
 
 def test_an_analysis_of_another_network_is_refused():
-    network, other = network_of(chain()), network_of(chain())
+    network, other = known(chain), network_of(chain())
     with pytest.raises(InputError, match="another network"):
         remove(network, {by_name(network, "conv1"): [0]}, analysis=Analysis(other))
 
@@ -168,7 +169,8 @@ def test_a_large_network_is_analysed_in_seconds_on_one_core(name):
     if name == "resnet152":
         module, size = torchvision.models.resnet152(weights=None, num_classes=3), 64
     else:
-        module, size = timm.create_model(name, pretrained=False, num_classes=3), 224
+        # As deep, and narrower: its 300 million weights would take longer to draw than to analyse.
+        module, size = timm.create_model(name, pretrained=False, num_classes=3, embed_dim=256, img_size=64), 64
     network = capture(module, InputSpec(size, size), TASK)
     start = time.process_time()
     axes = analyse(network)

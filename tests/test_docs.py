@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import typer
+from sklearn import datasets
+from sklearn.utils import Bunch
 from test_cli import folder_of_digits
 from typer.testing import CliRunner
 
@@ -18,6 +20,7 @@ from afina.cli import app
 from afina.models.builtin import convnet
 from afina.store.result import read_result
 
+WHOLE = datasets.load_digits()
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -57,15 +60,17 @@ def _parse(command: str) -> Any:
 def home(tmp_path_factory) -> Iterator[Path]:
     """A folder with what the pages name, in small: images, a recipe, and the run folder of the demo.
 
-    The demo's network is half as wide, for a budget that int8 meets at once, and `builtin:convnet` is narrow.
+    The demo's network is an eighth as wide, for a budget that int8 meets at once, `builtin:convnet` is narrow, and of
+    the digits there are 300.
     """
     folder = tmp_path_factory.mktemp("docs")
     folder_of_digits(folder / "photos", classes=range(2), count=16)
     (folder / "small.yaml").write_text(_small_recipe())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        afina.optimize(convnet(10, width=32), "digits", size="250KB", epochs=1, out="runs/demo")
-        patch.setattr(convnet, "__defaults__", (1, 16, 2, 2, 3))
+        patch.setattr(datasets, "load_digits", lambda: Bunch(images=WHOLE.images[:300], target=WHOLE.target[:300]))
+        afina.optimize(convnet(10, width=8), "digits", size="40KB", epochs=1, out="runs/demo")
+        patch.setattr(convnet, "__defaults__", (1, 8, 2, 2, 3))
         yield folder
 
 
@@ -103,16 +108,22 @@ def test_the_commands_of_a_page_run_in_small_one_after_the_other(page, commands,
         assert result.exit_code == expected, f"{command}\n{result.stderr}"
 
 
-def test_the_demo_ends_with_a_verdict_and_a_report(home, monkeypatch):
+@pytest.fixture
+def all_digits(home, monkeypatch):
+    """A budget of half a point needs enough images to see that much."""
     monkeypatch.chdir(home)
+    monkeypatch.setattr(datasets, "load_digits", lambda: WHOLE)
+    monkeypatch.setattr(convnet, "__defaults__", (1, 24, 1, 2, 3))
+
+
+def test_the_demo_ends_with_a_verdict_and_a_report(home, all_digits):
     result = CliRunner().invoke(app, ["demo", "--out", "runs/shown"])
     verdict = read_result(home / "runs" / "shown").verdict
     assert result.exit_code == {"fits": 0, "misses": 3}[verdict], result.stderr
     assert (home / "runs" / "shown" / "report.html").stat().st_size > 10_000
 
 
-def test_the_python_of_the_readme_runs(home, monkeypatch):
-    monkeypatch.chdir(home)
+def test_the_python_of_the_readme_runs(home, all_digits):
     for code in _blocks(ROOT / "README.md", "python"):
         exec(compile(code, "README.md", "exec"), {})
     assert read_result(home / "runs" / "digits").winner

@@ -79,11 +79,12 @@ class Lines(Progress):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_images():
-    """Statistics on few images: what is promised here does not depend on how many."""
+    """Statistics on few images, and few ratios: what is promised here does not depend on how many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "IMAGES", 64)
         patch.setattr(stages, "CALIBRATION_IMAGES", 128)
         patch.setattr(proposals, "_PLAIN_RATIOS", (0.5,))
+        patch.setattr(proposals, "_RATIOS", (0.25, 0.5, 0.75, 0.9))
         yield
 
 
@@ -233,7 +234,7 @@ def test_a_different_command_on_the_same_folder_is_refused(cheap, home):
 
 def test_a_budget_that_cannot_be_met_names_the_best_for_each_limit_and_leaves_with_3(home):
     arguments = ["optimize", f"{home}/net.py:build", "--data", "digits", "--size", "2KB", "--max-drop", "1%"]
-    arguments += ["--out", home / "miss", "--epochs", 3, "--finetune", 2, "--threads", 1]
+    arguments += ["--out", home / "miss", "--epochs", 1, "--finetune", 1, "--threads", 1]
     code, out, _ = call(*arguments, "--json", "--quiet")
     result = json.loads(out)
     assert code == 3

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import DIGITS, GREY, digits, only
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from afina.data import ImageData, open_data
 from afina.errors import AfinaError, InputError, NothingToDo, TrainingError
@@ -56,6 +57,12 @@ class Told(Progress):
 @pytest.fixture(scope="module")
 def images() -> ImageData:
     return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def few() -> ImageData:
+    """For trainings that nothing is to be learned in: 16 bits are slow on processors."""
+    return open_data((TensorDataset(*digits(0, 256)), TensorDataset(*digits(256, 320))))
 
 
 def _computed(network: Network, precision: str, *patterns: str) -> dict[str, tuple[str, ...]]:
@@ -142,12 +149,12 @@ def test_the_summary_names_the_layers_that_differ(small_network):
 # Loss scaling
 
 
-def test_skipped_steps_and_growth_are_counted_and_told(small_network, images):
+def test_skipped_steps_and_growth_are_counted_and_told(small_network, few):
     network, told = small_network.copy(), Told()
     with torch.no_grad():
         network.module.get_parameter("head.weight").mul_(3000)
-    config = FitConfig(epochs=1, batch_size=256, precision="16-mixed", learning_rate=1e-3)
-    _, curve = fit(network, images, config, progress=told)
+    config = FitConfig(epochs=1, batch_size=32, precision="16-mixed", learning_rate=1e-3)
+    _, curve = fit(network, few, config, progress=told)
     assert curve[0].skipped > 0
     assert curve[0].loss_scale == 65536 / 2 ** curve[0].skipped
     assert (
@@ -171,9 +178,9 @@ def test_growth_of_the_scale_is_counted(small_network):
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_where_losses_are_not_scaled_nothing_is_said_of_it(small_network, images, precision):
+def test_where_losses_are_not_scaled_nothing_is_said_of_it(small_network, few, precision):
     told = Told()
-    _, curve = fit(small_network, images, FitConfig(epochs=1, batch_size=512, precision=precision), progress=told)
+    _, curve = fit(small_network, few, FitConfig(epochs=1, batch_size=128, precision=precision), progress=told)
     assert (curve[0].skipped, curve[0].grown, curve[0].loss_scale) == (0, 0, None)
     assert not any("scale" in line for line in told.lines)
 
@@ -181,15 +188,15 @@ def test_where_losses_are_not_scaled_nothing_is_said_of_it(small_network, images
 # What overflowed
 
 
-def test_a_collapsed_scale_names_the_layer_that_overflowed_first(small_network, images):
+def test_a_collapsed_scale_names_the_layer_that_overflowed_first(small_network, few):
     network = small_network.copy()
     with torch.no_grad():
         network.module.get_parameter("inner.weight").mul_(1e6)
-    config = FitConfig(epochs=9, batch_size=256, precision="16-mixed", augment=False)
+    config = FitConfig(epochs=2, batch_size=16, precision="16-mixed", augment=False)
     with pytest.raises(TrainingError, match=r"collapsed(.|\n)*inner overflows first: in fp16 .* inputs of at most"):
-        fit(network, images, config)
-    kept = FitConfig(epochs=1, batch_size=256, precision="16-mixed", augment=False, keep_fp32=("inner*",))
-    assert math.isfinite(fit(network, images, kept)[1][0].loss), "what the error says to do does not help"
+        fit(network, few, config)
+    kept = FitConfig(epochs=1, batch_size=32, precision="16-mixed", augment=False, keep_fp32=("inner*",))
+    assert math.isfinite(fit(network, few, kept)[1][0].loss), "what the error says to do does not help"
 
 
 def test_where_the_forward_pass_is_finite_the_first_gradient_that_is_not_is_named(small_network):
@@ -204,7 +211,7 @@ def test_where_the_forward_pass_is_finite_the_first_gradient_that_is_not_is_name
     assert found == "The forward pass is finite; backwards, the gradient of inner.weight is the first that is not."
 
 
-def test_a_gradient_that_overflows_stops_the_training_and_is_named(small_network, images):
+def test_a_gradient_that_overflows_stops_the_training_and_is_named(few):
     """The forward pass is fine; no loss scale makes the gradient through the root of zero a number."""
 
     class Rooted(nn.Module):
@@ -216,9 +223,9 @@ def test_a_gradient_that_overflows_stops_the_training_and_is_named(small_network
             return self.head(torch.sqrt(self.second(torch.relu(self.first(x))).relu() * 0).mean((2, 3)))
 
     network = capture(Rooted(), GREY, DIGITS)
-    config = FitConfig(epochs=9, batch_size=256, precision="16-mixed")
+    config = FitConfig(epochs=2, batch_size=16, precision="16-mixed")
     with pytest.raises(TrainingError, match=r"the gradient of second\.(bias|weight) is the first that is not"):
-        fit(network, images, config)
+        fit(network, few, config)
 
 
 def test_images_and_weights_that_are_not_finite_are_named(small_network):

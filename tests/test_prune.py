@@ -41,7 +41,7 @@ def _zoo(name: str) -> Network:
     return capture(getattr(torchvision.models, name)(), _INPUT, _TASK)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_networks_that_people_use_are_halved_train_save_and_load(name, tmp_path):
     network = _zoo(name)
     pruned, record = apply(network, PruneConfig(ratio=0.5), Context())
@@ -130,15 +130,15 @@ def test_a_network_with_no_free_axis_is_nothing_to_do():
 
 
 class Vision(nn.Module):
-    """A small vision transformer: class token, position embedding, fused attention, two blocks."""
+    """A small vision transformer: class token, position embedding, fused attention."""
 
-    def __init__(self, width: int = 24, heads: int = 4) -> None:
+    def __init__(self, width: int = 24, heads: int = 4, depth: int = 1) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, width, 2, stride=2)
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.position = nn.Parameter(torch.randn(1, 17, width))
         layers = [
-            nn.TransformerEncoderLayer(width, heads, 48, 0.0, batch_first=True, norm_first=True) for _ in range(2)
+            nn.TransformerEncoderLayer(width, heads, 48, 0.0, batch_first=True, norm_first=True) for _ in range(depth)
         ]
         self.blocks = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
@@ -156,13 +156,12 @@ class Vision(nn.Module):
 def reader_of_digits() -> Network:
     """A narrow residual network that reads real digits."""
     torch.manual_seed(0)
-    network = capture(convnet(10, width=24), GREY, DIGITS)
-    return fit(network, open_data("digits", seed=0), FitConfig(epochs=8, learning_rate=0.05))[0]
+    network = capture(convnet(10, width=16), GREY, DIGITS)
+    return fit(network, open_data("digits", seed=0), FitConfig(epochs=6, learning_rate=0.05))[0]
 
 
-@pytest.mark.parametrize("share", [0.7, 0.4])
-def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, share):
-    found = {}
+def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits):
+    share, found = 0.5, {}
     for criterion in ("fit", "random"):
         network, record = afina.prune(reader_of_digits, "digits", macs=share, criterion=criterion, images=128)
         found[criterion] = record.after["quality"]
@@ -173,9 +172,9 @@ def test_fit_keeps_a_trained_network_reading_without_training(reader_of_digits, 
 
 
 def test_a_target_in_bytes_is_met_by_the_exported_file(reader_of_digits, tmp_path):
-    network, record = afina.prune(reader_of_digits, "digits", size="160KB", images=32)
+    network, record = afina.prune(reader_of_digits, "digits", size="80KB", images=32)
     path = get_runtime("onnxruntime").export(network, tmp_path / "model.onnx")
-    assert 0.98 * 160e3 <= path.stat().st_size <= 160e3
+    assert 0.98 * 80e3 <= path.stat().st_size <= 80e3
     assert record.step.config["keep"]
 
 
@@ -297,11 +296,11 @@ def test_per_layer_takes_the_same_share_of_every_axis(reader_of_digits):
     kept = record.step.config["keep"]
     sizes = {name: axis.size for name, axis in Study(reader_of_digits, PruneConfig(), Context()).axes.items()}
     shares = [kept[name] / sizes[name] for name in sizes]
-    assert max(shares) - min(shares) < 0.07
+    assert max(shares) - min(shares) < 0.1  # of axes of 16 units
 
 
 def test_steps_end_at_the_target_with_fine_tuning_between(reader_of_digits):
-    network, record = afina.prune(reader_of_digits, "digits", macs=0.3, steps=2, finetune=2, images=64)
+    network, record = afina.prune(reader_of_digits, "digits", macs=0.3, steps=2, finetune=1, images=64)
     assert 0.29 <= cost_of(network).macs / cost_of(reader_of_digits).macs <= 0.3
     assert record.after["quality"] > 0.9
     assert record.before["macs"] == cost_of(reader_of_digits).macs

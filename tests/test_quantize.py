@@ -403,7 +403,7 @@ NETWORKS = (
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_of_every_kind_are_quantized_with_little_noise_or_named(name):
     torch.manual_seed(0)
-    network = small_networks.network_of(getattr(small_networks, name)())
+    network = small_networks.known(getattr(small_networks, name))
     images = torch.randn(48, *network.input.shape, generator=torch.Generator().manual_seed(1))
     config = QuantizeConfig(calibration="minmax", equalize="none")
     quantized, record = apply(network, config, _context(images, 16))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.errors import InputError
-from afina.graph.axes import analyse
+from afina.graph.axes import Analysis
 from afina.graph.masking import masked_answer
 from afina.graph.network import Network
 from afina.graph.surgery import remove
@@ -202,7 +202,7 @@ class Tokens(nn.Module):
             case "softmax":
                 return layer["b"](layer["a"](x).softmax(1) * layer["a"](x).amax(1, keepdim=True))
             case "lstm":
-                return layer["b"](layer["a"](x)[0])
+                return layer["b"](layer["a"](x[:, ::4])[0].mean(1, keepdim=True))
             case "cumulative":
                 return layer["b"](layer["a"](x).cumsum(1) / 16)
             case "compare":
@@ -221,7 +221,7 @@ class Tokens(nn.Module):
 
 # Without shrinking: a counterexample is small as it is, and shrinking one takes minutes.
 fast = settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
@@ -246,24 +246,27 @@ def test_in_random_networks_of_tokens_removing_is_masking_and_zeroing(steps, see
 
 def test_every_op_of_the_random_networks_is_understood_on_its_own():
     for step in MAPS:
-        assert check(network_of(Maps([(step, 0, 8), ("conv", 1, 6)])), 0), step
+        assert check(network_of(Maps([(step, 0, 8), ("conv", 1, 6)])), 0, masked_alone=True), step
     for kind in TOKENS:
-        assert check(network_of(Tokens([kind])), 0), kind
+        assert check(network_of(Tokens([kind])), 0, masked_alone=True), kind
 
 
-def check(network: Network, seed: int) -> bool:
-    """Whether something could be removed; what was, is right."""
-    axes = analyse(network)
+def check(network: Network, seed: int, masked_alone: bool = False) -> bool:
+    """Whether something could be removed; what was, is right: as when masked and, unless that is enough, as zeroed."""
+    analysis = Analysis(network)
+    axes = analysis.axes
     assert not axes.unknown
     keep = half(axes.free, seed)
     read = {axis: units for axis, units in keep.items() if is_zeroing(axis) and axis.size > 1}
     images = network.example(IMAGES)
     try:
-        pruned, smaller = remove(network, keep), remove(network, read)
+        pruned = remove(network, keep, analysis=analysis)
+        smaller = None if masked_alone else remove(network, read, analysis=analysis)
     except InputError as error:
         assert "Nothing would be left" in str(error)
         return True
-    with network.inference(), pruned.inference(), smaller.inference():
-        assert_close(only(pruned(images)), masked_answer(network, keep, images))
-        assert_close(only(smaller(images)), only(zeroed(network, read)(images)))
+    with network.inference(), pruned.inference():
+        assert_close(only(pruned(images)), only(masked_answer(network, keep, images)))
+        if smaller is not None:
+            assert_close(only(smaller(images)), only(zeroed(network, read)(images)))
     return bool(keep)

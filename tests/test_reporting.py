@@ -642,19 +642,24 @@ def test_a_browser_runs_nothing_that_a_name_brings_along(browser: Any, tmp_path:
 
 def test_the_page_fits_a_phone_and_follows_the_dark_scheme(browser: Any, tmp_path: Path) -> None:
     page = reporting.write_html(example(), tmp_path / "report.html")
-    with screenshot.open_browser(390, 844, dark=True) as phone:
-        screenshot.show(phone, page)
-        seen = phone.execute_script(_READ)
+    screenshot.set_screen(browser, 390, 844, dark=True)
+    try:
+        screenshot.show(browser, page)
+        seen = browser.execute_script(_READ)
         assert seen["width"] <= seen["window"] == 390
-        assert phone.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 24)"
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 24)"
         ink = "return getComputedStyle(document.querySelector('#quality-size .xtitle')).fill"
-        assert phone.execute_script(ink) == "rgb(166, 174, 182)"
+        assert browser.execute_script(ink) == "rgb(166, 174, 182)"
+    finally:
+        screenshot.set_screen(browser)
 
 
-def test_the_picture_for_the_readme_is_made_by_its_script(browser: Any, tmp_path: Path) -> None:
+def test_the_picture_for_the_readme_is_made_by_its_script(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reporting.write_html(example(), tmp_path / "report.html")
-    script = [sys.executable, screenshot.__file__, str(tmp_path), str(tmp_path / "report.png")]
-    subprocess.run(script, check=True, timeout=90, capture_output=True)
+    monkeypatch.setattr(sys, "argv", [screenshot.__file__, str(tmp_path), str(tmp_path / "report.png")])
+    screenshot.main()
     assert 20_000 < (tmp_path / "report.png").stat().st_size < 250_000
 
 

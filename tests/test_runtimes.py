@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from afina.data import open_data
 from afina.devices import measure_latency, measure_memory
 from afina.errors import AfinaError, InputError, ParityError, Unsupported
-from afina.graph import capture
+from afina.graph import Network, capture
 from afina.graph.axes import analyse
 from afina.graph.surgery import remove
 from afina.runtimes import (
@@ -147,17 +147,23 @@ class _Chaotic(torch.nn.Module):
         return self.head(x)
 
 
-def test_rounding_that_a_network_itself_lets_grow_is_no_fault_of_its_file(runtime, tmp_path):
+@pytest.fixture(scope="module")
+def chaotic() -> list[Network]:
+    """In int8; the last one differs from itself more than from a file of zeros."""
     torch.manual_seed(0)
     quick = QuantizeConfig(
         calibration="minmax", rounding="nearest", equalize="none", policy=IntegerPolicy(int8_weight_bits=7)
     )
     images = torch.randn(64, *SHAPE)
     context = Context(calibration=lambda: iter([images]))
-    network, other, wild = (apply(capture(_Chaotic(n), GREY, DIGITS), quick, context)[0] for n in (24, 24, 32))
+    return [apply(capture(_Chaotic(n), GREY, DIGITS), quick, context)[0] for n in (24, 24, 32)]
+
+
+def test_rounding_that_a_network_itself_lets_grow_is_no_fault_of_its_file(runtime, chaotic, tmp_path):
+    network, other, wild = chaotic
     path = runtime.export(network, tmp_path / f"model{runtime.suffix}")
     check_parity(network, path, None, threads=1)
-    for another in (other, wild):  # the last one differs from itself more than from a file of zeros
+    for another in (other, wild):
         with pytest.raises(ParityError):
             check_parity(another, path, None, threads=1)
 
@@ -532,3 +538,10 @@ def test_doctor_says_of_int8_what_quantization_does(monkeypatch):
     for bits, expected in ((8, "exact products"), (7, "kept to 7 bits")):
         monkeypatch.setattr(doctor, "int8_weight_bits", lambda bits=bits: bits)
         assert any(expected in check.found for check in doctor.doctor()[1] if check.name == "int8 kernels")
+
+
+def test_a_file_that_torch_runs_leaves_the_process_its_threads(small_network, tmp_path):
+    before = torch.get_num_threads()
+    session = get_runtime("pt2").load(get_runtime("pt2").export(small_network, tmp_path / "m.pt2"), threads=before + 1)
+    session(small_network.example().numpy())
+    assert torch.get_num_threads() == before

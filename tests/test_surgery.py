@@ -14,6 +14,7 @@ from small_networks import (
     chain,
     grouped,
     half,
+    known,
     network_of,
     padded_shortcut,
     products,
@@ -35,7 +36,7 @@ from afina.graph.surgery import masks, remove
 
 @pytest.mark.parametrize("make", SMALL, ids=lambda make: make.__name__)
 def test_removing_units_is_zeroing_what_reads_them(make):
-    network = network_of(make())
+    network = known(make)
     assert not analyse(network).unknown
     pruned = assert_removal_is_zeroing(network)
     # What is left is whole: it can be pruned again.
@@ -44,7 +45,7 @@ def test_removing_units_is_zeroing_what_reads_them(make):
 
 @pytest.mark.parametrize("make", SMALL, ids=lambda make: make.__name__)
 def test_any_axes_can_be_removed_together_and_what_is_left_trains_and_is_pruned_again(make):
-    pruned = assert_removal_is_masking(network_of(make()))
+    pruned = assert_removal_is_masking(known(make))
     assert_removal_is_masking(pruned)
     loss = F.cross_entropy(only(pruned.train()(pruned.example(4))), torch.tensor([0, 1, 2, 0]))
     loss.backward()
@@ -53,7 +54,7 @@ def test_any_axes_can_be_removed_together_and_what_is_left_trains_and_is_pruned_
 
 @pytest.mark.parametrize("make", [chain, grouped, padded_shortcut, split_and_permuted], ids=lambda make: make.__name__)
 def test_each_axis_can_be_removed_on_its_own(make):
-    network = network_of(make())
+    network = known(make)
     for axis in analyse(network).free:
         remove_one = {axis: list(range(1, axis.size))} if axis.size > 1 else {axis: [0]}
         if axis.size > 1:
@@ -256,7 +257,7 @@ def test_an_analysis_at_hand_serves_any_number_of_removals():
 
 def test_a_pruned_network_is_saved_and_loaded_with_its_new_constants(tmp_path):
     for make in (products, windows, recurrent):
-        pruned = assert_removal_is_masking(network_of(make()))
+        pruned = assert_removal_is_masking(known(make))
         again = Network.load(pruned.save(tmp_path / "network.pt2"))
         with pruned.inference(), again.inference():
             assert torch.equal(only(pruned(pruned.example())), only(again(pruned.example())))

@@ -21,7 +21,8 @@ from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs.tuning import settings
+from afina.jobs.common.subject import load_for
+from afina.jobs.tuning import settings, training_trials
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
 
@@ -528,6 +529,20 @@ def test_a_training_begins_cheaply_and_goes_on_from_its_weights_or_stops(fidelit
     assert [row["state"] for row in rows(tmp_path)][-1] == "pruned"
     quality = evaluate(Network.load(result.network), open_data("digits", seed=0)).value
     assert quality == pytest.approx(result.value)
+
+
+def test_a_model_that_the_space_leaves_as_it_is_is_loaded_once_and_starts_anew_in_each_trial(tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(training_trials, "load_for", lambda *a, **named: loads.append(named) or load_for(*a, **named))
+    space = {"learning_rate": [0.1, 0.1000001], "epochs": 1, "model.width": 16, "model.depth": 1}
+    result = afina.tune("builtin:mlp", "digits", space=space, sampler="grid", fidelity="images", out=tmp_path)
+    assert result.trials["finished"] == 2
+    assert len(loads) == 2, "the model as it is, and as the space has it"
+    first, second = (
+        trial.intermediate_values
+        for trial in optuna.load_study(study_name="search", storage=open_storage(tmp_path)).trials
+    )
+    assert first == pytest.approx(second, abs=0.02)
 
 
 def test_with_folds_a_trial_is_judged_by_each_part_of_the_training_images_and_stops_where_all_are_worse(tmp_path):

@@ -129,8 +129,9 @@ class Training:
         model_arguments = {name: p.ends()[0] for name, p in space.parameters.items() if name.startswith(MODEL)}
         if model_arguments:
             self._load(model_arguments)
-        for rung in self._rungs[:-1]:
-            self._at(rung, {}, self._first.network)
+        for rung in self._rungs:
+            if rung.size != 1:
+                self._at(rung, {}, self._first.network)
 
     def most_steps(self, space: Space) -> int:
         """The last step that the longest trial reports."""

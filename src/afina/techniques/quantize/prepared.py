@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from afina.errors import AfinaError, InputError, NothingToDo
 from afina.graph.folding import fold_norms, fold_weights
 from afina.graph.network import Network
+from afina.graph.propagate import refresh_meta
 from afina.graph.quantized import is_quantized
 from afina.graph.stored import attribute, is_stored
 from afina.techniques.context import Context
@@ -68,12 +69,12 @@ class Source:
             raise NothingToDo("The network is quantized already.", fix="Start from the float network.")
         twin = network.copy().eval()
         _separate_weights(twin)
-        # Captured anew, so that every node carries the shape and type that are looked at below.
-        fresh = twin.retraced()
-        fold_weights(fresh)
-        fold_norms(fresh)
-        place(fresh, fresh.device, fitting_layout(fresh, fresh.device, channels_last=True))
-        return cls(fresh)
+        # Every node must carry the shape and type that are looked at below.
+        refresh_meta(twin.module)
+        fold_weights(twin)
+        fold_norms(twin)
+        place(twin, twin.device, fitting_layout(twin, twin.device, channels_last=True))
+        return cls(twin)
 
     @property
     def layers(self) -> list[str]:

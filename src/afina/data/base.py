@@ -82,6 +82,11 @@ class ImageData:
         counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)
         return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
 
+    @property
+    def prepared(self) -> bool:
+        """Whether images come as tensors that are ready for the network."""
+        return self._listing.source.prepared
+
     def without_labels(self) -> "ImageData":
         """The same images, whose targets mean nothing."""
         twin = copy.copy(self)

@@ -93,7 +93,9 @@ def _convert(image: Image.Image, order: str) -> Image.Image:
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _from_wide_integers(image)
+    elif image.mode == "F":
+        image = _from_floats(image)
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, "white")
@@ -103,11 +105,21 @@ def _convert(image: Image.Image, order: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    # Pillow would clip 16 bits at 255 and give a white image. A fixed scale, whatever the image's own range
-    # is, keeps a dark image dark.
+def _from_wide_integers(image: Image.Image) -> Image.Image:
+    # Pillow would clip at 255 and give a white image. A fixed scale, whatever the image's own range is, keeps a dark
+    # image dark: that of 16 bits; of 32 bits, that of the narrowest type that holds the values.
     values = np.asarray(image).astype(np.int64)
-    return Image.fromarray(np.clip((values + 128) // 257, 0, 255).astype(np.uint8))
+    most = int(values.max(initial=0))
+    divisor = 257 if image.mode != "I" or 255 < most < 2**16 else 1 if most <= 255 else 2**24
+    return Image.fromarray(np.clip((values + divisor // 2) // divisor, 0, 255).astype(np.uint8))
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    # Pillow would cut the fractions off, which makes floats in 0..1 black.
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    most = values.max(initial=0.0)
+    scale = 255.0 if most <= 1 else 1.0 if most <= 255 else 1 / 257
+    return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:

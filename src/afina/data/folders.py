@@ -12,8 +12,19 @@ from afina.types import TaskSpec
 
 VALIDATION_NAMES = ("val", "valid", "validation", "test")  # the first that is there is used
 SPLIT_NAMES = ("train", *VALIDATION_NAMES)
+_SYNONYMS = {"training": "train", "testing": "test"}
 _Path = tuple[str, ...]
 _LAYOUT = "Lay it out as train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE."
+
+
+def split_word(word: str) -> str:
+    """A word for a split as `SPLIT_NAMES` has it, where it is one: `Training` is `train`.
+
+    Example:
+        >>> split_word("Training"), split_word("Val"), split_word("cats")
+        ('train', 'val', 'cats')
+    """
+    return _SYNONYMS.get(word.lower(), word.lower())
 
 
 def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False) -> Listing:
@@ -76,15 +87,15 @@ def _unwrap(images: list[_Path], name: str) -> list[tuple[_Path, str]]:
         raise InputError(f"{name} has images but no class folders.", fix=_LAYOUT)
     while True:
         tops = {path[0] for path, _ in paths}
-        if len(tops) > 1 or next(iter(tops)).lower() in SPLIT_NAMES or any(len(path) < 3 for path, _ in paths):
+        if len(tops) > 1 or split_word(next(iter(tops))) in SPLIT_NAMES or any(len(path) < 3 for path, _ in paths):
             return paths
         paths = [(path[1:], key) for path, key in paths]
 
 
 def _splits(images: list[tuple[_Path, str]], name: str) -> dict[str, list[tuple[str, str]]]:
     """For each split that is there, the class and the full name of its images."""
-    tops = {path[0].lower() for path, _ in images}
-    named = {path[0].lower() for path, _ in images if len(path) > 2} & set(SPLIT_NAMES)
+    tops = {split_word(path[0]) for path, _ in images}
+    named = {split_word(path[0]) for path, _ in images if len(path) > 2} & set(SPLIT_NAMES)
     if not named:
         if tops <= set(SPLIT_NAMES):
             raise InputError(f"{name}: no class folders inside {', '.join(sorted(tops))}.", fix=_LAYOUT)
@@ -94,7 +105,7 @@ def _splits(images: list[tuple[_Path, str]], name: str) -> dict[str, list[tuple[
         raise InputError(f"{name} has {' and '.join(sorted(named))} but no train folder.", fix=_LAYOUT)
     chosen = {"train": "train", "validation": judged} if "train" in named else {"train": judged}
     return {
-        split: [(path[1], key) for path, key in images if path[0].lower() == chosen[split] and len(path) > 2]
+        split: [(path[1], key) for path, key in images if split_word(path[0]) == chosen[split] and len(path) > 2]
         for split in SPLITS
         if chosen.get(split)
     }

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from afina.data.files import Files, FileSource
-from afina.data.folders import SPLIT_NAMES, VALIDATION_NAMES, fingerprint_of
+from afina.data.folders import SPLIT_NAMES, VALIDATION_NAMES, fingerprint_of, split_word
 from afina.data.listing import Listing, Part, split_one
 from afina.errors import InputError
 from afina.types import TaskSpec
 
 _COLUMNS = ("image", "target")
 _FAMILY = re.compile(rf"(?P<stem>(?:.*[_./-])?)(?P<split>{'|'.join(SPLIT_NAMES)})\.csv", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _MISSING = "named in the table, but there is no such file"
 
 
@@ -146,16 +147,24 @@ def _rows(text: str, table: str) -> list[Row]:
             fix="Name the columns image and target in the first line.",
         )
     places = [columns.index(c) if c in columns else -1 for c in (*_COLUMNS, "split")]
-    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
+    delimiter = _delimiter(text)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     next(reader)
     rows = []
     for line in reader:
         if any(cell.strip() for cell in line):
             image, target, split = (line[i].strip() if 0 <= i < len(line) else "" for i in places)
-            rows.append(Row(f"{table}, line {reader.line_num}", image, target, split.lower()))
+            rows.append(
+                Row(f"{table}, line {reader.line_num}", image, _with_point(target, delimiter != ","), split_word(split))
+            )
     if not rows:
         raise InputError(f"{table} has no rows.", fix="Add a line with an image and its target for each image.")
     return rows
+
+
+def _with_point(text: str, semicolons: bool) -> str:
+    """A number as spreadsheets of half the world write it (`1,5`, in tables with semicolons), as Python reads it."""
+    return text.replace(",", ".") if semicolons and _DECIMAL_COMMA.fullmatch(text) else text
 
 
 def _by_column(rows: list[Row]) -> dict[str, list[Row]]:

@@ -11,7 +11,7 @@ from afina.jobs.common.subject import Subject, load_for
 from afina.jobs.options.declaration import command
 from afina.jobs.options.distill import DistillOptions
 from afina.jobs.options.shared import names
-from afina.models import load_model
+from afina.models import Scaling, load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
 from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_optimizer
@@ -47,6 +47,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
+        scaling=Scaling(teacher.input.mean, teacher.input.std),
     ).network  # fmt: skip
     if teacher.task == UNKNOWN_TASK:
         network.task = UNKNOWN_TASK

@@ -2,17 +2,47 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from afina.errors import InputError
 from afina.graph.capture import answers_of
 from afina.types import InputSpec
 
 _DEFAULT_SIZE = 224
 _GREY = ((0.5,), (0.5,))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the user says that pixels are scaled.
+
+    Attributes:
+        mean: One number for each channel, of pixels in 0..1; None for what the model or the data says.
+        std: Likewise.
+        known: Whether what the data suggests is known to be right: images come as tensors that are ready, or the user
+            gave a whole `InputSpec`.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    known: bool = False
+
+    def applied(self, input: InputSpec) -> InputSpec:
+        """The input with this scaling. Raises `InputError` where the numbers are not one for each channel."""
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if numbers is not None and len(numbers) != input.channels:
+                raise InputError(
+                    f"--{name} has {len(numbers)} numbers, and the model takes images of {input.channels} channels.",
+                    fix=f"Give one number for each channel, as in --{name} {','.join(['0.5'] * input.channels)}",
+                )
+        return replace(input, mean=self.mean or input.mean, std=self.std or input.std)
+
+
+ASSUMED = Scaling()
 
 
 def choose_input(
@@ -21,8 +51,9 @@ def choose_input(
     hint: InputSpec | None,
     size: tuple[int, int] | None,
     trained: bool,
-) -> tuple[InputSpec, str]:
-    """The input of `module`, and a note where it had to be assumed.
+    scaling: Scaling = ASSUMED,
+) -> tuple[InputSpec, tuple[str, ...]]:
+    """The input of `module`, and notes on what of it had to be assumed.
 
     Args:
         module: The model, in evaluation mode.
@@ -31,22 +62,46 @@ def choose_input(
         size: Height and width that the user asked for, before all others.
         trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
             are where the model takes them: enlarging them would cost time and add nothing.
+        scaling: The mean and std that the user gave, if any, and whether those of `hint` are the user's.
+
+    Raises:
+        InputError: there is not one mean or std for each channel.
     """
     described = described_input(module)
+    input, notes = _choose_size(module, source_input, described, hint, size, trained)
+    stated = source_input is not None or (described is not None and hasattr(module, "mean"))
+    if scaling.mean is None and scaling.std is None and not stated and not scaling.known:
+        numbers = [", ".join(f"{number:g}" for number in of) for of in (input.mean, input.std)]
+        notes += (
+            f"The model does not say how its pixels are scaled: from 0..1, mean {numbers[0]} and std {numbers[1]} are "
+            "assumed; --mean and --std change it.",
+        )
+    return scaling.applied(input), notes
+
+
+def _choose_size(
+    module: nn.Module,
+    source_input: InputSpec | None,
+    described: InputSpec | None,
+    hint: InputSpec | None,
+    size: tuple[int, int] | None,
+    trained: bool,
+) -> tuple[InputSpec, tuple[str, ...]]:
+    """The input as the library, the module, the data or the user says, in this order for all but the size."""
     base = source_input or described or _assumed(module, hint)
     if size is not None:
-        return replace(base, height=size[0], width=size[1]), ""
+        return replace(base, height=size[0], width=size[1]), ()
     if hint is not None and source_input is not None and described is None and not trained:
         native = replace(source_input, height=hint.height, width=hint.width)
         if (
             max(hint.height / source_input.height, hint.width / source_input.width) < 1
             and output_width(module, native) is not None
         ):
-            return native, ""
+            return native, ()
     if source_input is None and described is None and hint is None:
         shown = f"{base.height}x{base.width}"
-        return base, f"The model does not say what size it takes: {shown} is assumed, --input-size changes it."
-    return base, ""
+        return base, (f"The model does not say what size it takes: {shown} is assumed, --input-size changes it.",)
+    return base, ()
 
 
 def described_input(module: nn.Module) -> InputSpec | None:

@@ -42,8 +42,9 @@ def build_from_file(
         check_options(builder, function, options or {}, known=tuple(arguments))
         arguments.update(options or {})
         try:
-            built = function(**arguments)
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's own, with --json above all
+                built = function(**arguments)
+        except (Exception, SystemExit) as error:
             shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
             raise InputError(
                 f"{builder}({shown}) in {path} fails.", _reason(error, path), "Correct it, then try again."
@@ -116,7 +117,8 @@ def _imported(path: Path) -> ModuleType:
     # Dataclasses and pickles look their module up by name.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{path} cannot be imported.", _reason(error, path), "Correct it, then try again.") from error

@@ -1,6 +1,8 @@
 """Weights from a file into a module: read without running code, and matched name by name."""
 
+import argparse
 import copy
+import pathlib
 import pickle
 import re
 import warnings
@@ -9,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from afina.errors import InputError, check_file
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "state_dict_ema", "model_ema", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# Moving averages of the weights, which are what a trainer means to deploy, and the weights themselves.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _FORBIDDEN = re.compile(r"Unsupported global: GLOBAL (\S+)")
 _SHOWN = 4
@@ -43,10 +48,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such file, it is broken, or it holds more than plain tensors.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors in a file by name, and notes on which of several sets were taken; errors as `read_weights`."""
     check_weights(path)
     is_safetensors = path.suffix.lower() == ".safetensors" or _format_of(path) == "safetensors"
     raw = _read_safetensors(path) if is_safetensors else _read_torch(path)
-    return _without_prefix(_unwrapped(raw, path))
+    tensors, notes = _unwrapped(raw, path)
+    return _without_prefix(tensors), notes
 
 
 def check_weights(path: Path) -> None:
@@ -102,7 +113,7 @@ def load_weights(module: nn.Module, path: Path, outputs: int | None, name: str) 
     Raises:
         InputError: the file cannot be read, or its names or shapes differ.
     """
-    file_weights, module_weights = read_weights(path), module.state_dict()
+    (file_weights, notes), module_weights = _read(path), module.state_dict()
     file_weights = _matching_prefix(file_weights, module_weights)
     missing = [key for key in module_weights if key not in file_weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in file_weights if key not in module_weights]
@@ -111,7 +122,7 @@ def load_weights(module: nn.Module, path: Path, outputs: int | None, name: str) 
     ]
     if not (missing or unexpected or differ):
         module.load_state_dict(file_weights, strict=False)
-        return Fit()
+        return Fit(notes=notes)
     layer = _head(missing + differ, module_weights, outputs)
     widths = {file_weights[key].shape[0] for key in differ if file_weights[key].ndim}
     if unexpected or layer is None or not _only_outputs_differ(differ, file_weights, module_weights):
@@ -119,7 +130,11 @@ def load_weights(module: nn.Module, path: Path, outputs: int | None, name: str) 
     module.load_state_dict({key: value for key, value in file_weights.items() if key not in differ}, strict=False)
     difference = f"has {widths.pop()} outputs" if widths else "is missing"
     return Fit(
-        layer, (f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew.",)
+        layer,
+        (
+            *notes,
+            f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew.",
+        ),
     )
 
 
@@ -155,7 +170,8 @@ def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, which mean nothing to the user
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_plain_classes()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = _FORBIDDEN.search(str(error))
         if named is None:
@@ -169,17 +185,36 @@ def _read_torch(path: Path) -> Any:
         raise _broken(path, next(iter(str(error).splitlines()), "") or type(error).__name__) from error
 
 
+def _plain_classes() -> list[Any]:
+    """Classes of plain data that trainers keep beside weights: arguments, paths, numbers and arrays of numpy."""
+    paths = (pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath, pathlib.WindowsPath)
+    rebuild = {name: getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")}
+    # Files of numpy 1 have the old name of the module.
+    old = [(function, f"numpy.core.multiarray.{name}") for name, function in rebuild.items()]
+    kinds = [type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdg",)]
+    return [argparse.Namespace, *paths, *rebuild.values(), *old, np.dtype, np.ndarray, *dict.fromkeys(kinds)]
+
+
 def _broken(path: Path, reason: str) -> InputError:
     return InputError(f"{path} cannot be read as weights.", reason, "Download or save it again.")
 
 
-def _unwrapped(raw: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors inside wrappers such as `{"state_dict": ...}`. Raises `InputError` where there are none."""
-    while isinstance(raw, Mapping) and not any(isinstance(value, Tensor) for value in raw.values()):
-        inner = next((raw[key] for key in _WRAPPERS if isinstance(raw.get(key), Mapping)), None)
-        if inner is None:
+def _unwrapped(raw: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors inside wrappers such as `{"state_dict": ...}`, and notes on which of several were taken.
+
+    Raises:
+        InputError: there are none.
+    """
+    notes: tuple[str, ...] = ()
+    while isinstance(raw, Mapping):
+        inside = [key for key in (*_AVERAGES, *_WRAPPERS) if isinstance(raw.get(key), Mapping)]
+        if not inside:
             break
-        raw = inner
+        if inside[0] in _AVERAGES and len(inside) > 1:
+            notes = (
+                f"{path.name} holds a moving average of the weights ({inside[0]}) beside {inside[1]}: it is taken.",
+            )
+        raw = raw[inside[0]]
     tensors = {str(k): v for k, v in raw.items() if isinstance(v, Tensor)} if isinstance(raw, Mapping) else {}
     if not tensors:
         held = ", ".join(map(str, list(raw)[:_SHOWN])) if isinstance(raw, Mapping) else type(raw).__name__
@@ -188,7 +223,7 @@ def _unwrapped(raw: Any, path: Path) -> dict[str, Tensor]:
             why=f"There are no named tensors in it, but: {held or 'nothing'}.",
             fix="Save the weights with torch.save(model.state_dict(), path).",
         )
-    return tensors
+    return tensors, notes
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

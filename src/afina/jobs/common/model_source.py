@@ -1,6 +1,7 @@
 """What a user may name as a model: a string from the command line, a module or a network from Python."""
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from torch import nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.options.shared import InputSize, ModelOptions
-from afina.models import Loaded, check_model, load_model
+from afina.jobs.options.shared import InputSize, ModelOptions, Numbers
+from afina.models import Loaded, Scaling, check_model, load_model
 from afina.progress import Progress
 from afina.types import InputSpec
 
@@ -58,6 +59,33 @@ def parse_input_size(text: str | int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def scaling_of(options: ModelOptions, *, known: bool = False) -> Scaling:
+    """The scaling of pixels that the options give. Raises `InputError`.
+
+    Args:
+        options: Mean, std and example.
+        known: Whether images come as tensors that are ready for the network.
+    """
+    mean, std = _numbers(options.mean, "mean"), _numbers(options.std, "std")
+    if std is not None and min(std) <= 0:
+        raise InputError(f"--std is {options.std}.", fix="Give numbers of more than 0.")
+    return Scaling(mean, std, known or isinstance(options.example, InputSpec))
+
+
+def _numbers(value: Numbers, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            f"--{name} {value!r} is not a list of numbers.", fix=f"Write one for each channel: --{name} 0.5,0.5,0.5"
+        )
+    return numbers
+
+
 def input_of(example: Any) -> InputSpec | None:
     """The input specification that an `example` stands for: itself, or one of a tensor's size; None for None.
 
@@ -96,6 +124,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         targets=None,
         progress=progress,
         trains=False,
+        scaling=scaling_of(options),
     )
     for note in loaded.notes:
         progress.say(note)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
-from afina.jobs.common.model_source import ModelSource, check_source, input_of, load_plain, name_of, parse_input_size
+from afina.jobs.common.model_source import (
+    ModelSource,
+    check_source,
+    input_of,
+    load_plain,
+    name_of,
+    parse_input_size,
+    scaling_of,
+)
 from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
@@ -161,6 +169,7 @@ def load_for(
         seed=options.seed,
         options=builder_arguments,
         trains=trains,
+        scaling=scaling_of(options, known=data.prepared),
     )
 
 

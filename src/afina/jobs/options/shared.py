@@ -32,6 +32,7 @@ OptionalData = Annotated[
 ]
 Size = str | float | None
 InputSize = str | int | tuple[int, int] | None
+Numbers = str | tuple[float, float, float] | None
 Optimizer = Literal["sgd", "adamw"]
 TrainingPrecision = Literal["32", "bf16-mixed", "16-mixed"]
 TRAINING_PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -100,6 +101,22 @@ class ModelOptions(CommonOptions):
             "Height and width of the network's input in pixels, as in `224` or `224x320`, where the model's own is "
             "wrong.",
             metavar="SIZE",
+            in_recipe=False,
+        ),
+    ] = None
+    mean: Annotated[
+        Numbers,
+        Option(
+            "Mean of each channel, of pixels in 0..1, as in `0.485,0.456,0.406`, where the model's own is wrong.",
+            metavar="NUMBERS",
+            in_recipe=False,
+        ),
+    ] = None
+    std: Annotated[
+        Numbers,
+        Option(
+            "Standard deviation of each channel, of pixels in 0..1; `--mean 0,0,0 --std 1,1,1` leaves them in 0..1.",
+            metavar="NUMBERS",
             in_recipe=False,
         ),
     ] = None

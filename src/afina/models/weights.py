@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import importlib
 import pathlib
 import pickle
 import re
@@ -129,13 +130,8 @@ def load_weights(module: nn.Module, path: Path, outputs: int | None, name: str) 
         raise _mismatch(path, name, missing, unexpected, [(k, file_weights[k], module_weights[k]) for k in differ])
     module.load_state_dict({key: value for key, value in file_weights.items() if key not in differ}, strict=False)
     difference = f"has {widths.pop()} outputs" if widths else "is missing"
-    return Fit(
-        layer,
-        (
-            *notes,
-            f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew.",
-        ),
-    )
+    note = f"The last layer ({layer}) {difference} in {path.name} and {outputs} in the model: it starts anew."
+    return Fit(layer, (*notes, note))
 
 
 def looks_trained(module: nn.Module, *, otherwise: bool) -> bool:
@@ -188,7 +184,8 @@ def _read_torch(path: Path) -> Any:
 def _plain_classes() -> list[Any]:
     """Classes of plain data that trainers keep beside weights: arguments, paths, numbers and arrays of numpy."""
     paths = (pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath, pathlib.WindowsPath)
-    rebuild = {name: getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")}
+    core = importlib.import_module("numpy._core.multiarray")
+    rebuild = {name: getattr(core, name) for name in ("scalar", "_reconstruct")}
     # Files of numpy 1 have the old name of the module.
     old = [(function, f"numpy.core.multiarray.{name}") for name, function in rebuild.items()]
     kinds = [type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdg",)]

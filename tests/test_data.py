@@ -859,3 +859,40 @@ class TestDataThatWillNotDo:
         self._refused(folder, "data for classification, not for regression", task="regression")
         self._refused(folder, "Did you mean regression", task="regresion")
         self._refused(folder, "Did you mean shift", augment="shfit")
+
+
+# What people call their folders, tables and pictures
+
+
+def test_training_and_testing_are_splits(tmp_path):
+    data = open_data(_folder(tmp_path / "d", {f"{s}/{c}": 4 for s in ("Training", "testing") for c in ("cat", "dog")}))
+    assert data.task.labels == ("cat", "dog")
+    assert (data.count("train"), data.count("validation")) == (8, 8)
+
+
+def test_decimal_commas_in_a_table_with_semicolons_are_numbers(tmp_path):
+    (tmp_path / "d").mkdir()
+    for i in range(20):
+        _photo(i).save(tmp_path / "d" / f"{i}.png")
+    rows = "\n".join(f"{i}.png;{('1,5', '-0,25')[i % 2]}" for i in range(20))
+    (tmp_path / "d" / "t.csv").write_text(f"image;target\n{rows}\n")
+    data = open_data(tmp_path / "d" / "t.csv")
+    assert data.task.name == "regression"
+    assert set(data.targets("train").ravel().tolist()) == {1.5, -0.25}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (0.5, np.float32, 128),
+        (128.0, np.float32, 128),
+        (32896.0, np.float32, 128),
+        (128, np.int32, 128),
+        (32896, np.int32, 128),
+        (2**31 - 1, np.int32, 128),
+        (32896, np.uint16, 128),
+    ],
+)
+def test_floats_and_wide_integers_keep_their_brightness(values, kind, expected):
+    image = Image.fromarray(np.full((32, 32), values, kind))
+    assert np.abs(decode(image, replace(PLAIN, order="L", mean=(0.0,), std=(1.0,))).astype(int) - expected).max() <= 1

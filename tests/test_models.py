@@ -1,9 +1,10 @@
 """Models: every way to name one, its weights, its input, its last layer."""
 
+import argparse
 import pickle
 import time
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from afina.graph import Network, capture
 from afina.models import hub, load_model, sources
 from afina.models.builtin import convnet, mlp
 from afina.models.head import find_head
-from afina.types import InputSpec, TaskSpec
+from afina.models.inputs import Scaling
+from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 GREY = InputSpec(8, 8, (0.5,), (0.5,), "L")
 COLOUR = InputSpec(16, 16)
@@ -621,3 +623,74 @@ def test_a_file_that_holds_no_weights_is_refused_by_its_content(tmp_path):
     (tmp_path / "w.th").write_text("<html>not found</html>")
     with pytest.raises(InputError, match="neither that of safetensors nor that of torch"):
         load_model("builtin:convnet", weights=str(tmp_path / "w.th"))
+
+
+# Checkpoints and builders as people have them
+
+
+@pytest.mark.parametrize(
+    "form",
+    {
+        "beside a number": lambda state: {"epoch": 3, "state_dict": state, "best": torch.tensor(50.0)},
+        "with arguments": lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1)},
+        "with a path": lambda state: {"model": state, "out": PurePosixPath("runs/a")},
+        "with numbers of numpy": lambda state: {"state_dict": state, "best": np.float64(50), "epochs": np.arange(3)},
+        "of a backbone": lambda state: {f"backbone.{name}": value for name, value in state.items()},
+    }.items(),
+    ids=lambda form: form[0],
+)
+def test_plain_data_beside_weights_is_no_hindrance(form, tmp_path):
+    module = Plain()
+    torch.save(form[1](module.state_dict()), tmp_path / "w.pth")
+    loaded = load_model(Plain(), weights=tmp_path / "w.pth", input=COLOUR)
+    assert loaded.pretrained
+    assert torch.equal(loaded.network.module.get_parameter("fc.weight"), module.fc.weight)
+
+
+def test_a_moving_average_is_taken_before_raw_weights_and_the_user_is_told(tmp_path):
+    raw, average = Plain(), Plain()
+    torch.save({"model": raw.state_dict(), "model_ema": average.state_dict()}, tmp_path / "w.pth")
+    loaded = load_model(Plain(), weights=tmp_path / "w.pth", input=COLOUR)
+    assert torch.equal(loaded.network.module.get_parameter("fc.weight"), average.fc.weight)
+    assert any("moving average of the weights (model_ema) beside model" in note for note in loaded.notes)
+
+
+def test_what_a_builder_prints_goes_to_standard_error_and_one_that_leaves_has_failed(tmp_path, capsys):
+    text = f"import sys\n{USER_FILE.replace('from layers import Block', LAYERS_FILE)}\nprint('loaded')\n"
+    text += "def prints():\n    print('built')\n    return Net()\ndef leaves():\n    sys.exit(0)\n"
+    (tmp_path / "net.py").write_text(text)
+    load_model(f"{tmp_path}/net.py:prints", input=COLOUR)
+    said = capsys.readouterr()
+    assert (said.out, said.err.split()[:2]) == ("", ["loaded", "built"])
+    with pytest.raises(InputError, match="leaves.* fails"):
+        load_model(f"{tmp_path}/net.py:leaves", input=COLOUR)
+
+
+def test_the_scaling_of_pixels_that_is_assumed_is_told_and_can_be_given():
+    told = load_model(Plain(), input=COLOUR).notes
+    assert any("--mean and --std change it" in note for note in told)
+    loaded = load_model(Plain(), input=COLOUR, scaling=Scaling(HALF, (1.0, 1.0, 1.0)))
+    assert (loaded.network.input.mean, loaded.network.input.std) == (HALF, (1.0, 1.0, 1.0))
+    assert not any("--mean" in note for note in loaded.notes)
+    with pytest.raises(InputError, match="--std has 1 numbers, and the model takes images of 3 channels"):
+        load_model(Plain(), input=COLOUR, scaling=Scaling(std=(0.5,)))
+
+
+@pytest.mark.parametrize("classes", [3, 2])
+def test_a_last_layer_of_random_weights_is_refused_where_nothing_trains_it(classes, tmp_path):
+    torch.save(Plain(5).state_dict(), tmp_path / "five.pth")
+    task = TaskSpec("classification", PETS.labels[:classes])
+    with pytest.raises(InputError, match="nothing trains it here"):
+        load_model(Plain(3), weights=tmp_path / "five.pth" if classes == 3 else None, task=task, trains=False)
+    assert not load_model(Plain(3), task=TaskSpec("classification", ("a", "b")), input=COLOUR).pretrained
+
+
+def test_a_model_whose_outputs_no_task_is_known_for_keeps_them_all():
+    class Two(Plain):
+        def forward(self, x):
+            return {"embedding": super().forward(x), "map": x}
+
+    network = load_model(Two(), input=COLOUR).network
+    assert (network.outputs, network.task) == (("embedding", "map"), UNKNOWN_TASK)
+    with pytest.raises(InputError, match=r"classification needs one output.*embedding \[N, 3\], map \[N, 3, 16, 16\]"):
+        load_model(Two(), input=COLOUR, task=PETS)

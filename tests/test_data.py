@@ -864,10 +864,34 @@ class TestDataThatWillNotDo:
 # What people call their folders, tables and pictures
 
 
+class Said(Progress):
+    """Keeps what the user would read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_training_and_testing_are_splits(tmp_path):
     data = open_data(_folder(tmp_path / "d", {f"{s}/{c}": 4 for s in ("Training", "testing") for c in ("cat", "dog")}))
     assert data.task.labels == ("cat", "dog")
     assert (data.count("train"), data.count("validation")) == (8, 8)
+
+
+def test_files_that_are_left_out_and_classes_without_images_are_told(tmp_path):
+    folder = _folder(tmp_path / "d", {"apple": 8, "pear": 8})
+    (folder / "plum").mkdir()
+    for i in range(3):
+        (folder / "pear" / f"{i}.HEIC").write_bytes(b"ftypheic")
+    archive = _zip(folder, tmp_path / "d.zip")
+    for source in (folder, archive):
+        progress = Said()
+        open_data(source, progress=progress)
+        said = " ".join(progress.lines)
+        assert "3 files that are no images are left out (3 .heic)" in said
+        assert "without an image, and so no class: plum." in said
 
 
 def test_decimal_commas_in_a_table_with_semicolons_are_numbers(tmp_path):

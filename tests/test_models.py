@@ -662,7 +662,7 @@ def test_what_a_builder_prints_goes_to_standard_error_and_one_that_leaves_has_fa
     load_model(f"{tmp_path}/net.py:prints", input=COLOUR)
     said = capsys.readouterr()
     assert (said.out, said.err.split()[:2]) == ("", ["loaded", "built"])
-    with pytest.raises(InputError, match="leaves.* fails"):
+    with pytest.raises(InputError, match=r"leaves.* fails"):
         load_model(f"{tmp_path}/net.py:leaves", input=COLOUR)
 
 

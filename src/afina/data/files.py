@@ -5,9 +5,9 @@ import os
 import posixpath
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from afina.data.decode import open_image
@@ -35,6 +35,10 @@ class Files(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """All files, sorted, without hidden ones and system litter."""
+
+    @property
+    def empty_folders(self) -> tuple[str, ...]:
+        """Folders with no file below them, sorted."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -70,6 +74,11 @@ class FolderFiles:
             return tuple(sorted(self._walk(self.root, "", frozenset())))
         except OSError as error:
             raise InputError(f"{self.root} cannot be read.", why=str(error), fix="Check its permissions.") from error
+
+    @property
+    def empty_folders(self) -> tuple[str, ...]:
+        folders = (Path(folder).relative_to(self.root).as_posix() for folder, _, _ in os.walk(self.root))
+        return _without_files(folders, self.names)
 
     def has(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -111,6 +120,12 @@ class ZipFiles:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._entries))
+
+    @property
+    def empty_folders(self) -> tuple[str, ...]:
+        folders = (_tidy(entry.filename) for entry in self._archive().infolist() if entry.is_dir())
+        below = (name[len(self.prefix) :] for name in folders if name.startswith(self.prefix))
+        return _without_files(below, self.names)
 
     def has(self, name: str) -> bool:
         return posixpath.normpath(name) in self._entries
@@ -162,6 +177,14 @@ class ZipFiles:
             for name, entry in tidied
             if name.startswith(self.prefix) and not any(_is_junk(part) for part in name.split("/"))
         }
+
+
+def _without_files(folders: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the folders that no file is in, or in a folder of which."""
+    holding = {above.as_posix() for name in names for above in PurePosixPath(name).parents}
+    tidied = {folder.strip("/") for folder in folders} - {"", "."}
+    junk = {folder for folder in tidied if any(_is_junk(part) for part in folder.split("/"))}
+    return tuple(sorted(tidied - holding - junk))
 
 
 def find_files(path: Path) -> tuple[Files, str]:

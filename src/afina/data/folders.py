@@ -1,7 +1,9 @@
 """Folders of images, one folder per class, with or without splits above them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -58,14 +60,28 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     if "validation" not in parts:
         parts = split_one(parts["train"], labels, seed, name)
     fingerprint = fingerprint_of(files, (key for part in parts.values() for key in part.keys))
-    return Listing(name, TaskSpec("classification", labels), FileSource(files), parts, fingerprint)
+    task = TaskSpec("classification", labels)
+    return Listing(name, task, FileSource(files), parts, fingerprint, notes=_left_out(files, name))
+
+
+def _left_out(files: Files, name: str) -> tuple[str, ...]:
+    """What a user may think is in the data and is not: files of other kinds, and classes without an image."""
+    kinds = Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in files.names if not is_image(path))
+    notes = []
+    if kinds:
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        notes.append(f"{name}: {sum(kinds.values())} files that are no images are left out ({shown}).")
+    if files.empty_folders:
+        notes.append(f"{name}: without an image, and so no class: {', '.join(files.empty_folders[:5])}.")
+    return tuple(notes)
 
 
 def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
     """Images without labels."""
     parts = split_one(Part(keys, np.zeros(len(keys), dtype=np.int64)), (), seed, name)
     fingerprint = fingerprint_of(files, keys)
-    return Listing(name, TaskSpec("classification", ()), FileSource(files), parts, fingerprint, labelled=False)
+    task = TaskSpec("classification", ())
+    return Listing(name, task, FileSource(files), parts, fingerprint, labelled=False, notes=_left_out(files, name))
 
 
 def fingerprint_of(files: Files, names: Iterable[str], table: bytes = b"") -> str:

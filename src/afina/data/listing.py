@@ -56,6 +56,7 @@ class Listing:
         flips: Whether a mirrored image is as good as the original.
         varies: Whether the source varies its images itself, so that they are not augmented.
         unreadable: Images that could not even be found, with the reason.
+        notes: Notes for the user on what is left out, one sentence each.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Listing:
     flips: bool = True
     varies: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:

@@ -58,6 +58,8 @@ def open_data(
             f"{listing.name} is data for {listing.task.name}, not for {task}.",
             fix="Give a CSV table image,target for regression." if task == "regression" else "Leave the task out.",
         )
+    for note in listing.notes:
+        (progress or Progress()).say(note)
     return ImageData(listing, seed=seed, input=input, augment=augment, memory=memory, progress=progress)
 
 

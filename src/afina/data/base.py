@@ -87,6 +87,13 @@ class ImageData:
         """Whether images come as tensors that are ready for the network."""
         return self._listing.source.prepared
 
+    def for_task(self, name: str) -> "ImageData":
+        """The same images and targets, for another task that reads targets of this form."""
+        twin = copy.copy(self)
+        twin.task = replace(self.task, name=name)
+        twin._listing = replace(self._listing, task=twin.task)
+        return twin
+
     def without_labels(self) -> "ImageData":
         """The same images, whose targets mean nothing."""
         twin = copy.copy(self)
@@ -110,7 +117,7 @@ class ImageData:
             InputError: a class has a single image, or a part would have too few.
         """
         part = self._part("train")
-        classes = self.task.name == "classification" and self.labelled
+        classes = part.targets.dtype.kind == "i" and self.labelled
         order = np.argsort(part.targets, kind="stable") if classes else np.arange(len(part.keys))
         judges = np.isin(np.arange(len(part.keys)), order[number::of])
         masks = {"train": ~judges, "validation": judges}
@@ -198,7 +205,7 @@ class ImageData:
         if self._listing.varies:
             return Augmentation()
         # A part of the image may hold fewer of what a regression counts or measures: no crops there.
-        crop = min(input.height, input.width) >= _CROP_FROM and self.task.name == "classification"
+        crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
         return Augmentation(shift=not crop, crop=crop, flip=self._listing.flips)
 
     def _read(self, listing: Listing, input: InputSpec) -> Listing:

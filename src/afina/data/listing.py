@@ -92,7 +92,7 @@ class Listing:
                     f"{self.name}: the {name} split has {len(part.keys)} of the {_LEAST} or more images it needs.",
                     fix="Add images. Of data that has no splits, Afina takes 20% for validation.",
                 )
-        if self.task.name == "classification" and self.labelled:
+        if self.parts["train"].targets.dtype.kind == "i" and self.labelled:
             self._check_classes()
 
     def _check_classes(self) -> None:

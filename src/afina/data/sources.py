@@ -15,7 +15,8 @@ from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
 from afina.types import InputSpec
 
-_TASKS = ("classification", "regression")
+# The forms in which targets are read. Each is called as the task that reads them so; others may read them too.
+FORMS = ("classification", "regression", "multilabel")
 
 
 def open_data(
@@ -37,7 +38,7 @@ def open_data(
             (`cells.zip/train.csv`); a torch `Dataset` or `DataLoader`, or a pair of them; an `ImageData`, as
             it is.
         seed: Draws the validation split where there is none, and the order of the images.
-        task: `classification` or `regression`, where the data leaves it open; None to decide by the targets.
+        task: One of `FORMS`, where the data leaves it open; None to decide by the targets.
         augment: A name in `AUGMENTATIONS`; None to choose by the kind and size of the images.
         unlabelled: Whether a folder of images without class folders will do, as images without labels.
         input: What the network expects, where it is known already: images are then decoded at that size in
@@ -50,13 +51,13 @@ def open_data(
     """
     if isinstance(source, ImageData):
         return source
-    if task is not None and task not in _TASKS:
-        raise InputError(f"There is no task {task!r}.", fix=did_you_mean(task, _TASKS))
+    if task is not None and task not in FORMS:
+        raise InputError(f"There is no task {task!r}.", fix=did_you_mean(task, FORMS))
     listing = _list(source, seed, task, memory, unlabelled)
     if task is not None and listing.task.name != task:
         raise InputError(
             f"{listing.name} is data for {listing.task.name}, not for {task}.",
-            fix="Give a CSV table image,target for regression." if task == "regression" else "Leave the task out.",
+            fix="Leave the task out." if task == "classification" else f"Give a CSV table image,target for {task}.",
         )
     for note in listing.notes:
         (progress or Progress()).say(note)

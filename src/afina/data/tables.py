@@ -1,4 +1,11 @@
-"""Tables `image,target` (CSV) with images beside them: numbers to predict, or class names."""
+"""Tables (CSV) with images beside them: numbers to predict, class names, or several labels for each image.
+
+    image,target        image,target        image,target         image,cat,dog
+    a.png,12.5          a.png,cat           a.png,cat|dog        a.png,1,1
+    b.png,3             b.png,dog           b.png,               b.png,0,0
+
+are a regression, a classification, and (the last two, the third where it is asked for) several labels for each image.
+"""
 
 import contextlib
 import csv
@@ -18,6 +25,7 @@ from afina.errors import InputError
 from afina.types import TaskSpec
 
 _COLUMNS = ("image", "target")
+_BETWEEN_LABELS = "|"
 _FAMILY = re.compile(rf"(?P<stem>(?:.*[_./-])?)(?P<split>{'|'.join(SPLIT_NAMES)})\.csv", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _MISSING = "named in the table, but there is no such file"
@@ -40,7 +48,7 @@ def find_table(files: Files, name: str) -> str:
     Raises:
         InputError: there are several, and which one is meant cannot be known.
     """
-    tables = [path for path in top_tables(files) if set(_COLUMNS) <= set(_header(_text(files, path)))]
+    tables = [path for path in top_tables(files) if _is_table(_text(files, path))]
     families: dict[str, list[str]] = {}
     for path in tables:
         match = _FAMILY.fullmatch(path)
@@ -76,7 +84,8 @@ def list_table(files: Files, table: str, name: str, seed: int, task: str | None)
     rows = {tables[path]: _rows(texts[path], path) for path in tables}
     if len(tables) == 1 and any(row.split for row in next(iter(rows.values()))):
         rows = _by_column(next(iter(rows.values())))
-    spec = _task([row for split in rows.values() for row in split], task)
+    columns = _label_columns(texts[table])
+    spec = _task([row for split in rows.values() for row in split], task, columns)
     parts, missing = {}, dict[str, str]()
     for split, split_rows in rows.items():
         parts[split] = _part(files, posixpath.dirname(table), split_rows, spec, missing)
@@ -138,14 +147,32 @@ def _header(text: str) -> list[str]:
     return [column.strip().lower() for column in first]
 
 
+def _is_table(text: str) -> bool:
+    return set(_COLUMNS) <= set(_header(text)) or bool(_label_columns(text))
+
+
+def _label_columns(text: str) -> tuple[str, ...]:
+    """The columns that say 1 or 0 for a label each, in a table that has no target; none in any other."""
+    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
+    names = [column.strip() for column in next(reader, [])]
+    if "image" not in map(str.lower, names) or "target" in map(str.lower, names):
+        return ()
+    places = [i for i, name in enumerate(names) if name.lower() not in ("image", "split")]
+    lines = [line for line in reader if any(cell.strip() for cell in line)]
+    flags = all(i < len(line) and line[i].strip() in ("0", "1") for line in lines for i in places)
+    return tuple(names[i] for i in places) if len(places) > 1 and lines and flags else ()
+
+
 def _rows(text: str, table: str) -> list[Row]:
-    columns = _header(text)
-    if not set(_COLUMNS) <= set(columns):
+    columns, labels = _header(text), _label_columns(text)
+    if not labels and not set(_COLUMNS) <= set(columns):
         raise InputError(
             f"{table} has no column named {' or '.join(c for c in _COLUMNS if c not in columns)}.",
             why=f"Its columns are: {', '.join(columns) or 'none, it is empty'}.",
-            fix="Name the columns image and target in the first line.",
+            fix="Name the columns image and target in the first line, or image and, with 0 or 1 in each line, a label "
+            "each.",
         )
+    flags = {label: columns.index(label.lower()) for label in labels}
     places = [columns.index(c) if c in columns else -1 for c in (*_COLUMNS, "split")]
     delimiter = _delimiter(text)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
@@ -154,9 +181,10 @@ def _rows(text: str, table: str) -> list[Row]:
     for line in reader:
         if any(cell.strip() for cell in line):
             image, target, split = (line[i].strip() if 0 <= i < len(line) else "" for i in places)
-            rows.append(
-                Row(f"{table}, line {reader.line_num}", image, _with_point(target, delimiter != ","), split_word(split))
-            )
+            if labels:
+                target = _BETWEEN_LABELS.join(label for label, i in flags.items() if line[i].strip() == "1")
+            target = _with_point(target, delimiter != ",")
+            rows.append(Row(f"{table}, line {reader.line_num}", image, target, split_word(split)))
     if not rows:
         raise InputError(f"{table} has no rows.", fix="Add a line with an image and its target for each image.")
     return rows
@@ -184,7 +212,11 @@ def _by_column(rows: list[Row]) -> dict[str, list[Row]]:
     }
 
 
-def _task(rows: list[Row], task: str | None) -> TaskSpec:
+def _task(rows: list[Row], task: str | None, columns: tuple[str, ...]) -> TaskSpec:
+    if columns:
+        return TaskSpec("multilabel", columns)
+    if task == "multilabel":
+        return TaskSpec("multilabel", tuple(sorted({label for row in rows for label in _labels(row.target)})))
     numbers = [_number(row.target) for row in rows]
     if task == "classification" or (task is None and all(n is None for n in numbers)):
         empty = next((row for row in rows if not row.target), None)
@@ -196,9 +228,13 @@ def _task(rows: list[Row], task: str | None) -> TaskSpec:
             raise InputError(
                 f"{row.place}: the target {row.target!r} is not a {'finite ' * (number is not None)}number.",
                 why="The other targets are numbers." if task is None else "Regression predicts numbers.",
-                fix="Correct the line or delete it; or ask for the task classification, if targets are names.",
+                fix="Correct the line or delete it; or give --task classification, if targets are names.",
             )
     return TaskSpec("regression", ("target",))
+
+
+def _labels(target: str) -> list[str]:
+    return [label.strip() for label in target.split(_BETWEEN_LABELS) if label.strip()]
 
 
 def _number(text: str) -> float | None:
@@ -220,6 +256,11 @@ def _part(files: Files, base: str, rows: Iterable[Row], spec: TaskSpec, missing:
         targets.append(row.target)
     if spec.name == "classification":
         return Part(tuple(keys), np.array([number[t] for t in targets], dtype=np.int64))
+    if spec.name == "multilabel":
+        rows_of_flags = np.zeros((len(keys), len(spec.labels)), dtype=np.float32)
+        for i, target in enumerate(targets):
+            rows_of_flags[i, [number[label] for label in _labels(target)]] = 1
+        return Part(tuple(keys), rows_of_flags)
     return Part(tuple(keys), np.array([float(t) for t in targets], dtype=np.float32).reshape(-1, 1))
 
 

@@ -7,7 +7,7 @@ from afina.data import open_data
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.jobs.common.model_source import check_source, name_of
-from afina.jobs.common.subject import Subject, load_for
+from afina.jobs.common.subject import Subject, load_for, open_images
 from afina.jobs.options.declaration import command
 from afina.jobs.options.distill import DistillOptions
 from afina.jobs.options.shared import names
@@ -40,9 +40,8 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     config, data, unlabelled = fit_config(options), options.data, options.unlabelled
     check_source(options.teacher, options.weights, options.input_size)
     check_source(options.student)
-    judged_images = open_data(
-        data if data is not None else unlabelled, seed=seed, unlabelled=data is None, progress=progress
-    )
+    given = data if data is not None else unlabelled
+    judged_images = open_images(given, options.task, seed=seed, unlabelled=data is None, progress=progress)
     teacher = load_for(judged_images, options.teacher, options, progress, trains=False).network
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),

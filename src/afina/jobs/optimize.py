@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.budget import decide, make_budget
-from afina.data import ImageData, open_data
+from afina.data import ImageData
 from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
@@ -17,7 +17,7 @@ from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.variants import ORIGINAL
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
-from afina.jobs.common.subject import load_for
+from afina.jobs.common.subject import load_for, open_images
 from afina.jobs.options.declaration import command, command_line, plain
 from afina.jobs.options.optimize import OptimizeOptions
 from afina.jobs.options.shared import names
@@ -81,7 +81,7 @@ def _optimize(options: OptimizeOptions) -> Result:
     base = _base_training(options, settings)
     runtime, input_size = get_runtime(options.runtime), options.input_size or settings.input_size
     check_source(options.model, options.weights, input_size)
-    images = open_data(options.data, seed=options.seed, progress=progress)
+    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
     source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
     budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from afina.data import ImageData, open_data
+from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.recipe import RECIPE_FILE, STEPS, exact_step, read_recipe, recipe_text
-from afina.jobs.common.subject import context_of, load_for
+from afina.jobs.common.subject import context_of, load_for, open_images
 from afina.jobs.distill import distill, fit_config
 from afina.jobs.factorize import factorize, factorize_config
 from afina.jobs.options.declaration import check_values, command, command_line, declared
@@ -95,7 +95,7 @@ def _run(options: RunOptions) -> RecipeResult:
     exporter = Exporter.of(options)
     _check_steps(steps, exporter)
     check_source(options.model, options.weights, options.input_size)
-    images = open_data(options.data, seed=options.seed, progress=progress)
+    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
     original = load_for(images, options.model, options, progress, trains=False).network
     name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"
     folder = Path(options.out) if options.out is not None else Path("runs") / f"{name}-{name_of(options.model)}"

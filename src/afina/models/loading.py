@@ -59,6 +59,7 @@ def load_model(
     options: Mapping[str, Any] | None = None,
     trains: bool = True,
     scaling: Scaling = ASSUMED,
+    known_task: str = "",
 ) -> Loaded:
     """Load a model and fit its head to the task.
 
@@ -77,6 +78,7 @@ def load_model(
         trains: Whether the network is trained for the task afterwards; where it is not, a last layer that would start
             from random weights is refused.
         scaling: How the user says that pixels are scaled.
+        known_task: Name of the task that the user says the model is for, where `task` is None.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -84,8 +86,9 @@ def load_model(
     """
     with _seeded(seed):
         task = None if task == UNKNOWN_TASK else task
+        progress = progress or Progress()
         request = _LoadRequest(
-            weights, task, input, input_size, targets, progress or Progress(), options or {}, trains, scaling
+            weights, task, input, input_size, targets, progress, options or {}, trains, scaling, known_task
         )
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
@@ -132,6 +135,7 @@ class _LoadRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
     scaling: Scaling = ASSUMED
+    known_task: str = ""
 
     @property
     def outputs(self) -> int | None:
@@ -195,7 +199,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
         fit = load_weights(module, request.file, width_of(shapes), name)
     network = capture(module, input)
     width = width_of(output_shapes(network))
-    known = source.task if task is None else task.name
+    known = (request.known_task or source.task) if task is None else task.name
     if width is not None and known:
         network.task = TaskSpec(known, _numbered(width))
     return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)

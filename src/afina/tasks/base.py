@@ -43,12 +43,15 @@ class Task(ABC):
         label_word: What the labels of its specification are called, in the plural.
         has_classes: Whether the labels are classes, which a trained head knows by their names: then other labels need
             another head.
+        reads: The form in which targets are read: `classification` (a class for each image), `regression` (numbers),
+            `multilabel` (any of several labels); empty where there are none.
     """
 
     metric: ClassVar[MetricInfo]
     agreement: ClassVar[MetricInfo]
     label_word: ClassVar[str] = "outputs"
     has_classes: ClassVar[bool] = False
+    reads: ClassVar[str] = ""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec

@@ -16,6 +16,7 @@ class Classification(Task):
 
     metric = MetricInfo("accuracy", higher_is_better=True, share=True, mean_of_images=True)
     agreement = MetricInfo("agreement", higher_is_better=True, share=True, mean_of_images=True)
+    reads = "classification"
     label_word = "classes"
     has_classes = True
 

@@ -20,6 +20,7 @@ class MultiLabel(Task):
 
     metric = MetricInfo("map", higher_is_better=True, share=True)
     agreement = MetricInfo("map_to_original", higher_is_better=True, share=True)
+    reads = "multilabel"
     label_word = "labels"
     has_classes = True
 

@@ -17,6 +17,7 @@ class Regression(Task):
 
     metric = MetricInfo("mae", higher_is_better=False, mean_of_images=True)
     agreement = MetricInfo("mae_to_original", higher_is_better=False, mean_of_images=True)
+    reads = "regression"
 
     def check_outputs(self, shapes: Shapes) -> None:
         check_vector(self, shapes)

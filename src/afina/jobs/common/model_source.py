@@ -125,6 +125,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         progress=progress,
         trains=False,
         scaling=scaling_of(options),
+        known_task=options.task or "",
     )
     for note in loaded.notes:
         progress.say(note)

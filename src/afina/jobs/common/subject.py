@@ -22,6 +22,7 @@ from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target
+from afina.tasks import TASKS
 from afina.techniques.context import Context
 from afina.training import evaluate, predict
 from afina.types import Record
@@ -130,11 +131,31 @@ def open_subject(
     if data is None:
         return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
     check_source(model, options.weights, options.input_size)
-    opened = open_data(data, seed=options.seed, unlabelled=True, progress=progress)
+    opened = open_images(data, options.task, seed=options.seed, unlabelled=True, progress=progress)
     loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
     return Subject(loaded.network, opened, images, options.seed, progress, teacher)
+
+
+def open_images(source: Any, task: str | None, *, seed: int, progress: Progress, unlabelled: bool = False) -> ImageData:
+    """The images, labelled for the task that is asked for.
+
+    Args:
+        source: As in `optimize`.
+        task: Name of a task; None for what the data says.
+        seed: Draws the validation split where there is none, and the order of the images.
+        progress: What the user sees.
+        unlabelled: Whether a folder of images without class folders will do.
+
+    Raises:
+        InputError: there is no such task, or the data cannot be used, or not for it.
+    """
+    if task is None:
+        return open_data(source, seed=seed, unlabelled=unlabelled, progress=progress)
+    form = TASKS.get(task).reads
+    images = open_data(source, seed=seed, task=form or None, unlabelled=unlabelled or not form, progress=progress)
+    return images.for_task(task) if form else images.without_labels()
 
 
 def load_for(
@@ -169,6 +190,7 @@ def load_for(
         seed=options.seed,
         options=builder_arguments,
         trains=trains,
+        known_task=options.task or "",
         scaling=scaling_of(options, known=data.prepared),
     )
 

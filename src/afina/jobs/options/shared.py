@@ -104,6 +104,15 @@ class ModelOptions(CommonOptions):
             in_recipe=False,
         ),
     ] = None
+    task: Annotated[
+        str | None,
+        Option(
+            "What the images are labelled for, where the data leaves it open: `classification`, `regression`, "
+            "`multilabel`, or another that is installed; `outputs` compares what the network gives with the original.",
+            metavar="NAME",
+            in_recipe=False,
+        ),
+    ] = None
     mean: Annotated[
         Numbers,
         Option(

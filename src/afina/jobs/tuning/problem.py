@@ -7,11 +7,12 @@ from typing import Any
 
 import optuna
 
-from afina.data import ImageData, open_data
+from afina.data import ImageData
 from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
+from afina.jobs.common.subject import open_images
 from afina.jobs.options.tune import DEFAULT_RUNTIME, EPOCHS, TuneOptions
 from afina.jobs.tuning.costs import COSTS, Costs
 from afina.jobs.tuning.settings import check_space
@@ -81,7 +82,7 @@ def problem_of(options: TuneOptions, progress: Progress) -> TuningProblem:
         Exporter(get_runtime(options.runtime), options.threads or available_cores()), options.objectives, options.limits
     )
     FitConfig(**{name: value for name, value in options.training.items() if value is not None})
-    images = open_data(options.data, seed=options.seed, progress=progress)
+    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
     return _of_training(options, space, costs, images, progress)
 
 

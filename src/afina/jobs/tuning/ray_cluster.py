@@ -21,9 +21,9 @@ import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from afina.data import open_data
 from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
+from afina.jobs.common.subject import open_images
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.problem import WORK, TuningProblem, problem_of
 from afina.jobs.tuning.training_trials import clear, network_file
@@ -276,7 +276,9 @@ def _run_trial(
 
 def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
-    data = None if options.data is None else open_data(_absolute(options.data), seed=options.seed, progress=progress)
+    data = None
+    if options.data is not None:
+        data = open_images(_absolute(options.data), options.task, seed=options.seed, progress=progress)
     absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:
         return ray.put(replace(options, data=data, **absolute))

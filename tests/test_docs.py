@@ -19,6 +19,7 @@ import afina
 from afina.cli import app
 from afina.models.builtin import convnet
 from afina.store.result import read_result
+from afina.types import Measurement
 
 WHOLE = datasets.load_digits()
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def _parse(command: str) -> Any:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Path]:
-    """A folder with what the pages name, in small: images, a recipe, and the run folder of the demo.
+    """A folder with what the pages name, in small: images, a recipe, the run folder of the demo. No memory is measured.
 
     The demo's network is an eighth as wide, for a budget that int8 meets at once, `builtin:convnet` is narrow, and of
     the digits there are 300.
@@ -68,6 +69,9 @@ def home(tmp_path_factory) -> Iterator[Path]:
     (folder / "small.yaml").write_text(_small_recipe())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for job in ("benchmark", "profile", "candidates.judging"):
+            # In a fresh process for each file, which `test_runtimes` does.
+            patch.setattr(f"afina.jobs.{job}.measure_memory", lambda *_, **__: Measurement(1e6, "B", "measured"))
         patch.setattr(datasets, "load_digits", lambda: Bunch(images=WHOLE.images[:300], target=WHOLE.target[:300]))
         afina.optimize(convnet(10, width=8), "digits", size="40KB", epochs=1, out="runs/demo")
         patch.setattr(convnet, "__defaults__", (1, 8, 2, 2, 3))

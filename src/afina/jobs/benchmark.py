@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from afina.data import ImageData, open_data
+from afina.data import ImageData
 from afina.devices import measure_latency, measure_memory
 from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
 from afina.jobs.common.model_source import parse_input_size
+from afina.jobs.common.subject import open_images
 from afina.jobs.options.benchmark import BenchmarkOptions
 from afina.jobs.options.declaration import command
 from afina.jobs.options.shared import InputSize
@@ -61,7 +62,7 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
         check_file(path)
         runtime_of(path)
     progress = options.progress or Progress()
-    images = open_data(options.data, seed=options.seed, progress=progress)
+    images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
     threads = options.threads or available_cores()
     inputs = [_input(path, images, options.input_size) for path in paths]
     times = _latencies(paths, inputs, threads, options.batch)

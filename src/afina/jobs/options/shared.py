@@ -70,6 +70,15 @@ Axis = Annotated[
         "other kinds beside it these make up the rest."
     ),
 ]
+TaskName = Annotated[
+    str | None,
+    Option(
+        "What the images are labelled for, where the data leaves it open: `classification`, `regression`, "
+        "`multilabel`, or another that is installed; `outputs` compares what the network gives with the original.",
+        metavar="NAME",
+        in_recipe=False,
+    ),
+]
 CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
 SizeLimit = Annotated[Size, Option("Bytes of the exported float file, as in `5MB`.")]
 LatencyLimit = Annotated[Size, Option("Time for one batch of that file on the runtime, as in `8ms`.")]
@@ -104,15 +113,7 @@ class ModelOptions(CommonOptions):
             in_recipe=False,
         ),
     ] = None
-    task: Annotated[
-        str | None,
-        Option(
-            "What the images are labelled for, where the data leaves it open: `classification`, `regression`, "
-            "`multilabel`, or another that is installed; `outputs` compares what the network gives with the original.",
-            metavar="NAME",
-            in_recipe=False,
-        ),
-    ] = None
+    task: TaskName = None
     mean: Annotated[
         Numbers,
         Option(

@@ -12,7 +12,7 @@ from afina.errors import InputError
 from afina.types import Budget, Candidate, Measurement, MetricInfo
 from afina.units import format_count, format_size, format_time, parse_drop, parse_size, parse_time
 
-ACCURACY, MAE = MetricInfo("accuracy", True), MetricInfo("mae", False)
+ACCURACY, MAE = MetricInfo("accuracy", True, share=True), MetricInfo("mae", False)
 
 
 def _candidate(name, quality, size, latency=1e-3, memory=1e6):
@@ -173,6 +173,16 @@ def test_a_lower_metric_drops_upwards():
     limits = Budget(max_drop=0.05)
     assert excess(better, ORIGINAL, limits, MAE) == {}
     assert set(excess(worse, ORIGINAL, limits, MAE)) == {"max_drop"}
+
+
+def test_a_missed_limit_weighs_by_that_limit_whatever_the_unit_of_the_metric():
+    """With a mean error of 0.001, a network 100 times beyond the drop was preferred to one 20% too large."""
+    original = _candidate("original", 0.001, 1_000_000)
+    budget = Budget(size=100_000, max_drop=0.0001)
+    far_off, too_large = _candidate("far off", 0.011, 90_000), _candidate("too large", 0.001, 120_000)
+    assert excess(too_large, original, budget, MAE) == {"size": pytest.approx(0.2)}
+    assert excess(far_off, original, budget, MAE) == {"max_drop": pytest.approx(99)}
+    assert decide([original, far_off, too_large], original, budget, MAE).winner.name == "too large"
 
 
 @given(

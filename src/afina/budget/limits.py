@@ -35,25 +35,24 @@ def make_budget(
         InputError: a limit does not parse, is not positive, or makes no sense for `metric`.
 
     Example:
-        >>> make_budget(MetricInfo("accuracy", higher_is_better=True), size="350KB", max_drop="1%")
+        >>> make_budget(MetricInfo("accuracy", True, share=True), size="350KB", max_drop="1%")
         Budget(size=350000, latency=None, memory=None, max_drop=0.01)
     """
-    share = metric.name in ("accuracy", "agreement")
-    if isinstance(max_drop, str) and max_drop.strip().endswith("%") and not share:
+    if isinstance(max_drop, str) and max_drop.strip().endswith("%") and not metric.share:
         raise InputError(
             f"--max-drop {max_drop} is a percentage, and {metric.name} is not one.",
             why="A drop is absolute, in the metric's own points.",
             fix=f"Give the {metric.name} that may be lost, in the unit of the targets, as in --max-drop 0.5",
         )
     limits = read_limits(size, latency, memory, max_drop)
-    if share and limits.max_drop is not None and limits.max_drop >= 1:
+    if metric.share and limits.max_drop is not None and limits.max_drop >= 1:
         raise InputError(
             f"--max-drop {max_drop} allows any answer at all.",
             why=f"{metric.name} lies in 0..1, so a drop of 1 (100%) is a limit that cannot be missed.",
             fix="For one percent write --max-drop 1% or --max-drop 0.01",
         )
     if limits == Budget():
-        if not share:
+        if not metric.share:
             raise InputError(
                 "No budget was given.",
                 why=f"There is no sensible default for a drop in {metric.name}.",

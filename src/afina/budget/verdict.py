@@ -8,9 +8,8 @@ from typing import Literal
 from afina.types import Budget, Candidate, MetricInfo
 
 # Which measurement each limit is about; the drop is derived from `quality`.
+_TINY = 1e-12
 _MEASUREMENT = {"size": "size", "latency": "latency", "memory": "peak_memory"}
-# A miss of one point of quality weighs as much as a miss of this share of a size, time or memory limit.
-_POINTS_AS_SHARE = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: Me
             beyond = drop_of(candidate, original, metric) - allowed
             # Quality is a mean of floats: a drop that equals the limit but for rounding keeps it.
             if beyond > 1e-9:
-                over[limit] = beyond * _POINTS_AS_SHARE
+                over[limit] = beyond / max(allowed, _TINY)
         else:
             value = candidate.measurements[_MEASUREMENT[limit]].value
             if value > allowed:

@@ -1,0 +1,112 @@
+"""A network of which no task is known, and a plain folder of pictures: every command that needs no labels works on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GREY
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+import afina
+from afina.errors import InputError
+from afina.graph import Network
+from afina.runtimes import get_runtime
+from afina.types import UNKNOWN_TASK
+
+QUICK = {"images": 32, "example": GREY}
+
+
+class Heads(nn.Module):
+    """A map, an embedding of length one and a pair of vectors, from one body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.body = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.map, self.vector = nn.Conv2d(24, 3, 1), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> dict:
+        y = self.body(self.norm(self.stem(x)).relu()).relu()
+        vector = self.vector(y.mean((2, 3)))
+        return {"map": self.map(y), "embedding": nn.functional.normalize(vector), "pair": [vector, vector * 100]}
+
+
+NAMES = ["map", "embedding", "pair.0", "pair.1"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, image in enumerate(load_digits().images[:60]):
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads() -> Heads:
+    torch.manual_seed(0)
+    module = Heads()
+    nn.init.uniform_(module.norm.running_mean, -0.2, 0.2)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("technique", "options"),
+    [
+        ("prune", {"macs": "70%", "multiple": 1}),
+        ("sparsify", {"sparsity": 0.3}),
+        ("factorize", {"parameters": "80%"}),
+        ("quantize", {"calibration": "minmax"}),
+    ],
+)
+def test_a_technique_keeps_all_outputs_and_tells_what_they_lose(technique, options, heads, pictures, tmp_path):
+    network, record = getattr(afina, technique)(heads, str(pictures), **options, **QUICK)
+    assert (list(network.outputs), network.task) == (NAMES, UNKNOWN_TASK)
+    assert 0.5 < record.after["quality"] < 1 == record.before["quality"]
+    told = next(note for note in record.notes if note.startswith("agreement"))
+    assert all(f"{name}: signal-to-noise in dB" in told and f"{name}: cosine" in told for name in NAMES)
+    loaded = Network.load(network.save(tmp_path / "n.pt2"))
+    images = loaded.example(3)
+    for name in ("onnxruntime", "openvino"):
+        runtime = get_runtime(name)
+        if runtime.available():
+            session = runtime.load(runtime.export(loaded, tmp_path / f"m{runtime.suffix}"), threads=1)
+            answers = session(images.numpy())
+            with loaded.inference():
+                expected = loaded(images)
+            assert list(answers) == NAMES
+            for output, value in expected.items():
+                error = np.linalg.norm(answers[output] - value.numpy()) / np.linalg.norm(value.numpy())
+                assert error < (0.1 if technique == "quantize" else 1e-4), output
+
+
+def test_a_student_learns_all_outputs_of_its_teacher(heads, pictures):
+    torch.manual_seed(1)
+    network, record = afina.distill(heads, Heads(), unlabelled=str(pictures), epochs=3, example=GREY)
+    assert list(network.outputs) == NAMES
+    assert record.after["quality"] > record.before["quality"]
+
+
+def test_what_is_lost_in_each_layer_is_measured_on_all_outputs(heads, pictures):
+    rows = afina.sensitivity(heads, str(pictures), **QUICK)
+    assert {row.name for row in rows} >= {"stem", "body"}
+    assert all(row.measured[-1] > 0 for row in rows)
+
+
+def test_optimize_and_recipes_judge_by_the_agreement_of_the_worst_output(heads, pictures, tmp_path):
+    result = afina.optimize(
+        heads, str(pictures), size="12KB", max_drop="20%", example=GREY, epochs=0, threads=1, out=tmp_path / "run"
+    )
+    assert (result.metric.name, result.verdict) == ("agreement", "fits")
+    details = result.candidate(result.winner).measurements["quality"].details
+    assert set(details) == {f"{name}: {figure}" for name in NAMES for figure in ("signal-to-noise in dB", "cosine")}
+    again = afina.run(tmp_path / "run" / "recipe.yaml", heads, str(pictures), example=GREY, out=tmp_path / "again")
+    assert again.quality.value > 0.8
+
+
+def test_training_on_labels_is_refused_with_the_way_on(heads):
+    with pytest.raises(InputError, match="classification needs one output"):
+        afina.optimize(heads, "digits", size="10KB", example=GREY)

@@ -1,4 +1,4 @@
-"""A network of which no task is known, and a plain folder of pictures: every command that needs no labels works on it."""
+"""A network of which no task is known, and a plain folder of pictures: what needs no labels works on it."""
 
 from pathlib import Path
 

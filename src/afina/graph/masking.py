@@ -36,7 +36,8 @@ def masked_answer(network: Network, keep: Mapping[Axis, Sequence[int]], images: 
         >>> network = capture(module, InputSpec(8, 8), TaskSpec("classification", ("cat", "dog")))
         >>> keep = {axis: [0, 3] for axis in analyse(network).free}
         >>> images = network.example(batch=5)
-        >>> torch.allclose(masked_answer(network, keep, images), remove(network, keep)(images), atol=1e-5)
+        >>> masked, removed = masked_answer(network, keep, images), remove(network, keep)(images)
+        >>> torch.allclose(masked["outputs"], removed["outputs"], atol=1e-5)
         True
     """
     with network.inference():

@@ -187,6 +187,7 @@ class Network:
         changed has another.
 
         Example:
+            >>> from afina.graph import capture
             >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
             >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")
             >>> network = capture(module, spec, TaskSpec("classification", ("cat", "dog")))

@@ -34,7 +34,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
         >>> student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> network, record = afina.distill(teacher, student, "digits", epochs=1)
         >>> network
-        Network(classification, input=(1, 8, 8), outputs=10, parameters=650)
+        Network(classification, input=(1, 8, 8), outputs=(outputs), parameters=650)
     """
     start, progress, seed = time.monotonic(), options.progress or Progress(), options.seed
     config, data, unlabelled = fit_config(options), options.data, options.unlabelled

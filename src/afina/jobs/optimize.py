@@ -81,7 +81,7 @@ def _optimize(options: OptimizeOptions) -> Result:
     base = _base_training(options, settings)
     runtime, input_size = get_runtime(options.runtime), options.input_size or settings.input_size
     check_source(options.model, options.weights, input_size)
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
+    images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
     source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
     budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)

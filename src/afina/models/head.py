@@ -39,7 +39,7 @@ def find_head(network: Network) -> Head | None:
     """The last linear layer (or 1x1 convolution), if it alone makes the outputs; else None.
 
     Example:
-        >>> from afina.graph.network import capture
+        >>> from afina.graph import capture
         >>> from afina.types import InputSpec
         >>> module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> spec = InputSpec(8, 8, mean=(0.5,), std=(0.25,), order="L")

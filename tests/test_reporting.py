@@ -79,7 +79,7 @@ def example(verdict: str = "fits") -> Result:
     fits = verdict == "fits"
     return Result(
         verdict="fits" if fits else "misses",
-        metric=MetricInfo("accuracy", True),
+        metric=MetricInfo("accuracy", True, share=True),
         budget=Budget(size=160_000 if fits else 100_000, latency=5e-4, memory=None, max_drop=0.01),
         drop=0.0056,
         original="original",
@@ -146,7 +146,9 @@ def _candidate(
         status="judged",
         file=f"candidates/{name}/model.onnx",
         measurements={
-            "quality": Measurement(quality, "accuracy", "measured", 0.0055, 360, f"the exported file, {ON_ORT}"),
+            "quality": Measurement(
+                quality, "accuracy", "measured", 0.0055, 360, f"the exported file, {ON_ORT}", share=True
+            ),
             "size": Measurement(size, "B", "measured", where="bytes on disk"),
             "latency": Measurement(latency, "s", "measured", spread, 240, f"{ON_ORT}, fresh process, interleaved"),
             "peak_memory": Measurement(memory, "B", "measured", None, 1, f"{ON_ORT}, fresh process"),
@@ -323,7 +325,7 @@ def test_the_metadata_says_how_to_preprocess_and_what_the_outputs_mean(tmp_path:
     assert any("divide by the standard deviation (0.3766)" in step for step in about["input"]["steps"])
     assert about["measurements"]["size"] == {
         "value": 142_306, "unit": "B", "how": "measured", "spread": None, "n": None, "where": "bytes on disk",
-        "details": {},
+        "details": {}, "share": False,
     }  # fmt: skip
     assert [step["technique"] for step in about["recipe"]] == ["prune", "distill", "quantize"]
     assert about["machine"]["versions"]["torch"] == "2.14.1"
@@ -535,7 +537,7 @@ def test_numbers_that_are_not_finite_are_left_out_of_the_charts(tmp_path: Path) 
         base.candidates[2],
         measurements={
             **base.candidates[2].measurements,
-            "quality": Measurement(float("inf"), "accuracy", "measured", float("nan"), 9),
+            "quality": Measurement(float("inf"), "accuracy", "measured", float("nan"), 9, share=True),
         },
     )
     result = replace(

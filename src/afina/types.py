@@ -91,6 +91,7 @@ class Measurement:
         n: How many images or runs it rests on.
         where: Conditions, in words: runtime, threads, batch.
         details: Further figures of the same evidence, by name: signal-to-noise and cosine of each output, F1, ...
+        share: Whether it lies in 0..1 and is written in percent, as `MetricInfo.share` says.
     """
 
     value: float
@@ -100,6 +101,7 @@ class Measurement:
     n: int | None = None
     where: str = ""
     details: dict[str, float] = field(default_factory=dict)
+    share: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,29 +160,38 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def format_value(value: float, unit: str) -> str:
-    """A measurement's value for people, by its unit (`B`, `s`, `1`, `accuracy`, anything else as it is).
+def format_value(value: float, unit: str, *, share: bool = False) -> str:
+    """A value for people, by its unit: `B`, `s`, `1`, anything else as it is; a share in percent.
 
     Example:
-        >>> format_value(368_400, "B"), format_value(0.0123, "s"), format_value(0.9725, "accuracy")
-        ('368 KB', '12.3 ms', '97.25%')
+        >>> format_value(350e3, "B"), format_value(0.95, "accuracy", share=True), format_value(0.31, "mae")
+        ('350 KB', '95.00%', '0.31')
     """
     writers = {"B": format_size, "s": format_time, "1": format_count}
     if unit in writers:
         return writers[unit](value)
-    return f"{value:.2%}" if unit in ("accuracy", "agreement") else f"{value:.4g}"
+    return f"{value:.2%}" if share else f"{value:.4g}"
 
 
 def format_measurement(measurement: Measurement) -> str:
-    """A measurement for people, with its further figures.
+    """A measurement's value for people.
 
     Example:
-        >>> format_measurement(Measurement(0.991, "agreement", "measured", details={"cosine": 0.9957}))
+        >>> format_measurement(Measurement(0.991, "agreement", "measured", share=True))
+        '99.10%'
+    """
+    return format_value(measurement.value, measurement.unit, share=measurement.share)
+
+
+def format_details(measurement: Measurement) -> str:
+    """A measurement's value with its further figures.
+
+    Example:
+        >>> format_details(Measurement(0.991, "agreement", "measured", details={"cosine": 0.9957}, share=True))
         '99.10% (cosine 0.9957)'
     """
     details = ", ".join(f"{name} {value:.4g}" for name, value in measurement.details.items())
-    text = format_value(measurement.value, measurement.unit)
-    return f"{text} ({details})" if details else text
+    return f"{format_measurement(measurement)} ({details})" if details else format_measurement(measurement)
 
 
 def _split(text: str, option: str, example: str) -> tuple[float, str]:

@@ -20,7 +20,7 @@ from afina.progress import Progress
 from afina.runtimes import measure_quality, outputs_of_file, read_metadata, runtime_of
 from afina.tasks import Task, get_task
 from afina.types import UNKNOWN_TASK, InputSpec, Measurement
-from afina.units import format_value
+from afina.units import format_measurement
 
 _COLUMNS = ("quality", "size", "latency", "peak_memory")
 
@@ -97,9 +97,7 @@ def describe(rows: Sequence[Row]) -> str:
     metric = rows[0].measurements["quality"].unit
     lines = [f"{'file':{width}}  {'runtime':12} {metric:>10} {'size':>10} {'latency':>10} {'memory':>10}"]
     for row in rows:
-        cells = " ".join(
-            f"{format_value(row.measurements[key].value, row.measurements[key].unit):>10}" for key in _COLUMNS
-        )
+        cells = " ".join(f"{format_measurement(row.measurements[key]):>10}" for key in _COLUMNS)
         lines.append(f"{row.file:{width}}  {row.runtime:12} {cells}")
     return "\n".join([*lines, f"({rows[0].measurements['latency'].where})"])
 

@@ -17,7 +17,7 @@ from afina.jobs.options.profile import ProfileOptions
 from afina.progress import Progress
 from afina.runtimes import RUNTIMES, get_runtime
 from afina.types import InputSpec, LayerRow, Measurement
-from afina.units import format_count, format_size, format_value
+from afina.units import format_count, format_measurement, format_size
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ profile = command(ProfileOptions, _profile)
 def describe(result: Profile) -> str:
     """The profile as text."""
     lines = [f"{result.model}, input {' x '.join(map(str, result.input.shape))}"]
-    lines += [f"  {key.replace('_', ' ')}: {format_value(m.value, m.unit)}" for key, m in result.totals.items()]
+    lines += [f"  {key.replace('_', ' ')}: {format_measurement(m)}" for key, m in result.totals.items()]
     for name, values in result.runtimes.items():
-        measured = ", ".join(f"{key.replace('_', ' ')} {format_value(m.value, m.unit)}" for key, m in values.items())
+        measured = ", ".join(f"{key.replace('_', ' ')} {format_measurement(m)}" for key, m in values.items())
         lines.append(f"  {name}: {measured} ({values['latency'].where})")
     lines += [f"  {name}: failed: {reason}" for name, reason in result.failed.items()]
     width = max((len(row.name) for row in result.layers), default=5)

@@ -27,7 +27,7 @@ from afina.store.result import from_plain, to_plain
 from afina.store.run import Run
 from afina.techniques import replay
 from afina.types import Measurement, Record, Step
-from afina.units import format_value
+from afina.units import format_measurement, format_value
 
 _JOBS: Mapping[str, Callable[..., tuple[Network, Record]]] = {
     "prune": prune,
@@ -198,7 +198,7 @@ def _check_steps(steps: Sequence[Step], exporter: Exporter) -> None:
 def describe(result: RecipeResult) -> str:
     """A result in words."""
     lines = [f"{number}. {record.step.technique}: {_short(record)}" for number, record in enumerate(result.records, 1)]
-    before, after = (format_value(m.value, m.unit) for m in (result.original, result.quality))
+    before, after = (format_measurement(m) for m in (result.original, result.quality))
     lines.append(f"{result.quality.unit} of the file on {result.quality.n} validation images: {before} to {after}")
     sizes = " to ".join(format_value(size, "B") for size in (result.original_size, result.size))
     lines.append(f"File: {sizes}, {result.original_size / result.size:.1f} times smaller.")

@@ -16,7 +16,7 @@ from afina.reporting.words import (
 )
 from afina.store.files import write
 from afina.types import InputSpec, Measurement, Result
-from afina.units import format_value
+from afina.units import format_measurement
 
 _SPECIAL = re.compile(r"([\\`*<>\[\]|]|(?<!\w)_|_(?!\w))")
 _MOST_LABELS = 20
@@ -127,7 +127,7 @@ def _quality_limit(result: Result, quality: Measurement) -> str:
     text += "."
     drop = reported_drop(result, result.candidate(result.winner))
     if quality.spread and drop and abs(drop) < quality.spread:
-        text += f" The drop of {difference(drop, quality.unit)} is smaller than that error." if drop > 0 else ""
+        text += f" The drop of {difference(drop, quality.share)} is smaller than that error." if drop > 0 else ""
     if metric_words(result.metric).endswith("original"):
         text += " The data has no labels, so it compares with the original model, whatever that is worth."
     return text
@@ -168,4 +168,4 @@ def _markdown(value: Any) -> Any:
 def _cell(measurement: Measurement | None) -> str:
     if measurement is None:
         return "not measured"
-    return f"{format_value(measurement.value, measurement.unit)} {spread_words(measurement)}".strip()
+    return f"{format_measurement(measurement)} {spread_words(measurement)}".strip()

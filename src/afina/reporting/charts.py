@@ -10,9 +10,9 @@ import textwrap
 from typing import Any
 
 from afina.reporting.facts import pareto, quality_bound, quality_label
-from afina.reporting.words import in_points, recipe_words, shortened, spread_words
+from afina.reporting.words import recipe_words, shortened, spread_words
 from afina.types import Candidate, Measurement, Result
-from afina.units import format_value
+from afina.units import format_measurement, format_value
 
 Chart = dict[str, Any]
 # Beyond this ratio between the largest and the smallest cost, a linear axis hides the small ones.
@@ -60,7 +60,7 @@ def _tradeoff(result: Result, cost: str, title: str, axis: str, limit: float | N
         "layout": {
             "showlegend": False,
             "xaxis": xaxis,
-            "yaxis": _quality_axis(result, points[0].measurements["quality"].unit),
+            "yaxis": _quality_axis(result),
             **_limit_lines(result, limit, unit, xaxis),
         },
     }
@@ -112,7 +112,7 @@ def _hover(result: Result, candidate: Candidate) -> str:
     lines = [f"<b>{html.escape(shortened(candidate.name, _HOVER_WIDTH))}</b>"]
     for key, label in (("quality", quality_label(result)), ("size", "Size"), ("latency", "Latency")):
         if measurement := candidate.measurements.get(key):
-            value = f"{format_value(measurement.value, measurement.unit)} {spread_words(measurement)}".strip()
+            value = f"{format_measurement(measurement)} {spread_words(measurement)}".strip()
             lines.append(f"{html.escape(label)}: {value}")
     recipe = textwrap.wrap(recipe_words(candidate.recipe, 3), _HOVER_WIDTH, max_lines=4, placeholder=" …")
     return "<br>".join([*lines, *(f"<i>{html.escape(line)}</i>" for line in recipe)])
@@ -132,8 +132,8 @@ def _limit_lines(result: Result, limit: float | None, unit: str, xaxis: Chart) -
     bound = quality_bound(result)
     if bound is not None:
         shapes.append({**line, "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": bound, "y1": bound})
-        quality_unit = result.candidate(result.original).measurements["quality"].unit
-        text = f"{'≥' if result.metric.higher_is_better else '≤'} {format_value(bound, quality_unit)}"
+        value = format_value(bound, result.metric.name, share=result.metric.share)
+        text = f"{'≥' if result.metric.higher_is_better else '≤'} {value}"
         notes.append({**note, "xref": "paper", "yref": "y", "x": 1, "y": bound, "xanchor": "right", "text": text})
     return {"shapes": shapes, "annotations": notes}
 
@@ -179,9 +179,9 @@ def _linear_ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _quality_axis(result: Result, unit: str) -> Chart:
+def _quality_axis(result: Result) -> Chart:
     axis: Chart = {"title": {"text": quality_label(result)}}
-    return {**axis, "tickformat": ".4~p"} if in_points(unit) else axis
+    return {**axis, "tickformat": ".4~p"} if result.metric.share else axis
 
 
 def _curves(result: Result, field: str, title: str, axis: str) -> Chart | None:
@@ -210,8 +210,7 @@ def _curves(result: Result, field: str, title: str, axis: str) -> Chart | None:
         )
     yaxis: Chart = {"title": {"text": axis}}
     if field == "quality":
-        measured = [c.measurements["quality"].unit for c in result.candidates if "quality" in c.measurements]
-        yaxis = _quality_axis(result, measured[0] if measured else "")
+        yaxis = _quality_axis(result)
     last = ", ".join(f"{c.name} ends at {getattr(c.curve[-1], field):.4g} after {len(c.curve)} epochs" for c in trained)
     return {
         "id": f"curve-{field}",
@@ -225,7 +224,7 @@ def _curves(result: Result, field: str, title: str, axis: str) -> Chart | None:
 def _describe(result: Result, points: list[Candidate], cost: str, title: str) -> str:
     def one(candidate: Candidate) -> str:
         x, y = candidate.measurements[cost], candidate.measurements["quality"]
-        return f"{candidate.name} {format_value(y.value, y.unit)} at {format_value(x.value, x.unit)}"
+        return f"{candidate.name} {format_measurement(y)} at {format_measurement(x)}"
 
     marked = [one(c) for c in points if c.name in (result.original, result.winner)]
     return f"{title} of {len(points)} candidates. {'; '.join(marked)}. All values are in the table of candidates."

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from afina.reporting.words import difference, in_points, listing, metric_words, signed_difference, times
+from afina.reporting.words import difference, listing, metric_words, signed_difference, times
 from afina.types import Candidate, Measurement, Result
-from afina.units import format_value
+from afina.units import format_measurement, format_value
 
 # A drop of exactly the limit is allowed, and 0.98 - 0.97 is a little more than 0.01 in binary.
 _ROUNDING = 1e-9
@@ -201,7 +201,7 @@ def _change(
         return "", None
     if measure.key == "quality":
         gain = after.value - before.value
-        text = signed_difference(gain, after.unit)
+        text = signed_difference(gain, after.share)
         return text, None if text == "same" else (gain > 0) == result.metric.higher_is_better
     if before.value <= 0 or after.value <= 0:
         return "", None
@@ -216,33 +216,30 @@ def _limit(winner: Candidate, name: str, key: str, label: str, most: float) -> L
     unit = "s" if name == "latency" else "B"
     if reached is None:
         return Limit(name, key, label, format_value(most, unit), "not measured", None, None)
-    text = format_value(reached.value, reached.unit)
+    text = format_measurement(reached)
     return Limit(name, key, label, format_value(most, unit), text, reached.value <= most, reached.value / most)
 
 
 def _drop_limit(result: Result, winner: Candidate, most: float) -> Limit:
-    unit = _quality_unit(result)
-    allowed = difference(most, unit)
+    allowed = difference(most, result.metric.share)
     if "quality" not in winner.measurements:
         return Limit("max_drop", "quality", "Drop", allowed, "not measured", None, None)
-    share = result.drop / most if most > 0 else None
-    return Limit(
-        "max_drop", "quality", "Drop", allowed, _drop_words(result.drop, unit), result.drop <= most + _ROUNDING, share
-    )
+    reached, used = _drop_words(result.drop, result.metric.share), result.drop / most if most > 0 else None
+    return Limit("max_drop", "quality", "Drop", allowed, reached, result.drop <= most + _ROUNDING, used)
 
 
-def _drop_words(drop: float, unit: str) -> str:
-    if signed_difference(drop, unit) == "same":
+def _drop_words(drop: float, share: bool) -> str:
+    if signed_difference(drop, share) == "same":
         return "none"
-    return difference(drop, unit) if drop > 0 else f"a gain of {difference(drop, unit)}"
+    return difference(drop, share) if drop > 0 else f"a gain of {difference(drop, share)}"
 
 
 def _reached(result: Result, candidate: Candidate, limit: Limit) -> str:
     if limit.name == "max_drop":
         drop = reported_drop(result, candidate)
-        return "not measured" if drop is None else _drop_words(drop, _quality_unit(result))
+        return "not measured" if drop is None else _drop_words(drop, result.metric.share)
     measurement = candidate.measurements.get(limit.measure)
-    return format_value(measurement.value, measurement.unit) if measurement else "not measured"
+    return format_measurement(measurement) if measurement else "not measured"
 
 
 def _limit_words(result: Result, all_limits: Iterable[Limit]) -> list[str]:
@@ -257,29 +254,22 @@ def _got(result: Result) -> str:
         if row.measure.key in ("size", "latency") or (row.limit and row.measure.key == "peak_memory"):
             if row.winner is None:
                 continue
-            text = format_value(row.winner.value, row.winner.unit)
+            text = format_measurement(row.winner)
             text += " of memory" if row.measure.key == "peak_memory" else ""
             parts.append(f"{text} ({row.change})" if row.change not in ("", "same") else text)
     needs = f"needs {listing(parts)}" if parts else ""
     quality = result.candidate(result.winner).measurements.get("quality")
     if quality is None or result.winner == result.original:
         return needs or "was not measured"
-    loses = _drop_words(result.drop, quality.unit)
+    loses = _drop_words(result.drop, quality.share)
     metric = metric_words(result.metric)
     if loses == "none":
         effect = f"keeps the {metric} of the original"
-    elif in_points(quality.unit):
-        effect = f"{'loses' if result.drop > 0 else 'gains'} {difference(result.drop, quality.unit)} of {metric}"
+    elif quality.share:
+        effect = f"{'loses' if result.drop > 0 else 'gains'} {difference(result.drop, quality.share)} of {metric}"
     else:
-        effect = f"is {'worse' if result.drop > 0 else 'better'} by {difference(result.drop, quality.unit)} ({metric})"
+        effect = f"is {'worse' if result.drop > 0 else 'better'} by {difference(result.drop, quality.share)} ({metric})"
     return f"{needs}, and {effect}" if needs else effect
-
-
-def _quality_unit(result: Result) -> str:
-    for name in (result.winner, result.original):
-        if quality := result.candidate(name).measurements.get("quality"):
-            return quality.unit
-    return result.metric.name
 
 
 def _short(name: str) -> str:

@@ -27,7 +27,7 @@ from afina.reporting.words import (
 )
 from afina.store.files import write
 from afina.types import Candidate, Measurement, Record, Result
-from afina.units import format_count, format_size, format_time, format_value
+from afina.units import format_count, format_measurement, format_size, format_time
 
 # With more classes than this, they are folded away.
 _MOST_LABELS = 12
@@ -120,7 +120,7 @@ def _numbers(result: Result, candidate: Candidate) -> list[Number]:
 def _number(measurement: Measurement | None, over: bool = False) -> Number:
     if measurement is None:
         return Number(None, "–")
-    text = format_value(measurement.value, measurement.unit)
+    text = format_measurement(measurement)
     spread = spread_words(measurement).removesuffix(" points").removesuffix(" point")
     return Number(measurement.value, text, spread, provenance(measurement), over)
 

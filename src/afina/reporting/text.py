@@ -6,7 +6,7 @@ from pathlib import Path
 from afina.reporting.facts import Row, best_achievable, comparison, headline
 from afina.reporting.words import spread_words
 from afina.types import Measurement, Result
-from afina.units import format_value
+from afina.units import format_measurement
 
 _WIDTH = 100
 
@@ -35,7 +35,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _number(measurement: Measurement | None) -> str:
     if measurement is None:
         return "not measured"
-    return f"{format_value(measurement.value, measurement.unit)} {spread_words(measurement)}".strip()
+    return f"{format_measurement(measurement)} {spread_words(measurement)}".strip()
 
 
 def _plain(text: str) -> str:

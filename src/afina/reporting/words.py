@@ -22,27 +22,22 @@ def metric_words(metric: MetricInfo) -> str:
     return _METRICS.get(metric.name, metric.name.replace("_", " "))
 
 
-def in_points(unit: str) -> bool:
-    """Whether values of this unit are written as percentages, and their differences as points."""
-    return format_value(1.0, unit).endswith("%")
-
-
-def difference(value: float, unit: str) -> str:
-    """A quality difference without its sign, in points where the unit is a percentage.
+def difference(value: float, share: bool) -> str:
+    """A quality difference without its sign, in points where the metric is a share.
 
     Example:
-        >>> difference(-0.0028, "accuracy"), difference(0.01, "accuracy"), difference(0.031, "mae")
+        >>> difference(-0.0028, True), difference(0.01, True), difference(0.031, False)
         ('0.28 points', '1 point', '0.031')
     """
-    if not in_points(unit):
+    if not share:
         return f"{abs(value):.3g}"
     text = f"{abs(value) * 100:.2f}".rstrip("0").rstrip(".")
     return f"{text} {'point' if text == '1' else 'points'}"
 
 
-def signed_difference(value: float, unit: str) -> str:
+def signed_difference(value: float, share: bool) -> str:
     """A quality difference with its sign: `−0.28 points`; `same` where nothing of it would show."""
-    text = difference(value, unit)
+    text = difference(value, share)
     if not any(digit in text for digit in "123456789"):
         return "same"
     return f"{'−' if value < 0 else '+'}{text}"
@@ -62,8 +57,8 @@ def spread_words(measurement: Measurement) -> str:
     """`± 0.52 points`, `± 12 µs`; empty where no spread is known."""
     if measurement.spread is None or not math.isfinite(measurement.spread):
         return ""
-    if in_points(measurement.unit):
-        return f"± {difference(measurement.spread, measurement.unit)}"
+    if measurement.share:
+        return f"± {difference(measurement.spread, True)}"
     return f"± {format_value(measurement.spread, measurement.unit)}"
 
 

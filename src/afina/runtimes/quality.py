@@ -87,7 +87,7 @@ def measure_quality(
     label = f"{runtime.package} {runtime.version()}, " if runtime else ""
     where = f"{label}{len(evidence)} {split} images of {data.name}"
     details = task.details(evidence, list(outputs))
-    return Measurement(value, metric.name, "measured", error, len(evidence), where, details)
+    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share)
 
 
 def evidence_of(

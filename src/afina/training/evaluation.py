@@ -91,9 +91,8 @@ def evaluate(
     value, error = value_with_error(task, evidence, agreement=agreement)
     metric = task.agreement if agreement else task.metric
     where = f"torch, {network.device.type}"
-    return Measurement(
-        value, metric.name, "measured", error, len(evidence), where, task.details(evidence, list(outputs))
-    )
+    details = task.details(evidence, list(outputs))
+    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share)
 
 
 def _run(

@@ -237,7 +237,9 @@ class _Training:
         """The last quality, in words."""
         if not self.curve:
             return ""
-        return f", {self._metric.name} {format_value(self.curve[-1].quality, self._metric.name)}"
+        return (
+            f", {self._metric.name} {format_value(self.curve[-1].quality, self._metric.name, share=self._metric.share)}"
+        )
 
     def _stale(self) -> bool:
         return self._config.early_stopping is not None and self._best.stale >= self._config.early_stopping

@@ -10,7 +10,7 @@ from afina.jobs.candidates.judging import ORIGINAL_OUTPUTS, add_latency, judge, 
 from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.variants import Reduction, Variant
 from afina.types import Candidate, MetricInfo
-from afina.units import format_value
+from afina.units import format_measurement
 
 _SHOWN = ("quality", "size", "latency", "peak_memory")
 THE_ORIGINAL = Variant()
@@ -121,6 +121,6 @@ class CandidatePool:
             text = candidate.reason
         else:
             measured = [candidate.measurements[key] for key in _SHOWN if key in candidate.measurements]
-            text = ", ".join(format_value(m.value, m.unit) for m in measured)
+            text = ", ".join(format_measurement(m) for m in measured)
         self.job.progress.say(f"{candidate.name}: {text}")
         self.job.run.log(f"{candidate.name}: {text}")

@@ -26,7 +26,7 @@ from afina.tasks import TASKS
 from afina.techniques.context import Context
 from afina.training import evaluate, predict
 from afina.types import Record
-from afina.units import format_measurement, format_value
+from afina.units import format_details, format_value
 
 # Validation images that the errors of single layers are measured on.
 _HELD_OUT = 64
@@ -69,7 +69,7 @@ class Subject:
             return record
         reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
         before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
-        qualities = " to ".join(format_measurement(quality) for quality in (before, after))
+        qualities = " to ".join(format_details(quality) for quality in (before, after))
         return replace(
             record,
             before={**record.before, "quality": before.value},

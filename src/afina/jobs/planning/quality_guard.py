@@ -96,7 +96,8 @@ class Guard:
         return network, record, self._answers(network)
 
     def _format_points(self, points: float) -> str:
-        return format_value(points, self.original.quality.unit)
+        quality = self.original.quality
+        return format_value(points, quality.unit, share=quality.share)
 
     def _within_limit(self, answers: Answers) -> bool:
         return self._drop(answers) <= self.max_drop

@@ -10,7 +10,7 @@ from afina.runtimes import Runtime
 from afina.tasks import get_task
 from afina.techniques.quantize.config import bits_of
 from afina.types import Budget, Record
-from afina.units import format_measurement, format_size, format_time
+from afina.units import format_details, format_size, format_time
 
 # Without a limit, a loss of this share of the quality is not what a user wants; slower by this share is no noise.
 _COLLAPSE, _SLOWER = 0.1, 0.03
@@ -45,7 +45,7 @@ def with_answers(
     """The record with what the files are and answer; `same` is how far the new one agrees with its simulation."""
     agreement, words = same
     metric = get_task(subject.network.task).agreement
-    qualities = " to ".join(format_measurement(a.quality) for a in (before, after))
+    qualities = " to ".join(format_details(a.quality) for a in (before, after))
     notes = (
         f"{after.quality.unit} of the file on {after.quality.n} validation images: {qualities}",
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",

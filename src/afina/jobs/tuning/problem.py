@@ -26,6 +26,9 @@ from afina.training import FitConfig
 
 WORK = "work"
 
+# How images and pixels are taken, where the user says it.
+_HOW_OPENED = ("task", "mean", "std")
+
 
 @dataclass(frozen=True)
 class TuningProblem:
@@ -39,6 +42,7 @@ class TuningProblem:
         directions: `minimize` or `maximize`, for each value of the objective.
         metrics: The name of each value.
         units: The unit of each value, as in `Measurement`.
+        shares: Names of the values that lie in 0..1 and are written in percent.
         steps: The last step that a trial reports; None where that is not known.
         trains: Whether trials train networks, which are kept in the folder.
         about: Facts that must be the same for all trials of a study, as plain data.
@@ -51,6 +55,7 @@ class TuningProblem:
     directions: tuple[str, ...]
     metrics: tuple[str, ...]
     units: tuple[str, ...]
+    shares: frozenset[str] = frozenset()
     steps: int | None = None
     trains: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +110,7 @@ def _of_training(
         directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in options.objectives)),
         metrics=(metric.name, *options.objectives),
         units=(metric.name, *(COSTS[name] for name in options.objectives)),
+        shares=frozenset([metric.name] if metric.share else []),
         steps=training.most_steps(space),
         trains=True,
         about={
@@ -112,6 +118,7 @@ def _of_training(
             "input_size": options.input_size, "epochs": options.epochs, **options.training, "also": options.objectives,
             "limits": options.limits, "fidelity": options.fidelity,
             **({} if options.folds is None else {"folds": options.folds}),
+            **{name: value for name in _HOW_OPENED if (value := getattr(options, name)) is not None},
         },
     )  # fmt: skip
 
@@ -148,7 +155,7 @@ def _check_options_of(options: TuneOptions) -> None:
     training_options = {
         "weights": options.weights, "input_size": options.input_size, "epochs": options.epochs, "folds": options.folds,
         "fidelity": options.fidelity != EPOCHS, "runtime": options.runtime != DEFAULT_RUNTIME,
-        "threads": options.threads, **options.limits,
+        "threads": options.threads, **options.limits, **{name: getattr(options, name) for name in _HOW_OPENED},
         **{name: value for name, value in options.training.items() if value != "32"},
     }  # fmt: skip
     wrong = [f"--{name.replace('_', '-')}" for name, value in training_options.items() if value]

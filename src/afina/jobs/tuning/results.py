@@ -68,6 +68,7 @@ class Tuned:
         front: With several objectives, all trials that no other is better than in every one; else the best.
         out: The run folder.
         seconds: Time that this call took.
+        shares: Names of the objectives that lie in 0..1 and are written in percent.
     """
 
     best: Mapping[str, Any] | None
@@ -80,6 +81,7 @@ class Tuned:
     front: tuple[Choice, ...]
     out: str
     seconds: float
+    shares: frozenset[str] = frozenset()
 
 
 class TrialReporter:
@@ -119,7 +121,9 @@ def describe_search(tuned: Tuned) -> str:
     lines = [f"{sum(tuned.trials.values())} trials: {ended or 'none was begun'}."]
     if tuned.best is None or tuned.value is None:
         return "\n".join([*lines, f"None ended with a value{' within the limits' if tuned.trials['beyond'] else ''}."])
-    lines.append(f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric)}, with")
+    lines.append(
+        f"Best {tuned.metric}: {format_value(tuned.value, tuned.metric, share=tuned.metric in tuned.shares)}, with"
+    )
     for name, value in tuned.best.items():
         share = f"  (importance {tuned.importances[name]:.0%})" if name in tuned.importances else ""
         lines.append(f"  {name}: {_short(value)}{share}")
@@ -127,7 +131,10 @@ def describe_search(tuned: Tuned) -> str:
         lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
         for choice in tuned.front:
             units = UNITS if choice.network else {}
-            values = ", ".join(f"{name} {format_value(v, units.get(name, name))}" for name, v in choice.values.items())
+            values = ", ".join(
+                f"{name} {format_value(value, units.get(name, name), share=name in tuned.shares)}"
+                for name, value in choice.values.items()
+            )
             lines.append(f"  trial {choice.trial}: {values} ({choice.network or _params_text(choice.params)})")
     files = f"{tuned.out}/best.yaml, trials.csv, report.html" + (", network.pt2" if tuned.network else "")
     return "\n".join([*lines, f"Kept in {files}"])
@@ -161,6 +168,7 @@ def results(study: Study, problem: TuningProblem, seconds: float) -> Tuned:
         front=tuple(_choice(trial, problem) for trial in front(study)),
         out=str(problem.folder),
         seconds=seconds,
+        shares=problem.shares,
     )
 
 
@@ -172,6 +180,10 @@ def _choice(trial: FrozenTrial, problem: TuningProblem) -> Choice:
         problem.space.complete(trial.params),
         str(file) if file.is_file() else None,
     )
+
+
+def _format(problem: TuningProblem, name: str, value: float, unit: str) -> str:
+    return format_value(value, unit, share=name in problem.shares)
 
 
 def _trial_line(trial: FrozenTrial, best: FrozenTrial | None, problem: TuningProblem) -> str:
@@ -191,10 +203,12 @@ def _trial_line(trial: FrozenTrial, best: FrozenTrial | None, problem: TuningPro
         ended = f"stopped after {len(steps)} {'folds' if parts else 'epochs' if problem.trains else 'steps'}"
     else:
         reached = zip(problem.metrics, trial.values, problem.units, strict=True)
-        ended = ", ".join(f"{name} {format_value(value, unit)}" for name, value, unit in reached)
+        ended = ", ".join(f"{name} {_format(problem, name, value, unit)}" for name, value, unit in reached)
     if not problem.trains and (over := broken(trial)):
         ended += f", beyond the limit on {' and '.join(over)}"
-    so_far = f" (best {metric} {format_value(best.values[0], unit)}, trial {best.number})" if best is not None else ""
+    so_far = ""
+    if best is not None:
+        so_far = f" (best {metric} {_format(problem, metric, best.values[0], unit)}, trial {best.number})"
     return f"Trial {trial.number}: {ended}{so_far}, {seconds:.1f} s: {shown}"
 
 

@@ -454,6 +454,19 @@ def test_every_record_goes_through_plain_data_unchanged() -> None:
     assert to_plain({"a": (record.step, Path("x"))})["a"][1] == "x"
 
 
+def test_a_result_of_before_that_does_not_say_what_is_in_percent_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    plain = to_plain(result())
+    for key in ("share", "mean_of_images"):
+        del plain["metric"][key]
+    for candidate in plain["candidates"]:
+        for measurement in candidate["measurements"].values():
+            del measurement["share"], measurement["details"]
+    (tmp_path / "result.json").write_text(json.dumps(plain))
+    assert read_result(tmp_path).metric.share
+    quality = read_result(tmp_path).candidates[0].measurements.get("quality")
+    assert quality is None or quality.share
+
+
 def test_the_published_schema_is_the_one_of_the_code() -> None:
     published = Path(__file__).parents[1] / "docs" / "result.schema.json"
     assert json.loads(published.read_text()) == result_schema(), "python -m afina.store > docs/result.schema.json"

@@ -59,7 +59,7 @@ def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget,
 def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> dict[str, float]:
     """By how much `candidate` exceeds each limit that it does not keep; empty if it fits.
 
-    Size, latency and memory are shares of their limit (0.1 is 10% too much); a drop that is one point too large is 0.1.
+    Each is a share of its limit: 0.1 is a file 10% too large, or a drop of 1.1 points where 1 is allowed.
     """
     over: dict[str, float] = {}
     for limit, allowed in _limits(budget).items():

@@ -73,7 +73,8 @@ def capture(
     twin, frozen = _inference_copy(module)
     if images is None:
         images = torch.randn(_IMAGES, *input.shape, generator=torch.Generator().manual_seed(0))
-    expected, notes = _answers(twin, images.cpu().float(), task)
+    images = images.cpu().float()
+    expected, notes = _answers(twin, images, task)
     graph, batch = _graph(twin, input, type(module).__name__)
     if batch is not None:
         notes += ("The model's code fixes the number of images: it runs image by image.",)

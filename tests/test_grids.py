@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from afina.errors import InputError
@@ -70,6 +70,7 @@ def test_quantizing_again_changes_nothing(grid, values, power_of_two):
 
 
 @settings(max_examples=200, deadline=None)
+@example(Grid(2, scheme="affine"), [500_000.0, 1_000_000.0], False)  # between two steps
 @given(_grids, _numbers, st.booleans())
 def test_zero_is_written_exactly_and_codes_are_whole_numbers_of_the_grid(grid, values, power_of_two):
     x, scale, zero = _fitted([*values, 0.0], grid, power_of_two)

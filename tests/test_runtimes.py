@@ -545,3 +545,22 @@ def test_a_file_that_torch_runs_leaves_the_process_its_threads(small_network, tm
     session = get_runtime("pt2").load(get_runtime("pt2").export(small_network, tmp_path / "m.pt2"), threads=before + 1)
     session(small_network.example().numpy())
     assert torch.get_num_threads() == before
+
+
+def test_a_float_network_may_be_exported_before_a_quantized_one_in_the_same_process(tmp_path):
+    code = """
+import sys
+from torch import nn
+from afina.graph import capture
+from afina.runtimes import get_runtime
+from afina.types import InputSpec
+net = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval(), InputSpec(8, 8))
+get_runtime("onnxruntime").export(net, sys.argv[1] + "/a.onnx")
+from afina.techniques.context import Context
+from afina.techniques.quantize import QuantizeConfig, apply
+images = net.example(4)
+made, _ = apply(net, QuantizeConfig(calibration="minmax"), Context(calibration=lambda: iter([images]), images=4))
+get_runtime("onnxruntime").export(made, sys.argv[1] + "/b.onnx")
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / "b.onnx").exists()

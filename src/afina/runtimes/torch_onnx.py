@@ -54,4 +54,8 @@ def _cached_operators() -> Iterator[None]:
 
 @functools.cache
 def _filled_table(fill: Callable[..., Any], **options: Any) -> Any:
+    # The table has only operators that torch knows when it is filled, and those of quantized networks are known after
+    # this import: without it a float network that is exported first leaves a table that knows none of them.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
     return fill(**options)

@@ -288,6 +288,23 @@ def test_a_full_disk_says_so_and_the_run_resumes(home, tmp_path, monkeypatch):
     assert afina.optimize(f"{home}/net.py:build", "digits", **options).verdict == "fits"
 
 
+def test_a_disk_that_is_full_right_after_the_last_epoch_costs_no_training(home, tmp_path, monkeypatch):
+    real, fail = os.replace, {"now": True}
+
+    def replace(source, target):
+        if fail["now"] and "adapted.pt2" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    options = {"out": tmp_path / "run", **CHEAP}
+    with pytest.raises(StorageError, match="disk is full"):
+        afina.optimize(f"{home}/net.py:build", "digits", **options)
+    fail["now"], lines = False, Lines()
+    afina.optimize(f"{home}/net.py:build", "digits", progress=lines, **options)
+    assert not any(line.startswith("Epoch") for line in lines.lines)
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_step_and_the_learning_rate(home, tmp_path):
     with pytest.raises(TrainingError, match=r"(?s)step.*learning rate"):
         afina.optimize(

@@ -183,7 +183,8 @@ def _metric(images: ImageData, network: Network) -> MetricInfo:
 
 def _report_data(job: Job) -> None:
     data = job.data
-    kind = f"{len(data.task.labels)} classes" if data.task.name == "classification" else data.task.name
+    task = get_task(data.task)
+    kind = f"{len(data.task.labels)} {task.label_word}" if task.has_classes else data.task.name
     kind = kind if data.labelled else "without labels"
     text = f"{data.name}: {data.count('train')} images to train, {data.count('validation')} to judge, {kind}."
     if data.unreadable:
@@ -196,7 +197,7 @@ def _report_data(job: Job) -> None:
 
 def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Trainings) -> tuple[Adapted, Network]:
     """The network to compress: trained where it has to be or an option says so, and kept in the run folder."""
-    config = trainings.adapting
+    config, checkpoint = trainings.adapting, job.run.path("work/adapt.checkpoint")
 
     def build() -> Adapted:
         for note in source.notes:
@@ -207,11 +208,10 @@ def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Train
             notes += (note, *_casting(network, config))
         elif trainings.trains or (trainings.trains is None and not source.pretrained):
             job.progress.say(f"Training for {config.epochs} epochs.")
-            checkpoint = job.run.path("work/adapt.checkpoint")
             network, curve = fit(network, job.data, config, progress=job.progress, checkpoint=checkpoint)
-            checkpoint.unlink(missing_ok=True)
             notes += _casting(network, config)
         job.keep_network("adapted", network)
+        checkpoint.unlink(missing_ok=True)  # not before: a full disk must not cost the training
         return Adapted(notes, curve)
 
     adapted = job.stage("adapt", Adapted, build, files=(job.network_file("adapted"),))

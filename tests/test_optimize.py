@@ -271,36 +271,34 @@ def test_a_killed_run_resumes_with_the_stages_that_it_finished(home, tmp_path):
     assert stage.stat().st_mtime_ns == finished
 
 
-def test_a_full_disk_says_so_and_the_run_resumes(home, tmp_path, monkeypatch):
-    real, fail = os.replace, {"now": True}
+@pytest.fixture
+def stopped_by_a_full_disk(home, tmp_path, monkeypatch):
+    """Options of a run that the disk stopped, full when a file of that name was to be written; now there is room."""
 
-    def replace(source, target):
-        if fail["now"] and "judge-half" in str(target):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(source, target)
+    def stopped(name: str) -> dict:
+        def replace(source, target):
+            if name in str(target):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(source, target)
 
-    monkeypatch.setattr(os, "replace", replace)
-    options = {"out": tmp_path / "run", **CHEAP}
-    with pytest.raises(StorageError, match="disk is full"):
-        afina.optimize(f"{home}/net.py:build", "digits", **options)
-    assert (tmp_path / "run" / "stages" / "judge-original.json").exists()
-    fail["now"] = False
+        real, options = os.replace, {"out": tmp_path / "run", **CHEAP}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            with pytest.raises(StorageError, match="disk is full"):
+                afina.optimize(f"{home}/net.py:build", "digits", **options)
+        return options
+
+    return stopped
+
+
+def test_a_full_disk_says_so_and_the_run_resumes(home, stopped_by_a_full_disk):
+    options = stopped_by_a_full_disk("judge-half")
+    assert (options["out"] / "stages" / "judge-original.json").exists()
     assert afina.optimize(f"{home}/net.py:build", "digits", **options).verdict == "fits"
 
 
-def test_a_disk_that_is_full_right_after_the_last_epoch_costs_no_training(home, tmp_path, monkeypatch):
-    real, fail = os.replace, {"now": True}
-
-    def replace(source, target):
-        if fail["now"] and "adapted.pt2" in str(target):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    options = {"out": tmp_path / "run", **CHEAP}
-    with pytest.raises(StorageError, match="disk is full"):
-        afina.optimize(f"{home}/net.py:build", "digits", **options)
-    fail["now"], lines = False, Lines()
+def test_a_disk_that_is_full_right_after_the_last_epoch_costs_no_training(home, stopped_by_a_full_disk):
+    options, lines = stopped_by_a_full_disk("adapted.pt2"), Lines()
     afina.optimize(f"{home}/net.py:build", "digits", progress=lines, **options)
     assert not any(line.startswith("Epoch") for line in lines.lines)
 

@@ -1,4 +1,4 @@
-"""`ImageData`: the images of a job, in two splits, as batches that a network takes."""
+"""`ImageData`: the images of a job, in its splits, as batches that a network takes."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from afina.data.augment import AUGMENTATIONS, Augmentation, augment
 from afina.data.decode import normalise, upright_size
-from afina.data.listing import SPLITS, Listing, Part, in_fixed_order
+from afina.data.listing import Listing, Part, in_fixed_order
 from afina.data.loading import decode_all, stream
 from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
@@ -30,7 +30,10 @@ _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
 
 class ImageData:
-    """Images and targets in the splits `train` and `validation`.
+    """Images and targets in the splits `train`, `validation` and, where there is one, `test`.
+
+    The network is trained on the first. What is chosen (epochs, trials, plans, candidates) is chosen on the second. The
+    third judges: no choice is made on it.
 
     All images are decoded once when it is made, which finds the unreadable ones and fills a cache of pixels
     (uint8, for `input`, or `native` where it is not given). Where that would take more than `memory` bytes,
@@ -67,8 +70,8 @@ class ImageData:
         self.fingerprint = listing.fingerprint
         self._augment, self._memory, self._progress = augment, memory, progress or Progress()
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
-        # A fold notes the data whose training images it divides, and which of them each split has.
-        self._divided: tuple[ImageData, dict[str, np.ndarray]] | None = None
+        # The data whose images are divided anew, and for each new split the one it comes from and which images of it.
+        self._divided: tuple[ImageData, dict[str, tuple[str, np.ndarray]]] | None = None
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
         self._listing = self._read(replace(listing, parts=parts), input or self.native)
@@ -79,13 +82,18 @@ class ImageData:
         return {**vars(self), "_progress": Progress()}
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)
+        counts = ", ".join(f"{split}={self.count(split)}" for split in self._listing.parts)
         return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
 
     @property
     def prepared(self) -> bool:
         """Whether images come as tensors that are ready for the network."""
         return self._listing.source.prepared
+
+    @property
+    def judging(self) -> str:
+        """The split that judges: `test` where there is one, else `validation`."""
+        return "test" if "test" in self._listing.parts else "validation"
 
     def for_task(self, name: str) -> "ImageData":
         """The same images and targets, for another task that reads targets of this form."""
@@ -131,8 +139,31 @@ class ImageData:
                 why=error.what,
                 fix="Use fewer folds, or more images.",
             ) from error
-        twin._divided = self, {split: np.flatnonzero(mask) for split, mask in masks.items()}
+        twin._divided = self, {split: ("train", np.flatnonzero(mask)) for split, mask in masks.items()}
         twin.fingerprint = f"{self.fingerprint}, fold {number} of {of}"
+        return twin
+
+    def with_test_split(self) -> "ImageData":
+        """The same with every second validation image set aside to judge, of each class alike; always the same ones.
+
+        Data that has a test split is given as it is.
+
+        Raises:
+            InputError: a class has a single validation image.
+        """
+        if self.judging == "test":
+            return self
+        part = self._part("validation")
+        classes = part.targets.dtype.kind == "i" and self.labelled
+        order = np.argsort(part.targets, kind="stable") if classes else np.arange(len(part.keys))
+        judges = np.isin(np.arange(len(part.keys)), order[::2])
+        masks = {"validation": ~judges, "test": judges}
+        twin = copy.copy(self)
+        divided = {split: part.take(mask) for split, mask in masks.items()}
+        twin._listing = replace(self._listing, parts={**self._listing.parts, **divided})
+        twin._listing.check()
+        twin._divided = self, {split: ("validation", np.flatnonzero(mask)) for split, mask in masks.items()}
+        twin.fingerprint = f"{self.fingerprint}, half of the validation images judge"
         return twin
 
     def count(self, split: str) -> int:
@@ -162,7 +193,7 @@ class ImageData:
         """Preprocessed images with their targets, as `Batches`.
 
         Args:
-            split: `train` or `validation`.
+            split: `train`, `validation` or, where there is one, `test`.
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
             augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
@@ -196,7 +227,7 @@ class ImageData:
 
     def _part(self, split: str) -> Part:
         if split not in self._listing.parts:
-            raise InputError(f"There is no split {split!r}.", fix=did_you_mean(split, SPLITS))
+            raise InputError(f"There is no split {split!r}.", fix=did_you_mean(split, self._listing.parts))
         return self._listing.parts[split]
 
     def _augmentation(self, input: InputSpec) -> Augmentation:
@@ -228,9 +259,12 @@ class ImageData:
         """Pixels for `input`, where memory allows to keep them, and which of them are this split's; None for all."""
         if self._divided is None:
             return self._cache(split, input), None
-        whole, rows = self._divided
-        pixels, places = whole._pixels("train", input)
-        return pixels, rows[split] if places is None else places[rows[split]]
+        whole, divided = self._divided
+        if split not in divided:
+            return whole._pixels(split, input)
+        source, rows = divided[split]
+        pixels, places = whole._pixels(source, input)
+        return pixels, rows if places is None else places[rows]
 
     def _cache(self, split: str, input: InputSpec) -> Tensor | None:
         """All images of a split for `input`, uint8 `[N, C, H, W]`; None where memory does not allow it."""

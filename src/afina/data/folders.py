@@ -2,18 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from afina.data.files import Files, FileSource, is_image
-from afina.data.listing import SPLITS, Listing, Part, split_one
+from afina.data.listing import Listing, Part, split_one
 from afina.errors import InputError
 from afina.types import TaskSpec
 
-VALIDATION_NAMES = ("val", "valid", "validation", "test")  # the first that is there is used
-SPLIT_NAMES = ("train", *VALIDATION_NAMES)
+_VALIDATION_NAMES = ("val", "valid", "validation", "test")  # the first that is there is used
+SPLIT_NAMES = ("train", *_VALIDATION_NAMES)
 _SYNONYMS = {"training": "train", "testing": "test"}
 _Path = tuple[str, ...]
 _LAYOUT = "Lay it out as train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE."
@@ -29,10 +29,33 @@ def split_word(word: str) -> str:
     return _SYNONYMS.get(word.lower(), word.lower())
 
 
-def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False) -> Listing:
-    """The images of `train/<class>/*` and `val|valid|validation|test/<class>/*`, or of `<class>/*`.
+def roles(words: Collection[str]) -> dict[str, str]:
+    """The word that holds each split, for the words in `SPLIT_NAMES` that are there.
 
-    A folder that wraps all of it is looked through. With one split only, 20% of it becomes the other one. Where
+    A test split beside a validation split judges; alone, it has to choose as well, and is the validation split. What
+    stands alone without a training split is all the data there is.
+
+    Example:
+        >>> roles({"train", "val", "test"})
+        {'train': 'train', 'validation': 'val', 'test': 'test'}
+        >>> roles({"train", "test"}), roles({"val"})
+        ({'train': 'train', 'validation': 'test'}, {'train': 'val'})
+    """
+    held_out = [word for word in _VALIDATION_NAMES if word in words]
+    if "train" not in words:
+        return {"train": held_out[0]} if held_out else {}
+    splits = {"train": "train"}
+    if held_out:
+        splits["validation"] = held_out[0]
+    if held_out[1:] and held_out[-1] == "test":
+        splits["test"] = "test"
+    return splits
+
+
+def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False) -> Listing:
+    """The images of `train/<class>/*`, `val|valid|validation/<class>/*` and `test/<class>/*`, or of `<class>/*`.
+
+    A folder that wraps all of it is looked through. With one split only, 20% of it becomes the validation split. Where
     `unlabelled` images will do, they may lie in the folder itself.
 
     Raises:
@@ -116,12 +139,9 @@ def _splits(images: list[tuple[_Path, str]], name: str) -> dict[str, list[tuple[
         if tops <= set(SPLIT_NAMES):
             raise InputError(f"{name}: no class folders inside {', '.join(sorted(tops))}.", fix=_LAYOUT)
         return {"train": [(path[0], key) for path, key in images]}
-    judged = next((split for split in VALIDATION_NAMES if split in named), None)
     if "train" not in named and len(named) > 1:
         raise InputError(f"{name} has {' and '.join(sorted(named))} but no train folder.", fix=_LAYOUT)
-    chosen = {"train": "train", "validation": judged} if "train" in named else {"train": judged}
     return {
-        split: [(path[1], key) for path, key in images if split_word(path[0]) == chosen[split] and len(path) > 2]
-        for split in SPLITS
-        if chosen.get(split)
+        split: [(path[1], key) for path, key in images if split_word(path[0]) == word and len(path) > 2]
+        for split, word in roles(named).items()
     }

@@ -10,7 +10,8 @@ from PIL import Image
 from afina.errors import InputError
 from afina.types import InputSpec, TaskSpec
 
-SPLITS = ("train", "validation")
+# What each is for: to train, to choose (epochs, trials, plans, candidates), to judge; not all data has the last one.
+SPLITS = ("train", "validation", "test")
 _LEAST = 2  # images in a split
 _VALIDATION_PART = 0.2
 
@@ -73,7 +74,7 @@ class Listing:
 
     @property
     def total(self) -> int:
-        """Images in both splits."""
+        """Images in all splits."""
         return sum(len(part.keys) for part in self.parts.values())
 
     def without(self, unreadable: dict[str, str]) -> "Listing":
@@ -96,19 +97,28 @@ class Listing:
             self._check_classes()
 
     def _check_classes(self) -> None:
-        seen, judged = (set(np.unique(self.parts[split].targets).tolist()) for split in SPLITS)
-        if len(seen | judged) < 2:
+        classes = {split: set(np.unique(part.targets).tolist()) for split, part in self.parts.items()}
+        everywhere, seen = set[int]().union(*classes.values()), classes["train"]
+        if len(everywhere) < 2:
             raise InputError(
-                f"{self.name} has one class only ({', '.join(self._labels(seen | judged))}).",
+                f"{self.name} has one class only ({', '.join(self._labels(everywhere))}).",
                 why="A classifier needs at least two classes to tell apart.",
                 fix="Give data with two or more classes.",
             )
-        if judged - seen:
-            names = ", ".join(self._labels(judged - seen))
+        for split, judged in classes.items():
+            if judged - seen:
+                names = ", ".join(self._labels(judged - seen))
+                raise InputError(
+                    f"{self.name}: only in the {split} split, not in train: {names}.",
+                    why="The network could never learn such a class.",
+                    fix=f"Add training images of it, or take it out of the {split} split.",
+                )
+        missing = seen - classes.get("test", seen)
+        if missing:
             raise InputError(
-                f"{self.name}: only in the validation split, not in train: {names}.",
-                why="The network could never learn such a class.",
-                fix="Add training images of it, or take it out of the validation split.",
+                f"{self.name}: the test split has no image of: {', '.join(self._labels(missing))}.",
+                why="What is judged on it would say nothing of that class.",
+                fix="Add test images of it, or take the test split away: then the validation images judge.",
             )
 
     def _labels(self, classes: set[int]) -> list[str]:

@@ -33,9 +33,9 @@ def open_data(
     """Open images and read all of them once.
 
     Args:
-        source: `digits`; an image folder or a `.zip` of one (`train/CLASS/IMAGE` and `val|test/CLASS/IMAGE`,
-            or `CLASS/IMAGE`); a CSV table `image,target` with images beside it, also inside a zip
-            (`cells.zip/train.csv`); a torch `Dataset` or `DataLoader`, or a pair of them; an `ImageData`, as
+        source: `digits`; an image folder or a `.zip` of one (`train/CLASS/IMAGE`, `val/CLASS/IMAGE` and, to judge by,
+            `test/CLASS/IMAGE`; or `CLASS/IMAGE`); a CSV table `image,target` with images beside it, also inside a zip
+            (`cells.zip/train.csv`); a torch `Dataset` or `DataLoader`, or two or three of them; an `ImageData`, as
             it is.
         seed: Draws the validation split where there is none, and the order of the images.
         task: One of `FORMS`, where the data leaves it open; None to decide by the targets.
@@ -70,7 +70,7 @@ def _list(source: Any, seed: int, task: str | None, memory: int, unlabelled: boo
     if not isinstance(source, (str, PathLike)):
         raise InputError(
             f"Data cannot be a {type(source).__name__}.",
-            fix="Give a path, 'digits', a torch Dataset or DataLoader, or a pair (train, validation).",
+            fix="Give a path, 'digits', a torch Dataset or DataLoader, or (train, validation) or (train, validation, test).",
         )
     # A folder that happens to be called digits is reached as ./digits.
     if str(source) == "digits":

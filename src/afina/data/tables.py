@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from afina.data.files import Files, FileSource
-from afina.data.folders import SPLIT_NAMES, VALIDATION_NAMES, fingerprint_of, split_word
+from afina.data.folders import SPLIT_NAMES, fingerprint_of, roles, split_word
 from afina.data.listing import Listing, Part, split_one
 from afina.errors import InputError
 from afina.types import TaskSpec
@@ -103,7 +103,7 @@ def _rank(path: str) -> int:
 
 
 def _split_tables(files: Files, table: str) -> dict[str, str]:
-    """A table and, where there is one, its sibling for the other split, each with the split that it holds."""
+    """A table and, where there are any, its siblings for the other splits, each with the split that it holds."""
     match = _FAMILY.fullmatch(table)
     if not match or "split" in _header(_text(files, table)):
         return {table: "train"}
@@ -112,10 +112,13 @@ def _split_tables(files: Files, table: str) -> dict[str, str]:
         word: f"{table[: match.start('split')]}{_like(table_word, word)}{table[match.end('split') :]}"
         for word in SPLIT_NAMES
     }
-    if table_word.lower() == "train":
-        other = next((sibling[word] for word in VALIDATION_NAMES if files.has(sibling[word])), None)
-        return {table: "train"} if other is None else {table: "train", other: "validation"}
-    return {sibling["train"]: "train", table: "validation"} if files.has(sibling["train"]) else {table: "train"}
+    present = {word for word in SPLIT_NAMES if sibling[word] == table or files.has(sibling[word])}
+    if "train" not in present:
+        return {table: "train"}
+    tables = {split: sibling[word] for split, word in roles(present).items()}
+    if tables.get("test", table) != table and not _is_table(_text(files, tables["test"])):
+        del tables["test"]  # as competitions have it: images whose targets are kept secret
+    return {path: split for split, path in tables.items()}
 
 
 def _like(example: str, word: str) -> str:
@@ -202,14 +205,9 @@ def _by_column(rows: list[Row]) -> dict[str, list[Row]]:
             f"{wrong.place}: the split is {wrong.split!r}.", fix=f"Write one of: {', '.join(SPLIT_NAMES)}."
         )
     words = {row.split for row in rows}
-    judged = next((word for word in VALIDATION_NAMES if word in words), None)
     if "train" not in words and len(words) > 1:
         raise InputError(f"{rows[0].place}: the column split never says train.", fix="Mark rows with train.")
-    splits = {"train": [row for row in rows if row.split == "train"]} if "train" in words else {}
-    return {
-        **splits,
-        **({"validation" if splits else "train": [r for r in rows if r.split == judged]} if judged else {}),
-    }
+    return {split: [row for row in rows if row.split == word] for split, word in roles(words).items()}
 
 
 def _task(rows: list[Row], task: str | None, columns: tuple[str, ...]) -> TaskSpec:

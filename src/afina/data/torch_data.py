@@ -1,4 +1,4 @@
-"""Data given from Python: a torch `Dataset` or `DataLoader`, or a pair of them for train and validation.
+"""Data given from Python: a torch `Dataset` or `DataLoader`, or two or three of them: train, validation, test.
 
 Of a loader, its dataset and the images that its sampler chooses are used, each once; batches are Afina's own.
 """
@@ -47,9 +47,9 @@ class _Items:
 
 
 def is_torch_data(source: object) -> bool:
-    """Whether `source` is a dataset, a loader, or a pair of them."""
+    """Whether `source` is a dataset, a loader, or two or three of them."""
     if isinstance(source, (tuple, list)):
-        return len(source) == 2 and all(is_torch_data(one) for one in source)
+        return 2 <= len(source) <= len(SPLITS) and all(is_torch_data(one) for one in source)
     return isinstance(source, (Dataset, DataLoader))
 
 
@@ -64,8 +64,8 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
     Raises:
         InputError: items are of another kind, or differ in kind or size.
     """
-    pair = isinstance(source, (tuple, list))
-    collections = dict(zip(SPLITS, source, strict=True)) if pair else {"train": source}
+    several = isinstance(source, (tuple, list))
+    collections = dict(zip(SPLITS, source, strict=False)) if several else {"train": source}
     items = _Items()
     for split, one in collections.items():
         items.collections[split] = _collection(one, memory)
@@ -74,7 +74,7 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
     spec = _task(parts, task, _classes(collections["train"]), reader.labelled)
     finished = {split: Part(tuple(keys), _targets(targets, spec)) for split, (keys, targets) in parts.items()}
     name = "dataset"
-    if not pair:
+    if not several:
         labels = spec.labels if spec.name == "classification" else ()
         finished = split_one(finished["train"], labels, seed, name)
     return Listing(

@@ -239,6 +239,11 @@ class MetricInfo:
     share: bool = False
     mean_of_images: bool = False
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is a share of the images, which moves in steps of one image."""
+        return self.share and self.mean_of_images
+
     def lost(self, before: float, after: float) -> float:
         """Quality lost from `before` to `after`, in the metric's points; negative is a gain.
 
@@ -247,6 +252,34 @@ class MetricInfo:
             0.5
         """
         return before - after if self.higher_is_better else after - before
+
+
+# `fits` and `misses` with 95% confidence; in between, as the images say that there are, which are too few to be sure.
+Verdict = Literal["fits", "fits, within the error", "misses, within the error", "misses"]
+
+
+@dataclass(frozen=True)
+class JudgedDrop:
+    """What is known of a drop between two files, from the images that both answered.
+
+    Attributes:
+        split: The split of these images: `test`, or `validation` where there is no other.
+        images: Their number.
+        value: The drop, in the metric's points; negative is a gain.
+        error: Its paired standard error; None where it is not known.
+        low: The drop is above this with 95% confidence.
+        high: The drop is below this with 95% confidence.
+        needed: Images that would settle whether the limit is kept, if the drop stays what it is; None where there is no
+            limit, or no number of images would.
+    """
+
+    split: str
+    images: int
+    value: float
+    error: float | None
+    low: float
+    high: float
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +292,9 @@ class Candidate:
         status: `judged`, or `rejected` with a `reason`.
         reason: Why it was rejected; empty where it was not.
         file: The exported file, relative to the run folder; None where there is none.
-        measurements: `quality`, `size`, `latency`, `peak_memory`, `parameters`, `macs`.
+        measurements: `quality`, `size`, `latency`, `peak_memory`, `parameters`, `macs`; `drop`, what it loses against
+            the original with the paired error; `test_quality` of the original and the winner, where a test split
+            judges.
         parity: Largest relative difference between the file's outputs and the network's; None if not compared.
         layers: The per-layer table.
         curve: Training curve of the candidate, where it was trained.
@@ -284,7 +319,7 @@ class Result:
 
     Attributes:
         schema: Version of this structure.
-        verdict: `fits` or `misses`.
+        verdict: `fits`, `misses`, or either `within the error`, where the images are too few to be sure.
         metric: The metric that `quality` and `drop` are in.
         budget: The limits that were asked for.
         drop: Quality of the original less quality of the winner, in the direction that hurts; negative is a gain.
@@ -303,9 +338,10 @@ class Result:
         out: The run folder, as the user named it.
         usage: Lines of Python, as the runtime gives them, that load the artifact into `model` and turn a preprocessed
             image `x` into `scores`; empty where the runtime does not say, and in results of 0.1.0.
+        judged: How sure the drop is; None where the winner is the original, and in older results.
     """
 
-    verdict: Literal["fits", "misses"]
+    verdict: Verdict
     metric: MetricInfo
     budget: Budget
     drop: float
@@ -323,7 +359,13 @@ class Result:
     artifact: str = ""
     out: str = ""
     usage: str = ""
+    judged: JudgedDrop | None = None
     schema: str = "afina/result/1"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the winner keeps every limit, surely or within the error."""
+        return self.verdict.startswith("fits")
 
     def candidate(self, name: str) -> Candidate:
         """The candidate of that name."""

@@ -1,11 +1,12 @@
 """The verdict: which candidate to deploy, and whether it keeps every limit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from afina.types import Budget, Candidate, MetricInfo
+from afina.budget.confidence import judged_drop, verdict_on
+from afina.types import Budget, Candidate, JudgedDrop, Measurement, MetricInfo, Verdict
+from afina.units import format_value
 
 # Which measurement each limit is about; the drop is derived from `quality`.
 _TINY = 1e-12
@@ -17,43 +18,79 @@ class Decision:
     """What to deploy.
 
     Attributes:
-        verdict: `fits` or `misses`.
+        verdict: Whether it keeps the limits.
         winner: The candidate to deploy; with `misses`, the nearest to the limits.
         drop: Quality that the winner loses against the original (negative: a gain).
+        judged: How sure the drop is; None for the original.
         best_achievable: With `misses`, the name of the candidate that comes nearest to each limit.
-        warnings: One sentence for each cost in which the winner is worse than the original.
+        warnings: One sentence for each cost in which the winner is worse than the original, and for what is cheaper
+            than the winner and may keep the limit too.
     """
 
-    verdict: Literal["fits", "misses"]
+    verdict: Verdict
     winner: Candidate
     drop: float
+    judged: JudgedDrop | None
     best_achievable: dict[str, str]
     warnings: tuple[str, ...]
 
 
-def decide(candidates: Sequence[Candidate], original: Candidate, budget: Budget, metric: MetricInfo) -> Decision:
+def decide(
+    candidates: Sequence[Candidate], original: Candidate, budget: Budget, metric: MetricInfo, split: str = "validation"
+) -> Decision:
     """Choose among the judged candidates (the original is one of them).
 
     Among those that keep every limit: with `max_drop` set, the user has said what quality is worth, and what is
-    left to win is size and speed: the smallest product of size and latency, both relative to the original.
+    left to win is size and speed: the smallest product of size and latency, both relative to the original; of what is
+    smaller or faster than the original, those whose drop keeps its limit with 95% confidence go first.
     Without it: the best quality, then the same product. Among those that do not, the one that exceeds least.
+
+    Args:
+        candidates: All that were tried.
+        original: What drops are against.
+        budget: The limits.
+        metric: What quality is.
+        split: The split that their quality is of.
     """
     judged = [c for c in candidates if c.status == "judged"]
     misses = {c.name: excess(c, original, budget, metric) for c in judged}
     fitting = [c for c in judged if not misses[c.name]]
     if fitting:
         winner = min(fitting, key=lambda c: _preference(c, original, budget, metric))
-        best: dict[str, str] = {}
     else:
         winner = min(judged, key=lambda c: (sum(misses[c.name].values()), _cost(c, original)))
-        best = {limit: _nearest(limit, judged, original, metric) for limit in _limits(budget)}
+    drop = None if winner.name == original.name else winner.measurements.get("drop")
+    verdict, certainty = judge(misses[winner.name], drop, budget, metric, split)
+    best = {} if fitting else {limit: _nearest(limit, judged, original, metric) for limit in _limits(budget)}
     return Decision(
-        verdict="fits" if fitting else "misses",
+        verdict=verdict,
         winner=winner,
         drop=drop_of(winner, original, metric),
+        judged=certainty,
         best_achievable=best,
-        warnings=_warnings(winner, original),
+        warnings=(*_warnings(winner, original), *_cheaper(winner, fitting, original, budget, metric)),
     )
+
+
+def judge(
+    misses: Mapping[str, float], drop: Measurement | None, budget: Budget, metric: MetricInfo, split: str
+) -> tuple[Verdict, JudgedDrop | None]:
+    """The verdict on a candidate, and how sure its drop is.
+
+    Args:
+        misses: The limits that it breaks, as `excess` gives them.
+        drop: Its drop with the paired error; None for the original, or where it is not known.
+        budget: The limits.
+        metric: What is lost.
+        split: The split that the drop is of.
+    """
+    plain: Verdict = "misses" if misses else "fits"
+    if drop is None:
+        return plain, None
+    judged = judged_drop(drop, metric, budget.max_drop, split)
+    if budget.max_drop is None or drop.spread is None or set(misses) - {"max_drop"}:
+        return plain, judged
+    return verdict_on(judged, budget.max_drop), judged
 
 
 def excess(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> dict[str, float]:
@@ -90,9 +127,36 @@ def drop_of(candidate: Candidate, original: Candidate, metric: MetricInfo) -> fl
     return metric.lost(original.measurements["quality"].value, candidate.measurements["quality"].value)
 
 
-def _preference(candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo) -> tuple[float, float]:
+def _preference(
+    candidate: Candidate, original: Candidate, budget: Budget, metric: MetricInfo
+) -> tuple[int, float, float]:
     cost, drop = _cost(candidate, original), drop_of(candidate, original, metric)
-    return (cost, drop) if budget.max_drop is not None else (drop, cost)
+    if budget.max_drop is None:
+        return (0, drop, cost)
+    if cost >= 1:
+        return (2, cost, drop)
+    return (0 if _is_sure(candidate, budget, metric) else 1, cost, drop)
+
+
+def _is_sure(candidate: Candidate, budget: Budget, metric: MetricInfo) -> bool:
+    """Whether a candidate that keeps all limits does so with 95% confidence, as far as its error is known."""
+    return judge({}, candidate.measurements.get("drop"), budget, metric, "")[0] == "fits"
+
+
+def _cheaper(
+    winner: Candidate, fitting: Sequence[Candidate], original: Candidate, budget: Budget, metric: MetricInfo
+) -> tuple[str, ...]:
+    """A sentence on the cheapest candidate that was not taken since its drop is not sure."""
+    unsure = [c for c in fitting if c.name != winner.name and not _is_sure(c, budget, metric)]
+    cheapest = min(unsure, key=lambda c: _cost(c, original), default=None)
+    if budget.max_drop is None or cheapest is None or _cost(cheapest, original) >= min(1.0, _cost(winner, original)):
+        return ()
+    drop = judged_drop(cheapest.measurements["drop"], metric, budget.max_drop)
+    value, high = (format_value(number, metric.name, share=metric.share) for number in (drop.value, drop.high))
+    enough = "" if drop.needed is None else f"; about {drop.needed:,} images would settle it"
+    return (
+        f"{cheapest.name} is cheaper and not taken: it loses {value}, and up to {high} with 95% confidence{enough}.",
+    )
 
 
 def _cost(candidate: Candidate, original: Candidate) -> float:

@@ -56,7 +56,7 @@ def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
 
     result = job(**arguments)
     show(result, summary(result), shown.as_json)
-    verdict_code(result.verdict)
+    verdict_code(result.fits)
 
 
 def _network(suffix: str) -> Run:

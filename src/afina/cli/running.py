@@ -14,9 +14,9 @@ from afina.progress import PlainProgress, Progress, RichProgress
 MISSES = 3
 
 
-def verdict_code(verdict: str) -> None:
+def verdict_code(fits: bool) -> None:
     """Leave with exit code 3 where the budget is missed."""
-    if verdict != "fits":
+    if not fits:
         raise typer.Exit(MISSES)
 
 

@@ -70,7 +70,7 @@ def _list(source: Any, seed: int, task: str | None, memory: int, unlabelled: boo
     if not isinstance(source, (str, PathLike)):
         raise InputError(
             f"Data cannot be a {type(source).__name__}.",
-            fix="Give a path, 'digits', a torch Dataset or DataLoader, or (train, validation) or (train, validation, test).",
+            fix="Give a path, 'digits', a torch Dataset or DataLoader, or two or three of them.",
         )
     # A folder that happens to be called digits is reached as ./digits.
     if str(source) == "digits":

@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from afina.budget import decide, make_budget
+from afina.budget import Decision, check_images, decide, enough_to_judge, excess, judge, make_budget
+from afina.budget.limits import DEFAULT_DROP
 from afina.data import ImageData
 from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
+from afina.jobs.candidates.judging import TestJudgement, judge_on_test
 from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
@@ -85,6 +87,7 @@ def _optimize(options: OptimizeOptions) -> Result:
     source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
     budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)
+    images, judging = _with_judges(images, budget, metric, asked=options.max_drop is not None)
     check_patterns(source.network, base.keep_fp32)
     trainings = _trainings(options, settings, base, images, source)
     threads = options.threads or available_cores()
@@ -98,6 +101,7 @@ def _optimize(options: OptimizeOptions) -> Result:
         pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
         candidates = Search(pool, options.thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))
+        result = replace(result, notes=(*result.notes, judging))
         _write(job, result)
     return result
 
@@ -181,12 +185,45 @@ def _metric(images: ImageData, network: Network) -> MetricInfo:
     return task.metric if images.labelled else task.agreement
 
 
+def _with_judges(images: ImageData, budget: Budget, metric: MetricInfo, asked: bool) -> tuple[ImageData, str]:
+    """The images with a test split where there are enough to set one aside, and a sentence on what judges.
+
+    Args:
+        images: The data as it is.
+        budget: The limits.
+        metric: What quality is.
+        asked: Whether the user named the drop that is allowed.
+
+    Raises:
+        InputError: one image weighs more than the drop that was asked for.
+    """
+    count = images.count("validation")
+    if images.judging == "test":
+        text = f"Chosen on {count:,} validation images, judged on {images.count('test'):,} test images."
+    elif count >= 2 * (enough := enough_to_judge(budget.max_drop or DEFAULT_DROP, metric)):
+        images = images.with_test_split()
+        text = (
+            f"Half of the {count:,} validation images were set aside, and judge; no choice was made on them: there is "
+            "no test split of its own."
+        )
+    else:
+        text = (
+            f"The same {count:,} validation images chose and judge: there is no test split, and setting a part of them "
+            f"aside would leave too few (it takes {2 * enough:,})."
+        )
+    if asked:
+        check_images(images.count(images.judging), budget, metric)
+    return images, text
+
+
 def _report_data(job: Job) -> None:
     data = job.data
     task = get_task(data.task)
     kind = f"{len(data.task.labels)} {task.label_word}" if task.has_classes else data.task.name
     kind = kind if data.labelled else "without labels"
-    text = f"{data.name}: {data.count('train')} images to train, {data.count('validation')} to judge, {kind}."
+    counts = f"{data.count('train')} images to train, {data.count('validation')} to "
+    counts += f"choose, {data.count('test')} to judge" if data.judging == "test" else "judge"
+    text = f"{data.name}: {counts}, {kind}."
     if data.unreadable:
         with job.run.file("unreadable.txt") as partial:
             Path(partial).write_text("".join(f"{path}: {reason}\n" for path, reason in sorted(data.unreadable.items())))
@@ -254,9 +291,12 @@ def _decide(
     first = replace(candidates[0], curve=adapted.curve)
     candidates = [first, *candidates[1:]]
     decision = decide(candidates, first, budget, metric)
+    if job.data.judging == "test":
+        decision, candidates = _judged_on_test(job, decision, candidates, network, budget, metric)
     file = decision.winner.file or ""
     return Result(
         verdict=decision.verdict,
+        judged=decision.judged,
         metric=metric,
         budget=budget,
         drop=decision.drop,
@@ -275,6 +315,31 @@ def _decide(
         out=str(job.run.folder),
         usage=job.runtime.usage_of(f"artifact/{Path(file).name}"),
     )
+
+
+def _judged_on_test(
+    job: Job, decision: Decision, candidates: list[Candidate], network: Network, budget: Budget, metric: MetricInfo
+) -> tuple[Decision, list[Candidate]]:
+    """The decision with the verdict of the test split, and the candidates with what it says of the two it judged."""
+    original, winner = candidates[0], decision.winner
+    judgement = job.stage(
+        f"test-{winner.name}",
+        TestJudgement,
+        lambda: judge_on_test(job, original, winner, network.input, network.task),
+    )
+    candidates = [
+        replace(c, measurements={**c.measurements, "test_quality": judgement.quality[c.name]})
+        if c.name in judgement.quality
+        else c
+        for c in candidates
+    ]
+    drop = 0.0 if judgement.drop is None else judgement.drop.value
+    misses = {limit: over for limit, over in excess(winner, original, budget, metric).items() if limit != "max_drop"}
+    if budget.max_drop is not None and drop > budget.max_drop:
+        misses["max_drop"] = drop - budget.max_drop
+    verdict, judged = judge(misses, judgement.drop, budget, metric, "test")
+    best = decision.best_achievable if misses else {}
+    return replace(decision, verdict=verdict, judged=judged, drop=drop, best_achievable=best), candidates
 
 
 def _write(job: Job, result: Result) -> None:

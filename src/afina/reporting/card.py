@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from afina.reporting.facts import best_achievable, comparison, headline, reported_drop, title
+from afina.reporting.facts import best_achievable, certainty, comparison, headline, judged_quality, title
 from afina.reporting.words import (
-    difference,
     flat,
     input_words,
     metric_words,
@@ -95,7 +94,7 @@ def limitations(result: Result) -> list[str]:
     """What the numbers do not say, from the facts of this run alone."""
     winner = result.candidate(result.winner)
     sentences = []
-    if quality := winner.measurements.get("quality"):
+    if quality := judged_quality(winner):
         sentences.append(_quality_limit(result, quality))
     if latency := winner.measurements.get("latency"):
         sentences.append(
@@ -120,14 +119,13 @@ def limitations(result: Result) -> list[str]:
 
 def _quality_limit(result: Result, quality: Measurement) -> str:
     metric = metric_words(result.metric)
-    images = f"{quality.n} validation images" if quality.n else "validation images"
+    split = "test" if "test_quality" in result.candidate(result.winner).measurements else "validation"
+    images = f"{quality.n} {split} images" if quality.n else f"{split} images"
     text = f"The {metric} is {quality.how} on {images} of {result.data}"
     if spread := spread_words(quality):
         text += f" ({spread}, one standard error)"
     text += "."
-    drop = reported_drop(result, result.candidate(result.winner))
-    if quality.spread and drop and abs(drop) < quality.spread:
-        text += f" The drop of {difference(drop, quality.share)} is smaller than that error." if drop > 0 else ""
+    text += f" {certainty(result)}" if result.judged else ""
     if metric_words(result.metric).endswith("original"):
         text += " The data has no labels, so it compares with the original model, whatever that is worth."
     return text

@@ -48,6 +48,7 @@ class Limit:
         reached: The winner's value, formatted; `not measured` where it is missing.
         met: Whether it is met; None where it was not measured.
         share: The winner's value as a share of the limit (negative: a gain); None where that means nothing.
+        sure: Whether that is so with 95% confidence.
     """
 
     name: str
@@ -57,6 +58,13 @@ class Limit:
     reached: str
     met: bool | None
     share: float | None
+    sure: bool = True
+
+    @property
+    def state(self) -> str:
+        """`met`, `missed`, `not measured`; `within the error` where the images are too few to be sure."""
+        words = {True: "met", False: "missed", None: "not measured"}[self.met]
+        return words if self.sure else f"{words}, within the error"
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,14 @@ def comparison(result: Result) -> tuple[Row, ...]:
     by_measure = {limit.measure: limit for limit in limits(result)}
     rows = []
     for measure in MEASURES:
-        before, after = original.measurements.get(measure.key), winner.measurements.get(measure.key)
+        tested = measure.key == "quality" and "test_quality" in winner.measurements
+        key = "test_quality" if tested else measure.key
+        before, after = original.measurements.get(key), winner.measurements.get(key)
         limit = by_measure.get(measure.key)
         if before or after or limit:
             change, better = _change(result, measure, before, after)
             label = quality_label(result) if measure.key == "quality" else measure.label
+            label += " (test)" if tested else ""
             rows.append(Row(measure, label, before, after, change, better, limit))
     return tuple(rows)
 
@@ -117,12 +128,17 @@ def exceeded(result: Result, candidate: Candidate) -> frozenset[str]:
 
 
 def reported_drop(result: Result, candidate: Candidate) -> float | None:
-    """How much of the original's quality a candidate loses; None where one of them has no quality."""
+    """What a candidate loses of the original's quality on the validation images; None where one has no quality."""
     before = result.candidate(result.original).measurements.get("quality")
     after = candidate.measurements.get("quality")
     if before is None or after is None:
         return None
     return result.metric.lost(before.value, after.value)
+
+
+def judged_quality(candidate: Candidate) -> Measurement | None:
+    """The quality on the images that judge: those of the test split, where there is one."""
+    return candidate.measurements.get("test_quality") or candidate.measurements.get("quality")
 
 
 def quality_bound(result: Result) -> float | None:
@@ -149,20 +165,36 @@ def best_achievable(result: Result) -> tuple[tuple[str, str, str], ...]:
 def headline(result: Result) -> str:
     """The verdict in one or two sentences: the limits, and what was reached."""
     winner, all_limits = result.winner, limits(result)
-    got = _got(result)
+    got, doubt = _got(result), f" {certainty(result)}" if result.verdict.endswith("within the error") else ""
     if not all_limits:
         return f"No limit was set. {winner} {got}."
     request = f"You asked for at most {listing(_limit_words(result, all_limits))}"
-    if result.verdict == "fits":
+    if result.fits:
         if result.winner == result.original:
             return f"{request}; the original already fits: it {got}."
-        return f"{request}; {winner} {got}."
+        return f"{request}; {winner} {got}.{doubt}"
     over = [limit.label.lower() for limit in all_limits if limit.met is False]
     unknown = [limit.label.lower() for limit in all_limits if limit.met is None]
     reasons = [f"over in {listing(over)}"] if over else []
     reasons += [f"without a figure for {listing(unknown)}"] if unknown else []
     blame = f"; it is {listing(reasons)}" if reasons else ""
-    return f"{request}; no candidate fits. The nearest, {winner}, {got}{blame}."
+    return f"{request}; no candidate fits. The nearest, {winner}, {got}{blame}.{doubt}"
+
+
+def certainty(result: Result) -> str:
+    """How sure the winner's drop is, in a sentence or two; empty where there is no error to tell it by."""
+    judged = result.judged
+    if judged is None or judged.error is None:
+        return ""
+    drop = "drop" if judged.value >= 0 else "gain"
+    value, error = (difference(number, result.metric.share) for number in (judged.value, judged.error))
+    text = f"On {judged.images:,} {judged.split} images the {drop} is {value} ± {error}: "
+    text += f"with 95% confidence it is {_at_most(judged.high, result.metric.share)}."
+    if not result.verdict.endswith("within the error"):
+        return text
+    if judged.needed is None:
+        return f"{text} It is so near to the limit that more images would hardly settle it."
+    return f"{text} About {judged.needed:,} images like these would settle whether it keeps the limit."
 
 
 def title(result: Result) -> str:
@@ -225,7 +257,15 @@ def _drop_limit(result: Result, winner: Candidate, most: float) -> Limit:
     if "quality" not in winner.measurements:
         return Limit("max_drop", "quality", "Drop", allowed, "not measured", None, None)
     reached, used = _drop_words(result.drop, result.metric.share), result.drop / most if most > 0 else None
-    return Limit("max_drop", "quality", "Drop", allowed, reached, result.drop <= most + _ROUNDING, used)
+    met, judged = result.drop <= most + _ROUNDING, result.judged
+    sure = judged is None or judged.error is None or (judged.high <= most + _ROUNDING if met else judged.low > most)
+    return Limit("max_drop", "quality", "Drop", allowed, reached, met, used, sure)
+
+
+def _at_most(high: float, share: bool) -> str:
+    return (
+        f"a drop of at most {difference(high, share)}" if high > 0 else f"a gain of at least {difference(high, share)}"
+    )
 
 
 def _drop_words(drop: float, share: bool) -> str:
@@ -258,7 +298,7 @@ def _got(result: Result) -> str:
             text += " of memory" if row.measure.key == "peak_memory" else ""
             parts.append(f"{text} ({row.change})" if row.change not in ("", "same") else text)
     needs = f"needs {listing(parts)}" if parts else ""
-    quality = result.candidate(result.winner).measurements.get("quality")
+    quality = judged_quality(result.candidate(result.winner))
     if quality is None or result.winner == result.original:
         return needs or "was not measured"
     loses = _drop_words(result.drop, quality.share)

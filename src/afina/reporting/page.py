@@ -9,6 +9,7 @@ from afina.reporting.charts import charts
 from afina.reporting.facts import (
     MEASURES,
     best_achievable,
+    certainty,
     comparison,
     exceeded,
     headline,
@@ -88,6 +89,8 @@ def _content(result: Result) -> dict[str, Any]:
         "result": result,
         "title": title(result),
         "headline": headline(result),
+        "certainty": certainty(result),
+        "unsure": result.verdict.endswith("within the error"),
         "limits": limits(result),
         "rows": [(row, _number(row.original), _number(row.winner)) for row in comparison(result)],
         "achievable": best_achievable(result),

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from afina.reporting.facts import Row, best_achievable, comparison, headline
+from afina.reporting.facts import Row, best_achievable, certainty, comparison, headline
 from afina.reporting.words import spread_words
 from afina.types import Measurement, Result
 from afina.units import format_measurement
@@ -15,7 +15,8 @@ def summary(result: Result) -> str:
     """Plain text for a terminal: the verdict, the original beside the winner, the limits, where the file is."""
     lines = [result.verdict.upper(), *textwrap.wrap(headline(result), _WIDTH), ""]
     lines += _aligned([("", "original", result.winner, "change", "limit", ""), *map(_cells, comparison(result))])
-    lines += ["", *_nearest(result), *(f"Note: {note}" for note in result.notes)]
+    sure = [] if result.verdict.endswith("within the error") else textwrap.wrap(certainty(result), _WIDTH)
+    lines += ["", *sure, *_nearest(result), *(f"Note: {note}" for note in result.notes)]
     lines = [_plain(line).rstrip() for line in lines]
     if result.artifact:
         lines.append(f"File:   {Path(result.out) / result.artifact}")
@@ -28,7 +29,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.limit:
         drop = "drop " if row.limit.name == "max_drop" else ""
         limit = f"{drop}<= {row.limit.allowed}"
-        met = {True: "met", False: "MISSED", None: "not measured"}[row.limit.met]
+        met = row.limit.state.replace("missed", "MISSED")
     return (row.label, _number(row.original), _number(row.winner), row.change, limit, met)
 
 
@@ -46,7 +47,7 @@ def _plain(text: str) -> str:
 
 
 def _nearest(result: Result) -> list[str]:
-    if result.verdict == "fits":
+    if result.fits:
         return []
     rows = [
         f"Best achievable {label.lower()}: {value}{f' ({name})' if name else ''}"

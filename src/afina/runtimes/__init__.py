@@ -9,7 +9,7 @@ from afina.runtimes.base import Runtime, Session
 from afina.runtimes.cpu import int8_weight_bits
 from afina.runtimes.parity import check_parity, relative_difference
 from afina.runtimes.policy import IntegerPolicy
-from afina.runtimes.quality import measure_quality, outputs_of_file
+from afina.runtimes.quality import measure_drop, measure_quality, outputs_of_file
 from afina.runtimes.table import RUNTIMES, formats, get_runtime, read_metadata, runtime_of, runtime_of_format
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "formats",
     "get_runtime",
     "int8_weight_bits",
+    "measure_drop",
     "measure_quality",
     "outputs_of_file",
     "read_metadata",

@@ -90,6 +90,27 @@ def measure_quality(
     return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share)
 
 
+def measure_drop(
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    data: "ImageData",
+    task: "Task",
+    *,
+    split: str = "validation",
+) -> Measurement:
+    """What is lost from one file's outputs to another's on the same images, with its paired standard error.
+
+    Without labels it is the loss of agreement with the first. Arguments are those of `measure_quality`.
+    """
+    from afina.tasks import drop_with_error
+
+    rows = [evidence_of(outputs, data, task, reference=before, split=split) for outputs in (before, after)]
+    drop, error = drop_with_error(task, *rows, agreement=not data.labelled)
+    metric = task.metric if data.labelled else task.agreement
+    where = f"{len(rows[0])} {split} images of {data.name}"
+    return Measurement(drop, metric.name, "measured", error, len(rows[0]), where, share=metric.share)
+
+
 def evidence_of(
     outputs: Mapping[str, np.ndarray],
     data: "ImageData",

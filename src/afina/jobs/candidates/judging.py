@@ -3,15 +3,17 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from afina.devices import measure_latency, measure_memory
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network
 from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.variants import ORIGINAL
-from afina.runtimes import check_parity, measure_quality, outputs_of_file
+from afina.runtimes import check_parity, measure_drop, measure_quality, outputs_of_file
 from afina.tasks import get_task
-from afina.types import Candidate, Epoch, Measurement, Record, Step
+from afina.types import Candidate, Epoch, InputSpec, Measurement, Record, Step, TaskSpec
 
 ORIGINAL_OUTPUTS = "work/original-outputs.npz"
 
@@ -33,6 +35,19 @@ class Draft:
     recipe: tuple[Step, ...] = ()
     records: tuple[Record, ...] = ()
     curve: tuple[Epoch, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestJudgement:
+    """What the test split says.
+
+    Attributes:
+        quality: The quality of the original and of the winner, by name.
+        drop: What the winner loses; None where it is the original.
+    """
+
+    quality: dict[str, Measurement]
+    drop: Measurement | None
 
 
 def judge(job: Job, draft: Draft, original: Network) -> Candidate:
@@ -81,6 +96,22 @@ def add_latency(job: Job, candidates: list[Candidate], shape: tuple[int, int, in
     ]
 
 
+def judge_on_test(job: Job, original: Candidate, winner: Candidate, input: InputSpec, task: TaskSpec) -> TestJudgement:
+    """The files of the original and of the winner on the images of the test split, which no choice was made on."""
+    job.progress.say(f"Judging {winner.name} beside the original on {job.data.count('test')} test images.")
+    what, first = get_task(task), dict[str, np.ndarray]()
+    measured, drop = dict[str, Measurement](), None
+    for candidate in (original, winner):
+        path = job.run.path(candidate.file or "")
+        outputs = outputs_of_file(path, job.data, input, threads=job.threads, split="test", progress=job.progress)
+        first = first or outputs
+        quality = measure_quality(outputs, job.data, what, reference=first, runtime=job.runtime, split="test")
+        measured[candidate.name] = quality
+        if candidate.name != original.name:
+            drop = measure_drop(first, outputs, job.data, what, split="test")
+    return TestJudgement(measured, drop)
+
+
 def file_size(job: Job, path: Path) -> Measurement:
     """Bytes of all the files that belong to an artifact."""
     total = sum(part.stat().st_size for part in job.runtime.files(path))
@@ -88,15 +119,17 @@ def file_size(job: Job, path: Path) -> Measurement:
 
 
 def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
-    network = draft.network
+    network, task = draft.network, get_task(draft.network.task)
     outputs = outputs_of_file(path, job.data, network.input, threads=job.threads, progress=job.progress)
     if draft.name == ORIGINAL:
         job.keep_arrays(ORIGINAL_OUTPUTS, outputs)
-    reference = job.arrays(ORIGINAL_OUTPUTS)
-    quality = measure_quality(outputs, job.data, get_task(network.task), reference=reference, runtime=job.runtime)
+    first = job.arrays(ORIGINAL_OUTPUTS)
+    measured = {"quality": measure_quality(outputs, job.data, task, reference=first, runtime=job.runtime)}
+    if draft.name != ORIGINAL:
+        measured["drop"] = measure_drop(first, outputs, job.data, task)
     cost = cost_of(network)
     return {
-        "quality": quality,
+        **measured,
         "size": file_size(job, path),
         "peak_memory": measure_memory(path, network.input.shape, threads=job.threads),
         "parameters": Measurement(cost.parameters, "1", "computed", where="the network"),

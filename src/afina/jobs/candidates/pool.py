@@ -62,7 +62,7 @@ class CandidatePool:
 
     def fits(self) -> bool:
         """Whether one of them keeps all limits."""
-        return decide(self.candidates, self.original, self.budget, self.metric).verdict == "fits"
+        return decide(self.candidates, self.original, self.budget, self.metric).verdict.startswith("fits")
 
     def add(self, tier: str, variants: Sequence[Variant]) -> None:
         """Judge the variants of one tier, then time them in turns with the original.

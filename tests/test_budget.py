@@ -1,18 +1,22 @@
 """Budgets and verdicts: what a user types, and which candidate is deployed."""
 
 import ctypes
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afina.budget import decide, excess, make_budget
+from afina.budget import check_images, decide, enough_to_judge, excess, judge, judged_drop, make_budget
 from afina.budget.silence import silent_library
 from afina.errors import InputError
-from afina.types import Budget, Candidate, Measurement, MetricInfo
+from afina.tasks import drop_with_error, get_task
+from afina.types import Budget, Candidate, Measurement, MetricInfo, TaskSpec
 from afina.units import format_count, format_size, format_time, parse_drop, parse_size, parse_time
 
-ACCURACY, MAE = MetricInfo("accuracy", True, share=True), MetricInfo("mae", False)
+ACCURACY = MetricInfo("accuracy", True, share=True, mean_of_images=True)
+MAE = MetricInfo("mae", False, mean_of_images=True)
 
 
 def _candidate(name, quality, size, latency=1e-3, memory=1e6):
@@ -204,3 +208,83 @@ def test_what_a_library_prints_does_not_reach_the_standard_output(capfd):
     print("after")
     libc.fflush(None)
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def _drop(value, spread, n=1000):
+    return Measurement(value, "accuracy", "measured", spread, n, share=True)
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"),
+    [
+        (_drop(0.002, 0.002), "fits"),
+        (_drop(0.008, 0.004), "fits, within the error"),
+        (_drop(0.012, 0.004), "misses, within the error"),
+        (_drop(0.030, 0.004), "misses"),
+        (_drop(0.030, None), "misses"),
+        (_drop(0.008, None), "fits"),
+        (None, "fits"),
+    ],
+)
+def test_a_verdict_says_so_where_the_images_are_too_few_to_be_sure(drop, words):
+    broken = {"max_drop": 1.0} if drop is not None and drop.value > 0.01 else {}
+    assert judge(broken, drop, Budget(max_drop=0.01), ACCURACY, "test")[0] == words
+
+
+def test_a_file_that_is_too_large_misses_however_unsure_its_drop_is():
+    verdict, _ = judge({"size": 0.1}, _drop(0.008, 0.004), Budget(size=10, max_drop=0.01), ACCURACY, "test")
+    assert verdict == "misses"
+
+
+@pytest.mark.parametrize(("images", "changed"), [(100, 0.02), (300, 0.02), (1000, 0.04), (3000, 0.1)])
+def test_a_file_beyond_its_limit_is_rarely_called_a_fit(images, changed):
+    task, random, limit = get_task(TaskSpec("classification", ("a", "b"))), np.random.default_rng(0), 0.01
+    # Of the answers that change, so many go wrong that the real drop is the limit and a little more.
+    lost, gained = (changed + limit + 1e-6) / 2, (changed - limit - 1e-6) / 2
+    fits = 0
+    for _ in range(1000):
+        outcome = random.choice(3, size=images, p=[lost, gained, 1 - lost - gained])
+        before, after = (outcome != 1).astype(float)[:, None], (outcome != 0).astype(float)[:, None]
+        drop, error = drop_with_error(task, before, after)
+        fits += judge({}, _drop(drop, error, images), Budget(max_drop=limit), ACCURACY, "test")[0] == "fits"
+    assert fits <= 60  # 5%, and the chance of a thousand draws
+
+
+@given(st.floats(0.001, 0.019), st.floats(0.02, 0.5), st.integers(50, 5000))
+def test_the_number_of_images_that_would_settle_it_settles_it(value, spread_of_images, count):
+    limit = 0.01
+    first = judged_drop(_drop(value, spread_of_images / count**0.5, count), ACCURACY, limit)
+    if first.needed is None or first.needed < 50:
+        return
+    then = judged_drop(_drop(value, spread_of_images / first.needed**0.5, first.needed), ACCURACY, limit)
+    nearest = then.high if value <= limit else then.low
+    assert nearest == pytest.approx(limit, abs=0.05 * abs(value - limit) + 1e-4)
+
+
+def test_a_cheaper_file_that_may_lose_too_much_is_named_and_not_taken():
+    def candidate(name, quality, size, spread):
+        drop = _drop(0.90 - quality, spread)
+        plain = _candidate(name, quality, size)
+        return replace(plain, measurements={**plain.measurements, "drop": drop})
+
+    sure, unsure = candidate("half", 0.90, 500_000, 0.0005), candidate("int8", 0.893, 250_000, 0.004)
+    decision = decide([ORIGINAL, sure, unsure], ORIGINAL, Budget(max_drop=0.01), ACCURACY)
+    assert decision.winner == sure
+    assert decision.verdict == "fits"
+    assert any("int8 is cheaper and not taken: it loses 0.70%" in warning for warning in decision.warnings)
+    alone = decide([ORIGINAL, unsure], ORIGINAL, Budget(max_drop=0.01), ACCURACY)
+    assert alone.winner == unsure
+    assert alone.verdict == "fits, within the error"
+
+
+def test_too_few_images_for_the_drop_are_refused_with_how_many_would_do():
+    with pytest.raises(InputError, match=r"(?s)50 images cannot tell a drop of 1%.*265 images"):
+        check_images(50, Budget(max_drop=0.01), ACCURACY)
+    check_images(265, Budget(max_drop=0.01), ACCURACY)
+    nothing_changed = drop_with_error(get_task(TaskSpec("classification", ("a", "b"))), *[np.ones((265, 1))] * 2)
+    assert judged_drop(_drop(*nothing_changed, 265), ACCURACY, 0.01).high <= 0.0101
+    check_images(5, Budget(max_drop=0.01), MAE)
+
+
+def test_a_gentler_limit_needs_fewer_images_apart():
+    assert enough_to_judge(0.05, ACCURACY) < enough_to_judge(0.01, ACCURACY) < enough_to_judge(0.001, ACCURACY)

@@ -920,3 +920,62 @@ def test_decimal_commas_in_a_table_with_semicolons_are_numbers(tmp_path):
 def test_floats_and_wide_integers_keep_their_brightness(values, kind, expected):
     image = Image.fromarray(np.full((32, 32), values, kind))
     assert np.abs(decode(image, replace(PLAIN, order="L", mean=(0.0,), std=(1.0,))).astype(int) - expected).max() <= 1
+
+
+class TestThreeSplits:
+    def test_validation_and_test_folders_are_both_used(self, tmp_path: Path) -> None:
+        counts = {f"{split}/{name}": n for split, n in (("train", 4), ("val", 3), ("test", 2)) for name in "ab"}
+        data = open_data(_folder(tmp_path, counts))
+        assert {split: data.count(split) for split in ("train", "validation", "test")} == {
+            "train": 8,
+            "validation": 6,
+            "test": 4,
+        }
+        assert data.judging == "test"
+
+    def test_a_test_folder_alone_chooses_and_judges(self, tmp_path: Path) -> None:
+        data = open_data(_folder(tmp_path, {"train/a": 4, "train/b": 4, "test/a": 2, "test/b": 2}))
+        assert data.count("validation") == 4
+        assert data.judging == "validation"
+
+    def test_a_test_split_without_a_class_is_refused(self, tmp_path: Path) -> None:
+        counts = {"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2, "test/a": 3}
+        with pytest.raises(InputError, match="the test split has no image of: b"):
+            open_data(_folder(tmp_path, counts))
+
+    def test_tables_with_a_column_or_beside_each_other_have_three(self, tmp_path: Path) -> None:
+        _folder(tmp_path, {"images": 9})
+        names = sorted(path.name for path in (tmp_path / "images").iterdir())
+        rows = [(name, i) for i, name in enumerate(names)]
+        for split, part in (("train", rows[:4]), ("val", rows[4:7]), ("test", rows[7:])):
+            _table(tmp_path, f"age_{split}.csv", part)
+        beside = open_data(tmp_path / "age_train.csv")
+        words = ["train"] * 4 + ["val"] * 3 + ["test"] * 2
+        _table(tmp_path, "all.csv", [(*row, word) for row, word in zip(rows, words, strict=True)], "image,target,split")
+        for data in (beside, open_data(tmp_path / "all.csv")):
+            assert [data.count(split) for split in ("train", "validation", "test")] == [4, 3, 2]
+
+    def test_the_secret_targets_of_a_competition_are_no_test_split(self, tmp_path: Path) -> None:
+        _folder(tmp_path, {"images": 6})
+        names = sorted(path.name for path in (tmp_path / "images").iterdir())
+        _table(tmp_path, "train.csv", [(name, i) for i, name in enumerate(names[:4])])
+        _table(tmp_path, "val.csv", [(name, i) for i, name in enumerate(names[4:])])
+        _table(tmp_path, "test.csv", [(name,) for name in names[4:]], "image")
+        assert open_data(tmp_path / "train.csv").judging == "validation"
+
+    def test_three_datasets_are_train_validation_and_test(self) -> None:
+        data = open_data((_tensors(20), _tensors(10), _tensors(6)))
+        assert [data.count(split) for split in ("train", "validation", "test")] == [20, 10, 6]
+
+    def test_half_of_the_validation_images_can_be_set_aside_of_each_class_alike(self, tmp_path: Path) -> None:
+        data = open_data(_folder(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 8, "val/b": 4}))
+        apart = data.with_test_split()
+        assert sorted(apart.names("validation") + apart.names("test")) == sorted(data.names("validation"))
+        assert np.bincount(apart.targets("test").numpy()).tolist() == [4, 2]
+        assert apart.fingerprint != data.fingerprint
+        whole, _ = _all(data, "validation")
+        parts = [_all(apart, split) for split in ("validation", "test")]
+        shown = {name: image for split, (images, _) in zip(("validation", "test"), parts, strict=True)
+                 for name, image in zip(apart.names(split), images, strict=True)}  # fmt: skip
+        assert torch.equal(torch.stack([shown[name] for name in data.names("validation")]), whole)
+        assert apart.with_test_split() is apart

@@ -185,20 +185,38 @@ def test_every_candidate_is_judged_on_its_own_exported_file(run):
     folder, result = run
     judged = [c for c in result.candidates if c.status == "judged"]
     assert {"original", "half", "int8"} < {c.name for c in judged}
+    always = {"quality", "size", "latency", "peak_memory", "parameters", "macs"}
     for candidate in judged:
-        assert set(candidate.measurements) == {"quality", "size", "latency", "peak_memory", "parameters", "macs"}
+        drop = set() if candidate.name == "original" else {"drop"}
+        tested = {"test_quality"} if candidate.name in ("original", result.winner) else set()
+        assert set(candidate.measurements) == always | drop | tested
         assert candidate.measurements["size"].value == (folder / candidate.file).stat().st_size
-        assert candidate.measurements["quality"].n == 359
+        assert candidate.measurements["quality"].n == 179
         assert candidate.layers
 
 
 def test_the_artifact_answers_with_the_quality_that_the_result_claims(run):
     folder, result = run
     session = get_runtime("onnxruntime").load(folder / result.artifact, threads=1)
-    batches = open_data("digits", seed=0).batches("validation", result.input, batch_size=128)
-    hits = [only(session(images.numpy())).argmax(1) == targets.numpy() for images, targets in batches]
-    claimed = result.candidate(result.winner).measurements["quality"].value
-    assert np.concatenate(hits).mean() == pytest.approx(claimed, abs=1e-9)
+    data = open_data("digits", seed=0).with_test_split()
+    for split, claim in (("validation", "quality"), ("test", "test_quality")):
+        batches = data.batches(split, result.input, batch_size=128)
+        hits = [only(session(images.numpy())).argmax(1) == targets.numpy() for images, targets in batches]
+        claimed = result.candidate(result.winner).measurements[claim].value
+        assert np.concatenate(hits).mean() == pytest.approx(claimed, abs=1e-9)
+
+
+def test_images_that_no_choice_was_made_on_judge_where_there_are_enough(run):
+    _, result = run
+    data = open_data("digits", seed=0)
+    apart = data.with_test_split()
+    assert set(apart.names("test")).isdisjoint(apart.names("validation"))
+    assert {*apart.names("test"), *apart.names("validation")} == set(data.names("validation"))
+    assert result.judged.split == "test"
+    assert result.judged.images == apart.count("test") == 180
+    before, after = (result.candidate(name).measurements["test_quality"] for name in ("original", result.winner))
+    assert result.drop == result.judged.value == pytest.approx(before.value - after.value)
+    assert any("Half of the 359 validation images were set aside" in note for note in result.notes)
 
 
 def test_the_run_folder_holds_what_the_documentation_says(run):
@@ -312,7 +330,11 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_the_learning_rate(h
 
 def test_the_user_reads_what_was_trained_judged_and_found(cheap):
     said = "\n".join(cheap[2])
-    for part in ("1438 images to train, 359 to judge, 10 classes", "Training for 3 epochs", "Judging int8"):
+    for part in (
+        "1438 images to train, 179 to choose, 180 to judge, 10 classes",
+        "Training for 3 epochs",
+        "Judging int8",
+    ):
         assert part in said
 
 

@@ -1,7 +1,7 @@
 """Budgets: from what a user types to limits, how they are shared out, and from measurements to a verdict."""
 
 from afina.budget.allocate import Choice, Costs, Option, allocate, choose, fewest_of
-from afina.budget.confidence import check_images, enough_to_judge, judged_drop
+from afina.budget.confidence import check_images, enough_to_judge, judged_drop, verdict_on
 from afina.budget.limits import make_budget, read_limits
 from afina.budget.verdict import Decision, decide, drop_of, excess, judge
 
@@ -22,4 +22,5 @@ __all__ = [
     "judged_drop",
     "make_budget",
     "read_limits",
+    "verdict_on",
 ]

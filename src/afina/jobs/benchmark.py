@@ -35,7 +35,7 @@ class Row:
 
 
 def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
-    """Run `files` over the validation images of `data`, each on the runtime that its suffix names.
+    """Run `files` over the test images of `data`, else its validation images, each on the runtime of its suffix.
 
     A file that Afina wrote says how its images must be prepared; for others the data's own size and the usual
     mean and standard deviation are taken, or `input_size`. Without labels, quality is the agreement with the
@@ -71,12 +71,12 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     for path, spec in zip(paths, inputs, strict=True):
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
-        outputs = outputs_of_file(path, images, spec, threads=threads, progress=progress)
+        outputs = outputs_of_file(path, images, spec, threads=threads, split=images.judging, progress=progress)
         outputs = _comparable(outputs, reference or outputs, path)
         if images.labelled:
             task.check_outputs({name: value.shape for name, value in outputs.items()})
         reference = reference or outputs
-        quality = measure_quality(outputs, images, task, reference=reference, runtime=runtime)
+        quality = measure_quality(outputs, images, task, reference=reference, runtime=runtime, split=images.judging)
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,

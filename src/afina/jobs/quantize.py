@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from afina.budget import make_budget
+from afina.budget import check_images, make_budget
 from afina.data import ImageData
 from afina.errors import InputError, did_you_mean
 from afina.graph.network import Network
@@ -15,10 +15,18 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.quantize import QuantizeOptions
 from afina.jobs.options.shared import names
 from afina.jobs.planning.bits import fit_size
+from afina.jobs.planning.placement import stored_only
 from afina.jobs.planning.plan_file import Plan, read_plan, write_plan
 from afina.jobs.planning.precisions import plan_precisions
 from afina.jobs.planning.quality_guard import Guard
-from afina.jobs.planning.quantized_file import cautions, check_kept, with_answers, with_times
+from afina.jobs.planning.quantized_file import (
+    cautions,
+    check_kept,
+    is_slower,
+    not_confirmed,
+    with_answers,
+    with_times,
+)
 from afina.runtimes import Runtime
 from afina.store.files import check_target
 from afina.tasks import get_task
@@ -126,21 +134,29 @@ class _Quantization:
                 prepared_notes += self._train(prepared)
             return finish(subject.network, prepared, context, (*notes, *prepared_notes), self.start)
 
-        network, record = build(config)
-        answers = self.exporter.judge(network, subject.data, subject.progress, original.outputs)
-        guard = None
-        if limits.max_drop is not None:
-            guard = Guard(source, subject, self.exporter, original, limits.max_drop, build, config)
-            network, record, answers = guard.keep(network, record, answers)
-        agreement = answers.agreement(network, subject.data)
-        record = with_answers(record, original, answers, agreement, subject, self.exporter)
-        record = with_times(record, subject.network, network, self.exporter)
-        if guard is not None and guard.config != config:
+        guard = Guard(source, subject, self.exporter, original, limits.max_drop, build)
+        planned = config
+        network, record, kept = self._judged(guard, config)
+        if self.plan == "auto" and is_slower(record):
+            slow, config = record, stored_only(source, kept)
+            subject.progress.say(
+                "The last timing does not confirm that integers are faster: all layers compute in float."
+            )
+            network, record, kept = self._judged(guard, config)
+            record = replace(record, notes=(*record.notes, not_confirmed(slow)))
+        if kept != planned:
             check_kept(record, limits)
         if self.options.save_plan is not None:
-            kept_config = guard.config if guard else config
-            write_plan(Path(self.options.save_plan), source, kept_config, self.exporter.runtime.name)
-        return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
+            write_plan(Path(self.options.save_plan), source, kept, self.exporter.runtime.name)
+        guarded = limits.max_drop is not None
+        return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guarded)))
+
+    def _judged(self, guard: Guard, config: QuantizeConfig) -> tuple[Network, Record, QuantizeConfig]:
+        """The network of a configuration that keeps the quality, its record with the judgement of its file, and that
+        of the configurations which was kept."""
+        network, record, answers, kept = guard.keep(config)
+        record = with_answers(record, guard.original, answers, network, self.subject, self.exporter, guard.max_drop)
+        return network, with_times(record, self.subject.network, network, self.exporter), kept
 
     def _planned(self, source: Source, limits: Budget, context: Context) -> tuple[QuantizeConfig, tuple[str, ...]]:
         """The configuration that the plan gives, and notes on it for the record."""
@@ -160,7 +176,9 @@ class _Quantization:
         assert data is not None
         task = get_task(self.subject.network.task)
         metric = task.metric if data.labelled else task.agreement
-        return make_budget(metric, options.size, options.latency, None, options.max_drop)
+        limits = make_budget(metric, options.size, options.latency, None, options.max_drop)
+        check_images(data.count(data.judging), limits, metric)
+        return limits
 
     def _train(self, prepared: Prepared) -> tuple[str, ...]:
         """Train the weights with simulated integers on all edges, with the float network as teacher; gives a note."""

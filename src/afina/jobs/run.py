@@ -10,6 +10,7 @@ from typing import Any
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.jobs.common.drops import drop_note
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.recipe import RECIPE_FILE, STEPS, exact_step, read_recipe, recipe_text
@@ -25,6 +26,7 @@ from afina.progress import Progress
 from afina.store.files import check_folder
 from afina.store.result import from_plain, to_plain
 from afina.store.run import Run
+from afina.tasks import get_task
 from afina.techniques import replay
 from afina.types import Measurement, Record, Step
 from afina.units import format_measurement, format_value
@@ -60,6 +62,8 @@ class RecipeResult:
         original: Quality of the file of the model as it was, by the same metric.
         size: Bytes of the exported file.
         original_size: Bytes of the file of the model as it was.
+        split: The split that both files were judged on: `test`, or `validation` where there is no other.
+        drop: What the file loses against the model as it was, and how sure that is, in words.
     """
 
     network: str
@@ -69,6 +73,8 @@ class RecipeResult:
     original: Measurement
     size: float
     original_size: float
+    split: str
+    drop: str
 
 
 def _run(options: RunOptions) -> RecipeResult:
@@ -157,13 +163,15 @@ class _Job:
             network.save(path)
         with self.run.file(f"model{runtime.suffix}") as path:
             runtime.export(network, path)
-            first = self.exporter.judge(self.original, self.data, self.progress)
-            after = self.exporter.judge_file(path, network, self.data, self.progress, first.outputs)
+            split = self.data.judging
+            first = self.exporter.judge(self.original, self.data, self.progress, split=split)
+            after = self.exporter.judge_file(path, network, self.data, self.progress, first.outputs, split)
         with self.run.file(RECIPE_FILE) as path:
             path.write_text(recipe_text(self.steps))
         result = RecipeResult(
             str(self.run.folder / "network.pt2"), str(self.run.folder / f"model{runtime.suffix}"), records,
-            after.quality, first.quality, after.size, first.size,
+            after.quality, first.quality, after.size, first.size, split,
+            drop_note(first.outputs, after.outputs, self.data, get_task(network.task), split),
         )  # fmt: skip
         with self.run.file("metadata.json") as path:
             path.write_text(json.dumps(to_plain(result), indent=2))
@@ -199,7 +207,8 @@ def describe(result: RecipeResult) -> str:
     """A result in words."""
     lines = [f"{number}. {record.step.technique}: {_short(record)}" for number, record in enumerate(result.records, 1)]
     before, after = (format_measurement(m) for m in (result.original, result.quality))
-    lines.append(f"{result.quality.unit} of the file on {result.quality.n} validation images: {before} to {after}")
+    lines.append(f"{result.quality.unit} of the file on {result.quality.n} {result.split} images: {before} to {after}")
+    lines.append(result.drop)
     sizes = " to ".join(format_value(size, "B") for size in (result.original_size, result.size))
     lines.append(f"File: {sizes}, {result.original_size / result.size:.1f} times smaller.")
     return "\n".join([*lines, f"The file is {result.file}, the network {result.network}."])

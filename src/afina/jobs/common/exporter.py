@@ -24,7 +24,7 @@ from afina.types import Measurement
 
 @dataclass(frozen=True)
 class Answers:
-    """The outputs of a file on the validation images.
+    """The outputs of a file on the images of a split.
 
     Attributes:
         quality: The task's metric, or the agreement with a reference where there are no labels.
@@ -95,21 +95,27 @@ class Exporter:
             yield Shelf(self, Path(folder))
 
     def judge(
-        self, network: Network, data: ImageData, progress: Progress, reference: Mapping[str, np.ndarray] | None = None
+        self,
+        network: Network,
+        data: ImageData,
+        progress: Progress,
+        reference: Mapping[str, np.ndarray] | None = None,
+        split: str = "validation",
     ) -> Answers:
-        """What the network's file answers on the validation images of `data`.
+        """What the network's file answers on the images of a split.
 
         Args:
             network: Float or quantized.
             data: The images.
             progress: What the user sees.
             reference: The original's outputs by name, where the data has no labels.
+            split: `validation`, or `test` for what no choice follows from.
 
         Raises:
             ParityError: the file does not answer as the network.
         """
         with self.file(network) as path:
-            return self.judge_file(path, network, data, progress, reference)
+            return self.judge_file(path, network, data, progress, reference, split)
 
     def judge_file(
         self,
@@ -118,13 +124,14 @@ class Exporter:
         data: ImageData,
         progress: Progress,
         reference: Mapping[str, np.ndarray] | None = None,
+        split: str = "validation",
     ) -> Answers:
         """As `judge`, for a file that was exported from `network` before."""
         task = get_task(network.task)
         check_parity(network, path, data, threads=self.threads)
-        outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
+        outputs = outputs_of_file(path, data, network.input, threads=self.threads, split=split, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
-        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime, split=split)
         return Answers(quality, outputs, self.bytes(path))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
+from afina.jobs.common.drops import drop_note
 from afina.jobs.common.model_source import (
     ModelSource,
     check_source,
@@ -21,10 +22,11 @@ from afina.jobs.common.model_source import (
 from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
+from afina.runtimes import measure_quality
 from afina.store.files import check_target
-from afina.tasks import TASKS
+from afina.tasks import TASKS, get_task
 from afina.techniques.context import Context
-from afina.training import evaluate, predict
+from afina.training import predict
 from afina.types import Record
 from afina.units import format_details, format_value
 
@@ -64,17 +66,25 @@ class Subject:
         return context_of(self.data, network, self.images, self.seed, self.progress)
 
     def judged(self, record: Record, network: Network) -> Record:
-        """The record with `quality` before and after, on the validation images, by the network itself."""
-        if self.data is None:
+        """The record with `quality` before and after by the network itself, on the images that judge."""
+        data = self.data
+        if data is None:
             return record
-        reference = None if self.data.labelled else predict(self.teacher or self.network, self.data)
-        before, after = (evaluate(n, self.data, reference=reference) for n in (self.network, network))
+        task, split = get_task(network.task), data.judging
+        outputs = [predict(n, data, split) for n in (self.network, network)]
+        reference = (
+            None if data.labelled else outputs[0] if self.teacher is None else predict(self.teacher, data, split)
+        )
+        before, after = (measure_quality(each, data, task, reference=reference, split=split) for each in outputs)
         qualities = " to ".join(format_details(quality) for quality in (before, after))
+        notes = [f"{before.unit} on {before.n} {split} images: {qualities}"]
+        if data.labelled:
+            notes.append(drop_note(outputs[0], outputs[1], data, task, split))
         return replace(
             record,
             before={**record.before, "quality": before.value},
             after={**record.after, "quality": after.value},
-            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {qualities}"),
+            notes=(*record.notes, *notes),
         )
 
 

@@ -1,5 +1,6 @@
 """Where integers are placed in a network, by time measured on the runtime."""
 
+import math
 from collections.abc import Set
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,11 @@ from afina.techniques.context import Context
 from afina.techniques.quantize import Precision, QuantizeConfig, draft
 from afina.techniques.quantize.prepared import Source
 from afina.techniques.quantize.quantizer import NORMS, WEIGHTED, layer_name
+from afina.types import Measurement
 from afina.units import format_time
 
-# A placement must be faster by this share to be preferred: timings are not finer.
-_NOTICEABLE = 0.02
+# A file must be faster by this share to be preferred: timings are not finer.
+NOTICEABLE = 0.02
 _TRIES = 3
 _CHECKED = 32  # images on which a file must answer as its network
 
@@ -38,6 +40,26 @@ def fastest_placement(
         return _Placement(source, config, exporter, context, shelf).fastest()
 
 
+def stored_only(source: Source, config: QuantizeConfig) -> QuantizeConfig:
+    """The configuration with all weights stored as it says, and every layer computed in float."""
+    return config.with_layers({name: _stored(config.precision(name)) for name in source.layers})
+
+
+def is_faster(one: Measurement, than: Measurement) -> bool:
+    """Whether a file is faster than another one by more than timings are fine, and by more than both of them vary.
+
+    Example:
+        >>> def time(value, spread):
+        ...     return Measurement(value, "s", "measured", spread)
+        >>> is_faster(time(0.0237, 0.0004), than=time(0.0251, 0.0005))
+        True
+        >>> is_faster(time(0.0237, 0.0012), than=time(0.0251, 0.0015))
+        False
+    """
+    varies = math.hypot(one.spread or 0.0, than.spread or 0.0)
+    return than.value - one.value > max(NOTICEABLE * than.value, varies)
+
+
 class _Placement:
     """Looks for the placement of integers that the runtime runs fastest: a greedy search over timed files."""
 
@@ -54,7 +76,7 @@ class _Placement:
         progress.say(f"Timing placements of integers on {self._exporter.runtime.name}.")
         tried = {name: config for name, config in self._first().items() if self._made(name, config)}
         times = self._times()
-        notes = [", ".join(f"{name} {format_time(value)}" for name, value in times.items())]
+        notes = [", ".join(f"{name} {format_time(time.value)}" for name, time in times.items())]
         best = self._faster(tried, times, "float", notes)
         if best != "float":
             best = self._improved(tried, best, notes)
@@ -120,15 +142,17 @@ class _Placement:
             first = self._faster(tried, times, best, notes)
             if first == best:
                 break
-            notes.append(f"{first} {format_time(times[first])} (was {format_time(times[best])})")
+            notes.append(f"{first} {format_time(times[first].value)} (was {format_time(times[best].value)})")
             best = first
         return best
 
-    def _faster(self, tried: dict[str, QuantizeConfig], times: dict[str, float], than: str, notes: list[str]) -> str:
+    def _faster(
+        self, tried: dict[str, QuantizeConfig], times: dict[str, Measurement], than: str, notes: list[str]
+    ) -> str:
         """The fastest whose file answers as its network, if it beats `than` by more than the noise; else `than`."""
-        for name in sorted(times, key=lambda name: times[name]):
-            if times[name] > times[than] * (1 - _NOTICEABLE):
-                break
+        for name in sorted(times, key=lambda name: times[name].value):
+            if not is_faster(times[name], times[than]):
+                continue
             if self._answers(name, tried[name]):
                 return name
             notes.append(f"{name} left out, since its file does not answer as its network")
@@ -159,7 +183,7 @@ class _Placement:
         self._seen.add(code)
         return True
 
-    def _times(self) -> dict[str, float]:
+    def _times(self) -> dict[str, Measurement]:
         try:
             return self._measured(self._shelf.names)
         except StorageError:
@@ -178,8 +202,8 @@ class _Placement:
             return False
         return True
 
-    def _measured(self, names: list[str]) -> dict[str, float]:
-        return {name: measured.value for name, measured in self._shelf.latencies(names).items()}
+    def _measured(self, names: list[str]) -> dict[str, Measurement]:
+        return self._shelf.latencies(names)
 
 
 def _with_policy(config: QuantizeConfig, **changes: Any) -> QuantizeConfig:

@@ -18,46 +18,42 @@ from afina.units import format_value
 _FEW = tuple(f"int{bits}" for bits in range(2, 8))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Guard:
     """Keeps the file's loss of quality within a limit, by giving precision back to the layers to blame.
 
     Attributes:
         source, subject, exporter: The network, its data, its runtime.
         original: The answers of the float network's file.
-        max_drop: The limit, in the metric's points.
+        max_drop: The limit, in the metric's points; None for no limit.
         build: Makes the network and its record from a configuration.
-        config: The configuration that was built first; after `keep`, that of the network which keeps the limit.
     """
 
     source: Source
     subject: Subject
     exporter: Exporter
     original: Answers
-    max_drop: float
+    max_drop: float | None
     build: Callable[[QuantizeConfig], tuple[Network, Record]]
-    config: QuantizeConfig
 
-    def keep(self, network: Network, record: Record, answers: Answers) -> tuple[Network, Record, Answers]:
-        """The same where the limit is kept; else the network with the fewest layers given back that keeps it.
+    def keep(self, config: QuantizeConfig) -> tuple[Network, Record, Answers, QuantizeConfig]:
+        """The network of a configuration; where it breaks the limit, that with the fewest layers given back.
 
         Layers get precision back in the order of the damage that each does alone. How many of them have to is found by
         bisection: with 50 layers, at most six networks are built, exported and judged.
 
-        Args:
-            network: The quantized network.
-            record: Its record.
-            answers: What its file answered.
-
         Returns:
-            The network that keeps the limit, its record with a note on the layers, and what its file answered.
+            The network that keeps the limit, its record with a note on the layers, what its file answered, and the
+            configuration that it has.
 
         Raises:
             InputError: the limit is kept only with all layers in float.
         """
+        network, record = self.build(config)
+        answers = self._answers(network)
         if self._within_limit(answers):
-            return network, record, answers
-        steps = self._steps(self.config)
+            return network, record, answers, config
+        steps = self._steps(config)
         drop = self._drop(answers)
         tries = len(steps).bit_length()
         self.subject.progress.say(
@@ -68,24 +64,25 @@ class Guard:
         smallest: tuple[Network, Record, Answers] | None = None
         while low <= high:
             middle = (low + high) // 2
-            tried = self._build_and_judge(self.config.with_layers(dict(steps[:middle])))
+            tried = self._build_and_judge(config.with_layers(dict(steps[:middle])))
             if tried is None or self._within_limit(tried[2]):
                 smallest, high, count = tried, middle - 1, middle
             else:
                 low = middle + 1
         if smallest is None:
             raise InputError(
-                f"A drop of at most {self._format_points(self.max_drop)} cannot be kept by quantization.",
+                f"A drop of at most {self._format_points(self.max_drop or 0.0)} cannot be kept by quantization.",
                 why="Every layer would have to stay in float.",
                 fix="Give a larger --max-drop, or train with --qat.",
             )
-        self.config = self.config.with_layers(dict(steps[:count]))
         names = list(dict.fromkeys(layer for layer, _ in steps[:count]))
         note = (
             f"The file lost {self._format_points(drop)}; "
             f"precision was given back to {len(names)} layers: {', '.join(names)}."
         )
-        return smallest[0], replace(smallest[1], notes=(*smallest[1].notes, note)), smallest[2]
+        network, record, answers = smallest
+        record = replace(record, notes=(*record.notes, note))
+        return network, record, answers, config.with_layers(dict(steps[:count]))
 
     def _build_and_judge(self, config: QuantizeConfig) -> tuple[Network, Record, Answers] | None:
         """What is built of a configuration, and what its file answers; None where nothing is left in integers."""
@@ -100,7 +97,7 @@ class Guard:
         return format_value(points, quality.unit, share=quality.share)
 
     def _within_limit(self, answers: Answers) -> bool:
-        return self._drop(answers) <= self.max_drop
+        return self.max_drop is None or self._drop(answers) <= self.max_drop
 
     def _drop(self, answers: Answers) -> float:
         # Agreement, where there are no labels, has the direction of the task's metric.

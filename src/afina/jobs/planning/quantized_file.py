@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.jobs.common.drops import drop_note
 from afina.jobs.common.exporter import Answers, Exporter
 from afina.jobs.common.subject import Subject
+from afina.jobs.planning.placement import NOTICEABLE
 from afina.runtimes import Runtime
 from afina.tasks import get_task
 from afina.techniques.quantize.config import bits_of
@@ -40,21 +42,42 @@ def check_kept(record: Record, limits: Budget) -> None:
 
 
 def with_answers(
-    record: Record, before: Answers, after: Answers, same: tuple[float, str], subject: Subject, exporter: Exporter
+    record: Record,
+    before: Answers,
+    after: Answers,
+    network: Network,
+    subject: Subject,
+    exporter: Exporter,
+    max_drop: float | None,
 ) -> Record:
-    """The record with what the files are and answer; `same` is how far the new one agrees with its simulation."""
-    agreement, words = same
-    metric = get_task(subject.network.task).agreement
+    """The record with what the files are and answer on the images that judge, and how sure the drop is.
+
+    Args:
+        record: The record of the quantization.
+        before: The answers of the original's file on the validation images.
+        after: Those of the new file.
+        network: The quantized network, which the file must answer as.
+        subject: The original and the images.
+        exporter: Makes and judges files.
+        max_drop: The drop that is allowed; None for no limit.
+    """
+    data, task = subject.data, get_task(subject.network.task)
+    assert data is not None
+    agreement, words = after.agreement(network, data)
+    if data.judging == "test":
+        before = exporter.judge(subject.network, data, subject.progress, split="test")
+        after = exporter.judge(network, data, subject.progress, before.outputs, split="test")
     qualities = " to ".join(format_details(a.quality) for a in (before, after))
     notes = (
-        f"{after.quality.unit} of the file on {after.quality.n} validation images: {qualities}",
+        f"{after.quality.unit} of the file on {after.quality.n} {data.judging} images: {qualities}",
+        drop_note(before.outputs, after.outputs, data, task, data.judging, max_drop),
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
         f"The file and the simulation {words}.",
     )
     return replace(
         record,
         before={**record.before, "quality": before.quality.value, "file": before.size},
-        after={**record.after, "quality": after.quality.value, "file": after.size, metric.name: agreement},
+        after={**record.after, "quality": after.quality.value, "file": after.size, task.agreement.name: agreement},
         notes=(*record.notes, *_widened(record, exporter.runtime), *notes),
     )
 
@@ -69,6 +92,20 @@ def with_times(record: Record, original: Network, network: Network, exporter: Ex
         before={**record.before, "latency": before},
         after={**record.after, "latency": after},
         notes=(*record.notes, note),
+    )
+
+
+def is_slower(record: Record) -> bool:
+    """Whether the last timing, in turns with the original, calls the file slower by more than timings are fine."""
+    return record.after["latency"] > record.before["latency"] * (1 + NOTICEABLE)
+
+
+def not_confirmed(record: Record) -> str:
+    """A note on a placement that its own timing called faster, and the last timing does not."""
+    before, after = (format_time(record.before["latency"]), format_time(record.after["latency"]))
+    return (
+        f"Integers were faster when placements were timed, and not in the last timing ({before} to {after}): all "
+        "layers compute in float, and store their weights as planned."
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import only
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 from small_networks import noisy
 from test_cli import call
@@ -336,6 +337,47 @@ def test_the_user_reads_what_was_trained_judged_and_found(cheap):
         "Judging int8",
     ):
         assert part in said
+
+
+@pytest.fixture
+def three_folders(tmp_path) -> Path:
+    """Pictures of digits in train, val and test; of each class 10, 6 and 6."""
+    digits, folder = load_digits(), tmp_path / "digits"
+    for label in range(10):
+        pictures = digits.images[digits.target == label] * 255 / 16
+        for split, start, end in (("train", 0, 10), ("val", 10, 16), ("test", 16, 22)):
+            (folder / split / str(label)).mkdir(parents=True)
+            for i in range(start, end):
+                image = Image.fromarray(pictures[i].astype(np.uint8))
+                image.save(folder / split / str(label) / f"{i}.png")
+    return folder
+
+
+def test_folders_of_train_val_and_test_train_choose_and_judge(home, three_folders, tmp_path):
+    arguments = [
+        "optimize",
+        f"{home}/net.py:build",
+        "--data",
+        str(three_folders),
+        "--size",
+        "100KB",
+        "--max-drop",
+        "5%",
+    ]
+    code, out, _ = call(*arguments, "--epochs", "3", "--threads", "1", "--out", str(tmp_path / "run"))
+    result = read_result(tmp_path / "run")
+    assert code == (0 if result.fits else 3)
+    assert (result.judged.split, result.judged.images) == ("test", 60)
+    winner = result.candidate(result.winner)
+    assert winner.measurements["quality"].n == winner.measurements["test_quality"].n == 60
+    assert result.verdict.upper() in out
+    assert result.verdict.endswith("within the error") == (result.judged.low <= 0.05 < result.judged.high)
+    assert "with 95% confidence it is" in " ".join(out.split())
+    assert any("Chosen on 60 validation images, judged on 60 test images." in note for note in result.notes)
+    code, _, err = call(*arguments[:-1], "1%", "--epochs", "3", "--out", str(tmp_path / "other"))
+    assert code == 2
+    assert "60 images cannot tell a drop of 1%" in " ".join(err.split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_openvino_gives_a_judged_artifact_too(home, tmp_path):

@@ -31,6 +31,7 @@ from afina.types import (
     Candidate,
     Epoch,
     InputSpec,
+    JudgedDrop,
     LayerRow,
     Measurement,
     MetricInfo,
@@ -495,6 +496,44 @@ def test_the_page_says_the_verdict_first_and_every_number_with_its_source(tmp_pa
     assert "layer3.2.conv2 would keep fewer than 4 channels." in text
     assert "second line" in text
     assert page.count("plotly.js v") == 1
+
+
+def unsure(verdict: str = "fits, within the error", needed: int | None = 5965) -> Result:
+    """A result judged on a test split that is too small to be sure."""
+    result = example()
+    tested = {"original": 0.981, result.winner: 0.974}
+    candidates = tuple(
+        replace(
+            c,
+            measurements=c.measurements
+            | {"test_quality": Measurement(tested[c.name], "accuracy", "measured", 0.004, 1000, "", share=True)},
+        )
+        if c.name in tested
+        else c
+        for c in result.candidates
+    )
+    judged = JudgedDrop("test", 1000, 0.007, 0.0042, -0.0009, 0.0149, needed)
+    return replace(result, verdict=verdict, drop=0.007, judged=judged, candidates=candidates)
+
+
+@pytest.mark.parametrize("write", ["page", "card", "summary"])
+def test_a_verdict_within_the_error_says_so_and_how_many_images_would_settle_it(write: str, tmp_path: Path) -> None:
+    writers = {
+        "page": lambda r: text_of(reporting.write_html(r, tmp_path / "report.html").read_text()),
+        "card": lambda r: reporting.write_card(r, tmp_path / "card.md").read_text(),
+        "summary": lambda r: " ".join(reporting.summary(r).replace("+-", "±").split()),
+    }
+    text = writers[write](unsure())
+    assert "within the error" in text.lower()
+    assert "On 1,000 test images the drop is 0.7 points ± 0.42 points" in text
+    assert "with 95% confidence it is a drop of at most 1.49 points" in text
+    assert "About 5,965 images like these would settle whether it keeps the limit." in text
+    assert "Accuracy (test)" in text or r"Accuracy \(test\)" in text
+    assert "98.10%" in text
+    assert "more images would hardly settle it" in writers[write](unsure(needed=None))
+    sure = replace(unsure("fits"), judged=JudgedDrop("test", 9000, 0.007, 0.0014, 0.0046, 0.0094, None))
+    assert "at most 0.94 points" in writers[write](sure)
+    assert "settle" not in writers[write](sure)
 
 
 def test_the_page_of_a_miss_says_what_is_achievable(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import optuna
 import psutil
 import pytest
 import yaml
+from conftest import digits
 from test_training import Said
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import afina
@@ -22,6 +24,7 @@ from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs.common.subject import load_for
+from afina.jobs.tune import describe_search
 from afina.jobs.tuning import settings, training_trials
 from afina.search import SearchError, importances, make_stopping, open_storage
 from afina.training import evaluate
@@ -51,6 +54,16 @@ def test_the_best_network_of_a_search_has_the_quality_that_is_told(tuned):
     best = max(float(row["value"]) for row in rows(tuned))
     network = Network.load(tuned / "network.pt2")
     assert evaluate(network, open_data("digits", seed=0)).value == pytest.approx(best)
+
+
+def test_a_test_split_judges_the_network_that_the_validation_split_chose(tmp_path):
+    images, targets = digits()
+    parts = [TensorDataset(images[i:j], targets[i:j]) for i, j in ((0, 600), (600, 900), (900, 1200))]
+    result = afina.tune("builtin:mlp", tuple(parts), space=SPACE, trials=2, out=tmp_path, early_stopping="none")
+    judged = evaluate(Network.load(result.network), open_data(tuple(parts), seed=0), "test")
+    assert result.test == judged
+    assert judged.n == 300
+    assert "On 300 test images, which chose nothing:" in describe_search(result)
 
 
 def test_the_best_parameters_are_those_of_the_best_trial_and_shape_the_network(tuned):

@@ -1,6 +1,6 @@
 """The problem that a search of `afina tune` solves: trainings of a model, or a Python function."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from afina.runtimes import get_runtime
 from afina.search import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, Objective, Space, make_space, read_space
 from afina.search.studies import SEED
 from afina.training import FitConfig
+from afina.types import Measurement
 
 WORK = "work"
 
@@ -45,6 +46,7 @@ class TuningProblem:
         shares: Names of the values that lie in 0..1 and are written in percent.
         steps: The last step that a trial reports; None where that is not known.
         trains: Whether trials train networks, which are kept in the folder.
+        judge: Measures the network in a file on the test images, which no trial saw; None where there are none.
         about: Facts that must be the same for all trials of a study, as plain data.
     """
 
@@ -58,6 +60,7 @@ class TuningProblem:
     shares: frozenset[str] = frozenset()
     steps: int | None = None
     trains: bool = False
+    judge: Callable[[Path], Measurement] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -113,6 +116,7 @@ def _of_training(
         shares=frozenset([metric.name] if metric.share else []),
         steps=training.most_steps(space),
         trains=True,
+        judge=training.on_test if images.judging == "test" else None,
         about={
             "model": name_of(options.model, full=True), "data": images.fingerprint, "weights": options.weights,
             "input_size": options.input_size, "epochs": options.epochs, **options.training, "also": options.objectives,

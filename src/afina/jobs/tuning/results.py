@@ -19,8 +19,8 @@ from afina.search import best_trial, broken, counts, front, importances, page, t
 from afina.search.studies import ERROR
 from afina.search.tensor_train.history import LOST, PARTS
 from afina.store.files import write
-from afina.types import Epoch
-from afina.units import format_time, format_value
+from afina.types import Epoch, Measurement
+from afina.units import format_measurement, format_time, format_value
 
 _NETWORK = "network.pt2"
 # Trials after which the rest is estimated.
@@ -69,6 +69,7 @@ class Tuned:
         out: The run folder.
         seconds: Time that this call took.
         shares: Names of the objectives that lie in 0..1 and are written in percent.
+        test: The quality of the best network on the test images, which chose nothing; None where there are none.
     """
 
     best: Mapping[str, Any] | None
@@ -82,6 +83,7 @@ class Tuned:
     out: str
     seconds: float
     shares: frozenset[str] = frozenset()
+    test: Measurement | None = None
 
 
 class TrialReporter:
@@ -127,6 +129,8 @@ def describe_search(tuned: Tuned) -> str:
     for name, value in tuned.best.items():
         share = f"  (importance {tuned.importances[name]:.0%})" if name in tuned.importances else ""
         lines.append(f"  {name}: {_short(value)}{share}")
+    if tuned.test is not None:
+        lines.append(f"On {tuned.test.n:,} test images, which chose nothing: {format_measurement(tuned.test)}.")
     if len(tuned.front) > 1:
         lines.append(f"No trial is better in everything than one of these {len(tuned.front)}:")
         for choice in tuned.front:
@@ -157,18 +161,20 @@ def write_search(study: Study, problem: TuningProblem) -> None:
 def results(study: Study, problem: TuningProblem, seconds: float) -> Tuned:
     """The result of a study, as far as it has got; `seconds` is what this call took."""
     best, file, space = best_trial(study), problem.folder / _NETWORK, problem.space
+    trained = problem.trains and file.is_file()
     return Tuned(
         best=None if best is None else space.complete(best.params),
         value=None if best is None else best.values[0],
         metric=problem.metrics[0],
         trials=counts(study),
         importances=importances(study),
-        network=str(file) if problem.trains and file.is_file() else None,
+        network=str(file) if trained else None,
         curve=() if best is None else tuple(Epoch(**epoch) for epoch in best.user_attrs.get(CURVE, ())),
         front=tuple(_choice(trial, problem) for trial in front(study)),
         out=str(problem.folder),
         seconds=seconds,
         shares=problem.shares,
+        test=problem.judge(file) if trained and problem.judge is not None else None,
     )
 
 

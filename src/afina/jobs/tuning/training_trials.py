@@ -22,10 +22,10 @@ from afina.search import Space, best_trial, front, make_space
 from afina.search.tensor_train.history import PARTS
 from afina.store.files import copy
 from afina.tasks import get_task
-from afina.training import FitConfig, fit
+from afina.training import FitConfig, evaluate, fit
 from afina.training.config import Optimizer
 from afina.training.suited import suited_batch, suited_optimizer
-from afina.types import Epoch, MetricInfo
+from afina.types import Epoch, Measurement, MetricInfo
 
 # User attribute of a trial: the epochs of its training.
 CURVE = "afina:curve"
@@ -98,6 +98,10 @@ class Training:
     def metric(self) -> MetricInfo:
         """The metric that trials are judged by, on the validation images."""
         return get_task(self.network.task).metric
+
+    def on_test(self, file: Path) -> Measurement:
+        """The quality of the network in a file on the test images."""
+        return evaluate(Network.load(file), self._data, "test")
 
     @property
     def pretrained(self) -> bool:

@@ -525,7 +525,7 @@ def test_a_verdict_within_the_error_says_so_and_how_many_images_would_settle_it(
     }
     text = writers[write](unsure())
     assert "within the error" in text.lower()
-    assert "On 1,000 test images the drop is 0.7 points ± 0.42 points" in text
+    assert "On 1,000 test images the drop is 0.7 points, ± 0.42 points" in text
     assert "with 95% confidence it is a drop of at most 1.49 points" in text
     assert "About 5,965 images like these would settle whether it keeps the limit." in text
     assert "Accuracy (test)" in text or r"Accuracy \(test\)" in text

@@ -14,7 +14,7 @@ def _demo(options: DemoOptions) -> Result:
         MODEL,
         DATA,
         size="430KB",
-        max_drop="0.5%",
+        max_drop="2%",
         runtime=options.runtime,
         out=options.out,
         weights="random",

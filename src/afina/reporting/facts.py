@@ -188,7 +188,7 @@ def certainty(result: Result) -> str:
         return ""
     drop = "drop" if judged.value >= 0 else "gain"
     value, error = (difference(number, result.metric.share) for number in (judged.value, judged.error))
-    text = f"On {judged.images:,} {judged.split} images the {drop} is {value} ± {error}: "
+    text = f"On {judged.images:,} {judged.split} images the {drop} is {value}, ± {error}: "
     text += f"with 95% confidence it is {_at_most(judged.high, result.metric.share)}."
     if not result.verdict.endswith("within the error"):
         return text

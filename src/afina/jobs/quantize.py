@@ -23,6 +23,7 @@ from afina.jobs.planning.quantized_file import (
     cautions,
     check_kept,
     is_slower,
+    narrow_pixels,
     not_confirmed,
     with_answers,
     with_times,
@@ -125,7 +126,7 @@ class _Quantization:
         config, notes = self._planned(source, limits, context)
         source, equalized = equalize(source, config, context)
         config, wide_layers = keep_wide(source, config, context)
-        notes += (*equalized, *kept_note(wide_layers))
+        notes += (*equalized, *kept_note(wide_layers), *self._narrow(context))
 
         def build(config_to_build: QuantizeConfig) -> tuple[Network, Record]:
             prepared, prepared_notes = prepare(source, config_to_build, context)
@@ -150,6 +151,12 @@ class _Quantization:
             write_plan(Path(self.options.save_plan), source, kept, self.exporter.runtime.name)
         guarded = limits.max_drop is not None
         return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guarded)))
+
+    def _narrow(self, context: Context) -> tuple[str, ...]:
+        """A warning on calibration images of a narrow range, where ranges rest on them."""
+        if self.config.default.activations == "none":
+            return ()
+        return narrow_pixels(context, self.subject.network.input)
 
     def _judged(self, guard: Guard, config: QuantizeConfig) -> tuple[Network, Record, QuantizeConfig]:
         """The network of a configuration that keeps the quality, its record with the judgement of its file, and that

@@ -10,6 +10,7 @@ from afina.data import ImageData
 from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
@@ -274,6 +275,7 @@ def _decide(
         artifact=f"artifact/{Path(file).name}",
         out=str(job.run.folder),
         usage=job.runtime.usage_of(f"artifact/{Path(file).name}"),
+        guide=get_task(network.task).guide({name: shape[1:] for name, shape in output_shapes(network).items()}),
     )
 
 

@@ -87,7 +87,8 @@ def measure_quality(
     label = f"{runtime.package} {runtime.version()}, " if runtime else ""
     where = f"{label}{len(evidence)} {split} images of {data.name}"
     details = task.details(evidence, list(outputs))
-    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share)
+    by_label = task.by_label(evidence) if data.labelled else None
+    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share, by_label)
 
 
 def evidence_of(

@@ -48,7 +48,7 @@ def no_files(monkeypatch):
     def judge(self, network, data, progress, reference=None):
         outputs, task = predict(network, data), get_task(network.task)
         against = outputs if reference is None and not data.labelled else reference
-        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        quality = measure_quality(outputs, data, task, network.input, reference=against, runtime=self.runtime)
         return Answers(quality, outputs, float(cost_of(network).bytes))
 
     monkeypatch.setattr(Exporter, "judge", judge)

@@ -77,6 +77,16 @@ class TaskSpec:
         return len(self.labels)
 
 
+def plain_task(task: TaskSpec) -> dict[str, Any]:
+    """A task as files have it: those of a task of the table read as they did before there were any others.
+
+    Example:
+        >>> plain_task(TaskSpec("classification", ("cat", "dog")))
+        {'name': 'classification', 'labels': ('cat', 'dog')}
+    """
+    return {"name": task.name, "labels": task.labels, **({"file": task.file} if task.file else {})}
+
+
 # Of a network whose outputs no task is known for: it is judged by how far they are from the original's.
 UNKNOWN_TASK = TaskSpec("outputs", ())
 

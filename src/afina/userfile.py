@@ -92,6 +92,14 @@ def _imported(path: Path) -> ModuleType:
     return module
 
 
+def reason_of(error: BaseException) -> str:
+    """The error in one line, with the innermost line of a user's file that it came from."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if any(getattr(m, "__file__", "") == frame.filename for n, m in sys.modules.items() if n.startswith(_PRIVATE)):
+            return reason_in(error, Path(frame.filename))
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+
+
 def reason_in(error: BaseException, path: Path) -> str:
     """The error in one line, with the line of the user's file that it came from."""
     text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")

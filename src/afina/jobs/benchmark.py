@@ -76,7 +76,7 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
         if images.labelled:
             task.check_outputs({name: value.shape for name, value in outputs.items()})
         reference = reference or outputs
-        quality = measure_quality(outputs, images, task, reference=reference, runtime=runtime)
+        quality = measure_quality(outputs, images, task, spec, reference=reference, runtime=runtime)
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,

@@ -67,8 +67,8 @@ def snippet(result: Result) -> str:
     """Python that loads the artifact and predicts for `photo.jpg`, run in the run folder.
 
     The lines that load and run the file are the runtime's own (`Result.usage`), where it gives none, the snippet is
-    empty; those that read the outputs are the task's (`Result.guide`). It preprocesses as the validation images were (transparency and 16-bit images aside, which Pillow converts in
-    its own way here).
+    empty; those that read the outputs are the task's (`Result.guide`). It preprocesses as the validation images were
+    (transparency and 16-bit images aside, which Pillow converts in its own way here).
     """
     if not result.usage:
         return ""

@@ -93,7 +93,8 @@ def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
     if draft.name == ORIGINAL:
         job.keep_arrays(ORIGINAL_OUTPUTS, outputs)
     reference = job.arrays(ORIGINAL_OUTPUTS)
-    quality = measure_quality(outputs, job.data, get_task(network.task), reference=reference, runtime=job.runtime)
+    task = get_task(network.task)
+    quality = measure_quality(outputs, job.data, task, network.input, reference=reference, runtime=job.runtime)
     cost = cost_of(network)
     return {
         "quality": quality,

@@ -124,7 +124,7 @@ class Exporter:
         check_parity(network, path, data, threads=self.threads)
         outputs = outputs_of_file(path, data, network.input, threads=self.threads, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
-        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime)
+        quality = measure_quality(outputs, data, task, network.input, reference=against, runtime=self.runtime)
         return Answers(quality, outputs, self.bytes(path))
 
 

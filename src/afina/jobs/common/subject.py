@@ -13,6 +13,7 @@ from afina.jobs.common.model_source import (
     ModelSource,
     check_source,
     input_of,
+    known_task_of,
     load_plain,
     name_of,
     parse_input_size,
@@ -22,7 +23,7 @@ from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target
-from afina.tasks import TASKS
+from afina.tasks import OWN, named_task, task_class
 from afina.techniques.context import Context
 from afina.training import evaluate, predict
 from afina.types import Record
@@ -143,7 +144,7 @@ def open_images(source: Any, task: str | None, *, seed: int, progress: Progress,
 
     Args:
         source: As in `optimize`.
-        task: Name of a task; None for what the data says.
+        task: Name of a task, or `path/file.py:MyTask`; None for what the data says.
         seed: Draws the validation split where there is none, and the order of the images.
         progress: What the user sees.
         unlabelled: Whether a folder of images without class folders will do.
@@ -153,9 +154,12 @@ def open_images(source: Any, task: str | None, *, seed: int, progress: Progress,
     """
     if task is None:
         return open_data(source, seed=seed, unlabelled=unlabelled, progress=progress)
-    form = TASKS.get(task).reads
+    spec = named_task(task)
+    form = task_class(spec).reads
+    if form == OWN:
+        return open_data(source, seed=seed, own=spec, progress=progress)
     images = open_data(source, seed=seed, task=form or None, unlabelled=unlabelled or not form, progress=progress)
-    return images.for_task(task) if form else images.without_labels()
+    return images.for_task(spec) if form else images.without_labels()
 
 
 def load_for(
@@ -190,7 +194,7 @@ def load_for(
         seed=options.seed,
         options=builder_arguments,
         trains=trains,
-        known_task=options.task or "",
+        known_task=known_task_of(options),
         scaling=scaling_of(options, known=data.prepared),
     )
 

@@ -206,7 +206,7 @@ def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_n
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     data = open_data("digits")
     outputs = outputs_of_file(path, data, small_network.input, threads=1)
-    quality = measure_quality(outputs, data, get_task(data.task), network.input, runtime=runtime)
+    quality = measure_quality(outputs, data, get_task(data.task), small_network.input, runtime=runtime)
     hits = only(outputs).argmax(1) == data.targets("validation").numpy()
     assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
 

@@ -33,14 +33,14 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     """The images of `train/<class>/*` and `val|valid|validation|test/<class>/*`, or of `<class>/*`.
 
     A folder that wraps all of it is looked through. With one split only, 20% of it becomes the other one. Where
-    `unlabelled` images will do, they may lie in the folder itself.
+    `unlabelled` images will do, they may all lie in one folder.
 
     Raises:
         InputError: there are no images, no class folders, or one class only.
     """
     images = _images(files, name)
-    if unlabelled and all(len(path) == 1 for path in images):
-        return _flat(files, tuple(path[0] for path in images), name, seed)
+    if unlabelled and len({path[:-1] for path in images}) == 1:
+        return _flat(files, tuple("/".join(path) for path in images), name, seed)
     splits = _splits(_unwrap(images, name), name)
     labels = tuple(sorted({label for entries in splits.values() for label, _ in entries}))
     if len(labels) < 2:

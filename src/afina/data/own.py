@@ -1,7 +1,6 @@
 """Targets of any form, which a task reads from the data's files itself: boxes, points, masks."""
 
 import posixpath
-from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -81,7 +80,17 @@ class Fitter:
 
     def fit(self, key: str, target: object, input: InputSpec) -> object:
         """The target of one image, for a network's input."""
-        return self.task.fit_target(target, self._view(key, input))
+        view = self._view(key, input)
+        try:
+            return self.task.fit_target(target, view)
+        except AfinaError:
+            raise
+        except Exception as error:  # whatever the task's own code raises
+            raise InputError(
+                f"The task {self._task.name} fails on the target of {key}.",
+                why=f"Its `fit_target` raises {reason_of(error)}",
+                fix="Correct the target, or the task.",
+            ) from error
 
     def _view(self, key: str, input: InputSpec) -> View:
         if key not in self._sizes:

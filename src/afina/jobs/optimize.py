@@ -16,6 +16,7 @@ from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.variants import ORIGINAL
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
 from afina.jobs.common.subject import load_for, open_images
@@ -96,6 +97,7 @@ def _optimize(options: OptimizeOptions) -> Result:
         job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
         _report_data(job)
         adapted, network = _adapt(job, source, options, trainings)
+        adapted = replace(adapted, notes=(*alarm(network, images, progress), *adapted.notes))
         pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
         candidates = Search(pool, options.thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))

@@ -140,7 +140,8 @@ class _Quantization:
         if self.options.save_plan is not None:
             kept_config = guard.config if guard else config
             write_plan(Path(self.options.save_plan), source, kept_config, self.exporter.runtime.name)
-        return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guard is not None)))
+        last = cautions(record, subject, guarded=guard is not None)
+        return network, replace(record, notes=(*subject.alarms, *record.notes, *last))
 
     def _planned(self, source: Source, limits: Budget, context: Context) -> tuple[QuantizeConfig, tuple[str, ...]]:
         """The configuration that the plan gives, and notes on it for the record."""

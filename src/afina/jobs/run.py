@@ -10,6 +10,7 @@ from typing import Any
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.recipe import RECIPE_FILE, STEPS, exact_step, read_recipe, recipe_text
@@ -60,6 +61,7 @@ class RecipeResult:
         original: Quality of the file of the model as it was, by the same metric.
         size: Bytes of the exported file.
         original_size: Bytes of the file of the model as it was.
+        notes: What the user should know of the model as it was.
     """
 
     network: str
@@ -69,6 +71,7 @@ class RecipeResult:
     original: Measurement
     size: float
     original_size: float
+    notes: tuple[str, ...] = ()
 
 
 def _run(options: RunOptions) -> RecipeResult:
@@ -96,7 +99,8 @@ def _run(options: RunOptions) -> RecipeResult:
     _check_steps(steps, exporter)
     check_source(options.model, options.weights, options.input_size)
     images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
-    original = load_for(images, options.model, options, progress, trains=False).network
+    loaded = load_for(images, options.model, options, progress, trains=False)
+    original = loaded.network
     name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"
     folder = Path(options.out) if options.out is not None else Path("runs") / f"{name}-{name_of(options.model)}"
     config = {
@@ -105,7 +109,8 @@ def _run(options: RunOptions) -> RecipeResult:
     }  # fmt: skip
     with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as run_folder:
         job = _Job(run_folder, steps, original, images, exporter, options.seed, progress)
-        return job.finish(*job.apply())
+        notes = alarm(original, images, progress) if loaded.pretrained else ()
+        return job.finish(*job.apply(), notes)
 
 
 run = command(RunOptions, _run)
@@ -150,7 +155,7 @@ class _Job:
         outcome: tuple[Network, Record] = _JOBS[step.technique](**arguments)
         return outcome
 
-    def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
+    def finish(self, network: Network, records: tuple[Record, ...], notes: tuple[str, ...]) -> RecipeResult:
         """Write the network and its file into the run folder, and judge the file beside the original's."""
         runtime = self.exporter.runtime
         with self.run.file("network.pt2") as path:
@@ -163,7 +168,7 @@ class _Job:
             path.write_text(recipe_text(self.steps))
         result = RecipeResult(
             str(self.run.folder / "network.pt2"), str(self.run.folder / f"model{runtime.suffix}"), records,
-            after.quality, first.quality, after.size, first.size,
+            after.quality, first.quality, after.size, first.size, notes,
         )  # fmt: skip
         with self.run.file("metadata.json") as path:
             path.write_text(json.dumps(to_plain(result), indent=2))
@@ -202,7 +207,7 @@ def describe(result: RecipeResult) -> str:
     lines.append(f"{result.quality.unit} of the file on {result.quality.n} validation images: {before} to {after}")
     sizes = " to ".join(format_value(size, "B") for size in (result.original_size, result.size))
     lines.append(f"File: {sizes}, {result.original_size / result.size:.1f} times smaller.")
-    return "\n".join([*lines, f"The file is {result.file}, the network {result.network}."])
+    return "\n".join([*lines, *result.notes, f"The file is {result.file}, the network {result.network}."])
 
 
 def _short(record: Record) -> str:

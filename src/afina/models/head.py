@@ -71,7 +71,8 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
     Args:
         network: The network; it is left as it is.
         task: The task.
-        bias: Bias `[outputs]` of the new layer, as many as the task needs, whose weights are random (Kaiming uniform, as in torch's layers).
+        bias: Bias `[outputs]` of the new layer, as many as the task needs; its weights are random (Kaiming uniform, as
+            in torch's layers).
 
     Raises:
         InputError: the last layer cannot be found, or the outputs do not follow its width.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.model_source import (
     ModelSource,
     check_source,
@@ -23,7 +24,8 @@ from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target
-from afina.tasks import OWN, named_task, task_class
+from afina.tasks import OWN, get_task, named_task, task_class
+from afina.tasks.checking import check_answers, is_foreign
 from afina.techniques.context import Context
 from afina.training import evaluate, predict
 from afina.types import Record
@@ -38,6 +40,7 @@ _SHOWN = (
     ("bytes", "bytes", "B"),
 )
 _MOST_SKIPPED = 8
+_TRIED = 4  # images that a task of the user's own is tried on
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Subject:
         seed: Seed of every random choice.
         progress: What the user sees.
         teacher: The network that teaches the fine-tuning; None for the model itself.
+        alarms: Warnings on the network, for the record.
     """
 
     network: Network
@@ -59,6 +63,7 @@ class Subject:
     seed: int
     progress: Progress
     teacher: Network | None = None
+    alarms: tuple[str, ...] = ()
 
     def context(self, network: Network) -> Context:
         """The context of a technique that works on `network`: images, seed, progress."""
@@ -75,7 +80,7 @@ class Subject:
             record,
             before={**record.before, "quality": before.value},
             after={**record.after, "quality": after.value},
-            notes=(*record.notes, f"{before.unit} on {before.n} validation images: {qualities}"),
+            notes=(*self.alarms, *record.notes, f"{before.unit} on {before.n} validation images: {qualities}"),
         )
 
 
@@ -136,7 +141,9 @@ def open_subject(
     loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, options.seed, progress, teacher)
+    # The steps of a recipe have the original as their teacher, which was looked at before the first of them.
+    alarms = alarm(loaded.network, opened, progress) if loaded.pretrained and teacher is None else ()
+    return Subject(loaded.network, opened, images, options.seed, progress, teacher, alarms)
 
 
 def open_images(source: Any, task: str | None, *, seed: int, progress: Progress, unlabelled: bool = False) -> ImageData:
@@ -183,7 +190,7 @@ def load_for(
         trains: Whether the network is trained for the data afterwards.
     """
     size = input_size or options.input_size
-    return load_model(
+    loaded = load_model(
         model,
         weights=options.weights,
         task=data.task if data.labelled else None,
@@ -197,6 +204,21 @@ def load_for(
         known_task=known_task_of(options),
         scaling=scaling_of(options, known=data.prepared),
     )
+    _check_task(loaded.network, data)
+    return loaded
+
+
+def _check_task(network: Network, data: ImageData) -> None:
+    """Raise `InputError` where a task of the user's own fails on a few of the images, or breaks its contract."""
+    task = get_task(network.task)
+    if not is_foreign(task):
+        return
+    images, batch = next(iter(data.batches("validation", network.input, batch_size=network.batch, limit=_TRIED)))
+    with network.inference():
+        outputs = network(images.to(network.device))
+    truth = data.truth("validation", network.input, len(images)) if data.labelled else None
+    task.check_outputs({name: tuple(value.shape) for name, value in outputs.items()})
+    check_answers(task, outputs, batch if data.labelled else None, truth)
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:

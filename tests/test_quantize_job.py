@@ -49,7 +49,9 @@ def no_files(monkeypatch):
     def judge(self, network, data, progress, reference=None, split="validation"):
         outputs, task = predict(network, data, split), get_task(network.task)
         against = outputs if reference is None and not data.labelled else reference
-        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime, split=split)
+        quality = measure_quality(
+            outputs, data, task, network.input, reference=against, runtime=self.runtime, split=split
+        )
         return Answers(quality, outputs, float(cost_of(network).bytes))
 
     monkeypatch.setattr(Exporter, "judge", judge)

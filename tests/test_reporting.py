@@ -26,6 +26,7 @@ from afina.runtimes.onnx_runtime import ONNXRuntime
 from afina.runtimes.openvino_runtime import OpenVINORuntime
 from afina.runtimes.pt2 import TorchRuntime
 from afina.store.result import read_result, to_plain
+from afina.tasks import get_task
 from afina.types import (
     Budget,
     Candidate,
@@ -101,6 +102,7 @@ def example(verdict: str = "fits") -> Result:
         model="models/cifar_resnet.py:resnet20",
         data="digits",
         task=TaskSpec("classification", tuple("0123456789")),
+        guide=get_task(TaskSpec("classification", tuple("0123456789"))).guide({"outputs": (10,)}),
         input=InputSpec(8, 8, mean=(0.3053,), std=(0.3766,), order="L"),
         candidates=(*(_candidate(*row) for row in TRIED), *rejected),
         notes=("The model had 1000 outputs and the data has 10 classes, so it was given a new head.",),
@@ -261,7 +263,11 @@ def test_an_error_metric_counts_in_its_own_direction() -> None:
     base = example()
     candidates = (as_error(base.candidates[0], 0.50), as_error(base.candidates[4], 0.53))
     result = replace(
-        base, metric=MetricInfo("mae", False), candidates=candidates, drop=0.03, budget=Budget(max_drop=0.02)
+        base,
+        metric=MetricInfo("mae", False, words="mean absolute error"),
+        candidates=candidates,
+        drop=0.03,
+        budget=Budget(max_drop=0.02),
     )
     row = comparison(result)[0]
     assert (row.label, row.change, row.better) == ("Mean absolute error", "+0.03", False)
@@ -326,7 +332,7 @@ def test_the_metadata_says_how_to_preprocess_and_what_the_outputs_mean(tmp_path:
     assert any("divide by the standard deviation (0.3766)" in step for step in about["input"]["steps"])
     assert about["measurements"]["size"] == {
         "value": 142_306, "unit": "B", "how": "measured", "spread": None, "n": None, "where": "bytes on disk",
-        "details": {}, "share": False,
+        "details": {}, "share": False, "by_label": None,
     }  # fmt: skip
     assert [step["technique"] for step in about["recipe"]] == ["prune", "distill", "quantize"]
     assert about["machine"]["versions"]["torch"] == "2.14.1"
@@ -341,7 +347,7 @@ def test_the_card_has_the_numbers_the_recipe_and_limits_from_the_facts(tmp_path:
     assert "prune (ratio 0.5, round to 4), then distill" in text
     assert "measured on 360 validation images of digits" in text
     assert "Xeon" in text
-    assert "images like those of digits into its 10 classes" in text
+    assert "classification of images into 10 classes, on images like those of digits" in text
     assert not re.search(r"^\|[^\n]*\n\n\|", text, re.MULTILINE)
 
 
@@ -408,7 +414,8 @@ def test_the_code_on_the_card_runs_on_a_saved_network(small_network: Any, tmp_pa
 
 
 def test_the_code_on_the_card_of_a_regression_prints_each_number_by_name(tmp_path: Path) -> None:
-    result = replace(example(), task=TaskSpec("regression", tuple(f"y{i}" for i in range(10))))
+    task = TaskSpec("regression", tuple(f"y{i}" for i in range(10)))
+    result = replace(example(), task=task, guide=get_task(task).guide({"outputs": (10,)}))
     _write_gemm(tmp_path / result.artifact, result.input)
     _write_image(tmp_path / "photo.jpg")
     assert _run_card(result, tmp_path).startswith("{'y0': ")
@@ -436,7 +443,7 @@ def test_every_runtime_of_the_table_says_how_its_files_are_loaded_and_run(runtim
     usage = runtime.usage_of("artifact/a model")
     compile(usage, "usage", "exec")
     assert '"artifact/a model"' in usage
-    assert "scores = " in usage
+    assert "outputs = " in usage
 
 
 def _run_card(result: Result, folder: Path) -> str:

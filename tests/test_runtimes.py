@@ -206,7 +206,7 @@ def test_quality_is_that_of_the_file_over_the_validation_images(runtime, small_n
     path = runtime.export(small_network, tmp_path / f"model{runtime.suffix}")
     data = open_data("digits")
     outputs = outputs_of_file(path, data, small_network.input, threads=1)
-    quality = measure_quality(outputs, data, get_task(data.task), runtime=runtime)
+    quality = measure_quality(outputs, data, get_task(data.task), small_network.input, runtime=runtime)
     hits = only(outputs).argmax(1) == data.targets("validation").numpy()
     assert (quality.value, quality.n) == (pytest.approx(hits.mean()), len(hits))
 
@@ -464,7 +464,7 @@ def test_the_code_that_a_runtime_gives_for_its_files_runs_them(runtime, small_ne
         names["torch"] = torch
     exec(code, names)
     with small_network.inference():
-        assert np.allclose(names["scores"], only(small_network(images))[0].numpy(), atol=1e-4)
+        assert np.allclose(only(names["outputs"]), only(small_network(images)).numpy(), atol=1e-4)
 
 
 def test_a_format_names_its_runtime():

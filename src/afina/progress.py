@@ -20,6 +20,10 @@ class Progress:
     def say(self, text: str) -> None:
         """Show one line to the user."""
 
+    def warn(self, text: str) -> None:
+        """Show something that the user must not miss."""
+        self.say(f"WARNING: {text}")
+
     @contextlib.contextmanager
     def work(self, label: str, total: int) -> Iterator[Bar]:
         """Long work of `total` steps; gives the bar to advance."""
@@ -50,6 +54,9 @@ class RichProgress(Progress):
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"WARNING: {text}", markup=False, style="bold red")
 
     @contextlib.contextmanager
     def work(self, label: str, total: int) -> Iterator[Bar]:

@@ -62,12 +62,14 @@ class TaskSpec:
     """What a network is for.
 
     Attributes:
-        name: A name in the table of tasks: `classification` or `regression`.
+        name: A name in the table of tasks, as `classification`; or that of a class in the user's `file`.
         labels: The classes in the order of the outputs; for regression, the name of each output.
+        file: The user's Python file that defines the task; empty for a task of the table.
     """
 
     name: str
     labels: tuple[str, ...]
+    file: str = ""
 
     @property
     def outputs(self) -> int:
@@ -75,8 +77,86 @@ class TaskSpec:
         return len(self.labels)
 
 
+def plain_task(task: TaskSpec) -> dict[str, Any]:
+    """A task as files have it: those of a task of the table read as they did before there were any others.
+
+    Example:
+        >>> plain_task(TaskSpec("classification", ("cat", "dog")))
+        {'name': 'classification', 'labels': ('cat', 'dog')}
+    """
+    return {"name": task.name, "labels": task.labels, **({"file": task.file} if task.file else {})}
+
+
 # Of a network whose outputs no task is known for: it is judged by how far they are from the original's.
 UNKNOWN_TASK = TaskSpec("outputs", ())
+
+
+@dataclass(frozen=True)
+class OutputGuide:
+    """What a network's outputs mean, for reports and for whoever has only the file; the task says it.
+
+    Attributes:
+        label_word: What the labels are called, in the plural: `classes`.
+        use: What the network is for, which continues "intended for": `classification of images into 10 classes`.
+        meaning: What the outputs hold, as a sentence.
+        shapes: The shape of each output for one image, by name.
+        code: Lines of Python, with `np` (numpy) and `json` imported, that print the prediction for one image. They read
+            `outputs`, the arrays `[1, ...]` by name, and `labels`. Empty where there is nothing to decode.
+    """
+
+    label_word: str = "outputs"
+    use: str = ""
+    meaning: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A metric: its name, its direction, and how it is written.
+
+    Attributes:
+        name: Short, as records have it: `accuracy`, `mae`.
+        higher_is_better: Whether more is better.
+        share: Whether it lies in 0..1 (or below) and is written in percent; else it is in the unit of the targets.
+        mean_of_images: Whether it is the mean of one number for each image, which makes its error exact.
+        words: The name in words, as `mean absolute error`; empty where `name` reads well.
+        of_original: Whether it compares with the original model instead of with labels.
+    """
+
+    name: str
+    higher_is_better: bool
+    share: bool = False
+    mean_of_images: bool = False
+    words: str = ""
+    of_original: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a share of the images, which moves in steps of one image."""
+        return self.share and self.mean_of_images
+
+    def lost(self, before: float, after: float) -> float:
+        """Quality lost from `before` to `after`, in the metric's points; negative is a gain.
+
+        Example:
+            >>> MetricInfo("mae", higher_is_better=False).lost(before=1.5, after=2.0)
+            0.5
+        """
+        return before - after if self.higher_is_better else after - before
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Quality label by label: one row for each class, say.
+
+    Attributes:
+        columns: What is measured; the first is what labels are compared by.
+        rows: The figures of each label, one for each column; None where a figure has no meaning (no image has it).
+    """
+
+    columns: tuple[MetricInfo, ...]
+    rows: dict[str, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +172,7 @@ class Measurement:
         where: Conditions, in words: runtime, threads, batch.
         details: Further figures of the same evidence, by name: signal-to-noise and cosine of each output, F1, ...
         share: Whether it lies in 0..1 and is written in percent, as `MetricInfo.share` says.
+        by_label: The same label by label, where the task can say.
     """
 
     value: float
@@ -102,6 +183,7 @@ class Measurement:
     where: str = ""
     details: dict[str, float] = field(default_factory=dict)
     share: bool = False
+    by_label: LabelTable | None = None
 
 
 @dataclass(frozen=True)
@@ -223,37 +305,6 @@ class Epoch:
     loss_scale: float | None = None
 
 
-@dataclass(frozen=True)
-class MetricInfo:
-    """A metric: its name, its direction, and how it is written.
-
-    Attributes:
-        name: Short, as records have it: `accuracy`, `mae`.
-        higher_is_better: Whether more is better.
-        share: Whether it lies in 0..1 (or below) and is written in percent; else it is in the unit of the targets.
-        mean_of_images: Whether it is the mean of one number for each image, which makes its error exact.
-    """
-
-    name: str
-    higher_is_better: bool
-    share: bool = False
-    mean_of_images: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is a share of the images, which moves in steps of one image."""
-        return self.share and self.mean_of_images
-
-    def lost(self, before: float, after: float) -> float:
-        """Quality lost from `before` to `after`, in the metric's points; negative is a gain.
-
-        Example:
-            >>> MetricInfo("mae", higher_is_better=False).lost(before=1.5, after=2.0)
-            0.5
-        """
-        return before - after if self.higher_is_better else after - before
-
-
 # `fits` and `misses` with 95% confidence; in between, as the images say that there are, which are too few to be sure.
 Verdict = Literal["fits", "fits, within the error", "misses, within the error", "misses"]
 
@@ -337,8 +388,9 @@ class Result:
         artifact: The winner's file, relative to the run folder.
         out: The run folder, as the user named it.
         usage: Lines of Python, as the runtime gives them, that load the artifact into `model` and turn a preprocessed
-            image `x` into `scores`; empty where the runtime does not say, and in results of 0.1.0.
+            image `x` into `outputs` by name; empty where the runtime does not say, and in results of 0.1.0.
         judged: How sure the drop is; None where the winner is the original, and in older results.
+        guide: What the outputs mean.
     """
 
     verdict: Verdict
@@ -360,6 +412,7 @@ class Result:
     out: str = ""
     usage: str = ""
     judged: JudgedDrop | None = None
+    guide: OutputGuide = OutputGuide()
     schema: str = "afina/result/1"
 
     @property

@@ -16,9 +16,10 @@ from afina.data.augment import AUGMENTATIONS, Augmentation, augment
 from afina.data.decode import normalise, upright_size
 from afina.data.listing import Listing, Part, in_fixed_order
 from afina.data.loading import decode_all, stream
+from afina.data.own import Fitter
 from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
-from afina.types import InputSpec
+from afina.types import InputSpec, TaskSpec
 
 MEMORY = 10**9  # bytes of decoded images that are kept
 _MOST_UNREADABLE = 0.01
@@ -72,6 +73,7 @@ class ImageData:
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
         # The data whose images are divided anew, and for each new split the one it comes from and which images of it.
         self._divided: tuple[ImageData, dict[str, tuple[str, np.ndarray]]] | None = None
+        self._fitter = Fitter(listing.task, listing.source)
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
         self._listing = self._read(replace(listing, parts=parts), input or self.native)
@@ -95,10 +97,10 @@ class ImageData:
         """The split that judges: `test` where there is one, else `validation`."""
         return "test" if "test" in self._listing.parts else "validation"
 
-    def for_task(self, name: str) -> "ImageData":
-        """The same images and targets, for another task that reads targets of this form."""
+    def for_task(self, task: TaskSpec) -> "ImageData":
+        """The same images, targets and labels, for another task that reads targets of this form."""
         twin = copy.copy(self)
-        twin.task = replace(self.task, name=name)
+        twin.task = replace(task, labels=self.task.labels)
         twin._listing = replace(self._listing, task=twin.task)
         return twin
 
@@ -174,9 +176,24 @@ class ImageData:
         """File names (or numbers) of the images, in the order of `targets`."""
         return self._part(split).keys
 
-    def targets(self, split: str) -> Tensor:
-        """Class numbers int64 `[N]`, or float32 `[N, outputs]`; zeros where the images have no labels."""
-        return torch.from_numpy(self._part(split).targets)
+    def targets(self, split: str) -> Any:
+        """Class numbers int64 `[N]`, or float32 `[N, outputs]`; zeros where the images have no labels.
+
+        Of a task that reads its own, a list of what it read.
+        """
+        targets = self._part(split).targets
+        return list(targets) if targets.dtype == object else torch.from_numpy(targets)
+
+    def truth(self, split: str, input: InputSpec, limit: int | None = None) -> Any:
+        """Targets as `Task.evidence` takes them, of all images of a split or the first `limit`.
+
+        An array, or a list of targets that are fitted to what a network with this input sees of each image.
+        """
+        part = self._part(split)
+        if part.targets.dtype != object:
+            return part.targets[:limit]
+        pairs = zip(part.keys[:limit], part.targets[:limit], strict=True)
+        return [self._fitter.fit(key, target, input) for key, target in pairs]
 
     def batches(
         self,
@@ -222,8 +239,9 @@ class ImageData:
         kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
         pixels, rows = self._pixels(split, input)
         return Batches(
-            self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, join=shuffle
-        )
+            self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, self._fitter,
+            join=shuffle,
+        )  # fmt: skip
 
     def _part(self, split: str) -> Part:
         if split not in self._listing.parts:
@@ -233,7 +251,8 @@ class ImageData:
     def _augmentation(self, input: InputSpec) -> Augmentation:
         if self._augment is not None:
             return AUGMENTATIONS[self._augment]
-        if self._listing.varies:
+        # Targets of a task's own do not follow an image that moves.
+        if self._listing.varies or self._part("train").targets.dtype == object:
             return Augmentation()
         # A part of the image may hold fewer of what a regression counts or measures: no crops there.
         crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
@@ -317,11 +336,12 @@ class Batches:
         kind: Augmentation | None,
         seed: int,
         share: tuple[int, int],
+        fitter: Fitter,
         *,
         join: bool,
     ) -> None:
         self._listing, self._part, self._input = listing, part, input
-        self._pixels, self._rows = pixels, rows
+        self._pixels, self._rows, self._fitter = pixels, rows, fitter
         part_number, part_count = share
         self._kind, self.seed = kind, seed + _SEED_STRIDE * part_number
         starts = list(range(0, len(order), batch_size))
@@ -336,15 +356,22 @@ class Batches:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         generator = torch.Generator().manual_seed(self.seed)
-        targets = torch.from_numpy(self._part.targets)
         for (places, _, _), images in zip(self.parts, self._images(), strict=True):
             if self._kind is not None:
                 images = augment(images, self._kind, generator)
             if not self._listing.source.prepared:
                 images = normalise(images, self._input)
-            yield images, targets[places]
+            yield images, self._targets(places)
+
+    def _targets(self, places: np.ndarray) -> Any:
+        targets = self._part.targets[places]
+        if targets.dtype != object:
+            return torch.from_numpy(targets)
+        keys = (self._part.keys[i] for i in places)
+        fitted = [self._fitter.fit(key, target, self._input) for key, target in zip(keys, targets, strict=True)]
+        return self._fitter.task.collate(fitted)
 
     def _images(self) -> Iterator[Tensor]:
         if self._pixels is not None:

@@ -73,6 +73,16 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
+def seen_part(width: int, height: int, input: InputSpec) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the part of an upright image that a network sees, in the image's pixels.
+
+    Example:
+        >>> seen_part(200, 100, InputSpec(50, 50)), seen_part(105, 100, InputSpec(50, 50))
+        ((50.0, 0.0, 150.0, 100.0), (0.0, 0.0, 105.0, 100.0))
+    """
+    return _part(width, height, input.width, input.height)
+
+
 def reason(error: BaseException) -> str:
     """Why an image could not be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
@@ -125,14 +135,18 @@ def _from_floats(image: Image.Image) -> Image.Image:
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
-    image_aspect, network_aspect = image.width / image.height, width / height
-    if abs(math.log(image_aspect / network_aspect)) <= _ASPECT_TOLERANCE:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    # The part is cut by `box`, in one operation with the resize.
-    part_width, part_height = (
-        min(image.width, image.height * network_aspect),
-        min(image.height, image.width / network_aspect),
-    )
-    left, top = (image.width - part_width) / 2, (image.height - part_height) / 2
-    box = (left, top, left + part_width, top + part_height)
+    box = _part(image.width, image.height, width, height)
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def _part(image_width: int, image_height: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the part of an image that is resized to a width and height."""
+    image_aspect, network_aspect = image_width / image_height, width / height
+    if abs(math.log(image_aspect / network_aspect)) <= _ASPECT_TOLERANCE:
+        return (0.0, 0.0, float(image_width), float(image_height))
+    part_width, part_height = (
+        min(image_width, image_height * network_aspect),
+        min(image_height, image_width / network_aspect),
+    )
+    left, top = (image_width - part_width) / 2, (image_height - part_height) / 2
+    return (left, top, left + part_width, top + part_height)

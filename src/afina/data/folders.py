@@ -10,7 +10,7 @@ import numpy as np
 from afina.data.files import Files, FileSource, is_image
 from afina.data.listing import Listing, Part, split_one
 from afina.errors import InputError
-from afina.types import TaskSpec
+from afina.tasks.forms import CLASSES
 
 _VALIDATION_NAMES = ("val", "valid", "validation", "test")  # the first that is there is used
 SPLIT_NAMES = ("train", *_VALIDATION_NAMES)
@@ -56,17 +56,14 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     """The images of `train/<class>/*`, `val|valid|validation/<class>/*` and `test/<class>/*`, or of `<class>/*`.
 
     A folder that wraps all of it is looked through. With one split only, 20% of it becomes the validation split. Where
-    `unlabelled` images will do, they may lie in the folder itself.
+    `unlabelled` images will do, they may all lie in one folder.
 
     Raises:
         InputError: there are no images, no class folders, or one class only.
     """
-    images = [tuple(path.split("/")) for path in files.names if is_image(path)]
-    if not images:
-        others = len(files.names)
-        raise InputError(f"{name} holds no images{f' (but {others} other files)' if others else ''}.", fix=_LAYOUT)
-    if unlabelled and all(len(path) == 1 for path in images):
-        return _flat(files, tuple(path[0] for path in images), name, seed)
+    images = _images(files, name)
+    if unlabelled and len({path[:-1] for path in images}) == 1:
+        return _flat(files, tuple("/".join(path) for path in images), name, seed)
     splits = _splits(_unwrap(images, name), name)
     labels = tuple(sorted({label for entries in splits.values() for label, _ in entries}))
     if len(labels) < 2:
@@ -83,8 +80,25 @@ def list_folder(files: Files, name: str, seed: int, *, unlabelled: bool = False)
     if "validation" not in parts:
         parts = split_one(parts["train"], labels, seed, name)
     fingerprint = fingerprint_of(files, (key for part in parts.values() for key in part.keys))
-    task = TaskSpec("classification", labels)
+    task = CLASSES.spec(labels)
     return Listing(name, task, FileSource(files), parts, fingerprint, notes=_left_out(files, name))
+
+
+def class_folders(files: Files, name: str) -> dict[str, list[tuple[str, str]]]:
+    """For each split that is there, the class and the full name of each image of class folders.
+
+    Raises:
+        InputError: there are no images, or no class folders.
+    """
+    return _splits(_unwrap(_images(files, name), name), name)
+
+
+def _images(files: Files, name: str) -> list[_Path]:
+    images = [tuple(path.split("/")) for path in files.names if is_image(path)]
+    if not images:
+        others = len(files.names)
+        raise InputError(f"{name} holds no images{f' (but {others} other files)' if others else ''}.", fix=_LAYOUT)
+    return images
 
 
 def _left_out(files: Files, name: str) -> tuple[str, ...]:
@@ -103,7 +117,7 @@ def _flat(files: Files, keys: tuple[str, ...], name: str, seed: int) -> Listing:
     """Images without labels."""
     parts = split_one(Part(keys, np.zeros(len(keys), dtype=np.int64)), (), seed, name)
     fingerprint = fingerprint_of(files, keys)
-    task = TaskSpec("classification", ())
+    task = CLASSES.spec(())
     return Listing(name, task, FileSource(files), parts, fingerprint, labelled=False, notes=_left_out(files, name))
 
 

@@ -1,31 +1,30 @@
 """Tables (CSV) with images beside them: numbers to predict, class names, or several labels for each image.
 
-    image,target        image,target        image,target         image,cat,dog
-    a.png,12.5          a.png,cat           a.png,cat|dog        a.png,1,1
+    image,target        image,target        image,tags           image,cat,dog
+    a.png,12.5          a.png,cat           a.png,cat;dog        a.png,1,1
     b.png,3             b.png,dog           b.png,               b.png,0,0
 
-are a regression, a classification, and (the last two, the third where it is asked for) several labels for each image.
+are a regression, a classification, and (the last two) several labels for each image. Tags have `|`, `;`, `,` or white
+space between them; a column `target` with `|` in it holds tags too.
 """
 
 import contextlib
 import csv
 import io
-import math
 import posixpath
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
-
 from afina.data.files import Files, FileSource
 from afina.data.folders import SPLIT_NAMES, fingerprint_of, roles, split_word
 from afina.data.listing import Listing, Part, split_one
 from afina.errors import InputError
+from afina.tasks.forms import BETWEEN_LABELS, CLASSES, FLAGS, FORMS, NUMBERS, Form, Written, as_number, with_bars
 from afina.types import TaskSpec
 
 _COLUMNS = ("image", "target")
-_BETWEEN_LABELS = "|"
+_TAGS = ("tags", "labels")  # columns that hold several labels
 _FAMILY = re.compile(rf"(?P<stem>(?:.*[_./-])?)(?P<split>{'|'.join(SPLIT_NAMES)})\.csv", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _MISSING = "named in the table, but there is no such file"
@@ -84,13 +83,16 @@ def list_table(files: Files, table: str, name: str, seed: int, task: str | None)
     rows = {tables[path]: _rows(texts[path], path) for path in tables}
     if len(tables) == 1 and any(row.split for row in next(iter(rows.values()))):
         rows = _by_column(next(iter(rows.values())))
-    columns = _label_columns(texts[table])
-    spec = _task([row for split in rows.values() for row in split], task, columns)
+    form = _form([row for split in rows.values() for row in split], task, texts[table])
+    if form is FLAGS:
+        rows = _with_bars(rows)
+    columns, every_row = _label_columns(texts[table]), [row for split in rows.values() for row in split]
+    spec = form.spec(columns or form.labels([Written(row.place, row.target) for row in every_row]))
     parts, missing = {}, dict[str, str]()
     for split, split_rows in rows.items():
-        parts[split] = _part(files, posixpath.dirname(table), split_rows, spec, missing)
+        parts[split] = _part(files, posixpath.dirname(table), split_rows, form, spec, missing)
     if len(parts) == 1:
-        labels = spec.labels if spec.name == "classification" else ()
+        labels = spec.labels if form.by_class else ()
         parts = split_one(next(iter(parts.values())), labels, seed, name)
     content = "\0".join(texts[path] for path in sorted(texts)).encode()
     fingerprint = fingerprint_of(files, {key for part in parts.values() for key in part.keys}, content)
@@ -151,14 +153,20 @@ def _header(text: str) -> list[str]:
 
 
 def _is_table(text: str) -> bool:
-    return set(_COLUMNS) <= set(_header(text)) or bool(_label_columns(text))
+    return _target_column(text) is not None or bool(_label_columns(text))
+
+
+def _target_column(text: str) -> str | None:
+    """The column of the targets, in a table that has one beside that of the images."""
+    columns = _header(text)
+    return next((name for name in ("target", *_TAGS) if name in columns and "image" in columns), None)
 
 
 def _label_columns(text: str) -> tuple[str, ...]:
     """The columns that say 1 or 0 for a label each, in a table that has no target; none in any other."""
     reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
     names = [column.strip() for column in next(reader, [])]
-    if "image" not in map(str.lower, names) or "target" in map(str.lower, names):
+    if "image" not in map(str.lower, names) or _target_column(text) is not None:
         return ()
     places = [i for i, name in enumerate(names) if name.lower() not in ("image", "split")]
     lines = [line for line in reader if any(cell.strip() for cell in line)]
@@ -167,16 +175,16 @@ def _label_columns(text: str) -> tuple[str, ...]:
 
 
 def _rows(text: str, table: str) -> list[Row]:
-    columns, labels = _header(text), _label_columns(text)
-    if not labels and not set(_COLUMNS) <= set(columns):
+    columns, labels, target_column = _header(text), _label_columns(text), _target_column(text)
+    if not labels and target_column is None:
         raise InputError(
             f"{table} has no column named {' or '.join(c for c in _COLUMNS if c not in columns)}.",
             why=f"Its columns are: {', '.join(columns) or 'none, it is empty'}.",
-            fix="Name the columns image and target in the first line, or image and, with 0 or 1 in each line, a label "
-            "each.",
+            fix="Name the columns image and target in the first line, image and tags for several labels, or image and, "
+            "with 0 or 1 in each line, a label each.",
         )
     flags = {label: columns.index(label.lower()) for label in labels}
-    places = [columns.index(c) if c in columns else -1 for c in (*_COLUMNS, "split")]
+    places = [columns.index(c) if c in columns else -1 for c in ("image", target_column, "split")]
     delimiter = _delimiter(text)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     next(reader)
@@ -185,7 +193,7 @@ def _rows(text: str, table: str) -> list[Row]:
         if any(cell.strip() for cell in line):
             image, target, split = (line[i].strip() if 0 <= i < len(line) else "" for i in places)
             if labels:
-                target = _BETWEEN_LABELS.join(label for label, i in flags.items() if line[i].strip() == "1")
+                target = BETWEEN_LABELS.join(label for label, i in flags.items() if line[i].strip() == "1")
             target = _with_point(target, delimiter != ",")
             rows.append(Row(f"{table}, line {reader.line_num}", image, target, split_word(split)))
     if not rows:
@@ -210,40 +218,24 @@ def _by_column(rows: list[Row]) -> dict[str, list[Row]]:
     return {split: [row for row in rows if row.split == word] for split, word in roles(words).items()}
 
 
-def _task(rows: list[Row], task: str | None, columns: tuple[str, ...]) -> TaskSpec:
-    if columns:
-        return TaskSpec("multilabel", columns)
-    if task == "multilabel":
-        return TaskSpec("multilabel", tuple(sorted({label for row in rows for label in _labels(row.target)})))
-    numbers = [_number(row.target) for row in rows]
-    if task == "classification" or (task is None and all(n is None for n in numbers)):
-        empty = next((row for row in rows if not row.target), None)
-        if empty:
-            raise InputError(f"{empty.place}: the target is empty.", fix="Write the class, or delete the line.")
-        return TaskSpec("classification", tuple(sorted({row.target for row in rows})))
-    for row, number in zip(rows, numbers, strict=True):
-        if number is None or not math.isfinite(number):
-            raise InputError(
-                f"{row.place}: the target {row.target!r} is not a {'finite ' * (number is not None)}number.",
-                why="The other targets are numbers." if task is None else "Regression predicts numbers.",
-                fix="Correct the line or delete it; or give --task classification, if targets are names.",
-            )
-    return TaskSpec("regression", ("target",))
+def _form(rows: list[Row], task: str | None, text: str) -> Form:
+    """The form of the targets: the one that is asked for, or what the columns and the targets say."""
+    if _label_columns(text):
+        return FLAGS
+    if task is not None:
+        return FORMS[task]
+    if _target_column(text) in _TAGS or any(BETWEEN_LABELS in row.target for row in rows):
+        return FLAGS
+    return CLASSES if all(as_number(row.target) is None for row in rows) else NUMBERS
 
 
-def _labels(target: str) -> list[str]:
-    return [label.strip() for label in target.split(_BETWEEN_LABELS) if label.strip()]
+def _with_bars(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The rows with `|` between the labels of an image, whatever the table has there."""
+    texts = iter(with_bars([row.target for split in rows.values() for row in split]))
+    return {name: [row._replace(target=next(texts)) for row in split] for name, split in rows.items()}
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _part(files: Files, base: str, rows: Iterable[Row], spec: TaskSpec, missing: dict[str, str]) -> Part:
-    number = {label: i for i, label in enumerate(spec.labels)}
+def _part(files: Files, base: str, rows: Iterable[Row], form: Form, spec: TaskSpec, missing: dict[str, str]) -> Part:
     keys, targets = [], []
     for row in rows:
         key = _find_image(files, base, row.image)
@@ -252,14 +244,7 @@ def _part(files: Files, base: str, rows: Iterable[Row], spec: TaskSpec, missing:
             continue
         keys.append(key)
         targets.append(row.target)
-    if spec.name == "classification":
-        return Part(tuple(keys), np.array([number[t] for t in targets], dtype=np.int64))
-    if spec.name == "multilabel":
-        rows_of_flags = np.zeros((len(keys), len(spec.labels)), dtype=np.float32)
-        for i, target in enumerate(targets):
-            rows_of_flags[i, [number[label] for label in _labels(target)]] = 1
-        return Part(tuple(keys), rows_of_flags)
-    return Part(tuple(keys), np.array([float(t) for t in targets], dtype=np.float32).reshape(-1, 1))
+    return Part(tuple(keys), form.from_text(targets, spec.labels))
 
 
 def _find_image(files: Files, base: str, image: str) -> str | None:

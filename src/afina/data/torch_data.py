@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from afina.data.decode import reason
 from afina.data.listing import SPLITS, Listing, Part, split_one
 from afina.errors import InputError
+from afina.tasks.forms import CLASSES, FLAGS, FORMS, NUMBERS, Form
 from afina.types import InputSpec, TaskSpec
 
 _SAMPLE = 64  # images that the fingerprint looks into
@@ -25,7 +26,7 @@ _TWICE = 8  # images read twice, to see whether the dataset varies them
 
 class _Item(NamedTuple):
     image: Any  # a PIL image, or float32 [C, H, W]
-    target: Any  # int, a tuple of floats, or None
+    target: Any  # int, a tuple of numbers, or None
 
 
 class _Items:
@@ -56,10 +57,11 @@ def is_torch_data(source: object) -> bool:
 def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing:
     """`(image, target)` items, or images alone.
 
-    Images are float tensors `[C, H, W]` that are ready for the network, or PIL images and uint8 arrays
-    (`[H, W, C]`, `[H, W]`; tensors `[C, H, W]`), which are preprocessed like files. Integer targets are class
-    numbers, fractions are regression. Ready tensors are kept within `memory` bytes, unless the dataset gives
-    something else at a second look (its own augmentation): then it is read anew each time.
+    Images are float tensors `[C, H, W]` that are ready for the network, or PIL images and uint8 arrays (`[H, W,
+    C]`, `[H, W]`; tensors `[C, H, W]`), which are preprocessed like files. Integer targets are class numbers,
+    fractions are regression, and vectors of 0 and 1 say which labels an image has (vectors of floats that are all 0
+    and 1 too: give the task regression where they are numbers). Ready tensors are kept within `memory` bytes,
+    unless the dataset gives something else at a second look (its own augmentation): then it is read anew each time.
 
     Raises:
         InputError: items are of another kind, or differ in kind or size.
@@ -71,11 +73,14 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
         items.collections[split] = _collection(one, memory)
     reader = _Reader(items, memory)
     parts = {split: reader.read(split, len(items.collections[split])) for split in collections}
-    spec = _task(parts, task, _classes(collections["train"]), reader.labelled)
-    finished = {split: Part(tuple(keys), _targets(targets, spec)) for split, (keys, targets) in parts.items()}
+    form, spec = _task(parts, task, _classes(collections["train"]), reader.labelled)
+    finished = {
+        split: Part(tuple(keys), form.from_numbers([0 if t is None else t for t in targets], spec.labels))
+        for split, (keys, targets) in parts.items()
+    }
     name = "dataset"
     if not several:
-        labels = spec.labels if spec.name == "classification" else ()
+        labels = spec.labels if form.by_class else ()
         finished = split_one(finished["train"], labels, seed, name)
     return Listing(
         name,
@@ -221,37 +226,52 @@ def _image(image: Any) -> Any:
     )
 
 
-def _target(target: Any) -> int | tuple[float, ...]:
+def _target(target: Any) -> int | tuple[int, ...] | tuple[float, ...]:
     value = target.detach().cpu().numpy() if isinstance(target, Tensor) else target
     if isinstance(value, (bool, int, float, np.generic, np.ndarray, list, tuple)):
         array = np.asarray(value)
         if array.dtype.kind in "biu" and array.size == 1:
             return int(array.reshape(()))
+        if array.dtype.kind in "biu" and array.ndim == 1 and array.size and np.isin(array, (0, 1)).all():
+            return tuple(int(v) for v in array)
         if array.dtype.kind in "f" and array.ndim <= 1 and array.size and np.isfinite(array).all():
             return tuple(float(v) for v in array.reshape(-1))
     raise InputError(
         f"A target of the dataset is {str(target)[:60]!r} ({_describe(target)}).",
-        fix="Give class numbers (integers from 0) or finite numbers to predict (floats).",
+        fix="Give class numbers (integers from 0), finite numbers to predict (floats), or a vector of 0 and 1 that "
+        "says which labels the image has.",
     )
 
 
 def _task(
     parts: dict[str, tuple[list[str], list[Any]]], task: str | None, classes: Sequence[str], labelled: bool
-) -> TaskSpec:
+) -> tuple[Form, TaskSpec]:
+    """The form of the targets, and the task with its labels: as asked for, or as the targets say."""
     targets = [target for _, split_targets in parts.values() for target in split_targets]
+    asked = None if task is None else FORMS[task]
     if not labelled:
-        return TaskSpec(task or "classification", tuple(classes))
+        form = asked or CLASSES
+        return form, form.spec(tuple(classes))
     widths = {len(target) if isinstance(target, tuple) else 0 for target in targets}
     if len(widths) > 1:
         raise InputError("The dataset's targets are of different kinds.", fix="Give all of them as one kind.")
     width = next(iter(widths), 0)
-    if task == "regression" or (task is None and width):
-        count = max(width, 1)
-        return TaskSpec("regression", ("target",) if count == 1 else tuple(f"target{i}" for i in range(count)))
+    flags = width > 1 and all(number in (0, 1) for target in targets for number in target)
+    form = asked or (FLAGS if flags else NUMBERS if width else CLASSES)
+    if form is FLAGS:
+        if not flags:
+            raise InputError(f"{targets[0]} is no vector of 0 and 1.", fix="Give one number, 0 or 1, for each label.")
+        return form, form.spec(tuple(classes) if len(classes) == width else _numbered(width))
+    if form is NUMBERS:
+        return form, form.spec(("target",) if width < 2 else tuple(f"target{i}" for i in range(width)))
+    return form, form.spec(_class_names(targets, width, classes))
+
+
+def _class_names(targets: list[Any], width: int, classes: Sequence[str]) -> tuple[str, ...]:
     if width or min(targets, default=0) < 0:
         raise InputError(
             f"{min(targets)} is not a class number.",
-            fix="Give integers from 0 on, or ask for the task regression.",
+            fix=f"Give integers from 0 on, or ask for the task {NUMBERS.task}.",
         )
     most = max(targets, default=0)
     if classes and most >= len(classes):
@@ -259,14 +279,11 @@ def _task(
             f"The dataset names {len(classes)} classes, and has a target {most}.",
             fix="Number classes from 0.",
         )
-    return TaskSpec("classification", tuple(classes) or tuple(str(i) for i in range(most + 1)))
+    return tuple(classes) or _numbered(most + 1)
 
 
-def _targets(targets: list[Any], spec: TaskSpec) -> np.ndarray:
-    if spec.name == "regression":
-        shape = (len(targets), max(spec.outputs, 1))
-        return np.array([0.0 if t is None else t for t in targets], dtype=np.float32).reshape(shape)
-    return np.array([0 if t is None else t for t in targets], dtype=np.int64)
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(count))
 
 
 def _classes(one: Any) -> tuple[str, ...]:

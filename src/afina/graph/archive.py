@@ -20,7 +20,7 @@ from afina.errors import InputError, Unsupported, check_file, first_lines
 from afina.graph.outputs import SINGLE
 from afina.graph.screening import reason_to_refuse
 from afina.store.files import write as write_whole
-from afina.types import InputSpec, TaskSpec
+from afina.types import InputSpec, TaskSpec, plain_task
 
 if TYPE_CHECKING:
     from afina.graph.network import Network
@@ -51,7 +51,7 @@ def packed(network: "Network") -> bytes:
     about = {
         "format": f"{_FORMAT_NAME}{_FORMAT}",
         "input": asdict(network.input),
-        "task": asdict(network.task),
+        "task": plain_task(network.task),
         "frozen": sorted(network.frozen),
         "outputs": list(network.outputs),
         "batch_size": network.batch_size,
@@ -149,4 +149,4 @@ def _input_spec(raw: dict[str, Any]) -> InputSpec:
 
 
 def _task_spec(raw: dict[str, Any]) -> TaskSpec:
-    return TaskSpec(raw["name"], tuple(raw["labels"]))
+    return TaskSpec(raw["name"], tuple(raw["labels"]), raw.get("file", ""))

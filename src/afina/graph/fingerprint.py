@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from afina.graph.ops import arguments
 from afina.graph.stored import attribute
+from afina.tasks.table import identity_of
 
 if TYPE_CHECKING:
     from afina.graph.network import Network
@@ -33,7 +34,7 @@ def fingerprint(network: "Network") -> str:
     digest = hashlib.sha256()
     about = {
         "input": asdict(network.input),
-        "task": asdict(network.task),
+        "task": identity_of(network.task),
         "frozen": sorted(network.frozen),
         "outputs": network.outputs,
     }

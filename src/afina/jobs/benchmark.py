@@ -11,6 +11,7 @@ from afina.data import ImageData
 from afina.devices import measure_latency, measure_memory
 from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
+from afina.jobs.common.chance import near_chance
 from afina.jobs.common.model_source import parse_input_size
 from afina.jobs.common.subject import open_images
 from afina.jobs.options.benchmark import BenchmarkOptions
@@ -66,7 +67,7 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     threads = options.threads or available_cores()
     inputs = [_input(path, images, options.input_size) for path in paths]
     times = _latencies(paths, inputs, threads, options.batch)
-    rows: list[Row] = []
+    rows, guessing = list[Row](), list[str]()
     task, reference = _task(paths, images), dict[str, np.ndarray]()
     for path, spec in zip(paths, inputs, strict=True):
         runtime = runtime_of(path)
@@ -76,7 +77,9 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
         if images.labelled:
             task.check_outputs({name: value.shape for name, value in outputs.items()})
         reference = reference or outputs
-        quality = measure_quality(outputs, images, task, reference=reference, runtime=runtime, split=images.judging)
+        quality = measure_quality(
+            outputs, images, task, spec, reference=reference, runtime=runtime, split=images.judging
+        )
         size = sum(part.stat().st_size for part in runtime.files(path))
         measured = {
             "quality": quality,
@@ -84,7 +87,11 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
             "latency": times[str(path)],
             "peak_memory": measure_memory(path, spec.shape, threads=threads),
         }
+        if images.labelled and (text := near_chance(quality, images, spec, str(path), images.judging)):
+            guessing.append(text)
         rows.append(Row(str(path), runtime.name, measured))
+    if guessing:
+        progress.warn(guessing[0])
     return tuple(rows)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from afina.data import open_data
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.subject import Subject, load_for, open_images
 from afina.jobs.options.declaration import command
@@ -42,7 +43,10 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     check_source(options.student)
     given = data if data is not None else unlabelled
     judged_images = open_images(given, options.task, seed=seed, unlabelled=data is None, progress=progress)
-    teacher = load_for(judged_images, options.teacher, options, progress, trains=False).network
+    loaded = load_for(judged_images, options.teacher, options, progress, trains=False)
+    teacher, alarms = loaded.network, tuple[str, ...]()
+    if loaded.pretrained and not isinstance(options.teacher, Network):  # that of a recipe was looked at before
+        alarms = alarm(teacher, judged_images, progress)
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
@@ -72,7 +76,8 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
         seconds=time.monotonic() - start,
         notes=(f"trained for {len(curve)} epochs, taught by {name_of(options.teacher)}",),
     )
-    return trained, Subject(network, judged_images, 0, seed, progress, teacher=teacher).judged(record, trained)
+    subject = Subject(network, judged_images, 0, seed, progress, teacher=teacher, alarms=alarms)
+    return trained, subject.judged(record, trained)
 
 
 distill = command(DistillOptions, _distill)

@@ -11,12 +11,14 @@ from afina.data import ImageData
 from afina.devices.machine import available_cores, describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
+from afina.graph.propagate import output_shapes
 from afina.jobs.candidates.judging import TestJudgement, judge_on_test
 from afina.jobs.candidates.making import Maker
 from afina.jobs.candidates.pool import CandidatePool
 from afina.jobs.candidates.search import Search
 from afina.jobs.candidates.stages import Job
 from afina.jobs.candidates.variants import ORIGINAL
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.model_source import check_source, name_of, parse_input_size
 from afina.jobs.common.recipe import RECIPE_FILE, recipe_text
 from afina.jobs.common.subject import load_for, open_images
@@ -98,6 +100,7 @@ def _optimize(options: OptimizeOptions) -> Result:
         job = Job(run, images, runtime, threads, options.batch, options.seed, progress)
         _report_data(job)
         adapted, network = _adapt(job, source, options, trainings)
+        adapted = replace(adapted, notes=(*alarm(network, images, progress), *adapted.notes))
         pool = CandidatePool(Maker(job, network, budget, trainings.finetuning), metric)
         candidates = Search(pool, options.thorough).run()
         result = _decide(job, candidates, adapted, network, budget, metric, name_of(options.model, full=True))
@@ -314,6 +317,7 @@ def _decide(
         artifact=f"artifact/{Path(file).name}",
         out=str(job.run.folder),
         usage=job.runtime.usage_of(f"artifact/{Path(file).name}"),
+        guide=get_task(network.task).guide({name: shape[1:] for name, shape in output_shapes(network).items()}),
     )
 
 

@@ -149,8 +149,8 @@ class _Quantization:
             check_kept(record, limits)
         if self.options.save_plan is not None:
             write_plan(Path(self.options.save_plan), source, kept, self.exporter.runtime.name)
-        guarded = limits.max_drop is not None
-        return network, replace(record, notes=(*record.notes, *cautions(record, subject, guarded=guarded)))
+        last = cautions(record, subject, guarded=limits.max_drop is not None)
+        return network, replace(record, notes=(*subject.alarms, *record.notes, *last))
 
     def _narrow(self, context: Context) -> tuple[str, ...]:
         """A warning on calibration images of a narrow range, where ranges rest on them."""

@@ -10,6 +10,7 @@ from typing import Any
 from afina.data import ImageData
 from afina.errors import InputError
 from afina.graph.network import Network
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.drops import drop_note
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
@@ -64,6 +65,7 @@ class RecipeResult:
         original_size: Bytes of the file of the model as it was.
         split: The split that both files were judged on: `test`, or `validation` where there is no other.
         drop: What the file loses against the model as it was, and how sure that is, in words.
+        notes: What the user should know of the model as it was.
     """
 
     network: str
@@ -75,6 +77,7 @@ class RecipeResult:
     original_size: float
     split: str
     drop: str
+    notes: tuple[str, ...] = ()
 
 
 def _run(options: RunOptions) -> RecipeResult:
@@ -102,7 +105,8 @@ def _run(options: RunOptions) -> RecipeResult:
     _check_steps(steps, exporter)
     check_source(options.model, options.weights, options.input_size)
     images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
-    original = load_for(images, options.model, options, progress, trains=False).network
+    loaded = load_for(images, options.model, options, progress, trains=False)
+    original = loaded.network
     name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"
     folder = Path(options.out) if options.out is not None else Path("runs") / f"{name}-{name_of(options.model)}"
     config = {
@@ -111,7 +115,8 @@ def _run(options: RunOptions) -> RecipeResult:
     }  # fmt: skip
     with Run.open(folder, config, argv=command_line("run", replace(options, out=folder))) as run_folder:
         job = _Job(run_folder, steps, original, images, exporter, options.seed, progress)
-        return job.finish(*job.apply())
+        notes = alarm(original, images, progress) if loaded.pretrained else ()
+        return job.finish(*job.apply(), notes)
 
 
 run = command(RunOptions, _run)
@@ -156,7 +161,7 @@ class _Job:
         outcome: tuple[Network, Record] = _JOBS[step.technique](**arguments)
         return outcome
 
-    def finish(self, network: Network, records: tuple[Record, ...]) -> RecipeResult:
+    def finish(self, network: Network, records: tuple[Record, ...], notes: tuple[str, ...]) -> RecipeResult:
         """Write the network and its file into the run folder, and judge the file beside the original's."""
         runtime = self.exporter.runtime
         with self.run.file("network.pt2") as path:
@@ -171,7 +176,7 @@ class _Job:
         result = RecipeResult(
             str(self.run.folder / "network.pt2"), str(self.run.folder / f"model{runtime.suffix}"), records,
             after.quality, first.quality, after.size, first.size, split,
-            drop_note(first.outputs, after.outputs, self.data, get_task(network.task), split),
+            drop_note(first.outputs, after.outputs, self.data, get_task(network.task), network.input, split), notes,
         )  # fmt: skip
         with self.run.file("metadata.json") as path:
             path.write_text(json.dumps(to_plain(result), indent=2))
@@ -211,7 +216,7 @@ def describe(result: RecipeResult) -> str:
     lines.append(result.drop)
     sizes = " to ".join(format_value(size, "B") for size in (result.original_size, result.size))
     lines.append(f"File: {sizes}, {result.original_size / result.size:.1f} times smaller.")
-    return "\n".join([*lines, f"The file is {result.file}, the network {result.network}."])
+    return "\n".join([*lines, *result.notes, f"The file is {result.file}, the network {result.network}."])
 
 
 def _short(record: Record) -> str:

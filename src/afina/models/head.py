@@ -70,8 +70,9 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
 
     Args:
         network: The network; it is left as it is.
-        task: The task, which gives the number of outputs.
-        bias: Bias `[outputs]` of the new layer, whose weights are random (Kaiming uniform, as in torch's layers).
+        task: The task.
+        bias: Bias `[outputs]` of the new layer, as many as the task needs; its weights are random (Kaiming uniform, as
+            in torch's layers).
 
     Raises:
         InputError: the last layer cannot be found, or the outputs do not follow its width.
@@ -81,7 +82,7 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
     if head is None:
         raise _no_head(network, task)
     old = twin.module.get_parameter(head.weight)
-    weight = torch.empty(task.outputs, *old.shape[1:])
+    weight = torch.empty(len(bias), *old.shape[1:])
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     put_parameter(twin.module, head.weight, weight.to(network.device))
     bias = bias.to(network.device, torch.float32)
@@ -99,7 +100,7 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
         shape = output_shapes(new)[new.outputs[0]][1:]
     except Exception as error:  # torch.export raises whatever the graph's operators raise
         raise _no_head(network, task) from error
-    if len(new.outputs) > 1 or shape != (task.outputs,):
+    if len(new.outputs) > 1 or shape != (len(bias),):
         raise _no_head(network, task)
     return new.train(network.training)
 

@@ -59,7 +59,7 @@ def load_model(
     options: Mapping[str, Any] | None = None,
     trains: bool = True,
     scaling: Scaling = ASSUMED,
-    known_task: str = "",
+    known_task: TaskSpec | None = None,
 ) -> Loaded:
     """Load a model and fit its head to the task.
 
@@ -78,7 +78,7 @@ def load_model(
         trains: Whether the network is trained for the task afterwards; where it is not, a last layer that would start
             from random weights is refused.
         scaling: How the user says that pixels are scaled.
-        known_task: Name of the task that the user says the model is for, where `task` is None.
+        known_task: The task that the user says the model is for, where `task` is None; without labels.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -135,11 +135,11 @@ class _LoadRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
     scaling: Scaling = ASSUMED
-    known_task: str = ""
+    known_task: TaskSpec | None = None
 
     @property
     def outputs(self) -> int | None:
-        return None if self.task is None else self.task.outputs
+        return None if self.task is None else get_task(self.task).head_outputs()
 
     @property
     def file(self) -> Path | None:
@@ -199,9 +199,9 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
         fit = load_weights(module, request.file, width_of(shapes), name)
     network = capture(module, input)
     width = width_of(output_shapes(network))
-    known = (request.known_task or source.task) if task is None else task.name
-    if width is not None and known:
-        network.task = TaskSpec(known, _numbered(width))
+    known = (request.known_task or (TaskSpec(source.task, ()) if source.task else None)) if task is None else task
+    if width is not None and known is not None:
+        network.task = replace(known, labels=_numbered(width))
     return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)
 
 
@@ -213,6 +213,8 @@ def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded
             fix=f"Leave `random` out ({WEIGHTS}), or give the model that it was made from.",
         )
     network, fit = original.copy().eval(), Fit()
+    if request.known_task == UNKNOWN_TASK:  # what the network is for does not matter to who asks for that
+        network.task = UNKNOWN_TASK
     if request.file is not None:
         fit = load_weights(network.module, request.file, width_of(output_shapes(network)), name)
     if request.size is not None and request.size != (network.input.height, network.input.width):
@@ -280,10 +282,10 @@ def _with_head(
     #   "0", "1", trained                          is kept as it is, with a note that the order is assumed
     if task is not None:
         shapes = output_shapes(network)
-        width = width_of(shapes)
-        if width is None:
+        width, wanted = width_of(shapes), get_task(task).head_outputs()
+        if width is None or wanted is None:
             get_task(task).check_outputs(shapes)
-        elif width != task.outputs or not (fresh or _fits(network.task, task)):
+        elif width != wanted or not (fresh or _fits(network.task, task)):
             replaced, fresh = width, True
             network = with_new_head(network, task, _bias(request, task))
         elif fresh or not trained:
@@ -345,7 +347,7 @@ def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
 
 def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:
     bias = None if request.targets is None else get_task(task).initial_bias(request.targets)
-    return torch.zeros(task.outputs) if bias is None else bias
+    return torch.zeros(get_task(task).head_outputs() or task.outputs) if bias is None else bias
 
 
 def _new_head_note(before: int, task: TaskSpec, layers: tuple[str, ...]) -> str:

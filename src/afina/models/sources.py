@@ -17,6 +17,7 @@ from afina.models.builtin import BUILTIN
 from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
 from afina.models.userfile import check_options
 from afina.progress import Progress
+from afina.tasks.forms import CLASSES
 from afina.types import InputSpec
 
 _CLASSES = 1000
@@ -81,7 +82,7 @@ def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
         )
     # All that these libraries name here are classifiers; without classes (`num_classes=0`) it gives features.
     built = LIBRARIES[library].build(request)
-    return built if request.outputs == 0 else replace(built, task="classification")
+    return built if request.outputs == 0 else replace(built, task=CLASSES.task)
 
 
 def library_of(name: str, library: str | None) -> str:

@@ -1,19 +1,16 @@
 """A model that a function in the user's own Python file builds: `path/file.py:builder`."""
 
 import contextlib
-import hashlib
-import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from afina.errors import InputError, check_file, did_you_mean
+from afina.errors import InputError, did_you_mean
+from afina.userfile import importable, load_function, reason_in
 
 _WIDTHS = ("classes", "num_classes")
 
@@ -36,7 +33,7 @@ def build_from_file(
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
     """
-    with _importable(path.parent):
+    with importable(path.parent):
         function = load_function(path, builder)
         arguments = {key: outputs for key in _takes(function)[:1] if outputs is not None}
         check_options(builder, function, options or {}, known=tuple(arguments))
@@ -47,7 +44,7 @@ def build_from_file(
         except (Exception, SystemExit) as error:
             shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
             raise InputError(
-                f"{builder}({shown}) in {path} fails.", _reason(error, path), "Correct it, then try again."
+                f"{builder}({shown}) in {path} fails.", reason_in(error, path), "Correct it, then try again."
             ) from error
     if not isinstance(built, nn.Module):
         raise InputError(
@@ -55,17 +52,6 @@ def build_from_file(
             fix="Name a function that builds and returns the model.",
         )
     return built
-
-
-def load_function(path: Path, name: str) -> Callable[..., Any]:
-    """The function `name` of the Python file at `path`.
-
-    Raises:
-        InputError: the file or the function is missing, or the import fails.
-    """
-    check_file(path)
-    with _importable(path.parent):
-        return _builder(_imported(path), path, name)
 
 
 def check_options(
@@ -107,44 +93,6 @@ def check_required(name: str, function: Callable[..., Any], available: Container
             )
 
 
-def _imported(path: Path) -> ModuleType:
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"_afina_user_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file.", fix="Give file.py:builder.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name.
-    sys.modules[name] = module
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise InputError(f"{path} cannot be imported.", _reason(error, path), "Correct it, then try again.") from error
-    return module
-
-
-def _builder(module: ModuleType, path: Path, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if callable(function):
-        return function
-    functions = [
-        key
-        for key, value in vars(module).items()
-        if callable(value) and not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
-    ]
-    what = f"{name} in {path} is not a function." if function is not None else f"{path} has no function {name!r}."
-    raise InputError(what if name else f"{path} needs the name of a function.", fix=f"{_offer(path, name, functions)}")
-
-
-def _offer(path: Path, name: str, functions: list[str]) -> str:
-    return (
-        did_you_mean(name, functions)
-        or f"Write a function in {path.name} that returns the model, and name it after a colon."
-    )
-
-
 def _takes(function: Callable[..., Any]) -> list[str]:
     """The parameters of the function that stand for the number of outputs, by name."""
     try:
@@ -152,34 +100,3 @@ def _takes(function: Callable[..., Any]) -> list[str]:
     except (TypeError, ValueError):
         return []
     return [name for name in _WIDTHS if name in parameters]
-
-
-def _reason(error: BaseException, path: Path) -> str:
-    """The error in one line, with the line of the user's file that it came from."""
-    text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
-    if isinstance(error, SyntaxError):
-        return f"{text} (line {error.lineno})" if error.lineno else text
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
-    lines = lines or [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
-    return f"{text} ({path.name}, line {lines[-1]})" if lines else text
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """The folder first on the import path; what was imported from it is forgotten afterwards.
-
-    Two folders may each have a `layers.py`: the builder of the second must not import the first one's.
-    """
-    entry, before = str(folder.resolve()), set(sys.modules)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(entry)
-        for name in set(sys.modules) - before:
-            top = sys.modules.get(name.partition(".")[0])
-            file = Path(getattr(top, "__file__", None) or "/")
-            here = file.parent.parent if file.name == "__init__.py" else file.parent
-            if str(here) == entry and not name.startswith("_afina_user_"):
-                del sys.modules[name]

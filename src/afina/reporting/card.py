@@ -9,6 +9,7 @@ from afina.reporting.words import (
     flat,
     input_words,
     metric_words,
+    output_words,
     provenance,
     recipe_words,
     spread_words,
@@ -51,6 +52,7 @@ def write_card(result: Result, path: Path) -> Path:
         metric=metric_words(result.metric),
         labels=result.task.labels[:_MOST_LABELS],
         more_labels=max(0, len(result.task.labels) - _MOST_LABELS),
+        outputs=output_words(result.guide),
         preprocessing=input_words(result.input),
         machine=flat(result.machine),
         limits=limitations(result),
@@ -63,17 +65,12 @@ def write_card(result: Result, path: Path) -> Path:
 def snippet(result: Result) -> str:
     """Python that loads the artifact and predicts for `photo.jpg`, run in the run folder.
 
-    The lines that load and run the file are the runtime's own (`Result.usage`); where it gives none, the snippet is
-    empty. It preprocesses as the validation images were (transparency and 16-bit images aside, which Pillow converts in
-    its own way here).
+    The lines that load and run the file are the runtime's own (`Result.usage`), where it gives none, the snippet is
+    empty; those that read the outputs are the task's (`Result.guide`). It preprocesses as the validation images were
+    (transparency and 16-bit images aside, which Pillow converts in its own way here).
     """
     if not result.usage:
         return ""
-    labels = 'json.load(open("artifact/metadata.json"))["labels"]'
-    if result.task.name == "classification":
-        answer = f"print({labels}[scores.argmax()])"
-    else:
-        answer = f"print(dict(zip({labels}, scores.tolist())))"
     usage = result.usage.splitlines()
     imports = [line for line in usage if line.startswith(("import ", "from "))]
     return "\n".join(
@@ -85,7 +82,8 @@ def snippet(result: Result) -> str:
             "",
             *_preprocessing(result.input),
             *(line for line in usage if line not in imports),
-            answer,
+            'labels = json.load(open("artifact/metadata.json"))["labels"]',
+            *(result.guide.code or "print(outputs)").splitlines(),
         ]
     )
 
@@ -126,7 +124,7 @@ def _quality_limit(result: Result, quality: Measurement) -> str:
         text += f" ({spread}, one standard error)"
     text += "."
     text += f" {certainty(result)}" if result.judged else ""
-    if metric_words(result.metric).endswith("original"):
+    if result.metric.of_original:
         text += " The data has no labels, so it compares with the original model, whatever that is worth."
     return text
 

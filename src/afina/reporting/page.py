@@ -17,6 +17,7 @@ from afina.reporting.facts import (
     quality_label,
     title,
 )
+from afina.reporting.labels import label_columns, label_rows
 from afina.reporting.layers import layer_table
 from afina.reporting.words import (
     flat,
@@ -104,6 +105,8 @@ def _content(result: Result) -> dict[str, Any]:
             (c, recipe_words(c.recipe, 2), recipe_words(c.recipe), _numbers(result, c)) for c in result.candidates
         ],
         "layers": layer_table(result),
+        "label_rows": label_rows(result),
+        "label_columns": label_columns(result),
         "winner": winner,
         "works": [_work(record) for record in winner.records],
         "recipe": [step_words(step) for step in winner.recipe],

@@ -47,7 +47,10 @@ def write_metadata(result: Result, path: Path) -> Path:
             "scale": 1 / 255,
             "steps": input_words(result.input),
         },
-        "output": {"shape": ["N", result.task.outputs], "meaning": _meaning(result)},
+        "output": {
+            "shapes": {name: ["N", *shape] for name, shape in result.guide.shapes.items()},
+            "meaning": result.guide.meaning,
+        },
         "task": result.task.name,
         "labels": result.task.labels,
         "metric": {**asdict(result.metric), "description": metric_words(result.metric)},
@@ -69,9 +72,3 @@ def _numbers(candidate: Candidate) -> list[Any]:
         values = [getattr(measurement, field) for field in _FIELDS] if measurement else [None] * len(_FIELDS)
         cells += ["" if value is None else value for value in values]
     return cells
-
-
-def _meaning(result: Result) -> str:
-    if result.task.name == "classification":
-        return "One score (logit) for each label, in the order of `labels`; the largest is the answer."
-    return "One number for each label, in the order of `labels`."

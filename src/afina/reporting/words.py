@@ -4,14 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from afina.types import InputSpec, Measurement, MetricInfo, Step
+from afina.types import InputSpec, Measurement, MetricInfo, OutputGuide, Step
 from afina.units import format_size, format_value
 
-_METRICS = {
-    "mae": "mean absolute error",
-    "agreement": "agreement with the original",
-    "mae_to_original": "mean difference from the original",
-}
 _ORDERS = {"RGB": "RGB", "BGR": "BGR", "L": "grey"}
 _LONG_VALUE = 60  # characters
 _LONG_LIST = 8  # entries
@@ -19,7 +14,7 @@ _LONG_LIST = 8  # entries
 
 def metric_words(metric: MetricInfo) -> str:
     """`accuracy`, `mean absolute error`."""
-    return _METRICS.get(metric.name, metric.name.replace("_", " "))
+    return metric.words or metric.name.replace("_", " ")
 
 
 def difference(value: float, share: bool) -> str:
@@ -110,6 +105,17 @@ def input_words(spec: InputSpec) -> tuple[str, ...]:
         f"Subtract the mean ({mean}) and divide by the standard deviation ({std}), channel by channel.",
         f"Arrange as float32 [N, {spec.channels}, {spec.height}, {spec.width}]: batch, channels, height, width.",
     )
+
+
+def output_words(guide: OutputGuide) -> str:
+    """The outputs with their shapes, and what they mean.
+
+    Example:
+        >>> output_words(OutputGuide(meaning="One score for each class.", shapes={"outputs": (10,)}))
+        'outputs [N, 10]. One score for each class.'
+    """
+    shapes = (f"{name} [{', '.join(['N', *map(str, shape)])}]" for name, shape in guide.shapes.items())
+    return " ".join([*([f"{listing(shapes)}."] if guide.shapes else []), guide.meaning])
 
 
 def listing(parts: Iterable[str]) -> str:

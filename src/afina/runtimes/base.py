@@ -50,8 +50,8 @@ class Runtime(ABC):
         suffix: The ending of its files, with the dot, in small letters.
         package: The library's distribution, which is also what it is imported as.
         usage: Python code that loads a file and runs it, for people who deploy it: `{file}` stands for its path (other
-            braces are doubled). It reads the batch `x` (float32 `[N, C, H, W]`), and leaves the outputs of the first
-            image in `scores`.
+            braces are doubled). It reads the batch `x` (float32 `[N, C, H, W]`), and leaves the outputs (`[N, ...]`) in
+            `outputs`, by name.
         integers: Where the runtime likes integers, and how; `policy` completes it for this machine.
         stored_bits: For each number of bits that weights may have, how many bits of the file one weight takes.
         activation_bits: The numbers of bits that activations may have: the runtime computes with them, or dequantizes

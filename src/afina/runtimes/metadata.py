@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from afina.types import InputSpec, TaskSpec
+from afina.types import InputSpec, TaskSpec, plain_task
 
 if TYPE_CHECKING:
     from afina.graph import Network
@@ -20,7 +20,7 @@ TASK_KEY = "afina.task"
 
 def describe(network: "Network") -> dict[str, str]:
     """The two texts that go into a file made from `network`."""
-    return {INPUT_KEY: _compact(asdict(network.input)), TASK_KEY: _compact(asdict(network.task))}
+    return {INPUT_KEY: _compact(asdict(network.input)), TASK_KEY: _compact(plain_task(network.task))}
 
 
 def parse(texts: Mapping[str, str]) -> tuple[InputSpec, TaskSpec] | None:
@@ -44,7 +44,7 @@ def parse_values(input: Any, task: Any) -> tuple[InputSpec, TaskSpec] | None:
     """As `parse`, from the values of the two JSON texts."""
     try:
         spec = InputSpec(**{**input, "mean": tuple(input["mean"]), "std": tuple(input["std"])})
-        return spec, TaskSpec(task["name"], tuple(task["labels"]))
+        return spec, TaskSpec(task["name"], tuple(task["labels"]), task.get("file", ""))
     except (KeyError, TypeError):
         return None
 

@@ -31,7 +31,8 @@ class ONNXRuntime(Runtime):
     usage = """\
 import onnxruntime
 model = onnxruntime.InferenceSession("{file}")
-scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]
+names = [output.name for output in model.get_outputs()]
+outputs = dict(zip(names, model.run(names, {{model.get_inputs()[0].name: x}})))
 """
     stored_bits = {8: 8, 4: 4, 2: 2}  # noqa: RUF012 (a constant)
 

@@ -45,7 +45,7 @@ network = core.read_model("{file}")
 # In the precision that the file was judged in: by default, processors with bfloat16 compute in that.
 precision = "bf16" if network.has_rt_info(["afina_compute"]) else "f32"
 model = core.compile_model(network, "CPU", {{"INFERENCE_PRECISION_HINT": precision}})
-scores = model(x)[0][0]
+outputs = {{min(output.get_names(), key=len): value for output, value in model(x).items()}}
 """
     integers = IntegerPolicy(
         additions="in convolution",

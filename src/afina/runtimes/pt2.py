@@ -34,8 +34,7 @@ class TorchRuntime(Runtime):
 import torch
 from afina.graph import Network
 model = Network.load("{file}")
-outputs = model(torch.from_numpy(x))
-scores = next(iter(outputs.values())).detach().numpy()[0]
+outputs = {{name: value.detach().numpy() for name, value in model(torch.from_numpy(x)).items()}}
 """
 
     def start(self) -> None:

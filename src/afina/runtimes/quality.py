@@ -57,6 +57,7 @@ def measure_quality(
     outputs: Mapping[str, np.ndarray],
     data: "ImageData",
     task: "Task",
+    input: InputSpec,
     *,
     reference: Mapping[str, np.ndarray] | None = None,
     runtime: Runtime | None = None,
@@ -68,6 +69,7 @@ def measure_quality(
         outputs: The file's outputs `[N, ...]` by name, for the first N images of the split.
         data: The images, with or without labels.
         task: What the outputs mean.
+        input: What the file was given of each image.
         reference: Outputs of the original for the same images; needed where the data has no labels.
         runtime: The runtime that computed the outputs, for the record.
         split: The split that the images belong to.
@@ -81,13 +83,14 @@ def measure_quality(
     # Imported here: tasks need torch, and files are timed without it.
     from afina.tasks import value_with_error
 
-    evidence = evidence_of(outputs, data, task, reference=reference, split=split)
+    evidence = evidence_of(outputs, data, task, input, reference=reference, split=split)
     value, error = value_with_error(task, evidence, agreement=not data.labelled)
     metric = task.metric if data.labelled else task.agreement
     label = f"{runtime.package} {runtime.version()}, " if runtime else ""
     where = f"{label}{len(evidence)} {split} images of {data.name}"
     details = task.details(evidence, list(outputs))
-    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share)
+    by_label = task.by_label(evidence) if data.labelled else None
+    return Measurement(value, metric.name, "measured", error, len(evidence), where, details, metric.share, by_label)
 
 
 def measure_drop(
@@ -95,6 +98,7 @@ def measure_drop(
     after: Mapping[str, np.ndarray],
     data: "ImageData",
     task: "Task",
+    input: InputSpec,
     *,
     split: str = "validation",
 ) -> Measurement:
@@ -104,7 +108,7 @@ def measure_drop(
     """
     from afina.tasks import drop_with_error
 
-    rows = [evidence_of(outputs, data, task, reference=before, split=split) for outputs in (before, after)]
+    rows = [evidence_of(outputs, data, task, input, reference=before, split=split) for outputs in (before, after)]
     drop, error = drop_with_error(task, *rows, agreement=not data.labelled)
     metric = task.metric if data.labelled else task.agreement
     where = f"{len(rows[0])} {split} images of {data.name}"
@@ -115,6 +119,7 @@ def evidence_of(
     outputs: Mapping[str, np.ndarray],
     data: "ImageData",
     task: "Task",
+    input: InputSpec,
     *,
     reference: Mapping[str, np.ndarray] | None = None,
     split: str = "validation",
@@ -125,7 +130,7 @@ def evidence_of(
     """
     if data.labelled:
         count = len(next(iter(outputs.values())))
-        return task.evidence(task.decode(outputs), data.targets(split).numpy()[:count])
+        return task.evidence(task.decode(outputs), data.truth(split, input, count))
     if reference is None or _shapes(reference) != _shapes(outputs):
         raise InputError(
             "There is nothing to judge the outputs by.",

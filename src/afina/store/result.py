@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from afina.errors import InputError
+from afina.store.older import completed
 from afina.types import Result
 
 T = TypeVar("T")
@@ -46,21 +47,11 @@ def read_result(path: str | Path) -> Result:
             fix="Read it with the version that wrote it, or run the command again.",
         )
     try:
-        return from_plain(Result, _with_shares(raw))
+        return from_plain(Result, completed(raw))
     except ValidationError as error:
         raise InputError(
             f"{file} is not a valid result.", why=_problems(error), fix="Run the command again."
         ) from error
-
-
-def _with_shares(raw: dict[str, Any]) -> dict[str, Any]:
-    """A result of before 0.3, which does not say that its metric is a share, with that."""
-    metric = raw.get("metric")
-    if not isinstance(metric, dict) or "share" in metric or metric.get("name") not in ("accuracy", "agreement"):
-        return raw
-    for candidate in raw.get("candidates", ()):
-        candidate.get("measurements", {}).get("quality", {})["share"] = True
-    return {**raw, "metric": {**metric, "share": True}}
 
 
 def result_schema() -> dict[str, Any]:

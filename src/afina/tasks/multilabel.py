@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from afina.tasks.base import Arrays, Shapes, Task, Tensors, check_vector, only_output
-from afina.types import MetricInfo
+from afina.types import LabelTable, MetricInfo
+
+COLUMNS = (
+    MetricInfo("average precision", higher_is_better=True, share=True),
+    MetricInfo("images", higher_is_better=True),
+)
 
 
 class MultiLabel(Task):
@@ -18,11 +23,22 @@ class MultiLabel(Task):
     with the area under the whole precision-recall curve).
     """
 
-    metric = MetricInfo("map", higher_is_better=True, share=True)
-    agreement = MetricInfo("map_to_original", higher_is_better=True, share=True)
+    metric = MetricInfo("map", higher_is_better=True, share=True, words="mean average precision")
+    agreement = MetricInfo(
+        "map_to_original",
+        higher_is_better=True,
+        share=True,
+        words="mean average precision against the answers of the original",
+        of_original=True,
+    )
     reads = "multilabel"
     label_word = "labels"
     has_classes = True
+    meaning = (
+        "One score (logit) for each label, in the order of the labels; a label is given where it is more than 0, which "
+        "is a probability of one half."
+    )
+    code = "print([label for label, score in zip(labels, next(iter(outputs.values()))[0]) if score > 0])"
 
     def check_outputs(self, shapes: Shapes) -> None:
         check_vector(self, shapes)
@@ -61,6 +77,22 @@ class MultiLabel(Task):
         given, right = scores >= 0, targets > 0
         both = float((given & right).sum())
         return {"f1": 2 * both / max(1.0, float(given.sum() + right.sum()))}
+
+    def chance(self, targets: np.ndarray) -> float:
+        """The mean over labels of the share of images that have each: the average precision of a random order."""
+        shares = (np.asarray(targets) > 0).mean(axis=0)
+        return float(shares[shares > 0].mean()) if (shares > 0).any() else 0.0
+
+    def by_label(self, evidence: np.ndarray) -> LabelTable:
+        """Average precision of each label, and the images that have it."""
+        scores, targets = np.split(evidence, 2, axis=1)
+        return LabelTable(
+            COLUMNS,
+            {
+                label: (average_precision(scores[:, k], targets[:, k] > 0), float((targets[:, k] > 0).sum()))
+                for k, label in enumerate(self.spec.labels)
+            },
+        )
 
     def as_targets(self, predictions: np.ndarray) -> np.ndarray:
         """The labels that the network gives with a probability of one half or more."""

@@ -11,6 +11,7 @@ For an output `y` of the original and `z` of the other network, over all images:
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from afina.errors import InputError
 from afina.tasks.base import Arrays, Shapes, Task, Tensors
-from afina.types import MetricInfo
+from afina.types import MetricInfo, OutputGuide
 
 # What is kept of each output and image: energy of the original's, energy of the difference, cosine.
 _FIGURES = 3
@@ -33,8 +34,12 @@ class Outputs(Task):
     The evidence of an image has, for each output in their order, its energy, that of the difference, and the cosine.
     """
 
-    metric = MetricInfo("agreement", higher_is_better=True, share=True)
-    agreement = MetricInfo("agreement", higher_is_better=True, share=True)
+    metric = MetricInfo(
+        "agreement", higher_is_better=True, share=True, words="agreement with the original", of_original=True
+    )
+    agreement = metric
+    meaning = "What the original model gives; no task is known for it."
+    code = "print({name: value[0].tolist() for name, value in outputs.items()})"
 
     def check_outputs(self, shapes: Shapes) -> None:
         """Anything goes."""
@@ -54,6 +59,9 @@ class Outputs(Task):
             if wanted.is_floating_point()
         ]
         return torch.stack(shares).mean()
+
+    def head_outputs(self) -> None:
+        """The network's outputs stay as they are."""
 
     def decode(self, outputs: Arrays) -> Arrays:
         """The outputs themselves."""
@@ -80,6 +88,10 @@ class Outputs(Task):
         """The agreement, with signal-to-noise and cosine."""
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.details(evidence, outputs).items())
         return f"{super().agreement_words(evidence, outputs)} ({figures})"
+
+    def guide(self, shapes: Shapes) -> OutputGuide:
+        """What reports say of the outputs."""
+        return replace(super().guide(shapes), use="what its original is for, on images")
 
     def plain(self, predictions: Arrays) -> list[dict[str, Any]]:
         """The numbers of each output."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from afina.tasks.base import Arrays, Shapes, Task, Tensors, check_vector, only_output
-from afina.types import MetricInfo
+from afina.types import LabelTable, MetricInfo
 
 
 class Regression(Task):
@@ -15,9 +15,18 @@ class Regression(Task):
     Quality is the mean absolute error, lower is better.
     """
 
-    metric = MetricInfo("mae", higher_is_better=False, mean_of_images=True)
-    agreement = MetricInfo("mae_to_original", higher_is_better=False, mean_of_images=True)
+    metric = MetricInfo("mae", higher_is_better=False, mean_of_images=True, words="mean absolute error")
+    agreement = MetricInfo(
+        "mae_to_original",
+        higher_is_better=False,
+        mean_of_images=True,
+        words="mean difference from the original",
+        of_original=True,
+    )
     reads = "regression"
+    label_word = "targets"
+    meaning = "One number for each target, in the order of the labels."
+    code = "print(dict(zip(labels, next(iter(outputs.values()))[0].tolist())))"
 
     def check_outputs(self, shapes: Shapes) -> None:
         check_vector(self, shapes)
@@ -35,13 +44,29 @@ class Regression(Task):
         return np.asarray(only_output(outputs))
 
     def evidence(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The absolute error, mean over the outputs; infinite where an output is not finite."""
-        errors = np.abs(predictions.astype(np.float64) - np.asarray(targets).reshape(predictions.shape)).mean(axis=1)
-        return np.where(np.isfinite(errors), errors, np.inf)[:, None]
+        """The absolute error, mean over the outputs, then that of each: `[N, 1 + outputs]`.
+
+        Infinite where an output is not finite.
+        """
+        errors = np.abs(predictions.astype(np.float64) - np.asarray(targets).reshape(predictions.shape))
+        errors = np.where(np.isfinite(errors), errors, np.inf)
+        return np.concatenate([errors.mean(axis=1, keepdims=True), errors], axis=1)
 
     def value(self, evidence: np.ndarray) -> float:
         """The mean error."""
         return float(evidence[:, 0].mean())
+
+    def chance(self, targets: np.ndarray) -> float:
+        """The error of the median, the best constant answer."""
+        numbers = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+        return float(np.abs(numbers - np.median(numbers, axis=0)).mean())
+
+    def by_label(self, evidence: np.ndarray) -> LabelTable | None:
+        """The error of each output, where there are several."""
+        if self.spec.outputs < 2:
+            return None
+        means = evidence[:, 1:].mean(axis=0)
+        return LabelTable((self.metric,), {name: (float(m),) for name, m in zip(self.spec.labels, means, strict=True)})
 
     def plain(self, predictions: np.ndarray) -> list[float] | list[list[float]]:
         """A number for each image; a list of numbers where there is more than one output."""

@@ -6,8 +6,11 @@ In the tests of a package that adds a task:
     check_task(task, {"outputs": torch.randn(8, 3)}, torch.randint(3, (8,)))
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +25,14 @@ Outputs = Mapping[str, Tensor]
 _STEPS = 30
 
 
-def check_task(task: Task, outputs: Outputs, targets: Tensor) -> None:
+def check_task(task: Task, outputs: Outputs, targets: Any) -> None:
     """Check all that a task promises.
 
     Args:
         task: The task.
         outputs: Outputs of a network that is often wrong, float32 `[N, ...]` by name, finite; at least four images.
-        targets: The targets of these images, as `ImageData.targets` gives them.
+        targets: The targets of these images: a tensor as `ImageData.targets` gives it, or, of a task that reads its
+            own, a list of what `fit_target` gives for each.
 
     Raises:
         AssertionError: a promise is not kept; it says which.
@@ -47,6 +51,7 @@ def check_task(task: Task, outputs: Outputs, targets: Tensor) -> None:
     check_agreement(task, outputs)
     check_predictions(task, outputs)
     check_initial_bias(task, targets)
+    check_reports(task, outputs, targets)
 
 
 def check_shapes(task: Task, outputs: Outputs) -> None:
@@ -59,16 +64,17 @@ def check_shapes(task: Task, outputs: Outputs) -> None:
     raise AssertionError(f"{_name(task)} does not keep its promise: it refuses outputs that it cannot read.")
 
 
-def check_loss(task: Task, outputs: Outputs, targets: Tensor) -> None:
+def check_loss(task: Task, outputs: Outputs, targets: Any) -> None:
     """The loss is one finite number, and outputs that are trained on it score no worse than before."""
     trained = {name: value.detach().clone().requires_grad_() for name, value in outputs.items()}
-    loss = task.loss(trained, targets)
+    batch = targets if isinstance(targets, Tensor) else task.collate(targets)
+    loss = task.loss(trained, batch)
     _promise(task, loss.ndim == 0 and bool(loss.isfinite()), "gives one finite number as loss")
     _promise(task, loss.requires_grad, "gives a loss that outputs can be trained on")
     optimizer = torch.optim.Adam(trained.values(), lr=0.1)
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        task.loss(trained, targets).backward()
+        task.loss(trained, batch).backward()
         optimizer.step()
     finite = all(bool(value.isfinite().all()) for value in trained.values())
     _promise(task, finite, "gives a finite gradient of the loss")
@@ -86,9 +92,9 @@ def check_distance(task: Task, outputs: Outputs) -> None:
     _promise(task, bool(least <= distance + 1e-6), "gives the least distance for the teacher's own outputs")
 
 
-def check_evidence(task: Task, outputs: Outputs, targets: Tensor) -> None:
+def check_evidence(task: Task, outputs: Outputs, targets: Any) -> None:
     """A row for each image, whatever the others are; a value over any rows; the worst for what is not finite."""
-    arrays, wanted = _arrays(outputs), targets.numpy()
+    arrays, wanted = _arrays(outputs), _truth(targets)
     evidence = task.evidence(task.decode(arrays), wanted)
     _promise(task, len(evidence) == len(wanted), "gives one row of evidence for each image")
     for i in range(2):
@@ -133,16 +139,39 @@ def check_predictions(task: Task, outputs: Outputs) -> None:
         raise AssertionError(f"{_name(task)} does not keep its promise: it predicts plain data ({error}).") from error
 
 
-def check_initial_bias(task: Task, targets: Tensor) -> None:
+def check_reports(task: Task, outputs: Outputs, targets: Any) -> None:
+    """What reports say of the outputs: code that reads them with numpy alone, chance, and figures by label."""
+    guide = task.guide({name: tuple(value.shape[1:]) for name, value in outputs.items()})
+    single = {name: value[:1] for name, value in _arrays(outputs).items()}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(guide.code, {"np": np, "json": json, "outputs": single, "labels": list(task.spec.labels)})
+    except Exception as error:
+        raise AssertionError(f"{_name(task)} does not keep its promise: its `code` reads outputs ({error}).") from error
+    chance = task.chance(_truth(targets))
+    _promise(task, chance is None or np.isfinite(chance), "gives a finite chance, or none")
+    table = task.by_label(task.evidence(task.decode(_arrays(outputs)), _truth(targets)))
+    if table is not None:
+        widths = {len(row) for row in table.rows.values()}
+        _promise(task, widths == {len(table.columns)}, "gives a figure of each label for each column")
+
+
+def check_initial_bias(task: Task, targets: Any) -> None:
     """None, or a finite bias for each output."""
     bias = task.initial_bias(targets)
     if bias is not None:
-        fits = tuple(bias.shape) == (task.spec.outputs,) and bias.dtype == torch.float32 and bool(bias.isfinite().all())
+        fits = (
+            tuple(bias.shape) == (task.head_outputs(),) and bias.dtype == torch.float32 and bool(bias.isfinite().all())
+        )
         _promise(task, fits, "gives a finite float32 bias for each output")
 
 
-def _value(task: Task, outputs: Outputs, targets: Tensor) -> float:
-    return task.value(task.evidence(task.decode(_arrays(outputs)), targets.numpy()))
+def _value(task: Task, outputs: Outputs, targets: Any) -> float:
+    return task.value(task.evidence(task.decode(_arrays(outputs)), _truth(targets)))
+
+
+def _truth(targets: Any) -> Any:
+    return targets.numpy() if isinstance(targets, Tensor) else targets
 
 
 def _arrays(outputs: Outputs) -> dict[str, np.ndarray]:

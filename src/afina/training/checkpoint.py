@@ -14,6 +14,7 @@ import torch
 from afina.errors import StorageError
 from afina.graph.network import Network
 from afina.progress import Progress
+from afina.tasks.table import identity_of
 from afina.training.config import FitConfig
 
 _FORMAT = "afina/training/1"
@@ -94,7 +95,7 @@ def read_state(path: Path, identity: str, progress: Progress) -> dict[str, Any] 
 
 
 def _add_network(digest: "hashlib._Hash", network: Network) -> None:
-    digest.update(repr((network.input, network.task, sorted(network.frozen))).encode())
+    digest.update(repr((network.input, identity_of(network.task), sorted(network.frozen))).encode())
     with network.inference():  # the mode it happens to be in is not part of what it is
         digest.update(str(network.graph).encode())
     trainable = {name for name, p in network.module.named_parameters(remove_duplicate=False) if p.requires_grad}

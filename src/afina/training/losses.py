@@ -1,6 +1,7 @@
 """What training minimises: the task's loss, distances to the teacher's outputs and feature maps, or their sum."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,7 @@ class Objective(nn.Module):
         """Whether the loss needs nothing but the outputs of the teacher, so that they may be computed beforehand."""
         return self._teacher is not None and self.inside is None
 
-    def forward(
-        self, network: Network, images: Tensor, targets: Tensor, teacher_outputs: Outputs | None = None
-    ) -> Tensor:
+    def forward(self, network: Network, images: Tensor, targets: Any, teacher_outputs: Outputs | None = None) -> Tensor:
         """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `teacher_outputs` are used where they are known."""
         activations: dict[str, Tensor] = {}
         if self.inside is None:

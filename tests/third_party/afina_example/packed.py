@@ -22,7 +22,6 @@ class PackedRuntime(Runtime):
 from pathlib import Path
 from afina.runtimes import get_runtime
 outputs = get_runtime("packed").load(Path("{file}"), threads=1)(x)
-scores = next(iter(outputs.values()))[0]
 """
 
     def policy(self):

@@ -105,10 +105,10 @@ def judge_on_test(job: Job, original: Candidate, winner: Candidate, input: Input
         path = job.run.path(candidate.file or "")
         outputs = outputs_of_file(path, job.data, input, threads=job.threads, split="test", progress=job.progress)
         first = first or outputs
-        quality = measure_quality(outputs, job.data, what, reference=first, runtime=job.runtime, split="test")
+        quality = measure_quality(outputs, job.data, what, input, reference=first, runtime=job.runtime, split="test")
         measured[candidate.name] = quality
         if candidate.name != original.name:
-            drop = measure_drop(first, outputs, job.data, what, split="test")
+            drop = measure_drop(first, outputs, job.data, what, input, split="test")
     return TestJudgement(measured, drop)
 
 
@@ -124,9 +124,10 @@ def _measure(job: Job, draft: Draft, path: Path) -> dict[str, Measurement]:
     if draft.name == ORIGINAL:
         job.keep_arrays(ORIGINAL_OUTPUTS, outputs)
     first = job.arrays(ORIGINAL_OUTPUTS)
-    measured = {"quality": measure_quality(outputs, job.data, task, reference=first, runtime=job.runtime)}
+    quality = measure_quality(outputs, job.data, task, network.input, reference=first, runtime=job.runtime)
+    measured = {"quality": quality}
     if draft.name != ORIGINAL:
-        measured["drop"] = measure_drop(first, outputs, job.data, task)
+        measured["drop"] = measure_drop(first, outputs, job.data, task, network.input)
     cost = cost_of(network)
     return {
         **measured,

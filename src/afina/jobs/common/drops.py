@@ -8,14 +8,20 @@ from afina.budget import judged_drop, verdict_on
 from afina.data import ImageData
 from afina.runtimes import measure_drop
 from afina.tasks import Task
-from afina.types import JudgedDrop, MetricInfo
+from afina.types import InputSpec, JudgedDrop, MetricInfo
 from afina.units import format_value
 
 Outputs = Mapping[str, np.ndarray]
 
 
 def drop_note(
-    before: Outputs, after: Outputs, data: ImageData, task: Task, split: str, max_drop: float | None = None
+    before: Outputs,
+    after: Outputs,
+    data: ImageData,
+    task: Task,
+    input: InputSpec,
+    split: str,
+    max_drop: float | None = None,
 ) -> str:
     """A sentence on the drop between two networks or files, which answered the same images of a split.
 
@@ -24,11 +30,12 @@ def drop_note(
         after: Those of the other one.
         data: The images.
         task: What the outputs mean.
+        input: What they were given of each image.
         split: The split of the images.
         max_drop: The drop that is allowed; None for no limit.
     """
     metric = task.metric if data.labelled else task.agreement
-    drop = measure_drop(before, after, data, task, split=split)
+    drop = measure_drop(before, after, data, task, input, split=split)
     return sentence(judged_drop(drop, metric, max_drop, split), metric, max_drop)
 
 

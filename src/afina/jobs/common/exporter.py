@@ -131,7 +131,9 @@ class Exporter:
         check_parity(network, path, data, threads=self.threads)
         outputs = outputs_of_file(path, data, network.input, threads=self.threads, split=split, progress=progress)
         against = outputs if reference is None and not data.labelled else reference
-        quality = measure_quality(outputs, data, task, reference=against, runtime=self.runtime, split=split)
+        quality = measure_quality(
+            outputs, data, task, network.input, reference=against, runtime=self.runtime, split=split
+        )
         return Answers(quality, outputs, self.bytes(path))
 
 

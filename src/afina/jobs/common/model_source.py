@@ -13,7 +13,8 @@ from afina.graph.network import Network
 from afina.jobs.options.shared import InputSize, ModelOptions, Numbers
 from afina.models import Loaded, Scaling, check_model, load_model
 from afina.progress import Progress
-from afina.types import InputSpec
+from afina.tasks import named_task
+from afina.types import InputSpec, TaskSpec
 
 ModelSource = str | Path | nn.Module | Network
 
@@ -106,6 +107,11 @@ def input_of(example: Any) -> InputSpec | None:
     return InputSpec(height, width)
 
 
+def known_task_of(options: ModelOptions) -> TaskSpec | None:
+    """The task that the user says the model is for, without labels; None where none is said. Raises `InputError`."""
+    return None if options.task is None else named_task(options.task)
+
+
 def check_source(model: ModelSource, weights: str | None = None, input_size: InputSize = None) -> None:
     """Raise `InputError` for a wrong model, weights or size before images are read, which may take minutes."""
     check_model(model, weights)
@@ -125,7 +131,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         progress=progress,
         trains=False,
         scaling=scaling_of(options),
-        known_task=options.task or "",
+        known_task=known_task_of(options),
     )
     for note in loaded.notes:
         progress.say(note)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from afina.data import ImageData, open_data
 from afina.graph.network import Network
+from afina.jobs.common.chance import alarm
 from afina.jobs.common.drops import drop_note
 from afina.jobs.common.model_source import (
     ModelSource,
     check_source,
     input_of,
+    known_task_of,
     load_plain,
     name_of,
     parse_input_size,
@@ -24,7 +26,8 @@ from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.runtimes import measure_quality
 from afina.store.files import check_target
-from afina.tasks import TASKS, get_task
+from afina.tasks import OWN, get_task, named_task, task_class
+from afina.tasks.checking import check_answers, is_foreign
 from afina.techniques.context import Context
 from afina.training import predict
 from afina.types import Record
@@ -39,6 +42,7 @@ _SHOWN = (
     ("bytes", "bytes", "B"),
 )
 _MOST_SKIPPED = 8
+_TRIED = 4  # images that a task of the user's own is tried on
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Subject:
         seed: Seed of every random choice.
         progress: What the user sees.
         teacher: The network that teaches the fine-tuning; None for the model itself.
+        alarms: Warnings on the network, for the record.
     """
 
     network: Network
@@ -60,6 +65,7 @@ class Subject:
     seed: int
     progress: Progress
     teacher: Network | None = None
+    alarms: tuple[str, ...] = ()
 
     def context(self, network: Network) -> Context:
         """The context of a technique that works on `network`: images, seed, progress."""
@@ -75,16 +81,18 @@ class Subject:
         reference = (
             None if data.labelled else outputs[0] if self.teacher is None else predict(self.teacher, data, split)
         )
-        before, after = (measure_quality(each, data, task, reference=reference, split=split) for each in outputs)
+        before, after = (
+            measure_quality(each, data, task, network.input, reference=reference, split=split) for each in outputs
+        )
         qualities = " to ".join(format_details(quality) for quality in (before, after))
         notes = [f"{before.unit} on {before.n} {split} images: {qualities}"]
         if data.labelled:
-            notes.append(drop_note(outputs[0], outputs[1], data, task, split))
+            notes.append(drop_note(outputs[0], outputs[1], data, task, network.input, split))
         return replace(
             record,
             before={**record.before, "quality": before.value},
             after={**record.after, "quality": after.value},
-            notes=(*record.notes, *notes),
+            notes=(*self.alarms, *record.notes, *notes),
         )
 
 
@@ -145,7 +153,9 @@ def open_subject(
     loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
-    return Subject(loaded.network, opened, images, options.seed, progress, teacher)
+    # The steps of a recipe have the original as their teacher, which was looked at before the first of them.
+    alarms = alarm(loaded.network, opened, progress) if loaded.pretrained and teacher is None else ()
+    return Subject(loaded.network, opened, images, options.seed, progress, teacher, alarms)
 
 
 def open_images(source: Any, task: str | None, *, seed: int, progress: Progress, unlabelled: bool = False) -> ImageData:
@@ -153,7 +163,7 @@ def open_images(source: Any, task: str | None, *, seed: int, progress: Progress,
 
     Args:
         source: As in `optimize`.
-        task: Name of a task; None for what the data says.
+        task: Name of a task, or `path/file.py:MyTask`; None for what the data says.
         seed: Draws the validation split where there is none, and the order of the images.
         progress: What the user sees.
         unlabelled: Whether a folder of images without class folders will do.
@@ -163,9 +173,12 @@ def open_images(source: Any, task: str | None, *, seed: int, progress: Progress,
     """
     if task is None:
         return open_data(source, seed=seed, unlabelled=unlabelled, progress=progress)
-    form = TASKS.get(task).reads
+    spec = named_task(task)
+    form = task_class(spec).reads
+    if form == OWN:
+        return open_data(source, seed=seed, own=spec, progress=progress)
     images = open_data(source, seed=seed, task=form or None, unlabelled=unlabelled or not form, progress=progress)
-    return images.for_task(task) if form else images.without_labels()
+    return images.for_task(spec) if form else images.without_labels()
 
 
 def load_for(
@@ -189,7 +202,7 @@ def load_for(
         trains: Whether the network is trained for the data afterwards.
     """
     size = input_size or options.input_size
-    return load_model(
+    loaded = load_model(
         model,
         weights=options.weights,
         task=data.task if data.labelled else None,
@@ -200,9 +213,24 @@ def load_for(
         seed=options.seed,
         options=builder_arguments,
         trains=trains,
-        known_task=options.task or "",
+        known_task=known_task_of(options),
         scaling=scaling_of(options, known=data.prepared),
     )
+    _check_task(loaded.network, data)
+    return loaded
+
+
+def _check_task(network: Network, data: ImageData) -> None:
+    """Raise `InputError` where a task of the user's own fails on a few of the images, or breaks its contract."""
+    task = get_task(network.task)
+    if not is_foreign(task):
+        return
+    images, batch = next(iter(data.batches("validation", network.input, batch_size=network.batch, limit=_TRIED)))
+    with network.inference():
+        outputs = network(images.to(network.device))
+    truth = data.truth("validation", network.input, len(images)) if data.labelled else None
+    task.check_outputs({name: tuple(value.shape) for name, value in outputs.items()})
+    check_answers(task, outputs, batch if data.labelled else None, truth)
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:

@@ -74,8 +74,9 @@ TaskName = Annotated[
     str | None,
     Option(
         "What the images are labelled for, where the data leaves it open: `classification`, `regression`, "
-        "`multilabel`, or another that is installed; `outputs` compares what the network gives with the original.",
-        metavar="NAME",
+        "`multilabel`, another that is installed, or your own as `path/file.py:MyTask`; `outputs` compares what the "
+        "network gives with the original.",
+        metavar="TASK",
         in_recipe=False,
     ),
 ]

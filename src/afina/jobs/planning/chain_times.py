@@ -10,7 +10,7 @@ from afina.graph import Network, capture
 from afina.jobs.common.exporter import Exporter
 from afina.progress import Progress
 from afina.techniques.factorize import Chain, FactorizeConfig, Layer, frontier, layers_of, shaped
-from afina.types import InputSpec, TaskSpec
+from afina.types import InputSpec
 
 # A chain that takes more than this share of the layer's time is not worth it: times are not known any better.
 _WORTH = 0.97
@@ -118,5 +118,4 @@ def _alone(layer: Layer) -> Network | None:
     else:
         return None
     spec = InputSpec(channels * height, width, mean=(0.5,), std=(0.5,), order="L")
-    labels = tuple(map(str, range(outputs)))
-    return capture(_Alone(module, (channels, height, width), not kernel), spec, TaskSpec("regression", labels))
+    return capture(_Alone(module, (channels, height, width), not kernel), spec)

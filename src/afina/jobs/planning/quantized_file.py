@@ -75,7 +75,7 @@ def with_answers(
     qualities = " to ".join(format_details(a.quality) for a in (before, after))
     notes = (
         f"{after.quality.unit} of the file on {after.quality.n} {data.judging} images: {qualities}",
-        drop_note(before.outputs, after.outputs, data, task, data.judging, max_drop),
+        drop_note(before.outputs, after.outputs, data, task, network.input, data.judging, max_drop),
         f"File: {format_size(before.size)} to {format_size(after.size)}, {before.size / after.size:.1f} times smaller.",
         f"The file and the simulation {words}.",
     )

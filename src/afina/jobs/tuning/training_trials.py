@@ -298,9 +298,7 @@ def default_space(training: Training) -> Space:
         "schedule": ["onecycle", "cosine"],
         "augment": {"type": "float", "low": 0.0, "high": 2.0, "step": 0.5},
     }
-    if training.network.task.name == "classification":
-        space["label_smoothing"] = {"type": "float", "low": 0.0, "high": 0.2}
-    return make_space(space)
+    return make_space({**space, **get_task(training.network.task).space})
 
 
 def keep_best(study: Study, folder: Path, path: Path) -> bool:

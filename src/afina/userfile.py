@@ -1,0 +1,131 @@
+"""Parts in the user's own Python files: functions that build models, objectives of searches, tasks.
+
+The file is the user's own code: it is imported, under a private name and with its own folder importable, so that it may
+use files beside it.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from afina.errors import InputError, check_file, did_you_mean
+
+_PRIVATE = "_afina_user_"
+_REFERENCE = re.compile(r"(?P<path>.+\.py):(?P<name>\w*)")
+
+
+def reference(text: str) -> tuple[Path, str] | None:
+    """The file and the name in `path/file.py:name`; None where the text is no such reference.
+
+    Example:
+        >>> reference("tasks/points.py:Points")
+        (PosixPath('tasks/points.py'), 'Points')
+        >>> reference("classification") is None
+        True
+    """
+    match = _REFERENCE.fullmatch(text)
+    return (Path(match["path"]).expanduser(), match["name"]) if match else None
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    """The function `name` of the Python file at `path`.
+
+    Raises:
+        InputError: the file or the function is missing, or the import fails.
+    """
+    value: Callable[..., Any] = _attribute(path, name, "function", callable)
+    return value
+
+
+def load_class(path: Path, name: str) -> type:
+    """The class `name` of the Python file at `path`.
+
+    Raises:
+        InputError: the file or the class is missing, or the import fails.
+    """
+    value: type = _attribute(path, name, "class", lambda value: isinstance(value, type))
+    return value
+
+
+def _attribute(path: Path, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
+    check_file(path)
+    with importable(path.parent):
+        module = _imported(path)
+    value = getattr(module, name, None)
+    if name and value is not None and fits(value):
+        return value
+    here = [
+        key
+        for key, other in vars(module).items()
+        if fits(other) and not key.startswith("_") and getattr(other, "__module__", "") == module.__name__
+    ]
+    wrong = f"{name} in {path} is not a {what}." if value is not None else f"{path} has no {what} {name!r}."
+    raise InputError(
+        wrong if name else f"{path} needs the name of a {what}.",
+        fix=did_you_mean(name, here) or f"Write a {what} in {path.name}, and name it after a colon.",
+    )
+
+
+def _imported(path: Path) -> ModuleType:
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = f"{_PRIVATE}{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.", fix="Give path/file.py:NAME.")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by name.
+    sys.modules[name] = module
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        reason = reason_in(error, path)
+        raise InputError(f"{path} cannot be imported.", reason, "Correct it, then try again.") from error
+    return module
+
+
+def reason_of(error: BaseException) -> str:
+    """The error in one line, with the innermost line of a user's file that it came from."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if any(getattr(m, "__file__", "") == frame.filename for n, m in sys.modules.items() if n.startswith(_PRIVATE)):
+            return reason_in(error, Path(frame.filename))
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+
+
+def reason_in(error: BaseException, path: Path) -> str:
+    """The error in one line, with the line of the user's file that it came from."""
+    text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+    if isinstance(error, SyntaxError):
+        return f"{text} (line {error.lineno})" if error.lineno else text
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+    lines = lines or [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    return f"{text} ({path.name}, line {lines[-1]})" if lines else text
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """The folder first on the import path; what was imported from it is forgotten afterwards.
+
+    Two folders may each have a `layers.py`: the builder of the second must not import the first one's.
+    """
+    entry, before = str(folder.resolve()), set(sys.modules)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+        for name in set(sys.modules) - before:
+            top = sys.modules.get(name.partition(".")[0])
+            file = Path(getattr(top, "__file__", None) or "/")
+            here = file.parent.parent if file.name == "__init__.py" else file.parent
+            if str(here) == entry and not name.startswith(_PRIVATE):
+                del sys.modules[name]

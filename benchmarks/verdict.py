@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import RESULTS, about
@@ -52,18 +53,20 @@ FILES: dict[str, Made] = {
 def answers(shared: Path) -> dict[str, np.ndarray]:
     """Whether each file answers each of the 10,000 test images rightly; made where they are not kept."""
     kept = json.loads(FILE.read_text())["answers"] if FILE.is_file() else {}
-    if set(kept) == {"original", *FILES}:
-        return {name: _unpacked(text) for name, text in kept.items()}
+    right = {name: _unpacked(text) for name, text in kept.items()}
+    missing = [name for name in ("original", *FILES) if name not in right]
+    if not missing:
+        return right
     source, progress = f"{shared}/data/cifar10-jpeg.zip", PlainProgress()
     data = open_data(source, seed=0)
     weights = f"{shared}/models/resnet20_cifar10jpeg.safetensors"
     network = load_model(
         f"{shared}/models/cifar_resnet.py:resnet20", weights=weights, task=data.task, input=data.native, trains=False
     ).network
-    right = dict[str, np.ndarray]()
-    for name, make in {"original": lambda network, _: network, **FILES}.items():
+    for name in missing:
         progress.say(name)
-        right[name] = _right(make(network, source), data)
+        right[name] = _right(FILES[name](network, source) if name in FILES else network, data)
+        _keep({}, right)  # so that a stopped run goes on
     return right
 
 
@@ -122,9 +125,14 @@ def main() -> None:
             print(f"  {who:20}", ", ".join(f"{verdict} {share:.1%}" for verdict, share in sorted(verdicts.items())))
     kept = {
         "judgements": JUDGEMENTS, "images": COUNTS, "accuracy": float(before), "drops": drops, "shares": shares,
-        **about(("onnxruntime", "torch", "numpy")), "answers": {name: _packed(answer) for name, answer in right.items()},
+        **about(("onnxruntime", "torch", "numpy")),
     }  # fmt: skip
-    FILE.write_text(json.dumps(kept, indent=1) + "\n")
+    _keep(kept, right)
+
+
+def _keep(figures: dict[str, Any], right: dict[str, np.ndarray]) -> None:
+    answers = {name: _packed(answer) for name, answer in right.items()}
+    FILE.write_text(json.dumps({**figures, "answers": answers}, indent=1) + "\n")
 
 
 def _packed(bits: np.ndarray) -> str:

@@ -36,7 +36,7 @@ from afina.types import InputSpec
 def test_the_output_and_the_input_of_a_network_are_fixed():
     network = known(chain)
     axes = analyse(network)
-    assert {axis.name: axis.reason for axis in axes.fixed} == {"fc": "reaches the network's output"}
+    assert {axis.name: axis.reason for axis in axes.fixed} == {"fc": "it reaches the network's output"}
     assert all(not (m.name == "conv1.weight" and m.dim == 1) for axis in axes.free for m in axis.members)
 
 

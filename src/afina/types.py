@@ -132,7 +132,7 @@ class MetricInfo:
     of_original: bool = False
 
     @property
-    def counts(self) -> bool:
+    def is_share_of_images(self) -> bool:
         """Whether it is a share of the images, which moves in steps of one image."""
         return self.share and self.mean_of_images
 
@@ -305,7 +305,8 @@ class Epoch:
     loss_scale: float | None = None
 
 
-# `fits` and `misses` with 95% confidence; in between, as the images say that there are, which are too few to be sure.
+# Whether the limits are kept, with this confidence; `within the error` where the images are too few to be so sure.
+CONFIDENCE = 0.95
 Verdict = Literal["fits", "fits, within the error", "misses, within the error", "misses"]
 
 
@@ -419,6 +420,11 @@ class Result:
     def fits(self) -> bool:
         """Whether the winner keeps every limit, surely or within the error."""
         return self.verdict.startswith("fits")
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the verdict holds with `CONFIDENCE`: more images would hardly change it."""
+        return not self.verdict.endswith("within the error")
 
     def candidate(self, name: str) -> Candidate:
         """The candidate of that name."""

@@ -1,4 +1,4 @@
-"""How sure it is that a drop keeps its limit: bounds with 95% confidence, and how many images would settle it.
+"""How sure it is that a drop keeps its limit: bounds with `CONFIDENCE`, and how many images would settle it.
 
 On 1,000 images a file loses 12 answers of the original and gains 5: a drop of 0.7 points. Were it judged on 1,000 other
 images, 0.7 would not come again: the paired error says by how much it moves, here 0.42 points. So the drop is below
@@ -10,7 +10,8 @@ middle is one image: a share of images moves in steps of one, and few images on 
 nothing ever does (of 100 images, a file that really loses one answer in 100 shows no loss on every third hundred).
 
 Simulated with 50 to 5,000 images and changes of 0.4% to 10% of the answers, a file at its limit is called sure to keep
-it in 0% to 6% of the draws; without the step, and the one more lost image in the error (`tasks.errors`), in up to 81%.
+it in 0% to 6% of the draws; without the step, and the one more lost image in the error (`tasks.standard_error`), in up
+to 81%.
 """
 
 import math
@@ -18,9 +19,8 @@ import math
 from scipy.special import stdtrit
 
 from afina.errors import InputError
-from afina.types import Budget, JudgedDrop, Measurement, MetricInfo, Verdict
+from afina.types import CONFIDENCE, Budget, JudgedDrop, Measurement, MetricInfo, Verdict
 
-CONFIDENCE = 0.95
 # Of two files that differ by a limit, about three times the limit of the answers differ, as int8 files do.
 _CHANGED = 3.0
 _TOO_MANY = 10**8  # images that nobody has
@@ -45,9 +45,11 @@ def judged_drop(drop: Measurement, metric: MetricInfo, limit: float | None, spli
     count, error = drop.n or 0, drop.spread
     if error is None or count < 2:
         return JudgedDrop(split, count, drop.value, None, -math.inf, math.inf, None)
-    step = 1 / count if metric.counts else 0.0
+    step = 1 / count if metric.is_share_of_images else 0.0
     margin = step + float(stdtrit(count - 1, CONFIDENCE)) * error
-    needed = None if limit is None else _needed(abs(drop.value - limit), error * math.sqrt(count), metric.counts)
+    needed = (
+        None if limit is None else _needed(abs(drop.value - limit), error * math.sqrt(count), metric.is_share_of_images)
+    )
     return JudgedDrop(split, count, drop.value, error, drop.value - margin, drop.value + margin, needed)
 
 
@@ -94,7 +96,7 @@ def check_images(count: int, budget: Budget, metric: MetricInfo) -> None:
           Give at least 265 images to judge by, or allow a larger drop.
     """
     limit = budget.max_drop
-    if limit is None or not metric.counts or limit <= 0 or count * limit >= 1:
+    if limit is None or not metric.is_share_of_images or limit <= 0 or count * limit >= 1:
         return
     # With so many, a file that answers as the original on every image is sure to keep the limit.
     enough = math.ceil((1 + float(stdtrit(math.inf, CONFIDENCE))) / limit)

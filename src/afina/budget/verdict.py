@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from afina.budget.confidence import judged_drop, verdict_on
-from afina.types import Budget, Candidate, JudgedDrop, Measurement, MetricInfo, Verdict
+from afina.types import CONFIDENCE, Budget, Candidate, JudgedDrop, Measurement, MetricInfo, Verdict
 from afina.units import format_value
 
 # Which measurement each limit is about; the drop is derived from `quality`.
@@ -154,9 +154,8 @@ def _cheaper(
     drop = judged_drop(cheapest.measurements["drop"], metric, budget.max_drop)
     value, high = (format_value(number, metric.name, share=metric.share) for number in (drop.value, drop.high))
     enough = "" if drop.needed is None else f"; about {drop.needed:,} images would settle it"
-    return (
-        f"{cheapest.name} is cheaper and not taken: it loses {value}, and up to {high} with 95% confidence{enough}.",
-    )
+    sure = f"with {CONFIDENCE:.0%} confidence"
+    return (f"{cheapest.name} is cheaper and not taken: it loses {value}, and up to {high} {sure}{enough}.",)
 
 
 def _cost(candidate: Candidate, original: Candidate) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from afina.reporting.words import difference, listing, metric_words, signed_difference, times
-from afina.types import Candidate, Measurement, Result
+from afina.types import CONFIDENCE, Candidate, Measurement, Result
 from afina.units import format_measurement, format_value
 
 # A drop of exactly the limit is allowed, and 0.98 - 0.97 is a little more than 0.01 in binary.
@@ -165,7 +165,7 @@ def best_achievable(result: Result) -> tuple[tuple[str, str, str], ...]:
 def headline(result: Result) -> str:
     """The verdict in one or two sentences: the limits, and what was reached."""
     winner, all_limits = result.winner, limits(result)
-    got, doubt = _got(result), f" {certainty(result)}" if result.verdict.endswith("within the error") else ""
+    got, doubt = _got(result), "" if result.is_sure else f" {certainty(result)}"
     if not all_limits:
         return f"No limit was set. {winner} {got}."
     request = f"You asked for at most {listing(_limit_words(result, all_limits))}"
@@ -189,8 +189,8 @@ def certainty(result: Result) -> str:
     drop = "drop" if judged.value >= 0 else "gain"
     value, error = (difference(number, result.metric.share) for number in (judged.value, judged.error))
     text = f"On {judged.images:,} {judged.split} images the {drop} is {value}, ± {error}: "
-    text += f"with 95% confidence it is {_at_most(judged.high, result.metric.share)}."
-    if not result.verdict.endswith("within the error"):
+    text += f"with {CONFIDENCE:.0%} confidence it is {_at_most(judged.high, result.metric.share)}."
+    if result.is_sure:
         return text
     if judged.needed is None:
         return f"{text} It is so near to the limit that more images would hardly settle it."

@@ -91,7 +91,7 @@ def _content(result: Result) -> dict[str, Any]:
         "title": title(result),
         "headline": headline(result),
         "certainty": certainty(result),
-        "unsure": result.verdict.endswith("within the error"),
+        "unsure": not result.is_sure,
         "limits": limits(result),
         "rows": [(row, _number(row.original), _number(row.winner)) for row in comparison(result)],
         "achievable": best_achievable(result),

@@ -15,7 +15,7 @@ def summary(result: Result) -> str:
     """Plain text for a terminal: the verdict, the original beside the winner, the limits, where the file is."""
     lines = [result.verdict.upper(), *textwrap.wrap(headline(result), _WIDTH), ""]
     lines += _aligned([("", "original", result.winner, "change", "limit", ""), *map(_cells, comparison(result))])
-    sure = [] if result.verdict.endswith("within the error") else textwrap.wrap(certainty(result), _WIDTH)
+    sure = textwrap.wrap(certainty(result), _WIDTH) if result.is_sure else []
     lines += ["", *sure, *_nearest(result), *(f"Note: {note}" for note in result.notes)]
     lines = [_plain(line).rstrip() for line in lines]
     if result.artifact:

@@ -40,13 +40,18 @@ def plain_program(network: "Network") -> ExportedProgram:
             raise Unsupported(f"{left[0]} has to be broken up.")
         return program
 
+    # torch.onnx calls this to break ops up. It gets the program as it is, or a refusal: then the general way is taken.
     program.run_decompositions = decomposed
     return program
 
 
 def _in_plain_ops(graph: Graph) -> None:
-    """Rewrite ops in place: those that write become those that give, and those of `_REWRITES` become plain ones."""
-    # Once before: what is skipped may be all that keeps a write from its source. Once after: dropout hides sources.
+    """Rewrite the graph where it is: in-place ops become out-of-place ones, and ops of `_REWRITES` plain ones.
+
+    A plain op is one that ONNX has a form for.
+    """
+    # In-place ops twice: `relu_` may become `relu` only where nobody else reads what it writes into. That reader may be
+    # an op of `_REWRITES` that goes (a dropout), or such an op may stand between the write and its layer.
     for step in (_make_functional, _rewrite, _make_functional):
         for node in list(graph.nodes):
             step(node)

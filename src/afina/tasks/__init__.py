@@ -2,10 +2,10 @@
 
 from afina.tasks.base import OWN, Task, misfit
 from afina.tasks.classification import Classification
-from afina.tasks.errors import drop_with_error, value_with_error
 from afina.tasks.multilabel import MultiLabel
 from afina.tasks.outputs import Outputs
 from afina.tasks.regression import Regression
+from afina.tasks.standard_error import drop_with_error, value_with_error
 from afina.tasks.table import TASKS, get_task, named_task, task_class
 from afina.tasks.targets import DataFiles, ReadTargets, View
 

@@ -13,7 +13,7 @@ For a classifier of 3 images and 2 classes:
     value         2 / 3
 
 Since the value can be taken over any resampling of the rows, every metric has an honest error, also one that is no mean
-over images, such as a mean average precision; and a drop between two files has a paired one (`tasks.errors`).
+over images, such as a mean average precision; and a drop between two files has a paired one (`tasks.standard_error`).
 
 Agreement with another network needs nothing of its own: its predictions stand in the place of the targets.
 

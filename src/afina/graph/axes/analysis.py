@@ -148,7 +148,7 @@ def analyse(network: Network) -> Axes:
         >>> [(axis.name, axis.size, axis.kind) for axis in axes.free]
         [('0', 4, 'channels')]
         >>> [(axis.name, axis.reason) for axis in axes.fixed]
-        [('3', "reaches the network's output")]
+        [('3', "it reaches the network's output")]
     """
     return Analysis(network).axes
 
@@ -212,7 +212,7 @@ class Analysis:
             for source in node.all_input_nodes:
                 for dims in g.parts(source):
                     for expr in dims:
-                        g.labels.fix(expr, "reaches the network's output")
+                        g.labels.fix(expr, "it reaches the network's output")
         elif node.target is operator.getitem and isinstance(node.args[1], int):
             parts = g.parts(node.all_input_nodes[0])
             if node.args[1] < len(parts):
@@ -242,7 +242,7 @@ class Analysis:
             rule(g, node)
         except NotUnderstood as reason:
             self.unknown[f"{op_name(node)} (node {node.name})"] = str(reason)
-            g.fix(node, [expr for dims in inputs for expr in dims], "reaches an op that is not understood")
+            g.fix(node, [expr for dims in inputs for expr in dims], "it reaches an op that is not understood")
             g.put_fixed(node)
 
     def _reason(self, classes: Array) -> str:

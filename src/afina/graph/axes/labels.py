@@ -50,7 +50,7 @@ Array = NDArray[np.int64]
 Expr = tuple[Array, ...]
 FIXED: Expr = ()
 
-_KNOT = "is viewed as a product of itself"
+_KNOT = "it is viewed as a product of itself"
 
 
 class Labels:
@@ -72,7 +72,7 @@ class Labels:
         return (np.arange(start, start + size, dtype=np.int64),)
 
     def fix(self, expr: Expr, reason: str) -> None:
-        """The labels in `expr` must stay, for `reason` (which reads after "it")."""
+        """The labels in `expr` must stay, for `reason`, a clause about "it"."""
         if not expr:
             return
         if not self._reasons or self._reasons[-1] != reason:
@@ -128,7 +128,7 @@ class Labels:
                 row, column = self.fresh(outer)[0], self.fresh(inner)[0]
                 over_rows, over_columns = np.repeat(row, inner), np.tile(column, outer)
                 bare = array < 0
-                self.fix((over_rows[bare], over_columns[bare]), "is viewed as a product where a part of it is fixed")
+                self.fix((over_rows[bare], over_columns[bare]), "it is viewed as a product where a part of it is fixed")
                 self._define(array[~bare], np.stack((over_rows, over_columns))[:, ~bare])
                 rows.append(row)
                 columns.append(column)

@@ -69,7 +69,7 @@ def tried(network: Network, readers: Iterable[Reader]) -> Iterator[Network]:
 def freed(network: Network) -> None:
     """Give back the memory of networks like `network` that are no longer used: graphs hold cycles of references.
 
-    To look for them takes half a second in a process with torch; small ones wait until Python looks by itself.
+    `gc.collect()` takes half a second in a process with torch, so it is called for large networks only.
     """
     if sum(value.numel() * value.element_size() for value in network.module.state_dict().values()) > _WORTH_BYTES:
         gc.collect()

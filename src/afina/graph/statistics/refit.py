@@ -18,7 +18,7 @@ from afina.graph.statistics.readers import Reader, find_readers
 from afina.graph.stored import attribute
 from afina.progress import Progress
 
-# Multiply-accumulates that all passes over the images may take together; passes end at the last layer that they solve.
+# Multiply-accumulates that all passes over the images may take together; a pass stops at the last layer to solve.
 _WORK = 1.6e13
 _FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 _RIDGE = 1e-3
@@ -36,7 +36,7 @@ def refit(
 
     Args:
         original: The network before.
-        pruned: The network after.
+        pruned: The same network with units or weights gone.
         outputs: For each weight, the indices of the outputs that it still has; None for all.
         calibration: Gives a fresh stream of images at each call.
         count: About how many images that is.
@@ -49,10 +49,10 @@ def refit(
     names = list(readers)
     done: list[str] = []
     with progress.work("Refitting layers", len(names)) as bar:
-        parts, enough = passes(names, original, count)
+        parts, images_per_pass = passes(names, original, count)
         for part in parts:
             chosen = {name: readers[name] for name in part}
-            measured = compare(original, pruned, chosen, outputs, calibration(), enough)
+            measured = compare(original, pruned, chosen, outputs, calibration(), images_per_pass)
             for name, moments in measured.items():
                 solve(pruned, readers[name], moments, constant_of(original, pruned, readers[name], outputs.get(name)))
                 done.append(readers[name].name)
@@ -127,7 +127,7 @@ def put(network: Network, reader: Reader, matrices: Tensor, positions: Sequence[
 
 
 def constant_of(original: Network, network: Network, reader: Reader, outputs: Tensor | None) -> Tensor:
-    """The constant `[outputs]` that a layer adds now: its bias, or by how much the norm behind it subtracts less."""
+    """The constant `[outputs]` that a layer adds now: its bias, or how much lower the mean of the norm behind it is."""
     if reader.bias is not None:
         bias: Tensor = attribute(network.module, reader.bias)
         return bias.detach()

@@ -99,16 +99,18 @@ def add_latency(job: Job, candidates: list[Candidate], shape: tuple[int, int, in
 def judge_on_test(job: Job, original: Candidate, winner: Candidate, input: InputSpec, task: TaskSpec) -> TestJudgement:
     """The files of the original and of the winner on the images of the test split, which no choice was made on."""
     job.progress.say(f"Judging {winner.name} beside the original on {job.data.count('test')} test images.")
-    what, first = get_task(task), dict[str, np.ndarray]()
+    judge_of, original_outputs = get_task(task), dict[str, np.ndarray]()
     measured, drop = dict[str, Measurement](), None
     for candidate in (original, winner):
         path = job.run.path(candidate.file or "")
         outputs = outputs_of_file(path, job.data, input, threads=job.threads, split="test", progress=job.progress)
-        first = first or outputs
-        quality = measure_quality(outputs, job.data, what, input, reference=first, runtime=job.runtime, split="test")
+        original_outputs = original_outputs or outputs
+        quality = measure_quality(
+            outputs, job.data, judge_of, input, reference=original_outputs, runtime=job.runtime, split="test"
+        )
         measured[candidate.name] = quality
         if candidate.name != original.name:
-            drop = measure_drop(first, outputs, job.data, what, input, split="test")
+            drop = measure_drop(original_outputs, outputs, job.data, judge_of, input, split="test")
     return TestJudgement(measured, drop)
 
 

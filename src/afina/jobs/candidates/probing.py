@@ -42,12 +42,12 @@ class Probes:
     def __init__(self, pool: CandidatePool) -> None:
         self._pool, self._job, self._budget = pool, pool.job, pool.budget
 
-    def excess(self, reducer: Reducer, ratio: float, form: Form) -> float:
+    def share_of_limits(self, reducer: Reducer, ratio: float, form: Form) -> float:
         """The largest share of its limit that a file's size or latency would be, in `float` or `int8`."""
         probe = self._probe(reducer, ratio, form)
         return self._share(probe.size, (probe.latency or 0.0) / _SLACK)
 
-    def excess_of(self, candidate: Candidate | None) -> float | None:
+    def share_of_limits_of(self, candidate: Candidate | None) -> float | None:
         """The largest share of its limit that a candidate has; None where there is no candidate."""
         if candidate is None:
             return None

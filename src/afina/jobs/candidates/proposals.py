@@ -58,14 +58,14 @@ class Proposals:
         """The smallest ratio that can keep the limits on resources; None where none can."""
         most = self._most(reducer)
         ratios = [ratio for ratio in _RATIOS if ratio <= most]
-        # Where int8 keeps the limits and something else is wrong with it, what is left is to look for a float file.
-        start = self._probes.excess_of(self._pool.judged(Variant("int8")))
-        form: Form = "int8" if start is None or start > 1 else "float"
-        start = self._probes.excess_of(self._pool.judged(THE_ORIGINAL)) if form == "float" else start
+        # Where int8 keeps the limits on resources, it has lost too much quality: a float file is looked for.
+        of_int8 = self._probes.share_of_limits_of(self._pool.judged(Variant("int8")))
+        form: Form = "int8" if of_int8 is None or of_int8 > 1 else "float"
+        start = self._probes.share_of_limits_of(self._pool.judged(THE_ORIGINAL)) if form == "float" else of_int8
         with self._job.progress.work(f"Sizing networks to {reducer.name}", len(ratios).bit_length()) as bar:
 
             def excess(index: int) -> float:
-                value = self._probes.excess(reducer, ratios[index], form)
+                value = self._probes.share_of_limits(reducer, ratios[index], form)
                 bar.advance(note=f"ratio {ratios[index]:g}")
                 return value
 

@@ -28,7 +28,10 @@ class Search:
         self._pool, self._thorough, self._budget = pool, thorough, pool.budget
 
     def run(self) -> list[Candidate]:
-        """All candidates, judged or rejected; the original is the first."""
+        """All candidates, judged or rejected; the original is the first.
+
+        The order matters: what is planned for the limits, and how far reductions go, start from the judged int8.
+        """
         self._pool.add("untrained", self._untrained())
         if self._enough():
             return self._pool.candidates

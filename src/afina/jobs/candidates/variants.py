@@ -6,8 +6,13 @@ from typing import Literal
 from afina.jobs.candidates.reducers import Reducer
 
 ORIGINAL = "original"
-# The float network; weights in 16 bits; all in int8; weights in fewer bits, shared out for the size; integers only
-# where the runtime is faster for them.
+# The precision of a file:
+#   float     32 bits
+#   half      weights stored in fp16
+#   bf16      weights and what is computed in bf16, where the runtime does
+#   int8      weights and activations in 8 bits
+#   few-bits  weights in 2 to 8 bits, shared out over the layers for the limit on size
+#   placed    8 bits only where the runtime is faster for them, by time measured
 Form = Literal["float", "half", "bf16", "int8", "few-bits", "placed"]
 
 

@@ -8,7 +8,7 @@ from afina.budget import judged_drop, verdict_on
 from afina.data import ImageData
 from afina.runtimes import measure_drop
 from afina.tasks import Task
-from afina.types import InputSpec, JudgedDrop, MetricInfo
+from afina.types import CONFIDENCE, InputSpec, JudgedDrop, MetricInfo
 from afina.units import format_value
 
 Outputs = Mapping[str, np.ndarray]
@@ -57,10 +57,12 @@ def sentence(judged: JudgedDrop, metric: MetricInfo, max_drop: float | None) -> 
     if judged.error is None:
         return f"It {verb} {points(judged.value)} on these images."
     bound = "at most" if judged.high >= 0 else "a gain of at least"
-    text = f"It {verb} {points(judged.value)} +- {points(judged.error)} on these images, with 95% confidence {bound} "
-    text += f"{points(judged.high)}."
+    text = (
+        f"It {verb} {points(judged.value)} +- {points(judged.error)} on these images, with {CONFIDENCE:.0%} confidence "
+    )
+    text += f"{bound} {points(judged.high)}."
     if max_drop is None:
         return text
     verdict = verdict_on(judged, max_drop)
-    enough = f": about {judged.needed:,} images would settle it" if judged.needed and "error" in verdict else ""
+    enough = f": about {judged.needed:,} images would settle it" if judged.needed and verdict.endswith("error") else ""
     return f"{text} A drop of at most {points(max_drop)} {verdict}{enough}."

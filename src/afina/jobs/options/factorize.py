@@ -12,8 +12,8 @@ from afina.jobs.options.shared import (
     Model,
     ModelOptions,
     OptionalData,
+    Quantity,
     RuntimeOptions,
-    Size,
     SizeLimit,
     Skip,
     check_training,
@@ -29,8 +29,8 @@ class FactorizeOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
     model: Model
     data: OptionalData = None
     _: KW_ONLY
-    parameters: Annotated[Size, Option("Parameters that may stay, as a share: `50%` or 0.5.")] = None
-    macs: Annotated[Size, Option("Multiply-accumulates that may stay, as a share.")] = None
+    parameters: Annotated[Quantity, Option("Parameters that may stay, as a share: `50%` or 0.5.")] = None
+    macs: Annotated[Quantity, Option("Multiply-accumulates that may stay, as a share.")] = None
     size: SizeLimit = None
     latency: LatencyLimit = None
     method: Annotated[
@@ -41,7 +41,7 @@ class FactorizeOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
         ),
     ] = "auto"
     rank: Annotated[
-        Size,
+        Quantity,
         Option("Instead of a target: a rank for every layer, as a number or as a share of the largest (`25%`)."),
     ] = None
     multiple: Annotated[

@@ -15,9 +15,9 @@ from afina.jobs.options.shared import (
     Model,
     ModelOptions,
     OptimizerName,
+    Quantity,
     RunFolder,
     RuntimeOptions,
-    Size,
     TrainingPrecision,
 )
 
@@ -29,11 +29,11 @@ class OptimizeOptions(ModelOptions, RuntimeOptions):
     model: Model
     data: Data
     _: KW_ONLY
-    size: Annotated[Size, Option("Limit on the file, as in `350KB` or `3MB`; a number is bytes.")] = None
-    latency: Annotated[Size, Option("Limit on the time for one batch, as in `5ms`; a number is seconds.")] = None
-    memory: Annotated[Size, Option("Limit on the peak memory that loading and running the file adds.")] = None
+    size: Annotated[Quantity, Option("Limit on the file, as in `350KB` or `3MB`; a number is bytes.")] = None
+    latency: Annotated[Quantity, Option("Limit on the time for one batch, as in `5ms`; a number is seconds.")] = None
+    memory: Annotated[Quantity, Option("Limit on the peak memory that loading and running the file adds.")] = None
     max_drop: Annotated[
-        Size, Option("Limit on the loss of quality, absolute in the metric's points: `1%` = 0.01 of accuracy.")
+        Quantity, Option("Limit on the loss of quality, absolute in the metric's points: `1%` = 0.01 of accuracy.")
     ] = None
     out: RunFolder = None
     epochs: Annotated[

@@ -14,8 +14,8 @@ from afina.jobs.options.shared import (
     Model,
     ModelOptions,
     OptionalData,
+    Quantity,
     RuntimeOptions,
-    Size,
     SizeLimit,
     check_training,
 )
@@ -29,8 +29,8 @@ class PruneOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
     model: Model
     data: OptionalData = None
     _: KW_ONLY
-    macs: Annotated[Size, Option("Multiply-accumulates that may stay, as a share: `50%` or 0.5.")] = None
-    parameters: Annotated[Size, Option("Parameters that may stay, as a share.")] = None
+    macs: Annotated[Quantity, Option("Multiply-accumulates that may stay, as a share: `50%` or 0.5.")] = None
+    parameters: Annotated[Quantity, Option("Parameters that may stay, as a share.")] = None
     size: SizeLimit = None
     latency: LatencyLimit = None
     criterion: Annotated[str, Option("Which units go.", choices=CRITERIA)] = "fit"

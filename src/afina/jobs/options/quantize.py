@@ -13,8 +13,8 @@ from afina.jobs.options.shared import (
     Model,
     ModelOptions,
     OptimizerName,
+    Quantity,
     RuntimeOptions,
-    Size,
     Skip,
     check_training,
 )
@@ -92,10 +92,10 @@ class QuantizeOptions(ModelOptions, RuntimeOptions):
         str | Path | None,
         Option("Write the precisions of all layers here (`.json`), to be used again.", in_recipe=False),
     ] = None
-    size: Annotated[Size, Option("With a plan: limit on the file, as in `500KB`.")] = None
-    latency: Annotated[Size, Option("With `--plan auto`: limit on the time for one batch, as in `5ms`.")] = None
+    size: Annotated[Quantity, Option("With a plan: limit on the file, as in `500KB`.")] = None
+    latency: Annotated[Quantity, Option("With `--plan auto`: limit on the time for one batch, as in `5ms`.")] = None
     max_drop: Annotated[
-        Size,
+        Quantity,
         Option(
             "Quality that the file may lose, absolute in the metric's points: `1%` of accuracy; where it loses more, "
             "the layers to blame get precision back."

@@ -30,7 +30,7 @@ OptionalData = Annotated[
     Any,
     Option(f"{DATA_HELP} Without it units and weights go by magnitude.", metavar="DATA", in_recipe=False),
 ]
-Size = str | float | None
+Quantity = str | float | None  # a share, bytes, a time or points, as a user writes them: `50%`, `5MB`, `8ms`
 InputSize = str | int | tuple[int, int] | None
 Numbers = str | tuple[float, float, float] | None
 Optimizer = Literal["sgd", "adamw"]
@@ -81,8 +81,8 @@ TaskName = Annotated[
     ),
 ]
 CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
-SizeLimit = Annotated[Size, Option("Bytes of the exported float file, as in `5MB`.")]
-LatencyLimit = Annotated[Size, Option("Time for one batch of that file on the runtime, as in `8ms`.")]
+SizeLimit = Annotated[Quantity, Option("Bytes of the exported float file, as in `5MB`.")]
+LatencyLimit = Annotated[Quantity, Option("Time for one batch of that file on the runtime, as in `8ms`.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from afina.jobs.options.shared import (
     Model,
     ModelOptions,
     OptionalData,
-    Size,
+    Quantity,
     check_training,
 )
 from afina.units import parse_share
@@ -25,7 +25,7 @@ class SparsifyOptions(ModelOptions, FineTuneOptions):
     data: OptionalData = None
     _: KW_ONLY
     sparsity: Annotated[
-        Size,
+        Quantity,
         Option(
             "Share of all weights of convolutions and linear layers that become zero, as in `80%`; shared out by what "
             "each layer's zeros do to the outputs."

@@ -14,8 +14,8 @@ from afina.jobs.options.shared import (
     ModelOptions,
     OptimizerName,
     Precision,
+    Quantity,
     RunFolder,
-    Size,
     names,
 )
 from afina.units import parse_size, parse_time
@@ -72,9 +72,9 @@ class TuneOptions(ModelOptions):
         int | None,
         Option("How many in all; by default 50, or no limit where there is a time. A grid is tried once.", least=1),
     ] = None
-    time: Annotated[Size, Option("After which no new trial is begun, as in `30min` or `1h`; a number is seconds.")] = (
-        None
-    )
+    time: Annotated[
+        Quantity, Option("After which no new trial is begun, as in `30min` or `1h`; a number is seconds.")
+    ] = None
     early_stopping: Annotated[
         str | None,
         Option(
@@ -113,9 +113,9 @@ class TuneOptions(ModelOptions):
         ),
     ] = ()
     size: Annotated[
-        Size, Option("Limit on the exported float file, as in `500KB`; networks beyond it are not trained.")
+        Quantity, Option("Limit on the exported float file, as in `500KB`; networks beyond it are not trained.")
     ] = None
-    latency: Annotated[Size, Option("Limit on the time of that file for one image, as in `2ms`.")] = None
+    latency: Annotated[Quantity, Option("Limit on the time of that file for one image, as in `2ms`.")] = None
     maximize: Annotated[bool, Option("The function's value is to be high; a training knows its metric.")] = False
     out: RunFolder = None
     storage: Annotated[

@@ -90,7 +90,7 @@ class _Trial:
 # and 0.8 measured at 1 and 3, are multiplied by
 #
 #     count            0     1      2     3
-#     factor           0.5   0.5    1     2        measured / error at 1 and 3; between them straight in its logarithm
+#     factor           0.5   0.5    1     2        measured / error at 1 and 3; between them log-linear
 #     losses           0     0.05   0.2   0.8
 #
 # At the end each loss is at least the one before: a measurement that is smaller by chance must not make it look good to

@@ -6,8 +6,8 @@ takes out what they have in common: where both miss the same 80 images of 1,000,
 0.9 points, and their difference by nothing.
 
 A metric that is the mean of one number for each image needs no draws: its error is the standard deviation over images
-divided by the root of their number. Where it counts hits, the drop of one more image is added for the error of a drop:
-files that answer alike on all of 100 images may differ on the next.
+divided by the root of their number. The error of a drop in a share of images is computed as if one more image had been
+lost: files that answer alike on all of 100 images may differ on the next.
 """
 
 import math
@@ -21,7 +21,7 @@ _SEED = 0
 
 
 def value_with_error(task: Task, evidence: np.ndarray, *, agreement: bool = False) -> tuple[float, float | None]:
-    """The metric (or the agreement) over all rows of evidence, and its standard error; None where one row has none.
+    """The metric (or the agreement) over all rows of evidence, and its standard error; None for fewer than two images.
 
     Example:
         >>> from afina.tasks import get_task
@@ -34,7 +34,7 @@ def value_with_error(task: Task, evidence: np.ndarray, *, agreement: bool = Fals
     value = value_of(evidence)
     if len(evidence) < 2:
         return value, None
-    if task.metric.mean_of_images:
+    if (task.agreement if agreement else task.metric).mean_of_images:
         return value, _of_mean(evidence[:, 0])
     drawn = np.array([value_of(evidence[rows]) for rows in _draws(len(evidence))])
     return value, float(drawn.std(ddof=1))
@@ -65,7 +65,7 @@ def drop_with_error(
         return drop, None
     if metric.mean_of_images:
         lost = before[:, 0] - after[:, 0]
-        return drop, _of_mean(np.append(lost, 1.0) if metric.counts else lost)
+        return drop, _of_mean(np.append(lost, 1.0) if metric.is_share_of_images else lost)
     drawn = [metric.lost(value_of(before[rows]), value_of(after[rows])) for rows in _draws(len(before))]
     return drop, float(np.std(drawn, ddof=1))
 

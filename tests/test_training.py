@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 from afina.data import ImageData, open_data
 from afina.errors import InputError, StorageError, TrainingError
 from afina.graph import Network, capture
-from afina.jobs.tuning.training_trials import keep_best, network_file
+from afina.jobs.tuning.trial_networks import keep_best, network_file
 from afina.progress import Bar, Progress
 from afina.tasks import get_task
 from afina.training import FitConfig, evaluate, fit, predict

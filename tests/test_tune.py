@@ -586,3 +586,15 @@ def test_what_matters_is_what_makes_the_first_of_several_objectives_good():
     study.optimize(values, n_trials=150)
     found = importances(study)
     assert found["x"] > 0.8
+
+
+def test_a_search_over_a_function_does_not_wait_for_torch(tmp_path):
+    (tmp_path / "valley.py").write_text("def valley(x):\n    return (x - 0.25) ** 2\n")
+    code = (
+        "import sys, afina\n"
+        "space = {'x': {'type': 'float', 'low': 0, 'high': 1}}\n"
+        "afina.tune(objective='valley.py:valley', space=space, sampler='random', trials=2, out='run')\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -7,10 +7,11 @@ use files beside it.
 import contextlib
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,45 @@ def load_class(path: Path, name: str) -> type:
     """
     value: type = _attribute(path, name, "class", lambda value: isinstance(value, type))
     return value
+
+
+def check_options(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], known: tuple[str, ...] = ()
+) -> None:
+    """Check that a function that builds a model takes these options; `known` arguments are passed in any case.
+
+    Raises:
+        InputError: it does not take one of them.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    names = [p.name for p in parameters if p.name not in known]
+    for key in options:
+        if key not in names:
+            raise InputError(f"{name} takes no argument {key!r}.", fix=did_you_mean(key, names))
+
+
+def check_required(name: str, function: Callable[..., Any], available: Container[str]) -> None:
+    """Check that every argument of a function that has no default is among the `available` names.
+
+    Raises:
+        InputError: one is not; it is named.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for p in parameters:
+        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in available:
+            raise InputError(
+                f"{name} needs {p.name!r}, and the space has no such parameter.",
+                fix="Add it to the space, or give it a default in the function.",
+            )
 
 
 def _attribute(path: Path, name: str, what: str, fits: Callable[[Any], bool]) -> Any:

@@ -15,10 +15,10 @@ from torch import nn
 from afina.errors import InputError, did_you_mean
 from afina.models.builtin import BUILTIN
 from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
-from afina.models.userfile import check_options
 from afina.progress import Progress
 from afina.tasks.forms import CLASSES
 from afina.types import InputSpec
+from afina.userfile import check_options
 
 _CLASSES = 1000
 _BUILTIN_SIZE, _BUILTIN_CLASSES = (32, 32), 10

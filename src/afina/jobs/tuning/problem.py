@@ -7,28 +7,18 @@ from typing import Any
 
 import optuna
 
-from afina.data import ImageData
-from afina.devices.machine import available_cores
 from afina.errors import InputError
-from afina.jobs.common.exporter import Exporter
-from afina.jobs.common.model_source import check_source, name_of
-from afina.jobs.common.subject import open_images
 from afina.jobs.options.tune import DEFAULT_RUNTIME, EPOCHS, TuneOptions
-from afina.jobs.tuning.costs import COSTS, Costs
-from afina.jobs.tuning.settings import check_space
-from afina.jobs.tuning.training_trials import Training, default_space
 from afina.jobs.tuning.user_function import VALUE, check_names, function_of
 from afina.progress import Progress
-from afina.runtimes import get_runtime
 from afina.search import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, Objective, Space, make_space, read_space
 from afina.search.studies import SEED
-from afina.training import FitConfig
 from afina.types import Measurement
 
 WORK = "work"
 
 # How images and pixels are taken, where the user says it.
-_HOW_OPENED = ("task", "mean", "std")
+HOW_OPENED = ("task", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -82,49 +72,9 @@ def problem_of(options: TuneOptions, progress: Progress) -> TuningProblem:
             why="A training knows whether its metric is to be high.",
             fix="Leave it out.",
         )
-    check_source(options.model, options.weights, options.input_size)
-    space = None if options.space is None else _space(options.space)
-    if space is not None:
-        check_space(space)
-    costs = Costs(
-        Exporter(get_runtime(options.runtime), options.threads or available_cores()), options.objectives, options.limits
-    )
-    FitConfig(**{name: value for name, value in options.training.items() if value is not None})
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
-    return _of_training(options, space, costs, images, progress)
+    from afina.jobs.tuning.training_problem import of_training  # needs torch, which takes seconds to import
 
-
-def _of_training(
-    options: TuneOptions, space: Space | None, costs: Costs, images: ImageData, progress: Progress
-) -> TuningProblem:
-    assert options.model is not None
-    training = Training(options, images, costs, progress)
-    space = default_space(training) if space is None else space
-    training.check(space)
-    name, metric = f"{name_of(options.model)}-{name_of(images.name)}", training.metric
-    folder = _folder(options.out, name)
-
-    def objective(params: dict[str, Any], trial: optuna.Trial) -> tuple[float, ...]:
-        trial.set_user_attr(SEED, options.seed)
-        return training.run(params, trial, folder / WORK)
-
-    return TuningProblem(
-        name, folder, objective, space,
-        directions=("maximize" if metric.higher_is_better else "minimize", *("minimize" for _ in options.objectives)),
-        metrics=(metric.name, *options.objectives),
-        units=(metric.name, *(COSTS[name] for name in options.objectives)),
-        shares=frozenset([metric.name] if metric.share else []),
-        steps=training.most_steps(space),
-        trains=True,
-        judge=training.on_test if images.judging == "test" else None,
-        about={
-            "model": name_of(options.model, full=True), "data": images.fingerprint, "weights": options.weights,
-            "input_size": options.input_size, "epochs": options.epochs, **options.training, "also": options.objectives,
-            "limits": options.limits, "fidelity": options.fidelity,
-            **({} if options.folds is None else {"folds": options.folds}),
-            **{name: value for name in _HOW_OPENED if (value := getattr(options, name)) is not None},
-        },
-    )  # fmt: skip
+    return of_training(options, progress)
 
 
 def _of_function(options: TuneOptions) -> TuningProblem:
@@ -133,7 +83,7 @@ def _of_function(options: TuneOptions) -> TuningProblem:
         raise InputError("A function needs a search space.", fix="Give --space FILE.")
     _check_options_of(options)
     check_names(options.objectives)
-    space = _space(options.space)
+    space = space_of(options.space)
     function = function_of(options.objective, space)
     if early_stopping_of(options) not in ("none", DEFAULT_STOPPING) and not function.takes_trial:
         raise InputError(
@@ -147,7 +97,7 @@ def _of_function(options: TuneOptions) -> TuningProblem:
         return function(params, trial)
 
     return TuningProblem(
-        function.name, _folder(options.out, function.name), objective, space,
+        function.name, folder_of(options.out, function.name), objective, space,
         directions=("maximize" if options.maximize else "minimize", *("minimize" for _ in options.objectives)),
         metrics=names, units=names,
         about={"function": function.name, **({"also": options.objectives} if options.objectives else {})},
@@ -159,7 +109,7 @@ def _check_options_of(options: TuneOptions) -> None:
     training_options = {
         "weights": options.weights, "input_size": options.input_size, "epochs": options.epochs, "folds": options.folds,
         "fidelity": options.fidelity != EPOCHS, "runtime": options.runtime != DEFAULT_RUNTIME,
-        "threads": options.threads, **options.limits, **{name: getattr(options, name) for name in _HOW_OPENED},
+        "threads": options.threads, **options.limits, **{name: getattr(options, name) for name in HOW_OPENED},
         **{name: value for name, value in options.training.items() if value != "32"},
     }  # fmt: skip
     wrong = [f"--{name.replace('_', '-')}" for name, value in training_options.items() if value]
@@ -167,11 +117,13 @@ def _check_options_of(options: TuneOptions) -> None:
         raise InputError("Options of trainings are given with a function.", fix=f"Leave out {' and '.join(wrong)}.")
 
 
-def _folder(out: str | Path | None, name: str) -> Path:
+def folder_of(out: str | Path | None, name: str) -> Path:
+    """The run folder: `out`, or one in `runs/` by the name of the problem."""
     return Path(out) if out is not None else Path("runs") / f"tune-{name}"
 
 
-def _space(space: Any) -> Space:
+def space_of(space: Any) -> Space:
+    """The space that a user gives: as it is, in a file, or as a mapping of names to choices."""
     if isinstance(space, Space):
         return space
     return read_space(space) if isinstance(space, (str, Path)) else make_space(space)

@@ -23,10 +23,9 @@ from optuna.trial import TrialState
 
 from afina.devices.machine import available_cores
 from afina.errors import AfinaError, InputError
-from afina.jobs.common.subject import open_images
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.problem import WORK, TuningProblem, problem_of
-from afina.jobs.tuning.training_trials import clear, network_file
+from afina.jobs.tuning.trial_networks import clear, network_file
 from afina.progress import Progress
 from afina.search.studies import Outcome, attempt, conclude, is_done, stop_if_hopeless, suggest
 from afina.search.workers import Heartbeat, give_up, retry_lost
@@ -278,6 +277,8 @@ def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
     data = None
     if options.data is not None:
+        from afina.jobs.common.subject import open_images  # needs torch
+
         data = open_images(_absolute(options.data), options.task, seed=options.seed, progress=progress)
     absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:

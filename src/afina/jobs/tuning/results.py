@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from afina.jobs.tuning.costs import COSTS as UNITS
 from afina.jobs.tuning.problem import WORK, TuningProblem
-from afina.jobs.tuning.training_trials import COSTS, CURVE, keep_best, network_file
+from afina.jobs.tuning.trial_networks import COSTS, CURVE, keep_best, network_file
 from afina.progress import Progress
 from afina.search import best_trial, broken, counts, front, importances, page, trials_csv
 from afina.search.studies import ERROR

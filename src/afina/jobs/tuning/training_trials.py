@@ -16,21 +16,17 @@ from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.costs import SECONDS, Costs
 from afina.jobs.tuning.fidelity import Rung, rungs_of
 from afina.jobs.tuning.settings import INPUT_SIZE, MODEL, check_space, settings_of
+from afina.jobs.tuning.trial_networks import COSTS, CURVE, clear, network_file
 from afina.models import Loaded
 from afina.progress import Progress
-from afina.search import Space, best_trial, front, make_space
+from afina.search import Space, best_trial, make_space
 from afina.search.tensor_train.history import PARTS
-from afina.store.files import copy
 from afina.tasks import get_task
 from afina.training import FitConfig, evaluate, fit
 from afina.training.config import Optimizer
 from afina.training.suited import suited_batch, suited_optimizer
 from afina.types import Epoch, Measurement, MetricInfo
 
-# User attribute of a trial: the epochs of its training.
-CURVE = "afina:curve"
-# And what its network costs.
-COSTS = "afina:costs"
 _EPOCHS = 5
 
 
@@ -299,32 +295,3 @@ def default_space(training: Training) -> Space:
         "augment": {"type": "float", "low": 0.0, "high": 2.0, "step": 0.5},
     }
     return make_space({**space, **get_task(training.network.task).space})
-
-
-def keep_best(study: Study, folder: Path, path: Path) -> bool:
-    """Put the best trial's network at `path`, and remove those of `folder` that others are better than."""
-    clear(study, folder)
-    best = best_trial(study)
-    if best is None or not network_file(folder, best.number).is_file():
-        path.unlink(missing_ok=True)
-        return False
-    try:
-        copy(network_file(folder, best.number), path)
-    except FileNotFoundError:  # another process has a better one by now: it keeps that, and has removed this one
-        return path.is_file()
-    return True
-
-
-def network_file(folder: Path, number: int) -> Path:
-    """The file of the network of a trial."""
-    return folder / f"trial-{number}.pt2"
-
-
-def clear(study: Study, folder: Path) -> None:
-    """Remove the networks of trials that ended and that others are better than."""
-    # Those that ended first: another process may tell a better one at any moment.
-    ended = [t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    best_numbers = {t.number for t in front(study)}
-    for number in ended:
-        if number not in best_numbers:
-            network_file(folder, number).unlink(missing_ok=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from afina.errors import InputError
-from afina.models.userfile import check_options, check_required
 from afina.search import Space
-from afina.userfile import load_function
+from afina.userfile import check_options, check_required, load_function
 
 VALUE = "value"
 _TRIAL = "trial"

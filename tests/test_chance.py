@@ -79,7 +79,8 @@ def test_a_recipe_says_it_once_for_the_original_and_keeps_it_in_its_result(guess
 
 def test_files_that_only_guess_are_told_when_they_are_compared(guessing, tmp_path):
     heard = _Heard()
-    afina.benchmark([afina.export(guessing, tmp_path / "model.onnx")], "digits", progress=heard)
+    exported = afina.export(guessing, to="onnx", out=tmp_path / "model.onnx")
+    afina.benchmark([exported.file], data="digits", progress=heard)
     assert len(heard.warnings) == 1
     assert "model.onnx is no better than guessing" in heard.warnings[0]
 

@@ -82,7 +82,9 @@ def _once(
     last = share_of_steps == 1
     if not study.axes:
         pruned, record = study.prune({})
-        notes = target.shortfall(target.measure(pruned), "blocks go as a whole.") if last else ()
+        notes = tuple[str, ...]()
+        if last and config.blocks:
+            notes = target.shortfall(target.measure(pruned), "blocks go as a whole.", coarse=True)
         return pruned, replace(record, notes=(*record.notes, *notes))
     planner = AxisPlanner(study, options.per, "parameters" if goal.name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target, last))

@@ -45,20 +45,21 @@ class Target:
         """Whether the target is met, and no further from below than need be."""
         return self.limit * (1 - TOLERANCE) <= value <= self.limit
 
-    def shortfall(self, value: float, reason: str) -> tuple[str, ...]:
+    def shortfall(self, value: float, reason: str, *, coarse: bool = False) -> tuple[str, ...]:
         """A note for the record where what was reached lies further below the target than it need; none where not.
 
         Args:
             value: What was reached.
             reason: Why no nearer: what the next step up would cost.
+            coarse: Whether the user asked for coarse steps (whole blocks), so that it may end anywhere below.
 
         Raises:
-            InputError: it lies so far below that it is not what was asked for.
+            InputError: it lies so far below that it is not what was asked for; never of a time, which varies by itself.
         """
         if value >= self.limit * (1 - TOLERANCE):
             return ()
         reached, asked = format_cost(self, value), format_cost(self, self.limit)
-        if value < self.limit * (1 - _TOO_FAR):
+        if value < self.limit * (1 - _TOO_FAR) and self.name != "latency" and not coarse:
             raise InputError(
                 f"The target of {asked} is missed from below: the nearest that was found has {reached}.",
                 why=reason,

@@ -160,6 +160,31 @@ def test_an_unchanged_network_changes_nothing(small_network):
     assert Effect(small_network, images()).of(small_network.copy()) == 0
 
 
+class _OneWeightTwoBiases(nn.Module):
+    """The same kernel twice, each time with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(1, 10)
+        with torch.no_grad():
+            self.first.bias.fill_(2.0)
+            self.second.bias.fill_(-1.0)
+
+    def forward(self, x):
+        return self.fc(self.second(self.first(x).relu()).mean((2, 3)))
+
+
+def test_a_weight_that_is_shared_by_layers_with_biases_of_their_own_is_refitted_and_the_biases_stay():
+    original = capture(_OneWeightTwoBiases(), GREY, DIGITS)
+    shared = next(reader for reader in find_readers(original).values() if len(reader.nodes) == 2)
+    assert (shared.bias, shared.takes_constant, len(shared.nodes)) == (None, False, 2)
+    again = original.copy()
+    refit(original, again, {}, lambda: iter(images().split(16)), 64, _silent())
+    torch.testing.assert_close(again.module.state_dict(), original.module.state_dict(), atol=1e-3, rtol=1e-3)
+
+
 def test_transposed_convolutions_are_no_readers():
     module = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 256, 10))
     assert list(find_readers(capture(module, InputSpec(8, 8), DIGITS))) == ["2.weight"]

@@ -79,10 +79,15 @@ def _once(
     if "blocks" in config.axes:
         config = replace(config, blocks=blocks_to_go(network, target, config, subject.context(network)))
     study = Study(network, config, subject.context(network))
+    last = share_of_steps == 1
     if not study.axes:
-        return study.prune({})
+        pruned, record = study.prune({})
+        notes = tuple[str, ...]()
+        if last and config.blocks:
+            notes = target.shortfall(target.measure(pruned), "blocks go as a whole.", coarse=True)
+        return pruned, replace(record, notes=(*record.notes, *notes))
     planner = AxisPlanner(study, options.per, "parameters" if goal.name in ("parameters", "size") else "macs")
-    return study.prune(planner.reach(target))
+    return study.prune(planner.reach(target, last))
 
 
 def prune_config(options: PruneOptions) -> PruneConfig:

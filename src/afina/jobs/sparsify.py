@@ -1,10 +1,12 @@
 """`afina sparsify`: zeros in the weights of a network, free or in an N:M pattern."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from afina.budget import Option, choose
+from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.common.finetuning import finetuned
 from afina.jobs.common.subject import open_subject
@@ -12,10 +14,12 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.sparsify import SparsifyOptions
 from afina.techniques.context import Context
 from afina.techniques.sparsify import SparsifyConfig, apply, layer_sensitivities
+from afina.techniques.sparsify.technique import readers_of
 from afina.types import Record, Sensitivity
 
 # Where the damage of each layer is measured, and the shares that it may be given.
 _MEASURED = (0.5, 0.75, 0.9)
+_MISS = 0.02  # of the weights may be left too many
 _SHARES = tuple(step / 50 for step in range(50))
 
 
@@ -25,7 +29,7 @@ def _sparsify(options: SparsifyOptions) -> tuple[Network, Record]:
     Shapes stay as they are: a file becomes smaller and faster only where the format or the runtime knows about zeros.
 
     Raises:
-        InputError: neither or both of sparsity and pattern, or one that no layer takes.
+        InputError: neither or both of sparsity and pattern, one that no layer takes, or a sparsity that is missed.
 
     Example:
         >>> import afina
@@ -41,6 +45,7 @@ def _sparsify(options: SparsifyOptions) -> tuple[Network, Record]:
     if not config.pattern and context.calibration is not None:
         config = replace(config, layers=_shared_out(subject.network, config, context))
     network, record = apply(subject.network, config, context)
+    _check_reached(record, subject.network, config)
     if options.finetune:
         network = finetuned(network, subject, options, options.finetune, keep_zeros=True)
     return network, subject.judged(record, network)
@@ -52,6 +57,18 @@ sparsify = command(SparsifyOptions, _sparsify)
 def sparsify_config(options: SparsifyOptions) -> SparsifyConfig:
     """The configuration of the technique. Raises `InputError` where an option is out of range."""
     return SparsifyConfig(sparsity=options.share, pattern=options.pattern or "", criterion=options.criterion)
+
+
+def _check_reached(record: Record, network: Network, config: SparsifyConfig) -> None:
+    """Raise `InputError` where clearly fewer of the weights are zero than were asked for."""
+    total = sum(math.prod(reader.shape) for reader in readers_of(network, config)[0].values())
+    share = 1 - record.after["nonzero"] / total
+    if not config.pattern and share < config.sparsity - _MISS:
+        raise InputError(
+            f"The sparsity of {config.sparsity:.1%} is missed: {share:.1%} of the weights became zero.",
+            why="Small layers cannot give such a share of their weights.",
+            fix="Give a smaller sparsity.",
+        )
 
 
 def _shared_out(network: Network, config: SparsifyConfig, context: Context) -> dict[str, float]:

@@ -63,8 +63,8 @@ def check_answers(task: Task, outputs: Mapping[str, Tensor], batch: Any, targets
             evidence = task.evidence(predictions, targets)
             _check_evidence(promise, evidence, count)
         with _part(task, "value") as promise:
-            measured = task.value(evidence)
-            promise(math.isfinite(float(measured)), f"gives {measured!r}, not a finite number")
+            quality = task.value(evidence)
+            promise(math.isfinite(float(quality)), f"gives {quality!r}, not a finite number")
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from afina.errors import AfinaError, InputError
 from afina.graph.network import Network
+from afina.graph.ops import arguments
 from afina.graph.statistics.readers import Reader, channel_dimension, outputs_at, places_in, rows_of
+from afina.graph.stored import attribute
 from afina.progress import Progress
 
 # Rows that a layer's moments rest on: enough of them for its width, and no more arithmetic than that is worth.
@@ -150,6 +152,11 @@ class _Pass:
 
     def _remember(self, node: Node, _: Tensor, y: Tensor) -> None:
         reader = self._by_node[node.name]
+        bias = arguments(node)["bias"]
+        if reader.bias is None and bias is not None:  # one of several that nodes of one weight add: no part of its fit
+            assert self._reference is not None
+            constant = attribute(self._reference.module, str(bias.target))
+            y = y - (constant if channel_dimension(node) == -1 else constant.reshape(-1, *[1] * (y.ndim - 2)))
         indices = self._outputs.get(reader.weight)
         if indices is not None:
             y = y.index_select(channel_dimension(node), indices.to(y.device))

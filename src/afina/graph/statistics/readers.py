@@ -27,7 +27,8 @@ class Reader:
 
     Attributes:
         weight: Name of the parameter, `[outputs, inputs of a group, *kernel]`, or `[outputs, inputs]`.
-        bias: Name of the bias parameter that all its nodes add; None where there is none.
+        bias: Name of the bias parameter that all its nodes add; None where there is none, or where nodes that share the
+            weight add different ones, which stay as they are.
         shape: Shape of the weight.
         nodes: Names of the nodes in the graph; more than one where the weight is used again.
         groups: Number of groups of a grouped convolution; else 1.
@@ -114,10 +115,10 @@ def find_readers(network: Network) -> dict[str, Reader]:
         name = str(weight.target)
         shape = tuple(attribute(network.module, name).shape)
         wide = op_name(node) == "linear" and shape[1] > WIDEST
-        earlier = readers.get(name)
+        earlier, bias_name = readers.get(name), None if bias is None else str(bias.target)
         readers[name] = Reader(
             weight=name,
-            bias=None if bias is None else str(bias.target),
+            bias=bias_name if earlier is None or earlier.bias == bias_name else None,
             shape=shape,
             nodes=(*(earlier.nodes if earlier else ()), node.name),
             groups=a.get("groups", 1),

@@ -48,14 +48,20 @@ class AxisPlanner:
         keep = {axes[name]: range(count) for name, count in counts.items() if count < axes[name].size}
         return remove(self.study.network, keep, analysis=self.study.analysis) if keep else self.study.network
 
-    def reach(self, target: Target) -> dict[str, int]:
+    def reach(self, target: Target, last: bool = True) -> dict[str, int]:
         """Units that each axis keeps so that the target is met, from below, by `target.measure` of the real network.
 
-        Where the multiple is only for wide axes (`PruneConfig.wide`) and leaves the target far, it is given up.
+        Where the multiple is only for wide axes (`PruneConfig.wide`) and leaves the target far, it is given up. Where
+        charges do not tell what is measured (weights that are computed on the way cost nothing in them), units are
+        given back by measuring.
+
+        Args:
+            target: What is to be met.
+            last: Whether it is the user's target, not one on the way to it, which may be missed from below.
 
         Raises:
             NothingToDo: it is met already.
-            InputError: it cannot be met; it says the smallest that can, and which axes bind.
+            InputError: it cannot be met, or only from far below; it says what can, and which axes bind.
         """
         whole = target.measure(self.study.network)
         if whole <= target.limit:
@@ -64,14 +70,52 @@ class AxisPlanner:
                 why=f"The target is {format_cost(target, target.limit)}.",
                 fix="Give a smaller target.",
             )
-        counts, value = self._search(target, whole, self.choices)
+        choices = self.choices
+        counts, value = self._search(target, whole, choices)
         coarse = self.study.config.wide and any(choice.multiple > 1 for choice in self.choices.values())
         if coarse and not target.near(value):
-            counts, value = self._search(target, whole, self._any_number)
+            choices = self._any_number
+            counts, value = self._search(target, whole, choices)
             self.study.notes.append(f"Multiples of {self.study.config.multiple} channels would miss the target.")
         if value > target.limit:
             raise self._out_of_reach(target, value, counts)
+        if target.counted and not target.near(value):
+            counts, value = self._filled(target, counts, value, choices)
+        if last:
+            self.study.notes += target.shortfall(value, self._next_step(target, counts, choices))
         return counts
+
+    def _filled(
+        self, target: Target, counts: dict[str, int], value: float, choices: Mapping[str, Choice]
+    ) -> tuple[dict[str, int], float]:
+        """The counts with as many units given back, axis by axis, as the measured target allows; what it measures."""
+        for name in sorted(
+            counts, key=lambda name: choices[name].losses[choices[name].size - counts[name]], reverse=True
+        ):
+            more = [units for units in choices[name].fewer(choices[name].size + 1) if units > counts[name]]
+            while more:  # from the largest to the smallest: the first that fits, by halves
+                units = more[len(more) // 2]
+                measured = self._measured(target, {**counts, name: units})
+                if measured <= target.limit:
+                    counts, value = {**counts, name: units}, measured
+                    more = more[: len(more) // 2]
+                else:
+                    more = more[len(more) // 2 + 1 :]
+            if target.near(value):
+                break
+        return counts, value
+
+    def _next_step(self, target: Target, counts: Counts, choices: Mapping[str, Choice]) -> str:
+        """The smallest step up from these counts, in words."""
+        steps = {
+            name: min((units for units in choice.fewer(choice.size + 1) if units > counts[name]), default=None)
+            for name, choice in choices.items()
+        }
+        if not target.counted or not any(steps.values()):
+            return "its axes have no finer steps."
+        costs = {n: self._measured(target, {**counts, n: units}) for n, units in steps.items() if units is not None}
+        name = min(costs, key=lambda name: costs[name])
+        return f"with the next step up ({name} to {steps[name]}) it has {format_cost(target, costs[name])}."
 
     @cached_property
     def _any_number(self) -> dict[str, Choice]:

@@ -42,7 +42,7 @@ class RankPlanner:
         exporter: Exporter,
         progress: Progress,
     ) -> None:
-        self._network, self._layers = network, layers
+        self._network, self._layers, self._progress = network, layers, progress
         times = ChainTimes(exporter, layers, chains, progress) if kind == "latency" else None
         self._priced = {name: _priced(layers[name], chains[name], kind, times) for name in layers}
         self._least = {name: _cheapest(priced) for name, priced in self._priced.items()}
@@ -58,7 +58,7 @@ class RankPlanner:
 
         Raises:
             NothingToDo: it is met already.
-            InputError: it cannot be met; it says the smallest that can.
+            InputError: it cannot be met, or only from far below; it says what can.
         """
         whole = target.measure(self._network)
         if whole <= target.limit:
@@ -76,6 +76,8 @@ class RankPlanner:
                 f"the smallest possible is {format_cost(target, value)}.",
                 fix="Give a larger target, or combine it with pruning or quantization: afina run, afina optimize.",
             )
+        for note in target.shortfall(value, "ranks have no finer steps."):
+            self._progress.say(note)
         return self._forms_and_ranks(chosen)
 
     def _chosen(self, cost: float) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from afina.errors import InputError
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
@@ -11,9 +12,11 @@ from afina.jobs.options.targets import Goal
 from afina.units import format_value
 
 T = TypeVar("T")
-# A target is met from below, by at most this share of it, where the axes allow that.
-TOLERANCE = 0.02
+# A target is met from below, by at most this share of it, where the steps of axes and ranks allow that; where they do
+# not, the record says so, and what ends further below than `_TOO_FAR` is an error.
+TOLERANCE, _TOO_FAR = 0.02, 0.25
 _TRIES = 6
+_ROUNDING = 1e-9
 _COUNTED = {"macs": "MACs", "parameters": "parameters"}
 
 
@@ -33,9 +36,37 @@ class Target:
     unit: str
     measure: Callable[[Network], float]
 
+    @property
+    def counted(self) -> bool:
+        """Whether it is counted in the graph, at no cost, and not in a file or by a clock."""
+        return self.name in _COUNTED
+
     def near(self, value: float) -> bool:
         """Whether the target is met, and no further from below than need be."""
         return self.limit * (1 - TOLERANCE) <= value <= self.limit
+
+    def shortfall(self, value: float, reason: str, *, coarse: bool = False) -> tuple[str, ...]:
+        """A note for the record where what was reached lies further below the target than it need; none where not.
+
+        Args:
+            value: What was reached.
+            reason: Why no nearer: what the next step up would cost.
+            coarse: Whether the user asked for coarse steps (whole blocks), so that it may end anywhere below.
+
+        Raises:
+            InputError: it lies so far below that it is not what was asked for; never of a time, which varies by itself.
+        """
+        if value >= self.limit * (1 - TOLERANCE):
+            return ()
+        reached, asked = format_cost(self, value), format_cost(self, self.limit)
+        if value < self.limit * (1 - _TOO_FAR) and self.name != "latency" and not coarse:
+            raise InputError(
+                f"The target of {asked} is missed from below: the nearest that was found has {reached}.",
+                why=reason,
+                fix="Give a larger target, or one as low as that to have this network; or let more of it change "
+                "(--axis, --multiple 1).",
+            )
+        return (f"{reached}, which is {1 - value / self.limit:.0%} below the target of {asked}: {reason}",)
 
 
 def target_of(goal: Goal, network: Network, exporter: Exporter) -> Target:
@@ -68,6 +99,9 @@ def approach(
     and if that plan measures 104 KB, the next one lies between 1.0 and 5.6. The search ends after `_TRIES` plans, or
     with one that is within `TOLERANCE` below the target.
 
+    The first charge is what the target would be if charges and measurements had one scale, without going below it: the
+    half of a layer of 32 channels is 16, not 15.
+
     Args:
         target: What is to be met.
         plan: Gives the best plan that is charged at most some cost.
@@ -81,10 +115,11 @@ def approach(
     """
     best, nearest = least, measure(least)
     measured_points = [whole, (cost(best), nearest)]
-    for _ in range(_TRIES if nearest <= target.limit else 0):
+    for number in range(_TRIES if nearest <= target.limit else 0):
+        aim = target.limit * (1 - TOLERANCE / 4 if number else 1 + _ROUNDING)
         above = min((point for point in measured_points if point[1] > target.limit), key=lambda point: point[1])
         below = max((point for point in measured_points if point[1] <= target.limit), key=lambda point: point[1])
-        share = (target.limit * (1 - TOLERANCE / 4) - below[1]) / max(above[1] - below[1], 1e-12)
+        share = (aim - below[1]) / max(above[1] - below[1], 1e-12)
         candidate = plan(below[0] + (above[0] - below[0]) * min(max(share, 0.02), 0.98))
         value = measure(candidate)
         point = (cost(candidate), value)

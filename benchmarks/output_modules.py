@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_WIDTH = 16
+_WIDTH = 12
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3) -> nn.Sequential:

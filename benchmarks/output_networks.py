@@ -85,6 +85,18 @@ class Proposals(nn.Module):
         return {"objectness": objectness, "boxes": boxes}
 
 
+class Chosen(nn.Module):
+    """Some of the outputs of a model, by name: those that are used once it is trained."""
+
+    def __init__(self, model: nn.Module, *names: str) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs = self.model(x)
+        return {name: outputs[name] for name in self.names}
+
+
 def _torchvision() -> list[Subject]:
     bare: dict[str, Any] = {"weights": None, "weights_backbone": None}
     shrunk = {**bare, "num_classes": _CLASSES}
@@ -107,8 +119,8 @@ def _torchvision() -> list[Subject]:
 
 def _written_here() -> list[Subject]:
     return [
-        Subject("unet", UNet, 96, "map"),
-        Subject("style_transfer", StyleTransfer, 96, "picture"),
+        Subject("unet", UNet, 64, "map"),
+        Subject("style_transfer", StyleTransfer, 64, "picture"),
         Subject("face_detector", FaceDetector, 128, "two maps"),
         Subject("embedding", Embedding, 112, "vector of length one"),
         Subject("depth", DepthNet, 128, "map of depth"),
@@ -122,10 +134,10 @@ def _transformers() -> list[Subject]:
 
     names = {"num_labels": _CLASSES}
     vit: dict[str, Any] = {
-        "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192,
+        "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192,
     }  # fmt: skip
     resnet: dict[str, Any] = {
-        "embedding_size": 16, "hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 1, 1], "layer_type": "basic",
+        "embedding_size": 32, "hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 1, 1], "layer_type": "basic",
     }  # fmt: skip
 
     def dino(**changes: Any) -> Any:
@@ -152,7 +164,7 @@ def _transformers() -> list[Subject]:
         if family == "DFine":
             levels = t.HGNetV2Config(
                 stem_channels=[3, 16, 16], stage_in_channels=[16, 32, 48, 64], stage_mid_channels=[16, 16, 24, 32],
-                stage_out_channels=[32, 48, 64, 96], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[2, 2, 2, 2],
+                stage_out_channels=[32, 48, 64, 96], hidden_sizes=[32, 48, 64, 96], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[2, 2, 2, 2],
                 out_features=["stage2", "stage3", "stage4"],
             )  # fmt: skip
         config = getattr(t, f"{family}Config")(backbone_config=levels, **shared)
@@ -169,7 +181,7 @@ def _transformers() -> list[Subject]:
             config = t.Mask2FormerConfig(
                 **names, backbone_config=swin("stage1", "stage2", "stage3", "stage4"), feature_size=64, mask_feature_size=64,
                 hidden_dim=64, encoder_feedforward_dim=128, encoder_layers=2, decoder_layers=3, dim_feedforward=128,
-                num_attention_heads=4, num_queries=16, use_auxiliary_loss=False, output_auxiliary_logits=False,
+                num_attention_heads=4, num_queries=16,
             )  # fmt: skip
             return t.Mask2FormerForUniversalSegmentation(config)
         decoder = t.DetrConfig(
@@ -193,7 +205,8 @@ def _transformers() -> list[Subject]:
 
     def depth_anything() -> nn.Module:
         features = ["stage1", "stage2", "stage3", "stage4"]
-        config = dino(reshape_hidden_states=False, apply_layernorm=True, out_features=features)
+        config = dino(
+            num_hidden_layers=4, reshape_hidden_states=False, apply_layernorm=True, out_features=features)
         return t.DepthAnythingForDepthEstimation(
             t.DepthAnythingConfig(
                 backbone_config=config, patch_size=14, reassemble_hidden_size=96, neck_hidden_sizes=[24, 32, 48, 64],
@@ -216,7 +229,7 @@ def _transformers() -> list[Subject]:
     def vitpose() -> nn.Module:
         body = t.VitPoseBackboneConfig(
             **{key: vit[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-            mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage4"],
+            mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage3"],
         )  # fmt: skip
         return t.VitPoseForPoseEstimation(
             t.VitPoseConfig(backbone_config=body, use_simple_decoder=False, num_labels=17)
@@ -225,9 +238,9 @@ def _transformers() -> list[Subject]:
     return [
         Subject("segformer", segformer, 128, "map"),
         Subject("depth_anything", depth_anything, 98, "map of depth"),
-        Subject("rt_detr", lambda: queries("RTDetr"), 128, "boxes, classes of queries"),
+        Subject("rt_detr", lambda: Chosen(queries("RTDetr"), "logits", "pred_boxes"), 128, "boxes, classes of queries"),
         Subject("rt_detr_v2", lambda: queries("RTDetrV2"), 128, "boxes, classes of queries"),
-        Subject("d_fine", lambda: queries("DFine"), 128, "boxes, classes of queries"),
+        Subject("d_fine", lambda: Chosen(queries("DFine"), "logits", "pred_boxes"), 128, "boxes, classes of queries"),
         Subject("yolos", yolos, 96, "boxes, classes of tokens"),
         Subject("detr", detr, 128, "boxes, classes of queries"),
         Subject("mask2former", lambda: masks("Mask2Former"), 128, "masks, classes of queries"),

@@ -45,7 +45,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 STEPS = (
     "capture", "save", "export", "prune", "factorize", "distil", *(f"int8 {runtime}" for runtime in RUNTIMES),
 )  # fmt: skip
-_PHOTOS, _CALIBRATION = 80, 32  # a fifth of the photographs is set aside, and all files are compared on those
+_PHOTOS, _CALIBRATION = 80, 16  # a fifth of the photographs is set aside, and all files are compared on those
 _BATCH = 8
 _SHARE = "70%"
 
@@ -97,6 +97,8 @@ class _Trial:
         row: What is kept of it.
         network: The captured network.
         pruned: The pruned one; None where there is none.
+        files: The files of the captured network, by runtime.
+        numbers: Numbers of files.
     """
 
     subject: Subject
@@ -105,6 +107,7 @@ class _Trial:
     row: Row = field(default_factory=dict)
     network: Network = None  # type: ignore[assignment]
     pruned: Network | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
     numbers: Any = field(default_factory=itertools.count)
 
     @property
@@ -132,7 +135,7 @@ class _Trial:
             raise ValueError(f"the loaded network gives another {wrong[0]}")
 
     def export(self) -> None:
-        self._compare("float", self.network)
+        self.files = self._compare("float", self.network)
 
     def prune(self) -> None:
         self.pruned, record = afina.prune(
@@ -155,17 +158,15 @@ class _Trial:
             self.network, self.pruned, unlabelled=self.photos, epochs=1, batch_size=_BATCH
         )
         self.row["distil"] = {"before": _brief(record.before["quality"]), "after": _brief(record.after["quality"])}
-        self._compare("distilled", student)
+        self._compare("distilled", student, only=RUNTIMES[0])
 
     def quantize(self, runtime: str) -> None:
         small, record = afina.quantize(
             self.network, self.photos, runtime=runtime, images=_CALIBRATION, threads=available_cores()
         )
         files = self._compare("int8", small, only=runtime)
-        reference = outputs_of_file(
-            get_runtime(runtime).export(self.network, self._path(runtime)), self.data, self.network.input,
-            threads=available_cores(),
-        )  # fmt: skip
+        original = self.files.get(runtime) or get_runtime(runtime).export(self.network, self._path(runtime))
+        reference = outputs_of_file(original, self.data, self.network.input, threads=available_cores())
         answers = outputs_of_file(files[runtime], self.data, self.network.input, threads=available_cores())
         task = get_task(self.network.task)
         quality = measure_quality(answers, self.data, task, reference=reference, runtime=get_runtime(runtime))

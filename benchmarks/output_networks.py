@@ -38,12 +38,14 @@ class Subject:
         build: Gives the module.
         side: Height and width of its images, in pixels.
         kind: What it gives, in words.
+        images: How many images its statistics rest on; fewer where they go through it one by one.
     """
 
     name: str
     build: Callable[[], nn.Module]
     side: int
     kind: str
+    images: int = 8
 
 
 def settle(module: nn.Module, images: Tensor) -> nn.Module:
@@ -101,19 +103,19 @@ def _torchvision() -> list[Subject]:
     bare: dict[str, Any] = {"weights": None, "weights_backbone": None}
     shrunk = {**bare, "num_classes": _CLASSES}
     return [
-        Subject("fcn_resnet50", lambda: segmentation.fcn_resnet50(**shrunk, aux_loss=True), 96, "two maps"),
-        Subject("deeplabv3_mobilenet_v3", lambda: segmentation.deeplabv3_mobilenet_v3_large(**shrunk), 128, "map"),
-        Subject("lraspp_mobilenet_v3", lambda: segmentation.lraspp_mobilenet_v3_large(**shrunk), 128, "map"),
+        Subject("fcn_resnet50", lambda: segmentation.fcn_resnet50(**shrunk, aux_loss=True), 64, "two maps"),
+        Subject("deeplabv3_mobilenet_v3", lambda: segmentation.deeplabv3_mobilenet_v3_large(**shrunk), 96, "map"),
+        Subject("lraspp_mobilenet_v3", lambda: segmentation.lraspp_mobilenet_v3_large(**shrunk), 96, "map"),
         Subject("ssdlite320", lambda: Detector(detection.ssdlite320_mobilenet_v3_large(**bare)), 192, "boxes, classes"),
-        Subject("retinanet", lambda: Detector(detection.retinanet_resnet50_fpn(**shrunk)), 96, "boxes, classes"),
-        Subject("fcos", lambda: Detector(detection.fcos_resnet50_fpn(**shrunk)), 96, "boxes, classes, centres"),
+        Subject("retinanet", lambda: Detector(detection.retinanet_resnet50_fpn(**shrunk)), 64, "boxes, classes"),
+        Subject("fcos", lambda: Detector(detection.fcos_resnet50_fpn(**shrunk)), 64, "boxes, classes, centres"),
         Subject(
             "faster_rcnn_proposals",
             lambda: Proposals(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**bare)),
             128,
             "maps of objects and boxes, at several scales",
         ),
-        Subject("simple_baseline", SimpleBaseline, 128, "heat maps of key points"),
+        Subject("simple_baseline", SimpleBaseline, 96, "heat maps of key points"),
     ]
 
 
@@ -121,11 +123,11 @@ def _written_here() -> list[Subject]:
     return [
         Subject("unet", UNet, 64, "map"),
         Subject("style_transfer", StyleTransfer, 64, "picture"),
-        Subject("face_detector", FaceDetector, 128, "two maps"),
+        Subject("face_detector", FaceDetector, 96, "two maps"),
         Subject("embedding", Embedding, 112, "vector of length one"),
-        Subject("depth", DepthNet, 128, "map of depth"),
+        Subject("depth", DepthNet, 96, "map of depth"),
         Subject("super_resolution", SuperResolution, 64, "picture of twice the size"),
-        Subject("hourglass", Hourglass, 96, "list of heat maps"),
+        Subject("hourglass", Hourglass, 64, "list of heat maps"),
     ]
 
 
@@ -134,7 +136,7 @@ def _transformers() -> list[Subject]:
 
     names = {"num_labels": _CLASSES}
     vit: dict[str, Any] = {
-        "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192,
+        "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
     }  # fmt: skip
     resnet: dict[str, Any] = {
         "embedding_size": 32, "hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 1, 1], "layer_type": "basic",
@@ -157,7 +159,7 @@ def _transformers() -> list[Subject]:
     def queries(family: str) -> nn.Module:
         levels = t.RTDetrResNetConfig(**resnet, out_features=["stage2", "stage3", "stage4"])
         shared: dict[str, Any] = {
-            **names, "d_model": 64, "num_queries": 30, "decoder_layers": 2, "encoder_ffn_dim": 128,
+            **names, "d_model": 64, "num_queries": 30, "decoder_layers": 1, "encoder_ffn_dim": 128,
             "decoder_ffn_dim": 128, "encoder_hidden_dim": 64, "encoder_attention_heads": 4,
             "decoder_attention_heads": 4, "encoder_in_channels": [48, 64, 96], "decoder_in_channels": [64, 64, 64],
         }  # fmt: skip
@@ -229,24 +231,24 @@ def _transformers() -> list[Subject]:
     def vitpose() -> nn.Module:
         body = t.VitPoseBackboneConfig(
             **{key: vit[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-            mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage3"],
+            mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage2"],
         )  # fmt: skip
         return t.VitPoseForPoseEstimation(
             t.VitPoseConfig(backbone_config=body, use_simple_decoder=False, num_labels=17)
         )
 
     return [
-        Subject("segformer", segformer, 128, "map"),
+        Subject("segformer", segformer, 64, "map"),
         Subject("depth_anything", depth_anything, 98, "map of depth"),
-        Subject("rt_detr", lambda: Chosen(queries("RTDetr"), "logits", "pred_boxes"), 128, "boxes, classes of queries"),
-        Subject("rt_detr_v2", lambda: queries("RTDetrV2"), 128, "boxes, classes of queries"),
-        Subject("d_fine", lambda: Chosen(queries("DFine"), "logits", "pred_boxes"), 128, "boxes, classes of queries"),
+        Subject("rt_detr", lambda: Chosen(queries("RTDetr"), "logits", "pred_boxes"), 96, "boxes, classes of queries", 4),
+        Subject("rt_detr_v2", lambda: queries("RTDetrV2"), 96, "all that its class returns", 4),
+        Subject("d_fine", lambda: Chosen(queries("DFine"), "logits", "pred_boxes"), 96, "boxes, classes of queries", 4),
         Subject("yolos", yolos, 96, "boxes, classes of tokens"),
-        Subject("detr", detr, 128, "boxes, classes of queries"),
-        Subject("mask2former", lambda: masks("Mask2Former"), 128, "masks, classes of queries"),
-        Subject("maskformer", lambda: masks("MaskFormer"), 128, "masks, classes of queries"),
+        Subject("detr", detr, 96, "boxes, classes of queries"),
+        Subject("mask2former", lambda: masks("Mask2Former"), 64, "masks, classes of queries"),
+        Subject("maskformer", lambda: masks("MaskFormer"), 64, "masks, classes of queries"),
         Subject("dinov2", lambda: t.Dinov2Model(dino()), 98, "hidden states"),
-        Subject("upernet", upernet, 128, "map"),
+        Subject("upernet", upernet, 64, "map"),
         Subject("vitpose", vitpose, 96, "heat maps of key points"),
     ]
 
@@ -287,5 +289,5 @@ class RawMaps(nn.Module):
 
 def subjects() -> dict[str, Subject]:
     """All networks by name."""
-    yolo = [Subject("yolo11n", lambda: _yolo("yolo11n"), 128, "maps of boxes and classes")]
+    yolo = [Subject("yolo11n", lambda: _yolo("yolo11n"), 96, "maps of boxes and classes")]
     return {subject.name: subject for subject in [*_torchvision(), *_written_here(), *_transformers(), *yolo]}

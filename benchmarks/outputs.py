@@ -37,15 +37,19 @@ from afina.devices.machine import available_cores
 from afina.errors import AfinaError, ParityError, first_lines
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
+from afina.jobs.common.subject import context_of
+from afina.progress import Progress
 from afina.runtimes import check_parity, get_runtime, measure_quality, outputs_of_file
 from afina.tasks import get_task
+from afina.techniques import quantize
+from afina.techniques.quantize import QuantizeConfig
 from afina.types import InputSpec
 
 RUNTIMES = ("onnxruntime", "openvino")
 STEPS = (
     "capture", "save", "export", "prune", "factorize", "distil", *(f"int8 {runtime}" for runtime in RUNTIMES),
 )  # fmt: skip
-_PHOTOS, _CALIBRATION = 80, 16  # a fifth of the photographs is set aside, and all files are compared on those
+_PHOTOS, _SETTLING = 80, 16  # a fifth of the photographs is set aside, and all files are compared on those
 _BATCH = 8
 _SHARE = "70%"
 
@@ -118,7 +122,7 @@ class _Trial:
         torch.manual_seed(0)
         module = self.subject.build().eval()
         spec = InputSpec(self.subject.side, self.subject.side)
-        batches = self.data.batches("train", spec, batch_size=_CALIBRATION, limit=_CALIBRATION)
+        batches = self.data.batches("train", spec, batch_size=_SETTLING, limit=_SETTLING)
         images = next(iter(batches))[0]
         self.network = capture(settle(module, images), spec, images=images[:4])
         cost = cost_of(self.network)
@@ -139,14 +143,14 @@ class _Trial:
 
     def prune(self) -> None:
         self.pruned, record = afina.prune(
-            self.network, self.photos, macs=_SHARE, images=_CALIBRATION, threads=available_cores()
+            self.network, self.photos, macs=_SHARE, images=self.subject.images, threads=available_cores()
         )
         self._note("prune", record, "macs")
         self._compare("pruned", self.pruned)
 
     def factorize(self) -> None:
         chains, record = afina.factorize(
-            self.network, self.photos, parameters=_SHARE, images=_CALIBRATION, threads=available_cores()
+            self.network, self.photos, parameters=_SHARE, images=self.subject.images, threads=available_cores()
         )
         self._note("factorize", record, "parameters")
         self._compare("factorized", chains)
@@ -161,13 +165,15 @@ class _Trial:
         self._compare("distilled", student, only=RUNTIMES[0])
 
     def quantize(self, runtime: str) -> None:
-        small, record = afina.quantize(
-            self.network, self.photos, runtime=runtime, images=_CALIBRATION, threads=available_cores()
-        )
+        config = QuantizeConfig(policy=get_runtime(runtime).policy())
+        context = context_of(self.data, self.network, self.subject.images, 0, Progress())
+        small, record = quantize.apply(self.network, config, context)
         files = self._compare("int8", small, only=runtime)
         original = self.files.get(runtime) or get_runtime(runtime).export(self.network, self._path(runtime))
-        reference = outputs_of_file(original, self.data, self.network.input, threads=available_cores())
-        answers = outputs_of_file(files[runtime], self.data, self.network.input, threads=available_cores())
+        reference, answers = (
+            outputs_of_file(file, self.data, self.network.input, threads=available_cores())
+            for file in (original, files[runtime])
+        )
         task = get_task(self.network.task)
         quality = measure_quality(answers, self.data, task, reference=reference, runtime=get_runtime(runtime))
         self.row[f"int8 {runtime}"] = {

@@ -80,7 +80,9 @@ def capture(
     expected, notes = _answers(twin, images, task)
     graph, batch = _graph(twin, input, type(module).__name__)
     if batch is not None:
-        notes += ("The model's code fixes the number of images: it runs image by image.",)
+        norms = any(node.target is _BATCH_NORM for node in graph.graph.nodes)
+        kept = ", and its batch norms keep their statistics in training" if norms else ""
+        notes += (f"The model's code fixes the number of images: it runs image by image{kept}.",)
     network = Network(graph, input, task, frozen, outputs=tuple(expected), batch_size=batch, notes=notes)
     _check_answers(network, twin, images, expected, type(module).__name__)
     return network

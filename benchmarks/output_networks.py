@@ -8,10 +8,10 @@ detector of torchvision is captured as a user would do it: backbone and head, wi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 from output_modules import (
     DepthNet,
     Embedding,
@@ -87,18 +87,6 @@ class Proposals(nn.Module):
         return {"objectness": objectness, "boxes": boxes}
 
 
-class Chosen(nn.Module):
-    """Some of the outputs of a model, by name: those that are used once it is trained."""
-
-    def __init__(self, model: nn.Module, *names: str) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        outputs = self.model(x)
-        return {name: outputs[name] for name in self.names}
-
-
 def _torchvision() -> list[Subject]:
     bare: dict[str, Any] = {"weights": None, "weights_backbone": None}
     shrunk = {**bare, "num_classes": _CLASSES}
@@ -132,124 +120,22 @@ def _written_here() -> list[Subject]:
 
 
 def _transformers() -> list[Subject]:
-    import transformers as t
+    import output_transformers as t
 
-    names = {"num_labels": _CLASSES}
-    vit: dict[str, Any] = {
-        "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
-    }  # fmt: skip
-    resnet: dict[str, Any] = {
-        "embedding_size": 32, "hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 1, 1], "layer_type": "basic",
-    }  # fmt: skip
-
-    def dino(**changes: Any) -> Any:
-        return t.Dinov2Config(**{**vit, "image_size": 98, "patch_size": 14, "mlp_ratio": 2, **changes})
-
-    def backbone() -> Any:
-        return t.ResNetConfig(**resnet, out_features=["stage4"])
-
-    def detr() -> nn.Module:
-        config = t.DetrConfig(
-            **names, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone(),
-            d_model=64, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
-            encoder_attention_heads=4, decoder_attention_heads=4, num_queries=20,
-        )  # fmt: skip
-        return t.DetrForObjectDetection(config)
-
-    def queries(family: str) -> nn.Module:
-        levels = t.RTDetrResNetConfig(**resnet, out_features=["stage2", "stage3", "stage4"])
-        shared: dict[str, Any] = {
-            **names, "d_model": 64, "num_queries": 30, "decoder_layers": 1, "encoder_ffn_dim": 128,
-            "decoder_ffn_dim": 128, "encoder_hidden_dim": 64, "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4, "encoder_in_channels": [48, 64, 96], "decoder_in_channels": [64, 64, 64],
-        }  # fmt: skip
-        if family == "DFine":
-            levels = t.HGNetV2Config(
-                stem_channels=[3, 16, 16], stage_in_channels=[16, 32, 48, 64], stage_mid_channels=[16, 16, 24, 32],
-                stage_out_channels=[32, 48, 64, 96], hidden_sizes=[32, 48, 64, 96], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[2, 2, 2, 2],
-                out_features=["stage2", "stage3", "stage4"],
-            )  # fmt: skip
-        config = getattr(t, f"{family}Config")(backbone_config=levels, **shared)
-        return getattr(t, f"{family}ForObjectDetection")(config)
-
-    def swin(*features: str) -> Any:
-        return t.SwinConfig(
-            image_size=64, embed_dim=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4,
-            out_features=list(features),
-        )  # fmt: skip
-
-    def masks(family: str) -> nn.Module:
-        if family == "Mask2Former":
-            config = t.Mask2FormerConfig(
-                **names, backbone_config=swin("stage1", "stage2", "stage3", "stage4"), feature_size=64, mask_feature_size=64,
-                hidden_dim=64, encoder_feedforward_dim=128, encoder_layers=2, decoder_layers=3, dim_feedforward=128,
-                num_attention_heads=4, num_queries=16,
-            )  # fmt: skip
-            return t.Mask2FormerForUniversalSegmentation(config)
-        decoder = t.DetrConfig(
-            d_model=64, decoder_layers=2, encoder_layers=2, decoder_ffn_dim=128, encoder_ffn_dim=128,
-            encoder_attention_heads=4, decoder_attention_heads=4, num_queries=16,
-        )  # fmt: skip
-        return t.MaskFormerForInstanceSegmentation(
-            t.MaskFormerConfig(
-                fpn_feature_size=64, mask_feature_size=64, backbone_config=swin("stage1", "stage2", "stage3", "stage4"),
-                decoder_config=decoder, **names,
-            )
-        )  # fmt: skip
-
-    def segformer() -> nn.Module:
-        return t.SegformerForSemanticSegmentation(
-            t.SegformerConfig(
-                **names, hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 4],
-                decoder_hidden_size=64,
-            )
-        )  # fmt: skip
-
-    def depth_anything() -> nn.Module:
-        features = ["stage1", "stage2", "stage3", "stage4"]
-        config = dino(
-            num_hidden_layers=4, reshape_hidden_states=False, apply_layernorm=True, out_features=features)
-        return t.DepthAnythingForDepthEstimation(
-            t.DepthAnythingConfig(
-                backbone_config=config, patch_size=14, reassemble_hidden_size=96, neck_hidden_sizes=[24, 32, 48, 64],
-                fusion_hidden_size=32, head_hidden_size=16,
-            )
-        )  # fmt: skip
-
-    def upernet() -> nn.Module:
-        body = t.ConvNextConfig(
-            hidden_sizes=[24, 48, 64, 96], depths=[1, 1, 2, 1], layer_scale_init_value=1.0,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )  # fmt: skip
-        config = t.UperNetConfig(**names, backbone_config=body, hidden_size=48, auxiliary_in_channels=64)
-        return t.UperNetForSemanticSegmentation(config)
-
-    def yolos() -> nn.Module:
-        config = t.YolosConfig(**vit, **names, image_size=[96, 96], num_detection_tokens=20)
-        return t.YolosForObjectDetection(config)
-
-    def vitpose() -> nn.Module:
-        body = t.VitPoseBackboneConfig(
-            **{key: vit[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-            mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage2"],
-        )  # fmt: skip
-        return t.VitPoseForPoseEstimation(
-            t.VitPoseConfig(backbone_config=body, use_simple_decoder=False, num_labels=17)
-        )
-
+    queries = "boxes, classes of queries"
     return [
-        Subject("segformer", segformer, 64, "map"),
-        Subject("depth_anything", depth_anything, 98, "map of depth"),
-        Subject("rt_detr", lambda: Chosen(queries("RTDetr"), "logits", "pred_boxes"), 96, "boxes, classes of queries", 4),
-        Subject("rt_detr_v2", lambda: queries("RTDetrV2"), 96, "all that its class returns", 4),
-        Subject("d_fine", lambda: Chosen(queries("DFine"), "logits", "pred_boxes"), 96, "boxes, classes of queries", 4),
-        Subject("yolos", yolos, 96, "boxes, classes of tokens"),
-        Subject("detr", detr, 96, "boxes, classes of queries"),
-        Subject("mask2former", lambda: masks("Mask2Former"), 64, "masks, classes of queries"),
-        Subject("maskformer", lambda: masks("MaskFormer"), 64, "masks, classes of queries"),
-        Subject("dinov2", lambda: t.Dinov2Model(dino()), 98, "hidden states"),
-        Subject("upernet", upernet, 64, "map"),
-        Subject("vitpose", vitpose, 96, "heat maps of key points"),
+        Subject("segformer", t.segformer, 64, "map"),
+        Subject("upernet", t.upernet, 64, "map"),
+        Subject("depth_anything", t.depth_anything, 98, "map of depth"),
+        Subject("dinov2", t.dinov2, 98, "hidden states"),
+        Subject("vitpose", t.vitpose, 96, "heat maps of key points"),
+        Subject("yolos", t.yolos, 96, "boxes, classes of tokens, hidden states"),
+        Subject("detr", t.detr, 96, f"{queries}, hidden states"),
+        Subject("rt_detr", t.rt_detr, 96, queries, 4),
+        Subject("rt_detr_v2", partial(t.rt_detr, everything=True), 96, "all that its class returns", 4),
+        Subject("d_fine", t.d_fine, 96, queries, 4),
+        Subject("mask2former", t.mask2former, 64, "masks, classes of queries, hidden states"),
+        Subject("maskformer", t.maskformer, 64, "masks, classes of queries, hidden states"),
     ]
 
 

@@ -5,8 +5,9 @@
     python benchmarks/outputs.py SHARED --table             # only the table, from the rows
 
 Each network is captured, saved and loaded, pruned to 70% of its MACs, factorized to 70% of its parameters, taught by
-itself for an epoch once it is pruned, and quantized to int8 for each runtime. What each step gives is exported to both
-runtimes, and the files are compared with their networks on photographs. A step passes, is refused (a clear error of
+itself for an epoch once it is pruned, and quantized to int8 for each runtime. The network itself and the pruned one are
+exported to both runtimes (the pruned one to the second once it is taught), the factorized one to the first, and the
+files are compared with their networks on photographs. A step passes, is refused (a clear error of
 Afina, kept with its text), or fails: any other error, a file that answers otherwise, a loaded network that differs.
 
 SHARED is a folder with `data/photos.zip`. `pip install transformers ultralytics` for the networks of those.
@@ -146,23 +147,21 @@ class _Trial:
             self.network, self.photos, macs=_SHARE, images=self.subject.images, threads=available_cores()
         )
         self._note("prune", record, "macs")
-        self._compare("pruned", self.pruned)
+        self._compare("pruned", self.pruned, only=RUNTIMES[0])
 
     def factorize(self) -> None:
         chains, record = afina.factorize(
             self.network, self.photos, parameters=_SHARE, images=self.subject.images, threads=available_cores()
         )
         self._note("factorize", record, "parameters")
-        self._compare("factorized", chains)
+        self._compare("factorized", chains, only=RUNTIMES[0])
 
     def distil(self) -> None:
         if self.pruned is None:
             raise AfinaError("There is no pruned network to teach.")
-        student, record = afina.distill(
-            self.network, self.pruned, unlabelled=self.photos, epochs=1, batch_size=_BATCH
-        )
+        student, record = afina.distill(self.network, self.pruned, unlabelled=self.photos, epochs=1, batch_size=_BATCH)
         self.row["distil"] = {"before": _brief(record.before["quality"]), "after": _brief(record.after["quality"])}
-        self._compare("distilled", student, only=RUNTIMES[0])
+        self._compare("distilled", student, only=RUNTIMES[1])
 
     def quantize(self, runtime: str) -> None:
         config = QuantizeConfig(policy=get_runtime(runtime).policy())

@@ -149,7 +149,7 @@ def _decoder(queries: int) -> dict[str, Any]:
 def _queries() -> dict[str, Any]:
     """The encoder and decoder of RT-DETR and D-FINE."""
     return {
-        **_NAMES, "d_model": 64, "num_queries": 30, "decoder_layers": 1, "encoder_ffn_dim": 128,
+        **_NAMES, "d_model": 64, "num_queries": 30, "decoder_layers": 2, "encoder_ffn_dim": 128,
         "decoder_ffn_dim": 128, "encoder_hidden_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "encoder_in_channels": [48, 64, 96], "decoder_in_channels": [64, 64, 64],
     }  # fmt: skip

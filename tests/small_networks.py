@@ -458,7 +458,30 @@ def products() -> nn.Module:
     return net
 
 
+def read_at_points():
+    """Maps read at points that the network computes, and the places of the highest scores among what was read."""
+
+    def forward(m, x):
+        x = F.relu(m.stem(x))
+        points = m.points(x).permute(0, 2, 3, 1).tanh()
+        read = F.grid_sample(m.values(x), points, align_corners=False).flatten(2) * m.scale
+        places = m.score(read).topk(5, dim=-1).indices
+        return m.fc(read.gather(2, places.expand(-1, read.shape[1], -1)).mean(2))
+
+    net = Net(
+        forward,
+        stem=nn.Conv2d(3, 8, 3, padding=1),
+        points=nn.Conv2d(8, 2, 1),
+        values=nn.Conv2d(8, 6, 1),
+        score=nn.Conv1d(6, 1, 1),
+        fc=nn.Linear(6, 3),
+    )
+    net.scale = torch.tensor(1.5)
+    return net
+
+
 SMALL = [
+    read_at_points,
     chain,
     residual,
     depthwise,

@@ -12,7 +12,7 @@ from torch import nn
 
 import afina
 from afina.errors import InputError
-from afina.graph import Network
+from afina.graph import Network, capture
 from afina.runtimes import get_runtime
 from afina.types import UNKNOWN_TASK
 
@@ -105,6 +105,66 @@ def test_optimize_and_recipes_judge_by_the_agreement_of_the_worst_output(heads, 
     assert set(details) == {f"{name}: {figure}" for name in NAMES for figure in ("signal-to-noise in dB", "cosine")}
     again = afina.run(tmp_path / "run" / "recipe.yaml", heads, str(pictures), example=GREY, out=tmp_path / "again")
     assert again.quality.value > 0.8
+
+
+class Queries(nn.Module):
+    """Chooses places by their scores, as transformer detectors do, and fixes the number of images on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.body, self.score = nn.Conv2d(16, 24, 3, padding=1), nn.Linear(24, 5)
+        self.inner, self.boxes, self.classes = nn.Linear(24, 32), nn.Linear(32, 4), nn.Linear(32, 5)
+        self.scale = torch.tensor(0.5)
+
+    def forward(self, x: torch.Tensor) -> dict:
+        count = int(x.shape[0])
+        maps = self.body(self.norm(self.stem(x)).relu()).relu().flatten(2).transpose(1, 2)
+        places = self.score(maps).max(-1).values.topk(9).indices
+        rows = maps.gather(1, places.reshape(count, 9, 1).repeat(1, 1, 24))
+        rows = self.inner(rows).relu() * self.scale
+        return {"boxes": self.boxes(rows).sigmoid(), "classes": self.classes(rows)}
+
+
+@pytest.fixture(scope="module")
+def queries() -> Queries:
+    torch.manual_seed(0)
+    module = Queries()
+    nn.init.uniform_(module.norm.running_mean, -0.2, 0.2)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("technique", "options"),
+    [
+        ("prune", {"macs": "70%", "multiple": 1}),
+        ("sparsify", {"sparsity": 0.3}),
+        ("factorize", {"parameters": "80%"}),
+        ("quantize", {"calibration": "minmax"}),
+        ("distill", {"epochs": 1}),
+    ],
+)
+def test_a_network_that_takes_one_image_at_a_time_goes_through_all_techniques(technique, options, queries, pictures):
+    data = str(pictures)
+    if technique == "distill":
+        network, record = afina.distill(queries, queries, unlabelled=data, example=GREY, **options)
+    else:
+        network, record = getattr(afina, technique)(queries, data, **options, **QUICK)
+    assert network.batch_size == 1
+    assert record.after["quality"] > 0.5
+    assert {name: tuple(value.shape) for name, value in network(network.example(3)).items()} == {
+        "boxes": (3, 9, 4),
+        "classes": (3, 9, 5),
+    }
+
+
+def test_norms_of_a_network_that_takes_one_image_keep_their_statistics_and_the_user_is_told(queries):
+    network = capture(queries, GREY)
+    assert any("batch norms keep their statistics" in note for note in network.notes)
+    before = network.module.norm.running_mean.clone()
+    sum(value.square().mean() for value in network.train()(network.example(2)).values()).backward()
+    assert torch.equal(network.module.norm.running_mean, before)
+    assert network.module.stem.weight.grad is not None
 
 
 def test_training_on_labels_is_refused_with_the_way_on(heads):

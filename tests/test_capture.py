@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_
 from afina.errors import InputError, Unsupported
 from afina.graph import Network, capture
 from afina.graph.outputs import named_tensors
-from afina.types import UNKNOWN_TASK
+from afina.types import UNKNOWN_TASK, InputSpec
 
 
 class Body(nn.Module):
@@ -178,6 +178,60 @@ class Dropped(Body):
 def test_random_numbers_in_inference_are_named_as_such():
     with pytest.raises(Unsupported, match=r"draws random numbers in inference[\s\S]*dropout"):
         capture(Dropped().eval(), GREY)
+
+
+class TwoImages(Body):
+    def forward(self, left: torch.Tensor, right: torch.Tensor):
+        return super().forward(left) - super().forward(right)
+
+
+class WithSizes(Body):
+    def forward(self, x: torch.Tensor, *, sizes: torch.Tensor, scale: float = 1.0):
+        return super().forward(x) * sizes * scale
+
+
+class Masked(Body):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None):
+        if mask is None:
+            raise ValueError("You have to give a mask")
+        return super().forward(x * mask)
+
+
+class FromDictionary(Body):
+    def forward(self, batch: dict):
+        return super().forward(batch["image"])
+
+
+class Wrapped(nn.Module):
+    """The way that the message names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = TwoImages()
+
+    def forward(self, images: torch.Tensor):
+        return self.model(left=images[:, :1], right=images[:, 1:2])
+
+
+@pytest.mark.parametrize(("module", "inputs"), [(TwoImages(), "left, right"), (WithSizes(), "x, sizes")])
+def test_several_inputs_are_refused_with_what_comes_and_the_way_on(module, inputs):
+    with pytest.raises(InputError) as error:
+        capture(module, GREY)
+    assert f"takes 2 inputs ({inputs})" in error.value.what
+    assert error.value.why == "Several inputs are not supported yet."
+    assert "def forward(self, images)" in error.value.fix
+
+
+def test_two_pictures_laid_end_to_end_are_one_input():
+    assert capture(Wrapped(), InputSpec(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)).outputs == ("outputs",)
+
+
+@pytest.mark.parametrize(("module", "said"), [(Masked(), "without mask"), (FromDictionary(), "It says")])
+def test_inputs_that_a_module_misses_only_when_it_runs_are_refused_with_the_way_on(module, said):
+    with pytest.raises(InputError) as error:
+        capture(module, GREY)
+    assert said in error.value.why
+    assert "wrap it in a module whose forward takes one tensor of images" in error.value.fix
 
 
 class Switched(Body):

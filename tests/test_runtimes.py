@@ -564,3 +564,51 @@ get_runtime("onnxruntime").export(made, sys.argv[1] + "/b.onnx")
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], check=True)
     assert (tmp_path / "b.onnx").exists()
+
+
+class Queries(nn.Module):
+    """Chooses the places of the highest scores, and gives boxes and classes of those, as transformer detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.score = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        self.boxes, self.classes = nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.body(x).relu()
+        places = self.score(maps).flatten(1).topk(6).indices
+        rows = maps.flatten(2).transpose(1, 2).gather(1, places.unsqueeze(-1).expand(-1, -1, 8))
+        return {"boxes": self.boxes(rows), "classes": self.classes(rows)}
+
+
+@pytest.fixture(scope="module")
+def queries() -> Network:
+    torch.manual_seed(0)
+    return capture(Queries().eval(), GREY)
+
+
+def test_rows_that_a_network_chooses_are_compared_as_a_set(queries, tmp_path):
+    from afina.runtimes.choosing import chosen_counts, in_order_of
+
+    assert chosen_counts(queries) == {6}
+    with queries.inference():
+        expected = {name: value.numpy() for name, value in queries(queries.example(4)).items()}
+    shuffled = {name: np.ascontiguousarray(value[:, [1, 0, 2, 5, 3, 4]]) for name, value in expected.items()}
+    again = in_order_of(expected, shuffled, chosen_counts(queries))
+    assert all(np.array_equal(again[name], value) for name, value in expected.items())
+    # A row that is wrong stays wrong, and outputs are put in one order together.
+    shuffled["boxes"][:, 0] += 5
+    wrong = in_order_of(expected, shuffled, chosen_counts(queries))
+    assert np.abs(wrong["boxes"] - expected["boxes"]).max() > 1
+    path = get_runtime("onnxruntime").export(queries, tmp_path / "model.onnx")
+    assert check_parity(queries, path, None, threads=1) < 1e-5
+
+
+def test_images_in_which_rounding_chooses_are_told(queries):
+    from afina.runtimes.choosing import surely_chosen
+
+    images = queries.example(4).numpy()
+    assert surely_chosen(queries, [images]).all()
+    images[1] = 0.0  # the same score at all places
+    assert surely_chosen(queries, [images]).tolist() == [True, False, True, True]
+    assert surely_chosen(queries, [0 * images]).all()  # too few would be left

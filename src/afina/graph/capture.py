@@ -12,6 +12,7 @@ them:
 Then the network is run beside the module on other images than it was captured with, and another number of them.
 """
 
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -53,7 +54,8 @@ def capture(
         images: Real images `[N, C, H, W]` to compare the network with the module on; noise where there are none.
 
     Raises:
-        InputError: the module fails on images of this size, gives no tensor, or not what the task needs.
+        InputError: the module takes several inputs, fails on images of this size, gives no tensor, or not what the
+            task needs.
         Unsupported: `torch.export` cannot capture it (the reason is given), it draws random numbers in inference, or
             the captured graph does not answer as it does.
 
@@ -70,6 +72,7 @@ def capture(
         >>> {name: tuple(value.shape) for name, value in network(torch.zeros(5, 3, 8, 8)).items()}
         {'boxes': (5, 4, 6, 6), 'classes': (5, 2, 6, 6)}
     """
+    _check_inputs(module)
     twin, frozen = _inference_copy(module)
     if images is None:
         images = torch.randn(_IMAGES, *input.shape, generator=torch.Generator().manual_seed(0))
@@ -77,10 +80,44 @@ def capture(
     expected, notes = _answers(twin, images, task)
     graph, batch = _graph(twin, input, type(module).__name__)
     if batch is not None:
-        notes += ("The model's code fixes the number of images: it runs image by image.",)
+        norms = any(node.target is _BATCH_NORM for node in graph.graph.nodes)
+        kept = ", and its batch norms keep their statistics in training" if norms else ""
+        notes += (f"The model's code fixes the number of images: it runs image by image{kept}.",)
     network = Network(graph, input, task, frozen, outputs=tuple(expected), batch_size=batch, notes=notes)
     _check_answers(network, twin, images, expected, type(module).__name__)
     return network
+
+
+def _check_inputs(module: nn.Module) -> None:
+    """Raise `InputError` where a module cannot be called with images alone."""
+    needed = [name for name, optional in _inputs(module) if not optional]
+    if len(needed) > 1:
+        raise InputError(
+            f"{type(module).__name__} takes {len(needed)} inputs ({', '.join(needed)}), and a network takes one: a "
+            "tensor of images.",
+            why="Several inputs are not supported yet.",
+            fix=_wrapped(needed),
+        )
+
+
+def _inputs(module: nn.Module) -> list[tuple[str, bool]]:
+    """The arguments of a module's `forward`, and whether each may be left out; empty where that is not known."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # one that was compiled has none
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [(p.name, p.default is not p.empty) for p in parameters if p.kind not in several]
+
+
+def _wrapped(inputs: list[str]) -> str:
+    """How a module with several inputs becomes one of images alone."""
+    others = ", ".join(f"{name}=self.{name}" for name in inputs[1:])
+    return (
+        f"Wrap it in a module that takes the images and holds the rest: `def forward(self, images): return "
+        f"self.model({inputs[0]}=images, {others})`, with what `self.{inputs[1]}` should be made in its `__init__`. "
+        "Where several are pictures, lay them end to end as channels (torch.cat), and cut them apart there."
+    )
 
 
 def answers_of(module: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -125,10 +162,14 @@ def _answers(twin: nn.Module, images: Tensor, task: TaskSpec | None) -> tuple[di
     try:
         expected, left_out = answers_of(twin, images)
     except Exception as error:
+        others = [name for name, _ in _inputs(twin)][1:]
+        also = f" It was given images alone, without {', '.join(others[:4])}." if others else ""
         raise InputError(
             f"{type(twin).__name__} fails on images of shape {tuple(images.shape[1:])} (channels, height, width).",
-            why=f"It says: {first_lines(error)}",
-            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH, or another model.",
+            why=f"It says: {first_lines(error)}{also}",
+            fix="Give the size that it was made for with --input-size HEIGHTxWIDTH, or another model. One that takes "
+            "several inputs, or a list or dictionary of them, is not supported yet: wrap it in a module whose forward "
+            "takes one tensor of images.",
         ) from error
     notes = [f"Of what the model returns, {', '.join(left_out)} is left out: no tensor."] if left_out else []
     for name in [name for name, value in expected.items() if value.ndim == 0]:

@@ -98,7 +98,10 @@ class Network:
         return self.input.batch if self.device.type == "cpu" else _GPU_BATCH
 
     def train(self, mode: bool = True) -> "Network":
-        """Switch batch norm and dropout to training (or, with `mode=False`, to inference); returns itself."""
+        """Switch batch norm and dropout to training (or, with `mode=False`, to inference); returns itself.
+
+        Batch norms of a network that takes one image at a time keep their statistics: one image has none of a batch.
+        """
         changed = False
         for node in self.module.graph.nodes:
             index = TRAINING_ARGUMENT.get(node.target)
@@ -233,9 +236,11 @@ class Network:
         return read(Path(path))
 
     def _is_fixed(self, node: Node) -> bool:
-        """Whether a node is a batch norm that is frozen, or that has no running statistics to use in inference."""
+        """Whether a node is a batch norm that is frozen, sees one image, or has no running statistics for inference."""
         if node.target is not torch.ops.aten.batch_norm.default:
             return False
+        if self.batch_size == 1:
+            return True
         mean = node.args[_BATCH_NORM_RUNNING_MEAN]
         return not isinstance(mean, Node) or mean.target in self.frozen
 

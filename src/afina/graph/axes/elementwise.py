@@ -81,6 +81,25 @@ def along(g: Builder, node: Node) -> None:
     g.put(node, tuple(FIXED if d in run else expr for d, expr in enumerate(dims)))
 
 
+def ordered(g: Builder, node: Node) -> None:
+    """`topk`, `sort`: the dimension that is put in order is fixed, the others pass; values and positions."""
+    a = arguments(node)
+    dims = list(g.dims(a["self"]))
+    d = a["dim"] % len(dims) if dims else 0
+    g.fix(node, dims[d : d + 1], "it is put in order")
+    dims[d : d + 1] = [FIXED] * len(dims[d : d + 1])
+    g.put(node, [tuple(dims) for _ in g.shapes(node) or []] if g.is_multiple(node) else tuple(dims))
+
+
+def sampled(g: Builder, node: Node) -> None:
+    """`grid_sample`: images `[N, C, *sizes]` read at points `[N, *places, 2]` give `[N, C, *places]`."""
+    a = arguments(node)
+    images, points = g.dims(a["input"]), g.dims(a["grid"])
+    g.fix(node, images[2:], "it is read at points")
+    g.fix(node, points[-1:], "it holds the coordinates of points")
+    g.put(node, (g.unite(node, images[0], points[0]), images[1], *points[1:-1]))
+
+
 def gated(g: Builder, node: Node) -> None:
     """`glu`: the first half of a dimension gates the second."""
     a = arguments(node)
@@ -132,5 +151,7 @@ RULES = {
     **dict.fromkeys(_ALONG.split(), along),
     **dict.fromkeys(_POOLING, pooling),
     **dict.fromkeys(_RESIZING, resize),
+    **dict.fromkeys("topk sort argsort".split(), ordered),
+    **dict.fromkeys("grid_sampler grid_sampler_2d grid_sampler_3d".split(), sampled),
     "glu": gated,
 }

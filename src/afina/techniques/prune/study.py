@@ -261,7 +261,7 @@ class Study:
             put(pruned, self.readers[name], refitted, positions[name])
         if not self.config.refit:
             return []
-        outputs = {name: dims[0] for name, dims in positions.items()}
+        outputs = {name: dims[0] for name, dims in positions.items() if dims}  # a constant may be one number
         context = self.context
         names = refit(self.reference, pruned, outputs, context.stream, context.images, context.progress)
         return [f"{len(names)} layers refitted by least squares to what they gave before"] if names else []

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from afina.data import AUGMENTATIONS, PREPROCESSING, ImageData, decode, open_data, preprocess
+from afina.data import AUGMENTATIONS, ImageData, decode, open_data, preprocess
 from afina.data.augment import augment
 from afina.data.files import ZipFiles
 from afina.errors import InputError
@@ -448,10 +448,6 @@ class TestPreprocessing:
             expected = [preprocess(Image.open(tmp_path / name), spec) for name in data.names("train")]
             np.testing.assert_allclose(images, np.stack(expected), atol=1e-5)
             assert images.dtype == torch.float32
-
-    def test_it_is_said_in_one_sentence_for_the_model_card(self) -> None:
-        assert PREPROCESSING.endswith(".")
-        assert PREPROCESSING.count(". ") == 0
 
 
 class TestBatches:

@@ -6,12 +6,11 @@ Each kind of source is brought to a `Listing` (images, targets, a way to read on
 
 from afina.data.augment import AUGMENTATIONS, Augmentation
 from afina.data.base import Batches, ImageData
-from afina.data.decode import PREPROCESSING, decode, preprocess
+from afina.data.decode import decode, preprocess
 from afina.data.sources import open_data
 
 __all__ = [
     "AUGMENTATIONS",
-    "PREPROCESSING",
     "Augmentation",
     "Batches",
     "ImageData",

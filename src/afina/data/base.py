@@ -352,7 +352,7 @@ def _native(listing: Listing) -> InputSpec:
 
 def _pixels_of(input: InputSpec) -> InputSpec:
     """The part of `input` that decoded pixels depend on."""
-    return InputSpec(input.height, input.width, (), (), input.order)
+    return replace(input, mean=(), std=())
 
 
 def _shape(input: InputSpec) -> str:

@@ -11,7 +11,7 @@ from afina.jobs.common.subject import Subject, load_for, open_images
 from afina.jobs.options.declaration import command
 from afina.jobs.options.distill import DistillOptions
 from afina.jobs.options.shared import names
-from afina.models import Scaling, load_model
+from afina.models import Preprocessing, load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
 from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_optimizer
@@ -46,8 +46,9 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
-        scaling=Scaling(teacher.input.mean, teacher.input.std),
+        preprocessing=Preprocessing(teacher.input.mean, teacher.input.std),
     ).network  # fmt: skip
+    network.input = teacher.input  # both see the same images
     if teacher.task == UNKNOWN_TASK:
         network.task = UNKNOWN_TASK
     training_images = judged_images

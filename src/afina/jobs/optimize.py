@@ -224,7 +224,8 @@ def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> t
     tuned = tune(
         options.model, job.data, trials=options.tune, epochs=config.epochs, precision=config.precision,
         keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=options.weights,
-        input_size=options.input_size, seed=job.seed, example=options.example, progress=job.progress,
+        input_size=options.input_size, mean=options.mean, std=options.std, resize=options.resize,
+        interpolation=options.interpolation, seed=job.seed, example=options.example, progress=job.progress,
     )  # fmt: skip
     if tuned.network is None:
         raise TrainingError("No training ended with a network.", fix="Look into tune/trials.csv in the run folder.")

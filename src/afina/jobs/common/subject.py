@@ -16,7 +16,7 @@ from afina.jobs.common.model_source import (
     load_plain,
     name_of,
     parse_input_size,
-    scaling_of,
+    preprocessing_of,
 )
 from afina.jobs.options.shared import InputSize, ModelOptions
 from afina.models import Loaded, load_model
@@ -191,7 +191,7 @@ def load_for(
         options=builder_arguments,
         trains=trains,
         known_task=options.task or "",
-        scaling=scaling_of(options, known=data.prepared),
+        preprocessing=preprocessing_of(options, known=data.prepared),
     )
 
 

@@ -27,7 +27,7 @@ from afina.training import FitConfig
 WORK = "work"
 
 # How images and pixels are taken, where the user says it.
-_HOW_OPENED = ("task", "mean", "std")
+_HOW_OPENED = ("task", "mean", "std", "resize", "interpolation")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from test_training import Said
 from typer.testing import CliRunner
 
 import afina
+from afina.capacity import available_cores
 from afina.cli import app
 from afina.data import open_data
-from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs.common.subject import load_for

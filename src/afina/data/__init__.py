@@ -5,7 +5,7 @@ Each kind of source is brought to a `Listing` (images, targets, a way to read on
 """
 
 from afina.data.augment import AUGMENTATIONS, Augmentation
-from afina.data.base import Batches, ImageData
+from afina.data.base import Batches, ImageData, default_memory
 from afina.data.decode import decode, preprocess
 from afina.data.sources import open_data
 
@@ -15,6 +15,7 @@ __all__ = [
     "Batches",
     "ImageData",
     "decode",
+    "default_memory",
     "open_data",
     "preprocess",
 ]

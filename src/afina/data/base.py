@@ -3,8 +3,10 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,29 +14,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from afina.data.augment import AUGMENTATIONS, Augmentation, augment
+from afina.capacity import available_memory
+from afina.data.augment import AUGMENTATIONS, Augmentation, Drawn, draw
 from afina.data.decode import normalise, upright_size
 from afina.data.listing import SPLITS, Listing, Part, in_fixed_order
-from afina.data.loading import decode_all, stream
+from afina.data.loading import ahead, decode_all, stream
 from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
 from afina.types import InputSpec
 
-MEMORY = 10**9  # bytes of decoded images that are kept
+_MEMORY_SHARE = 4  # one part in so many of the free memory is for decoded images
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
 # Difference between the seeds of two parts of the same batches; it is large, since epochs have consecutive seeds.
 _SEED_STRIDE = 7919
+_LEAST_AHEAD = 2**20  # numbers in a batch from which on it is made ahead of its use
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
+
+
+def default_memory() -> int:
+    """Bytes of decoded images that are kept where nothing is said: a quarter of what is free."""
+    return available_memory() // _MEMORY_SHARE
 
 
 class ImageData:
     """Images and targets in the splits `train` and `validation`.
 
-    All images are decoded once when it is made, which finds the unreadable ones and fills a cache of pixels
-    (uint8, for `input`, or `native` where it is not given). Where that would take more than `memory` bytes,
-    images are decoded again for each batch instead. Each split has one fixed order, shuffled once by `seed`,
+    All images are decoded once, which finds the unreadable ones and fills a cache of pixels (uint8, for `input`, or
+    `native` where it is not given): when it is made, or with `read=False` by the method `read`, at the latest where it
+    matters which images there are. Where the pixels would take more than `memory` bytes, images are checked only, and
+    decoded for each batch. Each split has one fixed order, shuffled once by `seed`,
     that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
 
     Attributes:
@@ -42,7 +52,6 @@ class ImageData:
         task: Task and labels; no labels (and the number of outputs open) where the images have none.
         labelled: Whether the targets mean anything.
         native: The input specification (size and channels) that the data suggests.
-        unreadable: Images left out, with the reason.
         fingerprint: Changes when the files do.
 
     Raises:
@@ -56,8 +65,9 @@ class ImageData:
         seed: int = 0,
         input: InputSpec | None = None,
         augment: str | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         progress: Progress | None = None,
+        read: bool = True,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
             raise InputError(f"There is no augmentation {augment!r}.", fix=did_you_mean(augment, AUGMENTATIONS))
@@ -65,14 +75,17 @@ class ImageData:
         listing.check()
         self.name, self.task, self.labelled = listing.name, listing.task, listing.labelled
         self.fingerprint = listing.fingerprint
-        self._augment, self._memory, self._progress = augment, memory, progress or Progress()
+        self._augment, self._progress = augment, progress or Progress()
+        self._memory = default_memory() if memory is None else memory
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
         # A fold notes the data whose training images it divides, and which of them each split has.
         self._divided: tuple[ImageData, dict[str, np.ndarray]] | None = None
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
-        self._listing = self._read(replace(listing, parts=parts), input or self.native)
-        self.unreadable = self._listing.unreadable
+        self._listing = replace(listing, parts=parts)
+        self._is_read = self.prepared
+        if read:
+            self.read(input or self.native)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: with the pixels that are kept, without whoever watches the progress here."""
@@ -81,6 +94,22 @@ class ImageData:
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}={self.count(split)}" for split in SPLITS)
         return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
+
+    def read(self, input: InputSpec) -> None:
+        """Read all images once, for a network with this input, unless they were; the unreadable ones are left out.
+
+        Raises:
+            InputError: more than 1% of the images are unreadable, or a split has too few without them.
+        """
+        if not self._is_read:
+            self._listing = self._readable(self._listing, input)
+            self._is_read = True
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Images left out, with the reason."""
+        self.read(self.native)
+        return self._listing.unreadable
 
     @property
     def prepared(self) -> bool:
@@ -147,6 +176,10 @@ class ImageData:
         """Class numbers int64 `[N]`, or float32 `[N, outputs]`; zeros where the images have no labels."""
         return torch.from_numpy(self._part(split).targets)
 
+    def listed_targets(self, split: str) -> Tensor:
+        """As `targets`, of all images that are listed, whether they can be read or not."""
+        return torch.from_numpy(self._listing.parts[split].targets)
+
     def batches(
         self,
         split: str,
@@ -177,7 +210,6 @@ class ImageData:
             InputError: there is no such split, a size is less than 1, or tensors that were given ready for a
                 network are of another size than `input`.
         """
-        part = self._part(split)
         for name, value in (("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
             if value < 1:
                 raise InputError(f"{name} is {value}.", fix="Give 1 or more.")
@@ -187,6 +219,8 @@ class ImageData:
                 why="Tensors are taken as they are: they are not resized.",
                 fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
             )
+        self.read(input)
+        part = self._part(split)
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
         kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
         pixels, rows = self._pixels(split, input)
@@ -195,6 +229,7 @@ class ImageData:
         )
 
     def _part(self, split: str) -> Part:
+        self.read(self.native)
         if split not in self._listing.parts:
             raise InputError(f"There is no split {split!r}.", fix=did_you_mean(split, SPLITS))
         return self._listing.parts[split]
@@ -208,10 +243,8 @@ class ImageData:
         crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
         return Augmentation(shift=not crop, crop=crop, flip=self._listing.flips)
 
-    def _read(self, listing: Listing, input: InputSpec) -> Listing:
+    def _readable(self, listing: Listing, input: InputSpec) -> Listing:
         """The one pass over all images, that leaves out those that cannot be read."""
-        if listing.source.prepared:
-            return listing
         keep = listing.total * math.prod(input.shape) <= self._memory
         unreadable: dict[str, str] = {}
         for split, part in listing.parts.items():
@@ -303,23 +336,39 @@ class Batches:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        targets = torch.from_numpy(self._part.targets)
-        for (places, _, _), images in zip(self.parts, self._images(), strict=True):
-            if self._kind is not None:
-                images = augment(images, self._kind, generator)
-            if not self._listing.source.prepared:
-                images = normalise(images, self._input)
-            yield images, targets[places]
+        # Threads make small batches no faster: handing them over takes as long as the work.
+        small = max((len(part.places) for part in self.parts), default=0) * math.prod(self._input.shape) < _LEAST_AHEAD
+        if self._pixels is not None and small:
+            return (task() for task in self._tasks())
+        return ahead(self._tasks())
 
-    def _images(self) -> Iterator[Tensor]:
+    def _tasks(self) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """For each batch a function that makes it, on any thread; what is random in it is drawn here, in order."""
+        generator, size = torch.Generator().manual_seed(self.seed), (self._input.height, self._input.width)
+        for (places, _, _), images in zip(self.parts, self._images(), strict=True):
+            drawn = None if self._kind is None else draw(len(places), *size, self._kind, generator)
+            yield partial(self._made, places, images, drawn)
+
+    def _made(
+        self, places: np.ndarray, images: Callable[[], np.ndarray] | None, drawn: Drawn | None
+    ) -> tuple[Tensor, Tensor]:
+        if images is not None:
+            pixels = torch.from_numpy(images())
+        else:
+            assert self._pixels is not None
+            pixels = self._pixels[places if self._rows is None else self._rows[places]]
+        if drawn is not None:
+            pixels = drawn.applied(pixels)
+        if not self._listing.source.prepared:
+            pixels = normalise(pixels, self._input)
+        return pixels, torch.from_numpy(self._part.targets[places])
+
+    def _images(self) -> Iterator[Callable[[], np.ndarray] | None]:
+        """For each batch a function that waits for its images; None where they are in the cache."""
         if self._pixels is not None:
-            for places, _, _ in self.parts:
-                yield self._pixels[places if self._rows is None else self._rows[places]]
-            return
-        keys = ([self._part.keys[i] for i in places] for places, _, _ in self.parts)
-        for images in stream(self._listing.source, keys, self._input):
-            yield torch.from_numpy(images)
+            return repeat(None, len(self.parts))
+        keys = [[self._part.keys[i] for i in part.places] for part in self.parts]
+        return stream(self._listing.source, keys, self._input, self.seed)
 
 
 def _check_readable(listing: Listing, unreadable: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict, replace
 
-from afina.data import open_data
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.jobs.common.model_source import check_source, name_of
@@ -41,7 +40,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     check_source(options.teacher, options.weights, options.input_size)
     check_source(options.student)
     given = data if data is not None else unlabelled
-    judged_images = open_images(given, options.task, seed=seed, unlabelled=data is None, progress=progress)
+    judged_images = open_images(given, options, unlabelled=data is None)
     teacher = load_for(judged_images, options.teacher, options, progress, trains=False).network
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
@@ -53,7 +52,8 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
         network.task = UNKNOWN_TASK
     training_images = judged_images
     if data is not None and unlabelled is not None:
-        training_images = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
+        training_images = open_images(unlabelled, replace(options, task=None), unlabelled=True).without_labels()
+        training_images.read(network.input)
     elif data is None:
         judged_images = training_images = judged_images.without_labels()
     optimizer = options.optimizer or suited_optimizer(network)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from afina.data import ImageData, open_data
+from afina.data import ImageData, default_memory, open_data
 from afina.graph.network import Network
 from afina.jobs.common.model_source import (
     ModelSource,
@@ -18,7 +18,7 @@ from afina.jobs.common.model_source import (
     parse_input_size,
     preprocessing_of,
 )
-from afina.jobs.options.shared import InputSize, ModelOptions
+from afina.jobs.options.shared import DataOptions, InputSize, ModelOptions, Size
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.store.files import check_target
@@ -26,7 +26,7 @@ from afina.tasks import TASKS
 from afina.techniques.context import Context
 from afina.training import evaluate, predict
 from afina.types import Record
-from afina.units import format_details, format_value
+from afina.units import format_details, format_value, parse_size
 
 # Validation images that the errors of single layers are measured on.
 _HELD_OUT = 64
@@ -113,7 +113,7 @@ def describe(record: Record, path: Path) -> str:
 
 
 def open_subject(
-    options: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
+    options: DataOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
@@ -131,30 +131,54 @@ def open_subject(
     if data is None:
         return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
     check_source(model, options.weights, options.input_size)
-    opened = open_images(data, options.task, seed=options.seed, unlabelled=True, progress=progress)
+    opened = open_images(data, options, unlabelled=True)
     loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
     return Subject(loaded.network, opened, images, options.seed, progress, teacher)
 
 
-def open_images(source: Any, task: str | None, *, seed: int, progress: Progress, unlabelled: bool = False) -> ImageData:
-    """The images, labelled for the task that is asked for.
+class OpenOptions(Protocol):
+    """The options of a command that say how its images are opened.
 
-    Args:
-        source: As in `optimize`.
+    Attributes:
         task: Name of a task; None for what the data says.
         seed: Draws the validation split where there is none, and the order of the images.
         progress: What the user sees.
+        cache_memory: As in `DataOptions`.
+    """
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def progress(self) -> Progress | None: ...
+    @property
+    def cache_memory(self) -> Size: ...
+
+
+def open_images(source: Any, options: OpenOptions, *, unlabelled: bool = False, shares: int = 1) -> ImageData:
+    """The images, labelled for the task that is asked for; they are read once it is known what a network expects.
+
+    Args:
+        source: As in `optimize`.
+        options: Of the command.
         unlabelled: Whether a folder of images without class folders will do.
+        shares: Processes that share the memory which is taken by default.
 
     Raises:
         InputError: there is no such task, or the data cannot be used, or not for it.
     """
+    task, given = options.task, options.cache_memory
+    memory = default_memory() // shares if given is None else parse_size(given, "--cache-memory")
+    form = None if task is None else TASKS.get(task).reads
+    images = open_data(
+        source, seed=options.seed, task=form or None, unlabelled=unlabelled or form == "", memory=memory,
+        progress=options.progress, read=False,
+    )  # fmt: skip
     if task is None:
-        return open_data(source, seed=seed, unlabelled=unlabelled, progress=progress)
-    form = TASKS.get(task).reads
-    images = open_data(source, seed=seed, task=form or None, unlabelled=unlabelled or not form, progress=progress)
+        return images
     return images.for_task(task) if form else images.without_labels()
 
 
@@ -179,13 +203,13 @@ def load_for(
         trains: Whether the network is trained for the data afterwards.
     """
     size = input_size or options.input_size
-    return load_model(
+    loaded = load_model(
         model,
         weights=options.weights,
         task=data.task if data.labelled else None,
         input=input_of(options.example) or data.native,
         input_size=parse_input_size(size) if size is not None else None,
-        targets=data.targets("train") if data.labelled else None,
+        targets=data.listed_targets("train") if data.labelled else None,
         progress=progress,
         seed=options.seed,
         options=builder_arguments,
@@ -193,6 +217,8 @@ def load_for(
         known_task=options.task or "",
         preprocessing=preprocessing_of(options, known=data.prepared),
     )
+    data.read(loaded.network.input)
+    return loaded
 
 
 def context_of(data: ImageData | None, network: Network, images: int, seed: int, progress: Progress) -> Context:

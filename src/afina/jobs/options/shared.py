@@ -81,6 +81,14 @@ TaskName = Annotated[
     ),
 ]
 CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
+CacheMemory = Annotated[
+    Size,
+    Option(
+        "Memory for images that are ready for the network, as in `4GB`; a quarter of what is free by default. Images "
+        "that do not fit are read again each time, ahead of their use.",
+        in_recipe=False,
+    ),
+]
 SizeLimit = Annotated[Size, Option("Bytes of the exported float file, as in `5MB`.")]
 LatencyLimit = Annotated[Size, Option("Time for one batch of that file on the runtime, as in `8ms`.")]
 
@@ -154,6 +162,13 @@ class ModelOptions(CommonOptions):
     example: Annotated[
         Any, Option("For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.", python_only=True)
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ModelOptions):
+    """Options that say how the model is opened, and how images are read for it."""
+
+    cache_memory: CacheMemory = None
 
 
 @dataclass(frozen=True, kw_only=True)

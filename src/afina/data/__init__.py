@@ -5,17 +5,22 @@ Each kind of source is brought to a `Listing` (images, targets, a way to read on
 """
 
 from afina.data.augment import AUGMENTATIONS, Augmentation
-from afina.data.base import Batches, ImageData, default_memory
+from afina.data.base import ImageData, default_memory
+from afina.data.batches import Batches, to_device
 from afina.data.decode import decode, preprocess
 from afina.data.sources import open_data
+from afina.data.strong import Mixed, Strong
 
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
     "Batches",
     "ImageData",
+    "Mixed",
+    "Strong",
     "decode",
     "default_memory",
     "open_data",
     "preprocess",
+    "to_device",
 ]

@@ -1,11 +1,13 @@
 """Random variation of training images, on whole batches at once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from afina.data.strong import NOT_STRONG, DrawnStrong, Strong, draw_strong
 
 _SHIFT = 8  # an image moves by at most one in this many of its pixels
 _AREA = 0.5  # the least part of it that a crop has
@@ -24,12 +26,14 @@ class Augmentation:
             (Szegedy et al. 2015, section 6).
         strength: Factor of the distance of a shift, of the area that a crop may lose and of the logarithm of its aspect
             ratio; below 1 also of the share of mirrored images.
+        strong: What is done to them beside that.
     """
 
     shift: bool = False
     flip: bool = False
     crop: bool = False
     strength: float = 1.0
+    strong: Strong = NOT_STRONG
 
 
 AUGMENTATIONS = {
@@ -49,12 +53,14 @@ class Drawn:
         rows, columns: By how many pixels each image is shifted, int64 `[N, 1]`.
         flips: Whether each is mirrored, `[N]`.
         crops: Width and height of each crop as a share of the image's, and its place in what is left, `[4, N]`.
+        strong: What else is done to them.
     """
 
     rows: Tensor | None = None
     columns: Tensor | None = None
     flips: Tensor | None = None
     crops: Tensor | None = None
+    strong: DrawnStrong | None = None
 
     def applied(self, images: Tensor) -> Tensor:
         """A varied copy of `[N, C, H, W]`: of the same dtype, or float32 after a crop (of the same range)."""
@@ -67,6 +73,16 @@ class Drawn:
 
 def draw(count: int, height: int, width: int, kind: Augmentation, generator: torch.Generator) -> Drawn:
     """Draw how each of `count` images of that size is varied; the generator alone decides."""
+    drawn = _drawn_place(count, height, width, kind, generator)
+    return replace(drawn, strong=draw_strong(count, height, width, kind.strong, generator)) if kind.strong else drawn
+
+
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """A varied copy of `[N, C, H, W]`, as `Drawn.applied`."""
+    return draw(len(images), images.shape[2], images.shape[3], kind, generator).applied(images)
+
+
+def _drawn_place(count: int, height: int, width: int, kind: Augmentation, generator: torch.Generator) -> Drawn:
     chance = 0.5 * min(1.0, kind.strength)
     flips = torch.rand(count, generator=generator) < chance if kind.flip else None
     if kind.crop:
@@ -75,11 +91,6 @@ def draw(count: int, height: int, width: int, kind: Augmentation, generator: tor
         return Drawn(flips=flips)
     rows, columns = (_drawn_shifts(count, int(kind.strength * size / _SHIFT), generator) for size in (height, width))
     return Drawn(rows, columns, flips)
-
-
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """A varied copy of `[N, C, H, W]`, as `Drawn.applied`."""
-    return draw(len(images), images.shape[2], images.shape[3], kind, generator).applied(images)
 
 
 def _drawn_shifts(count: int, most: int, generator: torch.Generator) -> Tensor | None:

@@ -3,11 +3,8 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from afina.capacity import available_memory
-from afina.data.augment import AUGMENTATIONS, Augmentation, Drawn, draw
-from afina.data.decode import normalise, upright_size
+from afina.data.augment import AUGMENTATIONS, Augmentation
+from afina.data.batches import Batches, as_tensors
+from afina.data.decode import upright_size
 from afina.data.listing import SPLITS, Listing, Part, in_fixed_order
-from afina.data.loading import ahead, decode_all, stream
+from afina.data.loading import decode_all
+from afina.data.strong import NOT_STRONG, Strong
 from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
 from afina.types import InputSpec
@@ -27,9 +26,6 @@ _MEMORY_SHARE = 4  # one part in so many of the free memory is for decoded image
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
-# Difference between the seeds of two parts of the same batches; it is large, since epochs have consecutive seeds.
-_SEED_STRIDE = 7919
-_LEAST_AHEAD = 2**20  # numbers in a batch from which on it is made ahead of its use
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
 
 
@@ -172,13 +168,17 @@ class ImageData:
         """File names (or numbers) of the images, in the order of `targets`."""
         return self._part(split).keys
 
-    def targets(self, split: str) -> Tensor:
-        """Class numbers int64 `[N]`, or float32 `[N, outputs]`; zeros where the images have no labels."""
-        return torch.from_numpy(self._part(split).targets)
+    def targets(self, split: str) -> Any:
+        """Class numbers int64 `[N]`, or float32 `[N, outputs]`; a list where they are objects; zeros without labels."""
+        return as_tensors(self._part(split).targets)
 
-    def listed_targets(self, split: str) -> Tensor:
+    def raw_targets(self, split: str) -> np.ndarray:
+        """The same as they are kept: an array of numbers or of objects."""
+        return self._part(split).targets
+
+    def listed_targets(self, split: str) -> Any:
         """As `targets`, of all images that are listed, whether they can be read or not."""
-        return torch.from_numpy(self._listing.parts[split].targets)
+        return as_tensors(self._listing.parts[split].targets)
 
     def batches(
         self,
@@ -187,11 +187,12 @@ class ImageData:
         *,
         batch_size: int,
         augment: float = 0.0,
+        strong: Strong = NOT_STRONG,
         shuffle: bool = False,
         seed: int = 0,
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
-    ) -> "Batches":
+    ) -> Batches:
         """Preprocessed images with their targets, as `Batches`.
 
         Args:
@@ -199,6 +200,7 @@ class ImageData:
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
             augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
+            strong: How they are varied beside that. With mixtures, targets come as `Mixed`.
             shuffle: Whether the order is drawn by `seed` instead of being the fixed one. A single image that would be
                 left for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
@@ -208,7 +210,7 @@ class ImageData:
 
         Raises:
             InputError: there is no such split, a size is less than 1, or tensors that were given ready for a
-                network are of another size than `input`.
+                network are of another size than `input`, or their colours were to be changed.
         """
         for name, value in (("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
             if value < 1:
@@ -219,14 +221,33 @@ class ImageData:
                 why="Tensors are taken as they are: they are not resized.",
                 fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
             )
+        if strong.randaugment and self.prepared:
+            raise InputError(
+                "randaugment cannot change tensors that are ready for the network.",
+                why="It works on colours from 0 to 255.",
+                fix="Leave it out, or give a dataset of images that are not preprocessed yet.",
+            )
+        if strong and self._has_objects:
+            raise InputError(
+                f"randaugment, erasing, mixup and cutmix are not for the targets of {self.task.name}.",
+                why="They would not follow the image.",
+                fix="Leave them out.",
+            )
         self.read(input)
         part = self._part(split)
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
         kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
+        if strong:
+            kind = replace(kind or Augmentation(), strong=strong)
         pixels, rows = self._pixels(split, input)
         return Batches(
             self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, join=shuffle
         )
+
+    @property
+    def _has_objects(self) -> bool:
+        """Whether targets are objects, which would not follow an image that moves."""
+        return self._listing.parts["train"].targets.dtype == object
 
     def _part(self, split: str) -> Part:
         self.read(self.native)
@@ -237,7 +258,7 @@ class ImageData:
     def _augmentation(self, input: InputSpec) -> Augmentation:
         if self._augment is not None:
             return AUGMENTATIONS[self._augment]
-        if self._listing.varies:
+        if self._listing.varies or self._has_objects:
             return Augmentation()
         # A part of the image may hold fewer of what a regression counts or measures: no crops there.
         crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
@@ -279,96 +300,6 @@ class ImageData:
         if bad or pixels is None:
             raise InputError(f"{next(iter(bad))} can no longer be read.", fix="Leave the data in place.")
         return self._caches.setdefault(key, torch.from_numpy(pixels))
-
-
-class BatchPart(NamedTuple):
-    """A batch, or what one of several devices gets of it.
-
-    Attributes:
-        places: Numbers of its images in the split.
-        whole: How many images the whole batch has.
-        weight: Factor of the mean over these images. The mean of the parts' means, each times its weight, is the mean
-            over the batch: of 10 images on 4 devices the parts have 3, 3, 2 and 2, and the weights 1.2, 1.2, 0.8, 0.8.
-    """
-
-    places: np.ndarray
-    whole: int
-    weight: float
-
-
-class Batches:
-    """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones.
-
-    Attributes:
-        seed: Seed of the augmentation of these images; each part of the same batches has another one.
-        parts: The images of each batch, in turn.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        part: Part,
-        input: InputSpec,
-        pixels: Tensor | None,
-        rows: np.ndarray | None,
-        order: np.ndarray,
-        batch_size: int,
-        kind: Augmentation | None,
-        seed: int,
-        share: tuple[int, int],
-        *,
-        join: bool,
-    ) -> None:
-        self._listing, self._part, self._input = listing, part, input
-        self._pixels, self._rows = pixels, rows
-        part_number, part_count = share
-        self._kind, self.seed = kind, seed + _SEED_STRIDE * part_number
-        starts = list(range(0, len(order), batch_size))
-        if join and len(starts) > 1 and len(order) - starts[-1] == 1:
-            starts.pop()
-        self.parts = list[BatchPart]()
-        for batch in np.split(order, starts[1:]):
-            places = batch[part_number::part_count] if len(batch) >= 2 * part_count else batch
-            weight = part_count * len(places) / len(batch) if places is not batch else 1.0
-            self.parts.append(BatchPart(places, len(batch), weight))
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Threads make small batches no faster: handing them over takes as long as the work.
-        small = max((len(part.places) for part in self.parts), default=0) * math.prod(self._input.shape) < _LEAST_AHEAD
-        if self._pixels is not None and small:
-            return (task() for task in self._tasks())
-        return ahead(self._tasks())
-
-    def _tasks(self) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
-        """For each batch a function that makes it, on any thread; what is random in it is drawn here, in order."""
-        generator, size = torch.Generator().manual_seed(self.seed), (self._input.height, self._input.width)
-        for (places, _, _), images in zip(self.parts, self._images(), strict=True):
-            drawn = None if self._kind is None else draw(len(places), *size, self._kind, generator)
-            yield partial(self._made, places, images, drawn)
-
-    def _made(
-        self, places: np.ndarray, images: Callable[[], np.ndarray] | None, drawn: Drawn | None
-    ) -> tuple[Tensor, Tensor]:
-        if images is not None:
-            pixels = torch.from_numpy(images())
-        else:
-            assert self._pixels is not None
-            pixels = self._pixels[places if self._rows is None else self._rows[places]]
-        if drawn is not None:
-            pixels = drawn.applied(pixels)
-        if not self._listing.source.prepared:
-            pixels = normalise(pixels, self._input)
-        return pixels, torch.from_numpy(self._part.targets[places])
-
-    def _images(self) -> Iterator[Callable[[], np.ndarray] | None]:
-        """For each batch a function that waits for its images; None where they are in the cache."""
-        if self._pixels is not None:
-            return repeat(None, len(self.parts))
-        keys = [[self._part.keys[i] for i in part.places] for part in self.parts]
-        return stream(self._listing.source, keys, self._input, self.seed)
 
 
 def _check_readable(listing: Listing, unreadable: dict[str, str]) -> None:

@@ -42,7 +42,10 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """One split: keys of its images, and their targets (int64 `[N]`, or float32 `[N, outputs]`)."""
+    """One split: keys of its images, and their targets.
+
+    Targets are int64 `[N]`, float32 `[N, outputs]`, or objects `[N]` of any kind, such as the boxes in each image.
+    """
 
     keys: tuple[str, ...]
     targets: np.ndarray

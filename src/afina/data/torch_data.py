@@ -5,6 +5,7 @@ own.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -79,8 +80,9 @@ class _Items(ImageSource):
         guarded, loader = _Guarded(self.collections[split]), self.loaders.get(split)
         if loader is None:
             return ([guarded[number] for number in batch] for batch in batches)
-        return iter(
-            DataLoader(
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that these are many workers, which the user's own loader said already
+            twin = DataLoader(
                 guarded,
                 batch_sampler=cast(Any, batches),
                 collate_fn=list,
@@ -91,7 +93,7 @@ class _Items(ImageSource):
                 timeout=loader.timeout,
                 generator=torch.Generator().manual_seed(seed),
             )
-        )
+        return iter(twin)
 
 
 def is_torch_data(source: object) -> bool:

@@ -104,7 +104,7 @@ def evidence_of(
     """
     if data.labelled:
         count = len(next(iter(outputs.values())))
-        return task.evidence(task.decode(outputs), data.targets(split).numpy()[:count])
+        return task.evidence(task.decode(outputs), data.raw_targets(split)[:count])
     if reference is None or _shapes(reference) != _shapes(outputs):
         raise InputError(
             "There is nothing to judge the outputs by.",

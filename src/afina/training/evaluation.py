@@ -40,7 +40,7 @@ def predict(
         >>> predict(capture(module, data.native, data.task), data, limit=32)["outputs"].shape
         (32, 10)
     """
-    return _run(network, data, split, batch_size, limit)[0]
+    return _run(network, data, split, batch_size, limit)
 
 
 def evaluate(
@@ -81,11 +81,11 @@ def evaluate(
             f"{data.name} has no labels, so that quality cannot be measured.",
             fix="Give labelled images, or compare with the outputs of another network (reference=).",
         )
-    outputs, targets = _run(network, data, split, batch_size, limit)
+    outputs = _run(network, data, split, batch_size, limit)
+    count = len(next(iter(outputs.values())))
     if reference is None:
-        evidence = task.evidence(task.decode(outputs), targets)
+        evidence = task.evidence(task.decode(outputs), data.raw_targets(split)[:count])
     else:
-        count = len(next(iter(outputs.values())))
         evidence = task.agreement_evidence(outputs, {name: value[:count] for name, value in reference.items()})
     agreement = reference is not None
     value, error = value_with_error(task, evidence, agreement=agreement)
@@ -97,20 +97,17 @@ def evaluate(
 
 def _run(
     network: Network, data: ImageData, split: str, batch_size: int | None, limit: int | None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Outputs and their targets in the order of the data; no targets where there are no labels."""
-    outputs, targets = [], []
+) -> dict[str, np.ndarray]:
+    """Outputs in the order of the data."""
+    outputs = []
     size = batch_size or network.batch
     with network.inference():
-        for images, batch_targets in data.batches(split, network.input, batch_size=size, limit=limit):
+        for images, _ in data.batches(split, network.input, batch_size=size, limit=limit):
             answers = network(images.to(network.device))
             outputs.append({name: _plain(value) for name, value in answers.items()})
-            if data.labelled:
-                targets.append(batch_targets)
     if not outputs:
         raise InputError(f"{data.name} has no image for {split}.", fix="Give a folder with images for that split.")
-    joined = {name: torch.cat([part[name] for part in outputs]).numpy() for name in network.outputs}
-    return joined, torch.cat(targets).numpy() if targets else np.empty(0)
+    return {name: torch.cat([part[name] for part in outputs]).numpy() for name in network.outputs}
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.data import to_device
 from afina.errors import TrainingError
 from afina.graph.network import Network
 from afina.training.config import FitConfig
@@ -72,7 +73,7 @@ class Stepper:
         return self._scale.take_log()
 
     def take(
-        self, images: Tensor, targets: Tensor, epoch: int, teacher_outputs: Outputs | None = None, weight: float = 1.0
+        self, images: Tensor, targets: Any, epoch: int, teacher_outputs: Outputs | None = None, weight: float = 1.0
     ) -> float:
         """One step on `[N, C, H, W]` images; gives its loss, which is not finite where fp16 skipped the step.
 
@@ -86,7 +87,7 @@ class Stepper:
             TrainingError: the loss or the gradient is not finite, or the loss scale of fp16 has collapsed.
         """
         images = images.to(self._fabric.device, memory_format=self._layout)
-        targets = targets.to(self._fabric.device)
+        targets = to_device(targets, self._fabric.device)
         if teacher_outputs is not None:
             teacher_outputs = {name: value.to(self._fabric.device) for name, value in teacher_outputs.items()}
         where = f"step {self.done + 1} (epoch {epoch})"

@@ -5,6 +5,7 @@ own.
 """
 
 import hashlib
+import multiprocessing
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -56,6 +57,10 @@ class _Items(ImageSource):
         self.images_in_memory: dict[str, Any] = {}
         self.prepared = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which read the collections themselves: a loader may hold what cannot be sent."""
+        return {**vars(self), "loaders": {}}
+
     def item(self, key: str) -> _Item:
         split, number = key.split("/")
         return _understood(self.collections[split][int(number)])
@@ -78,7 +83,7 @@ class _Items(ImageSource):
         An exception stands in the place of an item that cannot be read.
         """
         guarded, loader = _Guarded(self.collections[split]), self.loaders.get(split)
-        if loader is None:
+        if loader is None or multiprocessing.current_process().daemon:  # which may not have workers of its own
             return ([guarded[number] for number in batch] for batch in batches)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that these are many workers, which the user's own loader said already

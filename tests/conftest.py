@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from afina.devices import machine, measure_latency
+from afina import capacity
+from afina.devices import measure_latency
 from afina.graph import Network, capture
 from afina.types import InputSpec, TaskSpec
 
@@ -26,7 +27,7 @@ def short_timings():
 def one_core():
     """Tests run side by side: where the user does not say, each takes one core."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "cores_of_container", lambda: 1)
+        patch.setattr(capacity, "cores_of_container", lambda: 1)
         yield
 
 

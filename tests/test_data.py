@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from afina.data import AUGMENTATIONS, PREPROCESSING, ImageData, decode, open_data, preprocess
+from afina.data import AUGMENTATIONS, ImageData, Strong, batches, decode, open_data, preprocess
 from afina.data.augment import augment
 from afina.data.files import ZipFiles
 from afina.errors import InputError
@@ -448,10 +448,6 @@ class TestPreprocessing:
             expected = [preprocess(Image.open(tmp_path / name), spec) for name in data.names("train")]
             np.testing.assert_allclose(images, np.stack(expected), atol=1e-5)
             assert images.dtype == torch.float32
-
-    def test_it_is_said_in_one_sentence_for_the_model_card(self) -> None:
-        assert PREPROCESSING.endswith(".")
-        assert PREPROCESSING.count(". ") == 0
 
 
 class TestBatches:
@@ -979,3 +975,126 @@ class TestThreeSplits:
                  for name, image in zip(apart.names(split), images, strict=True)}  # fmt: skip
         assert torch.equal(torch.stack([shown[name] for name in data.names("validation")]), whole)
         assert apart.with_test_split() is apart
+
+
+class TestStrongVariation:
+    KINDS = (Strong(randaugment=9), Strong(erasing=0.5), Strong(mixup=0.4), Strong(cutmix=1), Strong(9, 0.3, 0.4, 1))
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> ImageData:
+        return open_data(_folder(tmp_path, {"a": 24, "b": 24}))
+
+    @pytest.mark.parametrize("strong", KINDS, ids=str)
+    def test_of_one_seed_is_the_same_whatever_the_threads_and_of_another_is_not(
+        self, data: ImageData, strong: Strong, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def images(seed: int) -> torch.Tensor:
+            return torch.cat([x for x, _ in data.batches("train", PLAIN, batch_size=12, strong=strong, seed=seed)])
+
+        first, other = images(1), images(2)
+        monkeypatch.setattr(batches, "_LEAST_AHEAD", 0)
+        assert torch.equal(first, images(1))
+        assert not torch.equal(first, other)
+        assert not torch.equal(first, _all(data, "train", PLAIN)[0])
+
+    def test_mixes_two_images_and_says_how_much_there_is_of_each(self, data: ImageData) -> None:
+        plain, targets = next(iter(data.batches("train", PLAIN, batch_size=12)))
+        mixed, both = next(iter(data.batches("train", PLAIN, batch_size=12, strong=Strong(mixup=1), seed=3)))
+        assert torch.allclose(mixed, both.share * plain + (1 - both.share) * plain.flip(0), atol=1e-6)
+        assert torch.equal(both.first, targets)
+        assert torch.equal(both.second, targets.flip(0))
+        cut, both = next(iter(data.batches("train", PLAIN, batch_size=12, strong=Strong(cutmix=1), seed=3)))
+        own = (cut == plain).all(1).float().mean((1, 2))
+        assert own.min() >= both.share - 1e-6
+        assert (cut == plain.flip(0)).all(1).float().mean((1, 2)).min() >= 1 - both.share - 1e-6
+
+    def test_erases_a_part_of_some_images(self, data: ImageData) -> None:
+        plain, _ = _all(data, "train", PLAIN)
+        erased, _ = _all(data, "train", PLAIN, strong=Strong(erasing=0.5))
+        gone = (erased != plain).any(1).float().mean((1, 2))
+        assert 0.2 < (gone > 0).float().mean() < 0.8
+        assert gone.max() < 0.4
+
+    def test_changes_shape_and_colours_with_the_magnitude(self, data: ImageData) -> None:
+        plain, _ = _all(data, "train", PLAIN)
+        changed = [_all(data, "train", PLAIN, strong=Strong(randaugment=size))[0] for size in (1, 9)]
+        little, much = (float((images - plain).abs().mean()) for images in changed)
+        assert 0 < little < much
+
+    def test_of_colours_is_refused_for_tensors(self) -> None:
+        data = open_data(TensorDataset(torch.rand(12, 3, 8, 8), torch.arange(12) % 2))
+        with pytest.raises(InputError, match="ready for the network"):
+            data.batches("train", data.native, batch_size=4, strong=Strong(randaugment=5))
+        next(iter(data.batches("train", data.native, batch_size=4, strong=Strong(cutmix=1))))
+
+
+class TestReading:
+    def test_is_done_once_for_the_network_that_is_known_later(self, tmp_path: Path) -> None:
+        labels: list[str] = []
+
+        class Count(Progress):
+            def work(self, label: str, total: int) -> Any:
+                labels.append(label)
+                return super().work(label, total)
+
+        data = open_data(_folder(tmp_path, {"a": 5, "b": 5}), progress=Count(), read=False)
+        assert (data.native.height, len(data.listed_targets("train")), labels) == (32, 8, [])
+        data.read(PLAIN)
+        data.read(replace(PLAIN, height=16))
+        _all(data, "train")
+        assert (len(labels), data.unreadable) == (2, {})  # one for each split
+
+    def test_that_was_put_off_finds_damaged_images_where_it_matters(self, tmp_path: Path) -> None:
+        _folder(tmp_path, {"a": 100, "b": 100})
+        (tmp_path / "a" / "000.png").write_bytes(b"nothing")
+        data = open_data(tmp_path, read=False)
+        assert len(data.listed_targets("train")) + len(data.listed_targets("validation")) == 200
+        assert data.count("train") + data.count("validation") == 199
+        assert list(data.unreadable) == ["a/000.png"]
+        for i in range(20):
+            (tmp_path / "b" / f"{i:03}.png").write_bytes(b"nothing")
+        with pytest.raises(InputError, match="cannot be read"):
+            open_data(tmp_path, read=False).targets("train")
+
+    @pytest.mark.parametrize("memory", [10**9, 1])
+    def test_finds_a_jpeg_that_ends_too_early(self, tmp_path: Path, memory: int) -> None:
+        _folder(tmp_path, {"a": 100, "b": 100})
+        whole = _bytes(PHOTOS[0], "JPEG")
+        (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) * 9 // 10])
+        assert list(open_data(tmp_path, memory=memory).unreadable) == ["a/cut.jpg"]
+
+
+class TestWorkersOfALoader:
+    def test_read_its_images(self) -> None:
+        dataset = _InWorkers()
+        for workers in (0, 1):
+            data = open_data(DataLoader(dataset, batch_size=4, num_workers=workers))
+            seen = {tuple(image[:, 0, 0].tolist()) for image, _ in _each(data)}
+            assert {worker >= 0 for _, worker, _ in seen} == {workers > 0}
+            assert {int(number) for number, _, _ in seen} == {int(name.split("/")[1]) for name in data.names("train")}
+
+    def test_leave_out_what_cannot_be_read(self) -> None:
+        data = open_data(DataLoader(_InWorkers(damaged=7), batch_size=4, num_workers=1))
+        assert data.unreadable == {"train/7": "damaged"}
+
+
+def _each(data: ImageData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for images, targets in data.batches("train", data.native, batch_size=5):
+        yield from zip(images, targets, strict=True)
+
+
+class _InWorkers(Dataset[Any]):
+    """Images that hold their number, the worker that read them, and something random."""
+
+    def __init__(self, damaged: int | None = None) -> None:
+        self.damaged = damaged
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, number: int) -> Any:
+        if number == self.damaged:
+            raise OSError("damaged")
+        worker = torch.utils.data.get_worker_info()
+        values = torch.tensor([float(number), -1.0 if worker is None else worker.id, float(torch.rand(()))])
+        return values[:, None, None].expand(3, 4, 4).clone(), number % 2

@@ -1,9 +1,9 @@
-"""Cores that a process may really use: the quota of its container counts, not the cores of the machine around it."""
+"""What a process may really use: the limits of its container count, not the cores and the memory of the machine."""
 
 import pytest
 
-from afina.devices import machine
-from afina.devices.container import cores_of_container
+from afina import capacity
+from afina.capacity import cores_of_container, memory_of_container
 
 
 def _files(root, files):
@@ -55,10 +55,51 @@ def test_the_quota_of_a_container_is_read_and_rounded_up(files, cores, tmp_path)
 
 
 def test_no_more_cores_are_used_than_the_container_allows(monkeypatch):
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(machine, "cores_of_container", lambda: 3)
-    assert machine.available_cores() == 3
-    monkeypatch.setattr(machine, "cores_of_container", lambda: 16)
-    assert machine.available_cores() == 8
-    monkeypatch.setattr(machine, "cores_of_container", lambda: None)
-    assert machine.available_cores() == 8
+    monkeypatch.setattr(capacity.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(capacity, "cores_of_container", lambda: 3)
+    assert capacity.available_cores() == 3
+    monkeypatch.setattr(capacity, "cores_of_container", lambda: 16)
+    assert capacity.available_cores() == 8
+    monkeypatch.setattr(capacity, "cores_of_container", lambda: None)
+    assert capacity.available_cores() == 8
+
+
+MEMORIES = {
+    "a limit": (
+        {**V2, "sys/fs/cgroup/box/app/memory.max": "8000", "sys/fs/cgroup/box/app/memory.current": "3000"},
+        5000,
+    ),
+    "what is cached is free": (
+        {
+            **V2,
+            "sys/fs/cgroup/box/memory.max": "8000",
+            "sys/fs/cgroup/box/memory.current": "7000",
+            "sys/fs/cgroup/box/memory.stat": "anon 1000\ninactive_file 6000\n",
+        },
+        7000,
+    ),
+    "no limit": ({**V2, "sys/fs/cgroup/box/memory.max": "max", "sys/fs/cgroup/box/memory.current": "7000"}, None),
+    "the first version": (
+        {
+            **V1,
+            "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "9000\n",
+            "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "4000\n",
+        },
+        5000,
+    ),
+    "the first version without a limit": (
+        {
+            **V1,
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "4000",
+        },
+        None,
+    ),
+    "no such files, as on a Mac": ({}, None),
+}
+
+
+@pytest.mark.parametrize(("files", "free"), MEMORIES.values(), ids=MEMORIES)
+def test_the_memory_that_a_container_leaves_is_read(files, free, tmp_path):
+    assert memory_of_container(_files(tmp_path, files)) == free
+    assert capacity.available_memory() > 0

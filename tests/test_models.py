@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from afina.errors import InputError
 from afina.graph import Network, capture
-from afina.models import hub, load_model, sources
+from afina.models import Preprocessing, hub, load_model, sources
 from afina.models.builtin import convnet, mlp
 from afina.models.head import find_head
-from afina.models.inputs import Scaling
 from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 GREY = InputSpec(8, 8, (0.5,), (0.5,), "L")
@@ -107,7 +106,7 @@ def answers(network: Network, images: Tensor) -> Tensor:
 def test_a_name_is_looked_up_in_timm_then_in_torchvision() -> None:
     loaded = load_model("test_resnet", weights="random", task=PETS)
     assert (loaded.network.task, loaded.source, loaded.pretrained) == (PETS, "test_resnet", False)
-    assert loaded.network.input == InputSpec(160, 160, HALF, HALF), "timm says so"
+    assert loaded.network.input == InputSpec(160, 160, HALF, HALF, resize="crop", crop_share=0.95), "timm says so"
     assert load_model("squeezenet1_1", weights="random", task=PETS).network.input.height == 224
     assert load_model("torchvision:mobilenet_v3_small", weights="random", task=PETS).layers_of_head == ("classifier.3",)
 
@@ -669,11 +668,11 @@ def test_what_a_builder_prints_goes_to_standard_error_and_one_that_leaves_has_fa
 def test_the_scaling_of_pixels_that_is_assumed_is_told_and_can_be_given():
     told = load_model(Plain(), input=COLOUR).notes
     assert any("--mean and --std change it" in note for note in told)
-    loaded = load_model(Plain(), input=COLOUR, scaling=Scaling(HALF, (1.0, 1.0, 1.0)))
+    loaded = load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(HALF, (1.0, 1.0, 1.0)))
     assert (loaded.network.input.mean, loaded.network.input.std) == (HALF, (1.0, 1.0, 1.0))
     assert not any("--mean" in note for note in loaded.notes)
     with pytest.raises(InputError, match="--std has 1 numbers, and the model takes images of 3 channels"):
-        load_model(Plain(), input=COLOUR, scaling=Scaling(std=(0.5,)))
+        load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(std=(0.5,)))
 
 
 @pytest.mark.parametrize("classes", [3, 2])

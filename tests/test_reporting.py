@@ -17,6 +17,7 @@ import pytest
 
 from afina import reporting
 from afina.errors import StorageError
+from afina.reporting.card import snippet
 from afina.reporting.charts import charts
 from afina.reporting.facts import best_achievable, comparison, exceeded, headline, limits, pareto
 from afina.reporting.layers import layer_table
@@ -367,8 +368,10 @@ def test_the_card_shows_what_a_user_named_as_it_is(tmp_path: Path) -> None:
         InputSpec(8, 8, mean=(0.3,), std=(0.4,), order="L"),
         InputSpec(6, 8, mean=(0.3, 0.4, 0.5), std=(0.4, 0.2, 0.1), order="BGR"),
         InputSpec(8, 8),
+        InputSpec(8, 8, resize="stretch", crop_share=0.9, interpolation="box"),
+        InputSpec(8, 8, resize="letterbox", fill=(124, 116, 104), interpolation="bicubic", order="BGR"),
     ],
-    ids=["grey", "bgr", "rgb"],
+    ids=["grey", "bgr", "rgb", "stretch", "letterbox"],
 )
 def test_the_code_on_the_card_loads_the_artifact_and_names_the_class(input: InputSpec, tmp_path: Path) -> None:
     labels = tuple(f"digit {i}" for i in range(10))
@@ -383,6 +386,39 @@ def test_the_code_on_the_card_loads_the_artifact_and_names_the_class(input: Inpu
 
     x = preprocess(Image.open(tmp_path / "photo.jpg"), input)
     assert printed == labels[int((x.reshape(-1) @ weights).argmax())]
+
+
+_MEANS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("resize", ["cover", "stretch", "crop", "letterbox"])
+@pytest.mark.parametrize("share", [0.875, 1.0, 1.15])
+def test_the_code_on_the_card_prepares_a_photo_exactly_as_it_was_judged(
+    resize: Any, share: float, antialias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from afina.data import preprocess
+
+    way = {"resize": resize, "crop_share": share, "antialias": antialias, "interpolation": "bicubic"}
+    specs = [
+        InputSpec(48, 48, **way),
+        InputSpec(48, 64, *_MEANS, "BGR", fill=(124, 116, 104), **way),
+        InputSpec(56, 48, (0.5,), (0.25,), "L", fill=(114,), **way),
+    ]
+    monkeypatch.chdir(tmp_path)
+    photo = Image.fromarray(load_sample_images().images[0])
+    for part in (photo, photo.crop((100, 0, 300, 427)), photo.resize((51, 50)), photo.resize((301, 37))):
+        part.save("photo.jpg", "PNG")
+        for spec in specs:
+            lines = snippet(replace(example(), input=spec)).splitlines()
+            end = next(i for i, line in enumerate(lines) if line.startswith("x = "))
+            code = [line for line in lines[: end + 1] if not line.startswith("import onnx")]
+            names: dict[str, Any] = {}
+            exec("\n".join(code), names)
+            np.testing.assert_allclose(names["x"][0], preprocess(part, spec), atol=2e-6)
 
 
 def test_the_code_on_the_card_runs_on_openvino(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_file_of_the_first_version_is_taken(saved, tmp_path):
 @pytest.mark.parametrize(
     ("noted", "way_on"),
     [
-        ("afina/network/2", "Install the newest version of Afina"),
+        ("afina/network/3", "Install the newest version of Afina"),
         ("afina/network/0", "Save the network again"),
         ("other/network/1", "not written by this library"),
         ("afina/network/x", "not written by this library"),

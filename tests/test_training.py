@@ -717,3 +717,21 @@ def test_two_searches_in_one_folder_keep_the_best_network_without_disturbing_eac
         assert all(pool.map(keep, range(40)))
     assert (tmp_path / "network.pt2").read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt2", "trial-0.pt2"]
+
+
+# Strong variation of images
+
+
+def test_strong_variation_is_learnt_from_and_is_the_same_for_a_seed(digits):
+    config = dataclasses.replace(QUICK, erasing=0.2, randaugment=3.0, mixup=0.2, cutmix=0.5)
+    trained, curve = fit(convnet(digits), digits, config)
+    again, _ = fit(convnet(digits), digits, config)
+    assert curve[-1].quality > 0.5
+    assert trained.fingerprint() == again.fingerprint()
+
+
+def test_mixtures_are_refused_for_numbers(digits):
+    numbers = as_data(digits, lambda images, classes: images.mean(dim=(1, 2, 3)))
+    network = capture(Convnet(1).eval(), numbers.native, numbers.task)
+    with pytest.raises(InputError, match="mixup and cutmix are for tasks with classes"):
+        fit(network, numbers, dataclasses.replace(QUICK, mixup=0.2))

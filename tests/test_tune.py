@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import afina
+from afina.capacity import available_cores
 from afina.cli import app
 from afina.data import open_data
-from afina.devices.machine import available_cores
 from afina.errors import InputError
 from afina.graph import Network
 from afina.jobs.common.subject import load_for

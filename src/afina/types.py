@@ -3,10 +3,13 @@
 Everything here is a frozen dataclass of plain values, so that it can be written as JSON and read back.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 How = Literal["measured", "computed", "estimated"]
+Resize = Literal["cover", "stretch", "crop", "letterbox"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
 # Images and pixels of a batch in inference.
@@ -20,12 +23,27 @@ class InputSpec:
     An image is decoded, converted to `order`, resized to `height` x `width` pixels, scaled to 0..1, and then
     `(pixel - mean) / std` for each channel.
 
+    Ways of resizing to 224 x 224, of an image of 640 x 480 (width x height):
+
+    - `cover`: the largest centred part of the network's aspect ratio, 480 x 480, is resized. An image whose aspect
+      ratio is within 10% of the network's is resized whole. This is for networks that state nothing.
+    - `stretch`: the whole image is resized, whatever its aspect ratio.
+    - `crop`: the shorter side is resized to 224 (298 x 224), and the centred 224 x 224 are cut out.
+    - `letterbox`: the longer side is resized to 224 (224 x 168), and the rest is filled.
+
     Attributes:
         height: Pixels.
         width: Pixels.
         mean: One number per channel, of pixels in 0..1.
         std: One number per channel, of pixels in 0..1.
         order: `RGB`, `BGR` or `L` (grey); its length is the number of channels.
+        resize: One of the ways above.
+        crop_share: Of all ways but `cover`: the network's size as a share of the size that the image is resized to.
+            With 0.875, it is resized as for 256 x 256, and the centred 224 x 224 cut out. Above 1, it is filled around.
+        interpolation: Pillow's name of the filter.
+        antialias: Whether the filter grows with the factor by which an image shrinks, as Pillow's does and OpenCV's
+            does not; without, only `nearest`, `bilinear` and `bicubic`.
+        fill: What is outside the image: one number of 0..255 for each channel, in their order; empty for black.
     """
 
     height: int
@@ -33,6 +51,28 @@ class InputSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     order: Literal["RGB", "BGR", "L"] = "RGB"
+    resize: Resize = "cover"
+    crop_share: float = 1.0
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    fill: tuple[int, ...] = ()
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """The specification that `asdict` made `plain` of, also by way of JSON; what is not in it has its default.
+
+        Raises:
+            TypeError: it has other keys, or lacks the size.
+
+        Example:
+            >>> InputSpec.from_plain({"height": 8, "width": 8, "mean": [0.5], "std": [0.2], "order": "L"})
+            ... # doctest: +ELLIPSIS
+            InputSpec(height=8, width=8, mean=(0.5,), std=(0.2,), order='L', resize='cover', ...)
+        """
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+        }
+        return cls(**values)
 
     @property
     def channels(self) -> int:

@@ -5,17 +5,21 @@ Each kind of source is brought to a `Listing` (images, targets, a way to read on
 """
 
 from afina.data.augment import AUGMENTATIONS, Augmentation
-from afina.data.base import Batches, ImageData
-from afina.data.decode import PREPROCESSING, decode, preprocess
+from afina.data.base import ImageData, default_memory
+from afina.data.batches import Batches
+from afina.data.decode import decode, preprocess
 from afina.data.sources import open_data
+from afina.data.strong import Mixed, Strong
 
 __all__ = [
     "AUGMENTATIONS",
-    "PREPROCESSING",
     "Augmentation",
     "Batches",
     "ImageData",
+    "Mixed",
+    "Strong",
     "decode",
+    "default_memory",
     "open_data",
     "preprocess",
 ]

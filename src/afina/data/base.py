@@ -3,31 +3,36 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from afina.data.augment import AUGMENTATIONS, Augmentation, augment
-from afina.data.decode import normalise, upright_size
+from afina.capacity import available_memory
+from afina.data.augment import AUGMENTATIONS, Augmentation
+from afina.data.batches import Batches
+from afina.data.decode import upright_size
 from afina.data.listing import Listing, Part, in_fixed_order
-from afina.data.loading import decode_all, stream
+from afina.data.loading import decode_all
 from afina.data.own import Fitter
+from afina.data.strong import NOT_STRONG, Strong
 from afina.errors import InputError, did_you_mean
 from afina.progress import Progress
 from afina.types import InputSpec, TaskSpec
 
-MEMORY = 10**9  # bytes of decoded images that are kept
+_MEMORY_SHARE = 4  # one part in so many of the free memory is for decoded images
 _MOST_UNREADABLE = 0.01
 _SAMPLE = 256
 _LARGEST_NATIVE, _USUAL = 512, 224
-# Difference between the seeds of two parts of the same batches; it is large, since epochs have consecutive seeds.
-_SEED_STRIDE = 7919
 _CROP_FROM = 96  # pixels: below, an image is too small to cut parts out of it
+
+
+def default_memory() -> int:
+    """Bytes of decoded images that are kept where nothing is said: a quarter of what is free."""
+    return available_memory() // _MEMORY_SHARE
 
 
 class ImageData:
@@ -36,9 +41,10 @@ class ImageData:
     The network is trained on the first. What is chosen (epochs, trials, plans, candidates) is chosen on the second. The
     third judges: no choice is made on it.
 
-    All images are decoded once when it is made, which finds the unreadable ones and fills a cache of pixels
-    (uint8, for `input`, or `native` where it is not given). Where that would take more than `memory` bytes,
-    images are decoded again for each batch instead. Each split has one fixed order, shuffled once by `seed`,
+    All images are decoded once, which finds the unreadable ones and fills a cache of pixels (uint8, for `input`, or
+    `native` where it is not given): when it is made, or with `read=False` by the method `read`, at the latest where it
+    matters which images there are. Where the pixels would take more than `memory` bytes, images are checked only, and
+    decoded for each batch. Each split has one fixed order, shuffled once by `seed`,
     that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
 
     Attributes:
@@ -46,7 +52,6 @@ class ImageData:
         task: Task and labels; no labels (and the number of outputs open) where the images have none.
         labelled: Whether the targets mean anything.
         native: The input specification (size and channels) that the data suggests.
-        unreadable: Images left out, with the reason.
         fingerprint: Changes when the files do.
 
     Raises:
@@ -60,8 +65,9 @@ class ImageData:
         seed: int = 0,
         input: InputSpec | None = None,
         augment: str | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         progress: Progress | None = None,
+        read: bool = True,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
             raise InputError(f"There is no augmentation {augment!r}.", fix=did_you_mean(augment, AUGMENTATIONS))
@@ -69,15 +75,18 @@ class ImageData:
         listing.check()
         self.name, self.task, self.labelled = listing.name, listing.task, listing.labelled
         self.fingerprint = listing.fingerprint
-        self._augment, self._memory, self._progress = augment, memory, progress or Progress()
+        self._augment, self._progress = augment, progress or Progress()
+        self._memory = default_memory() if memory is None else memory
         self._caches: dict[tuple[str, InputSpec], Tensor] = {}
         # The data whose images are divided anew, and for each new split the one it comes from and which images of it.
         self._divided: tuple[ImageData, dict[str, tuple[str, np.ndarray]]] | None = None
         self._fitter = Fitter(listing.task, listing.source)
         self.native = listing.native or _native(listing)
         parts = {split: in_fixed_order(part, seed) for split, part in listing.parts.items()}
-        self._listing = self._read(replace(listing, parts=parts), input or self.native)
-        self.unreadable = self._listing.unreadable
+        self._listing = replace(listing, parts=parts)
+        self._is_read = self.prepared
+        if read:
+            self.read(input or self.native)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: with the pixels that are kept, without whoever watches the progress here."""
@@ -86,6 +95,22 @@ class ImageData:
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}={self.count(split)}" for split in self._listing.parts)
         return f"ImageData({self.name}, {self.task.name}, {counts}, native={self.native.shape})"
+
+    def read(self, input: InputSpec) -> None:
+        """Read all images once, for a network with this input, unless they were; the unreadable ones are left out.
+
+        Raises:
+            InputError: more than 1% of the images are unreadable, or a split has too few without them.
+        """
+        if not self._is_read:
+            self._listing = self._readable(self._listing, input)
+            self._is_read = True
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Images left out, with the reason."""
+        self.read(self.native)
+        return self._listing.unreadable
 
     @property
     def prepared(self) -> bool:
@@ -181,8 +206,11 @@ class ImageData:
 
         Of a task that reads its own, a list of what it read.
         """
-        targets = self._part(split).targets
-        return list(targets) if targets.dtype == object else torch.from_numpy(targets)
+        return _as_tensors(self._part(split).targets)
+
+    def listed_targets(self, split: str) -> Any:
+        """As `targets`, of all images that are listed, whether they can be read or not."""
+        return _as_tensors(self._listing.parts[split].targets)
 
     def truth(self, split: str, input: InputSpec, limit: int | None = None) -> Any:
         """Targets as `Task.evidence` takes them, of all images of a split or the first `limit`.
@@ -202,11 +230,12 @@ class ImageData:
         *,
         batch_size: int,
         augment: float = 0.0,
+        strong: Strong = NOT_STRONG,
         shuffle: bool = False,
         seed: int = 0,
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
-    ) -> "Batches":
+    ) -> Batches:
         """Preprocessed images with their targets, as `Batches`.
 
         Args:
@@ -214,6 +243,7 @@ class ImageData:
             input: What the network expects.
             batch_size: Images in a batch; the last one may be smaller.
             augment: Vary the images at random: 1 as much as is usual for them, 2 twice as much, 0 not at all.
+            strong: How they are varied beside that. With mixtures, targets come as `Mixed`.
             shuffle: Whether the order is drawn by `seed` instead of being the fixed one. A single image that would be
                 left for the last batch joins the one before, since batch norm cannot train on it alone.
             seed: The same seed gives the same batches.
@@ -223,9 +253,8 @@ class ImageData:
 
         Raises:
             InputError: there is no such split, a size is less than 1, or tensors that were given ready for a
-                network are of another size than `input`.
+                network are of another size than `input`, or their colours were to be changed.
         """
-        part = self._part(split)
         for name, value in (("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
             if value < 1:
                 raise InputError(f"{name} is {value}.", fix="Give 1 or more.")
@@ -235,15 +264,37 @@ class ImageData:
                 why="Tensors are taken as they are: they are not resized.",
                 fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
             )
+        if strong.randaugment and self.prepared:
+            raise InputError(
+                "randaugment cannot change tensors that are ready for the network.",
+                why="It works on colours from 0 to 255.",
+                fix="Leave it out, or give a dataset of images that are not preprocessed yet.",
+            )
+        if strong and self._has_objects:
+            raise InputError(
+                f"randaugment, erasing, mixup and cutmix are not for the targets of {self.task.name}.",
+                why="They would not follow the image.",
+                fix="Leave them out.",
+            )
+        self.read(input)
+        part = self._part(split)
         order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
         kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
+        if strong:
+            kind = replace(kind or Augmentation(), strong=strong)
         pixels, rows = self._pixels(split, input)
         return Batches(
             self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, self._fitter,
             join=shuffle,
         )  # fmt: skip
 
+    @property
+    def _has_objects(self) -> bool:
+        """Whether targets are objects, which would not follow an image that moves."""
+        return self._listing.parts["train"].targets.dtype == object
+
     def _part(self, split: str) -> Part:
+        self.read(self.native)
         if split not in self._listing.parts:
             raise InputError(f"There is no split {split!r}.", fix=did_you_mean(split, self._listing.parts))
         return self._listing.parts[split]
@@ -252,16 +303,14 @@ class ImageData:
         if self._augment is not None:
             return AUGMENTATIONS[self._augment]
         # Targets of a task's own do not follow an image that moves.
-        if self._listing.varies or self._part("train").targets.dtype == object:
+        if self._listing.varies or self._has_objects:
             return Augmentation()
         # A part of the image may hold fewer of what a regression counts or measures: no crops there.
         crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
         return Augmentation(shift=not crop, crop=crop, flip=self._listing.flips)
 
-    def _read(self, listing: Listing, input: InputSpec) -> Listing:
+    def _readable(self, listing: Listing, input: InputSpec) -> Listing:
         """The one pass over all images, that leaves out those that cannot be read."""
-        if listing.source.prepared:
-            return listing
         keep = listing.total * math.prod(input.shape) <= self._memory
         unreadable: dict[str, str] = {}
         for split, part in listing.parts.items():
@@ -301,86 +350,8 @@ class ImageData:
         return self._caches.setdefault(key, torch.from_numpy(pixels))
 
 
-class BatchPart(NamedTuple):
-    """A batch, or what one of several devices gets of it.
-
-    Attributes:
-        places: Numbers of its images in the split.
-        whole: How many images the whole batch has.
-        weight: Factor of the mean over these images. The mean of the parts' means, each times its weight, is the mean
-            over the batch: of 10 images on 4 devices the parts have 3, 3, 2 and 2, and the weights 1.2, 1.2, 0.8, 0.8.
-    """
-
-    places: np.ndarray
-    whole: int
-    weight: float
-
-
-class Batches:
-    """An iterable with a length, of float32 `[n, C, H, W]` and targets; each time the same ones.
-
-    Attributes:
-        seed: Seed of the augmentation of these images; each part of the same batches has another one.
-        parts: The images of each batch, in turn.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        part: Part,
-        input: InputSpec,
-        pixels: Tensor | None,
-        rows: np.ndarray | None,
-        order: np.ndarray,
-        batch_size: int,
-        kind: Augmentation | None,
-        seed: int,
-        share: tuple[int, int],
-        fitter: Fitter,
-        *,
-        join: bool,
-    ) -> None:
-        self._listing, self._part, self._input = listing, part, input
-        self._pixels, self._rows, self._fitter = pixels, rows, fitter
-        part_number, part_count = share
-        self._kind, self.seed = kind, seed + _SEED_STRIDE * part_number
-        starts = list(range(0, len(order), batch_size))
-        if join and len(starts) > 1 and len(order) - starts[-1] == 1:
-            starts.pop()
-        self.parts = list[BatchPart]()
-        for batch in np.split(order, starts[1:]):
-            places = batch[part_number::part_count] if len(batch) >= 2 * part_count else batch
-            weight = part_count * len(places) / len(batch) if places is not batch else 1.0
-            self.parts.append(BatchPart(places, len(batch), weight))
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        for (places, _, _), images in zip(self.parts, self._images(), strict=True):
-            if self._kind is not None:
-                images = augment(images, self._kind, generator)
-            if not self._listing.source.prepared:
-                images = normalise(images, self._input)
-            yield images, self._targets(places)
-
-    def _targets(self, places: np.ndarray) -> Any:
-        targets = self._part.targets[places]
-        if targets.dtype != object:
-            return torch.from_numpy(targets)
-        keys = (self._part.keys[i] for i in places)
-        fitted = [self._fitter.fit(key, target, self._input) for key, target in zip(keys, targets, strict=True)]
-        return self._fitter.task.collate(fitted)
-
-    def _images(self) -> Iterator[Tensor]:
-        if self._pixels is not None:
-            for places, _, _ in self.parts:
-                yield self._pixels[places if self._rows is None else self._rows[places]]
-            return
-        keys = ([self._part.keys[i] for i in places] for places, _, _ in self.parts)
-        for images in stream(self._listing.source, keys, self._input):
-            yield torch.from_numpy(images)
+def _as_tensors(targets: np.ndarray) -> Any:
+    return list(targets) if targets.dtype == object else torch.from_numpy(targets)
 
 
 def _check_readable(listing: Listing, unreadable: dict[str, str]) -> None:
@@ -413,7 +384,7 @@ def _native(listing: Listing) -> InputSpec:
 
 def _pixels_of(input: InputSpec) -> InputSpec:
     """The part of `input` that decoded pixels depend on."""
-    return InputSpec(input.height, input.width, (), (), input.order)
+    return replace(input, mean=(), std=())
 
 
 def _shape(input: InputSpec) -> str:

@@ -13,12 +13,6 @@ from torch import Tensor
 
 from afina.types import InputSpec
 
-PREPROCESSING = (
-    "Turn the image upright (EXIF), lay it over white where it is transparent and convert it to the "
-    "channel order; if its aspect ratio is within 10% of the network's resize it whole, otherwise cut out "
-    "the largest centred part that has the network's aspect ratio and resize that (bilinear, antialiased); "
-    "scale to 0..1, subtract the mean and divide by the standard deviation of each channel."
-)
 _ASPECT_TOLERANCE = math.log(1.1)
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -33,7 +27,10 @@ _UPRIGHT = {
 
 
 def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
-    """The input of a network for an image, float32 `[C, H, W]`; `PREPROCESSING` describes the steps.
+    """The input of a network for an image, float32 `[C, H, W]`.
+
+    The image is turned upright (EXIF), laid over white where it is transparent, converted to the channel order, resized
+    as `InputSpec.resize` says, scaled to 0..1 and normalised.
 
     Raises:
         OSError, ValueError, ...: the image cannot be read (Pillow raises many kinds).
@@ -45,7 +42,7 @@ def preprocess(image: Image.Image, input: InputSpec) -> np.ndarray:
 
 def decode(image: Image.Image, input: InputSpec) -> np.ndarray:
     """The pixels of an image before `normalise`: uint8 `[C, H, W]`, channels in the order `input.order`."""
-    image = _resize(_convert(_turn_upright(image), input.order), input.width, input.height)
+    image = _resize(_convert(_turn_upright(image), input.order), input)
     pixels = np.asarray(image)
     if input.order == "L":
         return pixels[None]
@@ -67,6 +64,12 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
+def verify(image: Image.Image) -> None:
+    """Raise what Pillow raises where the image is damaged; a JPEG is decoded at an eighth of its size for that."""
+    image.draft(image.mode, (1, 1))
+    image.load()
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height as a viewer shows the image, from its header alone."""
     width, height = image.size
@@ -76,11 +79,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def seen_part(width: int, height: int, input: InputSpec) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the part of an upright image that a network sees, in the image's pixels.
 
+    It reaches beyond the image where that is laid on a larger ground.
+
     Example:
         >>> seen_part(200, 100, InputSpec(50, 50)), seen_part(105, 100, InputSpec(50, 50))
         ((50.0, 0.0, 150.0, 100.0), (0.0, 0.0, 105.0, 100.0))
+        >>> seen_part(200, 100, InputSpec(50, 50, resize="letterbox"))
+        (0.0, -48.0, 200.0, 152.0)
     """
-    return _part(width, height, input.width, input.height)
+    if input.resize == "cover":
+        return _covering_box(width, height, input) or (0.0, 0.0, float(width), float(height))
+    scaled_width, scaled_height = _scaled_size(width, height, input)
+    across, down = width / scaled_width, height / scaled_height
+    left, top = _start(scaled_width, input.width) * across, _start(scaled_height, input.height) * down
+    return left, top, left + input.width * across, top + input.height * down
 
 
 def reason(error: BaseException) -> str:
@@ -132,21 +144,59 @@ def _from_floats(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    if image.size == (width, height):
+def _resize(image: Image.Image, input: InputSpec) -> Image.Image:
+    if input.resize == "cover":
+        return _resampled(image, (input.width, input.height), input, _covering_box(*image.size, input))
+    return _centred(_resampled(image, _scaled_size(*image.size, input), input), input)
+
+
+def _resampled(
+    image: Image.Image, size: tuple[int, int], input: InputSpec, box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """The part `box` of the image, by default all of it, with that many pixels."""
+    if image.size == size:
         return image
-    box = _part(image.width, image.height, width, height)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    method = Image.Resampling[input.interpolation.upper()]
+    if input.antialias:
+        return image.resize(size, method, box=box)
+    return image.transform(size, Image.Transform.EXTENT, box or (0, 0, *image.size), method)
 
 
-def _part(image_width: int, image_height: int, width: int, height: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the part of an image that is resized to a width and height."""
-    image_aspect, network_aspect = image_width / image_height, width / height
-    if abs(math.log(image_aspect / network_aspect)) <= _ASPECT_TOLERANCE:
-        return (0.0, 0.0, float(image_width), float(image_height))
-    part_width, part_height = (
-        min(image_width, image_height * network_aspect),
-        min(image_height, image_width / network_aspect),
-    )
-    left, top = (image_width - part_width) / 2, (image_height - part_height) / 2
-    return (left, top, left + part_width, top + part_height)
+def _covering_box(width: int, height: int, input: InputSpec) -> tuple[float, float, float, float] | None:
+    """The largest centred part that has the network's aspect ratio; None where the image has it, more or less."""
+    network_aspect = input.width / input.height
+    if abs(math.log(width / height / network_aspect)) <= _ASPECT_TOLERANCE:
+        return None
+    part_width, part_height = min(width, height * network_aspect), min(height, width / network_aspect)
+    left, top = (width - part_width) / 2, (height - part_height) / 2
+    return left, top, left + part_width, top + part_height
+
+
+def _scaled_size(width: int, height: int, input: InputSpec) -> tuple[int, int]:
+    """Width and height before the centre is cut out or the border is added, rounded as timm and torchvision do."""
+    network_width, network_height = (math.floor(side / input.crop_share) for side in (input.width, input.height))
+    if input.resize == "stretch":
+        return network_width, network_height
+    if input.resize == "crop" and network_width == network_height:
+        shorter = min(width, height)
+        return int(network_width * width / shorter), int(network_height * height / shorter)
+    ratios = width / network_width, height / network_height
+    ratio = min(ratios) if input.resize == "crop" else max(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _centred(image: Image.Image, input: InputSpec) -> Image.Image:
+    """The centre of the image, filled around where the image is smaller than the network's input."""
+    left, top = _start(image.width, input.width), _start(image.height, input.height)
+    if image.width >= input.width and image.height >= input.height:
+        return image.crop((left, top, left + input.width, top + input.height))
+    fill = input.fill or (0,) * input.channels
+    canvas = Image.new(image.mode, (input.width, input.height), fill[::-1] if input.order == "BGR" else fill)
+    canvas.paste(image, (-left, -top))
+    return canvas
+
+
+def _start(length: int, target: int) -> int:
+    """Where a centred window of `target` pixels starts: in 70 for 64 at 3, in 60 at -2, in 63 at 0 (one is added)."""
+    start = (length - target) / 2
+    return round(start) if start > 0 else int(start)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from afina.data.decode import open_image
+from afina.data.listing import ImageSource
 from afina.errors import InputError, did_you_mean
 
 SUFFIXES = frozenset(
@@ -50,7 +51,7 @@ class Files(Protocol):
         """A short text that changes when the content of the file does; the same for a copy elsewhere."""
 
 
-class FileSource:
+class FileSource(ImageSource):
     """Images among `files`; keys are their names."""
 
     parallel, prepared = True, False

@@ -1,8 +1,8 @@
 """`Listing`: the common form of all kinds of data, keys of images with their targets, and a way to read one image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,10 +17,10 @@ _VALIDATION_PART = 0.2
 
 
 class ImageSource(Protocol):
-    """Reads one image.
+    """Reads images.
 
     Attributes:
-        parallel: Whether `image` may be called from several threads at once.
+        parallel: Whether `image` may be called from several threads at once; if not, `batches` is.
         prepared: Whether images come as arrays that are ready for the network.
     """
 
@@ -33,10 +33,20 @@ class ImageSource(Protocol):
         Raises anything where the image cannot be read.
         """
 
+    def batches(self, batches: Sequence[Sequence[str]], seed: int) -> Iterator[Sequence[Any]]:
+        """The images of each batch of keys; an exception in the place of one that cannot be read.
+
+        Called where `parallel` is not.
+        """
+        return ([self.image(key) for key in keys] for keys in batches)
+
 
 @dataclass(frozen=True)
 class Part:
-    """One split: keys of its images, and their targets (int64 `[N]`, or float32 `[N, outputs]`)."""
+    """One split: keys of its images, and their targets.
+
+    Targets are int64 `[N]`, float32 `[N, outputs]`, or objects `[N]` of any kind, such as the boxes in each image.
+    """
 
     keys: tuple[str, ...]
     targets: np.ndarray

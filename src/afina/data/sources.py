@@ -4,7 +4,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from afina.data.base import MEMORY, ImageData
+from afina.data.base import ImageData, default_memory
 from afina.data.digits import list_digits
 from afina.data.files import find_files
 from afina.data.folders import list_folder
@@ -27,8 +27,9 @@ def open_data(
     augment: str | None = None,
     unlabelled: bool = False,
     input: InputSpec | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: Progress | None = None,
+    read: bool = True,
     own: TaskSpec | None = None,
 ) -> ImageData:
     """Open images and read all of them once.
@@ -44,9 +45,11 @@ def open_data(
         unlabelled: Whether a folder of images without class folders will do, as images without labels.
         input: What the network expects, where it is known already: images are then decoded at that size in
             the one pass, instead of in a second one.
-        memory: Bytes of decoded images that may be kept.
+        memory: Bytes of decoded images that may be kept; by default `default_memory()`.
         progress: Shows the pass over the images.
         own: A task that reads its own form of targets, in the place of `task`.
+        read: Whether images are read now. If not, they are where they are needed first, or by `ImageData.read` for the
+            network that is known by then; only then is told which cannot be.
 
     Raises:
         InputError: the data is missing, broken or not enough to train on and to judge by.
@@ -55,6 +58,7 @@ def open_data(
         return source
     if task is not None and task not in FORMS:
         raise InputError(f"There is no task {task!r}.", fix=did_you_mean(task, FORMS))
+    memory = default_memory() if memory is None else memory
     listing = _list_own(source, seed, own) if own else _list(source, seed, task, memory, unlabelled)
     if task is not None and listing.task.name != task:
         raise InputError(
@@ -63,7 +67,7 @@ def open_data(
         )
     for note in listing.notes:
         (progress or Progress()).say(note)
-    return ImageData(listing, seed=seed, input=input, augment=augment, memory=memory, progress=progress)
+    return ImageData(listing, seed=seed, input=input, augment=augment, memory=memory, progress=progress, read=read)
 
 
 def _list_own(source: Any, seed: int, task: TaskSpec) -> Listing:

@@ -1,10 +1,14 @@
 """Data given from Python: a torch `Dataset` or `DataLoader`, or two or three of them: train, validation, test.
 
-Of a loader, its dataset and the images that its sampler chooses are used, each once; batches are Afina's own.
+Of a loader, its dataset, the images that its sampler chooses (each once) and its workers are used; batches are Afina's
+own.
 """
 
 import hashlib
+import multiprocessing
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,13 +19,14 @@ from torch.utils.data import BatchSampler as PlainBatchSampler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, default_collate
 
 from afina.data.decode import reason
-from afina.data.listing import SPLITS, Listing, Part, split_one
+from afina.data.listing import SPLITS, ImageSource, Listing, Part, split_one
 from afina.errors import InputError
 from afina.tasks.forms import CLASSES, FLAGS, FORMS, NUMBERS, Form
 from afina.types import InputSpec, TaskSpec
 
 _SAMPLE = 64  # images that the fingerprint looks into
 _TWICE = 8  # images read twice, to see whether the dataset varies them
+_CHUNK = 64  # images that a worker reads at once
 
 
 class _Item(NamedTuple):
@@ -29,15 +34,33 @@ class _Item(NamedTuple):
     target: Any  # int, a tuple of numbers, or None
 
 
-class _Items:
+class _Guarded(Dataset[Any]):
+    """A collection that gives an exception in the place of an item that cannot be read."""
+
+    def __init__(self, collection: Sequence[Any]) -> None:
+        self.collection = collection
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.collection[number]
+        except Exception as error:  # whatever the user's dataset raises on a damaged file
+            return ValueError(reason(error))
+
+
+class _Items(ImageSource):
     """Items of one or two collections, under keys such as `train/17`."""
 
     parallel = False  # a user's dataset is not written for threads
 
     def __init__(self) -> None:
         self.collections: dict[str, Sequence[Any]] = {}
+        self.loaders: dict[str, DataLoader[Any]] = {}  # those that have workers
         self.images_in_memory: dict[str, Any] = {}
         self.prepared = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which read the collections themselves: a loader may hold what cannot be sent."""
+        return {**vars(self), "loaders": {}}
 
     def item(self, key: str) -> _Item:
         split, number = key.split("/")
@@ -45,6 +68,38 @@ class _Items:
 
     def image(self, key: str) -> Any:
         return self.images_in_memory[key] if key in self.images_in_memory else self.item(key).image
+
+    def batches(self, batches: Sequence[Sequence[str]], seed: int) -> Iterator[Sequence[Any]]:
+        """The images of each batch of keys of one collection."""
+        keys = [key for batch in batches for key in batch]
+        if all(key in self.images_in_memory for key in keys):
+            return ([self.images_in_memory[key] for key in batch] for batch in batches)
+        split = keys[0].partition("/")[0]
+        numbers = [[int(key.partition("/")[2]) for key in batch] for batch in batches]
+        return ([_image_of(item) for item in items] for items in self.items(split, numbers, seed))
+
+    def items(self, split: str, batches: Sequence[Sequence[int]], seed: int) -> Iterator[list[Any]]:
+        """What the collection holds at these numbers, by the workers of the user's loader where it has some.
+
+        An exception stands in the place of an item that cannot be read.
+        """
+        guarded, loader = _Guarded(self.collections[split]), self.loaders.get(split)
+        if loader is None or multiprocessing.current_process().daemon:  # which may not have workers of its own
+            return ([guarded[number] for number in batch] for batch in batches)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that these are many workers, which the user's own loader said already
+            twin = DataLoader(
+                guarded,
+                batch_sampler=cast(Any, batches),
+                collate_fn=list,
+                num_workers=loader.num_workers,
+                prefetch_factor=loader.prefetch_factor,
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                timeout=loader.timeout,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        return iter(twin)
 
 
 def is_torch_data(source: object) -> bool:
@@ -71,6 +126,8 @@ def list_torch(source: Any, seed: int, task: str | None, memory: int) -> Listing
     items = _Items()
     for split, one in collections.items():
         items.collections[split] = _collection(one, memory)
+        if isinstance(one, DataLoader) and one.num_workers and not isinstance(items.collections[split], list):
+            items.loaders[split] = one
     reader = _Reader(items, memory)
     parts = {split: reader.read(split, len(items.collections[split])) for split in collections}
     form, spec = _task(parts, task, _classes(collections["train"]), reader.labelled)
@@ -111,15 +168,13 @@ class _Reader:
         """Keys and targets of the readable items."""
         keys, targets = [], []
         self.varies = self.varies or self._differs(split, count)
-        for i in range(count):
+        numbers = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+        for i, raw in enumerate(chain.from_iterable(self.items.items(split, numbers, 0))):
             key = f"{split}/{i}"
-            try:
-                item = self.items.item(key)
-            except InputError:
-                raise
-            except Exception as error:  # whatever the user's dataset raises on a damaged file
-                self.unreadable[key] = reason(error)
+            if isinstance(raw, Exception):
+                self.unreadable[key] = str(raw)
                 continue
+            item = _understood(raw)
             self._check(key, item)
             keys.append(key)
             targets.append(item.target)
@@ -197,6 +252,10 @@ def _drained(stream: Iterator[Any], memory: int) -> list[Any]:
                 fix="Give a dataset with __len__ and __getitem__, or an image folder.",
             )
     return items
+
+
+def _image_of(item: Any) -> Any:
+    return item if isinstance(item, Exception) else _understood(item).image
 
 
 def _understood(item: Any) -> _Item:

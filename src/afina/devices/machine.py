@@ -1,12 +1,11 @@
 """A description of this machine, which is stored with every number that was measured on it."""
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from afina.devices.container import cores_of_container
+from afina.capacity import available_cores
 
 _LIBRARIES = (
     "afina",
@@ -52,13 +51,6 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": library_versions(),
     }
-
-
-def available_cores() -> int:
-    """Cores that this process may use: by its affinity, and by the quota of the container that it runs in."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, cores_of_container() or cores)
 
 
 def library_versions() -> dict[str, str]:

@@ -4,7 +4,8 @@ The file is what `torch.export.save` writes, and one entry `afina.json` beside i
 specification, the task, the frozen norms, the names of the outputs and the number of images where it is fixed.
 `screening` looks at a file before torch does.
 
-Formats: 1, of all versions since 0.1. A change that older versions would read wrongly takes the next number.
+Formats: 1, of versions 0.1 and 0.2; 2, whose input specification says how images are resized. A change that older
+versions cannot read takes the next number.
 """
 
 import io
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _ENTRY = "afina.json"
 _FORMAT_NAME = "afina/network/"
-_FORMAT = 1
+_FIRST_FORMAT, _FORMAT = 1, 2
 _BROKEN = (zipfile.BadZipFile, json.JSONDecodeError, KeyError, UnicodeDecodeError, AttributeError, TypeError)
 
 
@@ -86,7 +87,7 @@ def unpacked(data: bytes, path: str | Path = "The network") -> "Network":
         module = unlifted(torch.export.load(io.BytesIO(data)))
         network = Network(
             module,
-            _input_spec(about["input"]),
+            InputSpec.from_plain(about["input"]),
             _task_spec(about["task"]),
             frozenset(about["frozen"]),
             # Files of before 0.3 have neither: their networks give one tensor, for any number of images.
@@ -133,19 +134,15 @@ def _reason_in_format(noted: Any) -> tuple[str, str]:
         )
     if int(number) > _FORMAT:
         return (
-            f"Its format is {number}, of a newer version of Afina; this one reads format {_FORMAT}.",
+            f"Its format is {number}, of a newer version of Afina; this one reads up to {_FORMAT}.",
             "Install the newest version of Afina, or save the network again with this one.",
         )
-    if int(number) < _FORMAT:
+    if int(number) < _FIRST_FORMAT:
         return (
-            f"Its format is {number}, which no release has written; this version reads format {_FORMAT}.",
+            f"Its format is {number}, which no release has written; this version reads {_FIRST_FORMAT} to {_FORMAT}.",
             "Save the network again, from the model that it was made of.",
         )
     return "", ""
-
-
-def _input_spec(raw: dict[str, Any]) -> InputSpec:
-    return InputSpec(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
 
 
 def _task_spec(raw: dict[str, Any]) -> TaskSpec:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from afina.capacity import available_cores
 from afina.data import ImageData
 from afina.devices import measure_latency, measure_memory
-from afina.devices.machine import available_cores
 from afina.errors import InputError, check_file
 from afina.jobs.common.chance import near_chance
 from afina.jobs.common.model_source import parse_input_size
@@ -63,9 +63,10 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
         check_file(path)
         runtime_of(path)
     progress = options.progress or Progress()
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
+    images = open_images(options.data, options, unlabelled=True)
     threads = options.threads or available_cores()
     inputs = [_input(path, images, options.input_size) for path in paths]
+    images.read(inputs[0])
     times = _latencies(paths, inputs, threads, options.batch)
     rows, guessing = list[Row](), list[str]()
     task, reference = _task(paths, images), dict[str, np.ndarray]()

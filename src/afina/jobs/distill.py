@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict, replace
 
-from afina.data import open_data
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.jobs.common.chance import alarm
@@ -12,7 +11,7 @@ from afina.jobs.common.subject import Subject, load_for, open_images
 from afina.jobs.options.declaration import command
 from afina.jobs.options.distill import DistillOptions
 from afina.jobs.options.shared import names
-from afina.models import Scaling, load_model
+from afina.models import Preprocessing, load_model
 from afina.progress import Progress
 from afina.training import FitConfig, fit
 from afina.training.suited import RATES_OF_FINE_TUNING, suited_batch, suited_optimizer
@@ -42,7 +41,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     check_source(options.teacher, options.weights, options.input_size)
     check_source(options.student)
     given = data if data is not None else unlabelled
-    judged_images = open_images(given, options.task, seed=seed, unlabelled=data is None, progress=progress)
+    judged_images = open_images(given, options, unlabelled=data is None)
     loaded = load_for(judged_images, options.teacher, options, progress, trains=False)
     teacher, alarms = loaded.network, tuple[str, ...]()
     if loaded.pretrained and not isinstance(options.teacher, Network):  # that of a recipe was looked at before
@@ -50,13 +49,15 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
-        scaling=Scaling(teacher.input.mean, teacher.input.std),
+        preprocessing=Preprocessing(teacher.input.mean, teacher.input.std),
     ).network  # fmt: skip
+    network.input = teacher.input  # both see the same images
     if teacher.task == UNKNOWN_TASK:
         network.task = UNKNOWN_TASK
     training_images = judged_images
     if data is not None and unlabelled is not None:
-        training_images = open_data(unlabelled, seed=seed, unlabelled=True, progress=progress).without_labels()
+        training_images = open_images(unlabelled, replace(options, task=None), unlabelled=True).without_labels()
+        training_images.read(network.input)
     elif data is None:
         judged_images = training_images = judged_images.without_labels()
     optimizer = options.optimizer or suited_optimizer(network)

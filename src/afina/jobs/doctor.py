@@ -7,7 +7,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from afina.devices.machine import available_cores, describe_machine
+from afina.capacity import available_cores
+from afina.devices.machine import describe_machine
 from afina.jobs.options.declaration import command
 from afina.jobs.options.doctor import DoctorOptions
 from afina.runtimes import RUNTIMES, int8_weight_bits

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from afina.devices.machine import available_cores
+from afina.capacity import available_cores
 from afina.graph.quantized import activation_bits
 from afina.jobs.common.model_source import load_plain, name_of
 from afina.jobs.options.declaration import command

@@ -7,8 +7,9 @@ from typing import Any
 
 from afina.budget import Decision, check_images, decide, enough_to_judge, excess, judge, make_budget
 from afina.budget.limits import DEFAULT_DROP
+from afina.capacity import available_cores
 from afina.data import ImageData
-from afina.devices.machine import available_cores, describe_machine
+from afina.devices.machine import describe_machine
 from afina.errors import TrainingError
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
@@ -41,7 +42,7 @@ from afina.training.suited import INITIAL_STEPS, fine_tuning, initial_training, 
 from afina.types import Budget, Candidate, Epoch, MetricInfo, Result
 
 # Options that a run folder keeps in another form, or that do not decide what a run does.
-_RESOLVED = ("size", "latency", "memory", "max_drop", "out")
+_RESOLVED = ("size", "latency", "memory", "max_drop", "out", "cache_memory")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _optimize(options: OptimizeOptions) -> Result:
     base = _base_training(options, settings)
     runtime, input_size = get_runtime(options.runtime), options.input_size or settings.input_size
     check_source(options.model, options.weights, input_size)
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
+    images = open_images(options.data, options, unlabelled=True)
     source = load_for(images, options.model, options, progress, settings.model, input_size)
     metric = _metric(images, source.network)
     budget = make_budget(metric, options.size, options.latency, options.memory, options.max_drop)
@@ -264,7 +265,9 @@ def _search_training(job: Job, options: OptimizeOptions, config: FitConfig) -> t
     tuned = tune(
         options.model, job.data, trials=options.tune, epochs=config.epochs, precision=config.precision,
         keep_fp32=config.keep_fp32, optimizer=config.optimizer, out=job.run.path("tune"), weights=options.weights,
-        input_size=options.input_size, seed=job.seed, example=options.example, progress=job.progress,
+        input_size=options.input_size, mean=options.mean, std=options.std, resize=options.resize,
+        interpolation=options.interpolation, cache_memory=options.cache_memory, seed=job.seed, example=options.example,
+        progress=job.progress,
     )  # fmt: skip
     if tuned.network is None:
         raise TrainingError("No training ended with a network.", fix="Look into tune/trials.csv in the run folder.")

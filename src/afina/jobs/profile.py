@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from afina.capacity import available_cores
 from afina.devices import measure_latency, measure_memory
-from afina.devices.machine import available_cores, describe_machine
+from afina.devices.machine import describe_machine
 from afina.errors import AfinaError
 from afina.graph.cost import cost_of, layer_rows
 from afina.graph.network import Network

@@ -104,7 +104,7 @@ def _run(options: RunOptions) -> RecipeResult:
     exporter = Exporter.of(options)
     _check_steps(steps, exporter)
     check_source(options.model, options.weights, options.input_size)
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress, unlabelled=True)
+    images = open_images(options.data, options, unlabelled=True)
     loaded = load_for(images, options.model, options, progress, trains=False)
     original = loaded.network
     name = Path(options.recipe).stem if isinstance(options.recipe, (str, Path)) else "recipe"

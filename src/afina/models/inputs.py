@@ -1,48 +1,74 @@
-"""Which images a model takes: by its library's specification, by the data, or as the user asked."""
+"""Which images a model takes, and how they are made: as its library says, as the data suggests, as the user asked."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from afina.errors import InputError
+from afina.errors import InputError, did_you_mean
 from afina.graph.capture import answers_of
-from afina.types import InputSpec
+from afina.models.transforms import CROP_MODES, timm_input
+from afina.types import InputSpec, Interpolation, Resize
 
 _DEFAULT_SIZE = 224
 _GREY = ((0.5,), (0.5,))
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """How the user says that pixels are scaled.
+class Preprocessing:
+    """How the user says that images are made ready; None for what the model or the data says.
 
     Attributes:
-        mean: One number for each channel, of pixels in 0..1; None for what the model or the data says.
+        mean: One number for each channel, of pixels in 0..1.
         std: Likewise.
+        resize: The way of resizing.
+        crop_share: Of that way, as in `InputSpec`.
+        fill: Of that way: one number of 0..255, or one for each channel; empty for black.
+        interpolation: The filter.
         known: Whether what the data suggests is known to be right: images come as tensors that are ready, or the user
             gave a whole `InputSpec`.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: Resize | None = None
+    crop_share: float = 1.0
+    fill: tuple[int, ...] = ()
+    interpolation: Interpolation | None = None
     known: bool = False
 
     def applied(self, input: InputSpec) -> InputSpec:
-        """The input with this scaling. Raises `InputError` where the numbers are not one for each channel."""
-        for name, numbers in (("mean", self.mean), ("std", self.std)):
+        """The input, made ready in this way.
+
+        Raises:
+            InputError: there is not one number for each channel, or a name is not known.
+        """
+        fill = self.fill * input.channels if len(self.fill) == 1 else self.fill
+        for name, numbers, example in (
+            ("mean", self.mean, ["0.5"]), ("std", self.std, ["0.5"]), ("resize letterbox", fill or None, ["114"]),
+        ):  # fmt: skip
             if numbers is not None and len(numbers) != input.channels:
                 raise InputError(
                     f"--{name} has {len(numbers)} numbers, and the model takes images of {input.channels} channels.",
-                    fix=f"Give one number for each channel, as in --{name} {','.join(['0.5'] * input.channels)}",
+                    fix="Give one number for each channel, as in "
+                    f"--{name}{':' if ' ' in name else ' '}{','.join(example * input.channels)}",
                 )
-        return replace(input, mean=self.mean or input.mean, std=self.std or input.std)
+        if self.resize is not None:
+            input = replace(input, resize=self.resize, crop_share=self.crop_share, fill=fill)
+        input = replace(
+            input,
+            mean=self.mean or input.mean,
+            std=self.std or input.std,
+            interpolation=self.interpolation or input.interpolation,
+        )
+        _check_names(input)
+        return input
 
 
-ASSUMED = Scaling()
+ASSUMED = Preprocessing()
 
 
 def choose_input(
@@ -51,7 +77,7 @@ def choose_input(
     hint: InputSpec | None,
     size: tuple[int, int] | None,
     trained: bool,
-    scaling: Scaling = ASSUMED,
+    preprocessing: Preprocessing = ASSUMED,
 ) -> tuple[InputSpec, tuple[str, ...]]:
     """The input of `module`, and notes on what of it had to be assumed.
 
@@ -62,43 +88,44 @@ def choose_input(
         size: Height and width that the user asked for, before all others.
         trained: Whether the weights are trained. If not, images smaller than the model's own size stay as they
             are where the model takes them: enlarging them would cost time and add nothing.
-        scaling: The mean and std that the user gave, if any, and whether those of `hint` are the user's.
+        preprocessing: What the user said of it, and whether `hint` is what the user said.
 
     Raises:
-        InputError: there is not one mean or std for each channel.
+        InputError: there is not one mean or std for each channel, or a name that is not known.
     """
     described = described_input(module)
-    input, notes = _choose_size(module, source_input, described, hint, size, trained)
-    stated = source_input is not None or (described is not None and hasattr(module, "mean"))
-    if scaling.mean is None and scaling.std is None and not stated and not scaling.known:
+    configured = None if preprocessing.known or source_input or described else _configured_input(module)
+    input, notes = _choose_size(module, source_input, described, configured, hint, size, trained)
+    stated = source_input or configured or (described is not None and hasattr(module, "mean")) or preprocessing.known
+    if preprocessing.mean is None and preprocessing.std is None and not stated:
         numbers = [", ".join(f"{number:g}" for number in of) for of in (input.mean, input.std)]
         notes += (
             f"The model does not say how its pixels are scaled: from 0..1, mean {numbers[0]} and std {numbers[1]} are "
             "assumed; --mean and --std change it.",
         )
-    return scaling.applied(input), notes
+    return preprocessing.applied(input), notes
 
 
 def _choose_size(
     module: nn.Module,
     source_input: InputSpec | None,
     described: InputSpec | None,
+    configured: InputSpec | None,
     hint: InputSpec | None,
     size: tuple[int, int] | None,
     trained: bool,
 ) -> tuple[InputSpec, tuple[str, ...]]:
     """The input as the library, the module, the data or the user says, in this order for all but the size."""
-    base = source_input or described or _assumed(module, hint)
-    if size is not None:
-        return replace(base, height=size[0], width=size[1]), ()
+    base = source_input or described or _assumed(module, configured, hint)
     if hint is not None and source_input is not None and described is None and not trained:
-        native = replace(source_input, height=hint.height, width=hint.width)
-        if (
-            max(hint.height / source_input.height, hint.width / source_input.width) < 1
-            and output_width(module, native) is not None
+        native = _for_data(source_input, hint)
+        if _is_smaller(hint, source_input) and (
+            size == (hint.height, hint.width) or (size is None and output_width(module, native) is not None)
         ):
             return native, ()
-    if source_input is None and described is None and hint is None:
+    if size is not None:
+        return replace(base, height=size[0], width=size[1]), ()
+    if source_input is None and described is None and configured is None and hint is None:
         shown = f"{base.height}x{base.width}"
         return base, (f"The model does not say what size it takes: {shown} is assumed, --input-size changes it.",)
     return base, ()
@@ -107,7 +134,8 @@ def _choose_size(
 def described_input(module: nn.Module) -> InputSpec | None:
     """The input that a module states in attributes: `input_size` ([C,] H, W or one number), `mean`, `std`.
 
-    None where it states no size, or one that is not understood.
+    It may also state `crop_pct`, `crop_mode` and `interpolation`, with the meaning that they have in timm. None where
+    it states no size, or one that is not understood.
 
     Example:
         >>> module = nn.Conv2d(1, 4, 3)
@@ -134,7 +162,31 @@ def described_input(module: nn.Module) -> InputSpec | None:
         width=int(sides[-1]),
         mean=mean if mean is not None and len(mean) == channels else blank.mean,
         std=std if std is not None and len(std) == channels else blank.std,
+        **_described_resize(module),
     )
+
+
+def _described_resize(module: nn.Module) -> dict[str, Any]:
+    share, mode, filter = (getattr(module, name, None) for name in ("crop_pct", "crop_mode", "interpolation"))
+    described: dict[str, Any] = {"interpolation": filter} if filter in get_args(Interpolation) else {}
+    if isinstance(share, (int, float)) and share > 0:
+        described |= {"resize": "crop", "crop_share": float(share)}
+    if isinstance(mode, str) and mode in CROP_MODES:
+        described["resize"] = CROP_MODES[mode]
+    return described
+
+
+def _configured_input(module: nn.Module) -> InputSpec | None:
+    """The input in the configuration that timm leaves on its modules; None where there is none that fits the module."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(config, Mapping) or "input_size" not in config:
+        return None
+    try:
+        configured = timm_input(config)
+    except (KeyError, TypeError, ValueError):
+        return None
+    fits = stem_channels(module) in (None, configured.channels) and configured.interpolation in get_args(Interpolation)
+    return configured if fits else None
 
 
 def stem_channels(module: nn.Module) -> int | None:
@@ -174,8 +226,21 @@ def output_shapes_of(module: nn.Module, input: InputSpec) -> dict[str, tuple[int
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _assumed(module: nn.Module, hint: InputSpec | None) -> InputSpec:
+def _for_data(input: InputSpec, hint: InputSpec) -> InputSpec:
+    """The input with the data's size. Of images that are smaller than its own nothing is cut off."""
+    if _is_smaller(hint, input):
+        return InputSpec(hint.height, hint.width, input.mean, input.std, input.order)
+    return replace(input, height=hint.height, width=hint.width)
+
+
+def _is_smaller(hint: InputSpec, input: InputSpec) -> bool:
+    return hint.height < input.height and hint.width < input.width
+
+
+def _assumed(module: nn.Module, configured: InputSpec | None, hint: InputSpec | None) -> InputSpec:
     """The data's size and scale, in the channels that the first layer takes."""
+    if configured is not None:
+        return configured if hint is None else _for_data(configured, hint)
     channels = stem_channels(module)
     if channels is None and hint is not None:
         first = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
@@ -193,6 +258,15 @@ def _blank(channels: int) -> InputSpec:
     if channels == 1:
         return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE, *_GREY, order="L")
     return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE)
+
+
+def _check_names(input: InputSpec) -> None:
+    allowed = {"resize": get_args(Resize), "interpolation": get_args(Interpolation)}
+    if not input.antialias:
+        allowed["interpolation"] = ("nearest", "bilinear", "bicubic")
+    for field, names in allowed.items():
+        if (value := getattr(input, field)) not in names:
+            raise InputError(f"An input cannot have {field} {value!r}.", fix=did_you_mean(str(value), names))
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

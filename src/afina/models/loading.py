@@ -17,7 +17,7 @@ from afina.graph.duplicate import duplicate
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
 from afina.models.head import find_head, set_bias, with_new_head, with_order
-from afina.models.inputs import ASSUMED, Scaling, choose_input, output_shapes_of, width_of
+from afina.models.inputs import ASSUMED, Preprocessing, choose_input, output_shapes_of, width_of
 from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_saved, library_and_name, weights_file
 from afina.models.sources import BuiltModule, ModelRequest, build_named
 from afina.models.userfile import build_from_file
@@ -58,7 +58,7 @@ def load_model(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     trains: bool = True,
-    scaling: Scaling = ASSUMED,
+    preprocessing: Preprocessing = ASSUMED,
     known_task: TaskSpec | None = None,
 ) -> Loaded:
     """Load a model and fit its head to the task.
@@ -77,7 +77,7 @@ def load_model(
         options: Arguments (`depth`, `width`) of the function that builds the model: the user's, or that of `builtin:`.
         trains: Whether the network is trained for the task afterwards; where it is not, a last layer that would start
             from random weights is refused.
-        scaling: How the user says that pixels are scaled.
+        preprocessing: How the user says that images are made ready for the network.
         known_task: The task that the user says the model is for, where `task` is None; without labels.
 
     Raises:
@@ -88,7 +88,7 @@ def load_model(
         task = None if task == UNKNOWN_TASK else task
         progress = progress or Progress()
         request = _LoadRequest(
-            weights, task, input, input_size, targets, progress, options or {}, trains, scaling, known_task
+            weights, task, input, input_size, targets, progress, options or {}, trains, preprocessing, known_task
         )
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
@@ -134,7 +134,7 @@ class _LoadRequest:
     progress: Progress
     options: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
-    scaling: Scaling = ASSUMED
+    preprocessing: Preprocessing = ASSUMED
     known_task: TaskSpec | None = None
 
     @property
@@ -189,7 +189,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
         )
     module, task = source.module, request.task
     trained = source.trained or request.file is not None
-    input, assumed = choose_input(module, source.input, request.input, request.size, trained, request.scaling)
+    input, assumed = choose_input(module, source.input, request.input, request.size, trained, request.preprocessing)
     notes = list(assumed)
     if source.missing and request.weights is None:
         notes.append(f"{name} starts from random weights: {source.missing}.")
@@ -219,7 +219,7 @@ def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded
         fit = load_weights(network.module, request.file, width_of(output_shapes(network)), name)
     if request.size is not None and request.size != (network.input.height, network.input.width):
         network = _resized(network, request.size)
-    network.input = request.scaling.applied(network.input)
+    network.input = request.preprocessing.applied(network.input)
     return _with_head(network, request, name, [], fit, True, None)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from afina.errors import InputError, did_you_mean
 from afina.models.builtin import BUILTIN
 from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
+from afina.models.transforms import timm_input, torchvision_input
 from afina.progress import Progress
 from afina.tasks.forms import CLASSES
 from afina.types import InputSpec
@@ -53,7 +54,7 @@ class BuiltModule:
 
     Attributes:
         module: The module, on the CPU.
-        input: The input specification of the model; None where its source states none.
+        input: The input specification of the model, in its own size; None where its source states none.
         trained: Whether it holds trained weights.
         missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
@@ -135,14 +136,10 @@ def _timm(request: ModelRequest) -> BuiltModule:
     except RuntimeError as error:
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise InputError(f"timm has no weights {name!r}.", fix=did_you_mean(name, tags)) from error
-    mean, std = tuple(config.mean), tuple(config.std)
-    _, height, width = config.input_size
     options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
-    if request.size is not None:
-        height, width = request.size
-        if config.fixed_input_size:
-            options["img_size"] = request.size
-    input = _spec(height, width, mean, std)
+    if request.size is not None and config.fixed_input_size:
+        options["img_size"] = request.size
+    input = timm_input(config.to_dict())
 
     def build(trained: bool) -> nn.Module:
         with _quiet():
@@ -172,11 +169,7 @@ def _torchvision(request: ModelRequest) -> BuiltModule:
 
     name = request.name
     best = get_model_weights(name).DEFAULT
-    preset = best.transforms()
-    size = preset.crop_size[0]
-    input = _spec(size, size, tuple(preset.mean), tuple(preset.std))
-    if request.size is not None:
-        input = _spec(*request.size, input.mean, input.std)
+    input = torchvision_input(best.transforms())
     missing = ""
     if request.trained:
         online = is_cached(best.url) or is_reachable(best.url)
@@ -208,10 +201,6 @@ def _builtin(request: ModelRequest) -> BuiltModule:
         options = ", ".join(f"{key}={value}" for key, value in request.options.items())
         raise InputError(f"builtin:{request.name} cannot be built with {options}.", why=str(error)) from error
     return BuiltModule(module, input, missing=missing)
-
-
-def _spec(height: int, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> InputSpec:
-    return InputSpec(height, width, mean, std, "RGB" if len(mean) == 3 else "L")
 
 
 def _why(error: Exception, url: str, online: bool) -> str:

@@ -12,6 +12,7 @@ from afina.reporting.words import (
     output_words,
     provenance,
     recipe_words,
+    resized_to,
     spread_words,
 )
 from afina.store.files import write
@@ -132,16 +133,62 @@ def _quality_limit(result: Result, quality: Measurement) -> str:
 def _preprocessing(spec: InputSpec) -> list[str]:
     """Lines that turn `photo.jpg` into `x`, float32 [1, C, H, W], as `afina.data` does."""
     mode = "L" if spec.order == "L" else "RGB"
-    ratio = f"abs(np.log(image.width / image.height * {spec.height} / {spec.width}))"
-    pixels = f"np.asarray(resize(image, ({spec.width}, {spec.height}), Image.Resampling.BILINEAR))"
-    pixels += "[:, :, ::-1]" if spec.order == "BGR" else ""
+    pixels = f"np.asarray(image){'[:, :, ::-1]' if spec.order == 'BGR' else ''}"
     batch = "[None, None]" if spec.order == "L" else ".transpose(2, 0, 1)[None]"
     mean, std = (_numbers(numbers) for numbers in (spec.mean, spec.std))
     return [
         f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")',
-        f"resize = Image.Image.resize if {ratio} <= np.log(1.1) else ImageOps.fit",
+        *_resizing(spec, mode),
         f'x = (({pixels} / 255 - {mean}) / {std}){batch}.astype("float32", order="C")',
     ]
+
+
+def _resizing(spec: InputSpec, mode: str) -> list[str]:
+    """Lines that give `image` the network's size."""
+    method = f"Image.Resampling.{spec.interpolation.upper()}"
+
+    def resized(size: str, box: str = "(0, 0, *image.size)") -> str:
+        if spec.antialias:
+            return f"image = image.resize({size}, {method})"
+        return f"image = image.transform({size}, Image.Transform.EXTENT, {box}, {method})"
+
+    size, (width, height) = (spec.width, spec.height), resized_to(spec)
+    if spec.resize == "cover":
+        lines = [f"if abs(np.log(image.width / image.height * {spec.height} / {spec.width})) > np.log(1.1):"]
+        if spec.antialias:
+            return [*lines, f"    image = ImageOps.fit(image, {size}, {method})", resized(str(size))]
+        return [
+            f"aspect, box = {spec.width} / {spec.height}, (0, 0, *image.size)",
+            *lines,
+            "    width, height = min(image.width, image.height * aspect), min(image.height, image.width / aspect)",
+            "    left, top = (image.width - width) / 2, (image.height - height) / 2",
+            "    box = (left, top, left + width, top + height)",
+            resized(str(size), "box"),
+        ]
+    if spec.resize == "stretch":
+        lines = [resized(str((width, height)))]
+    elif spec.resize == "crop" and width == height:
+        lines = [resized(f"[int({width} * side / min(image.size)) for side in image.size]")]
+    else:
+        which = "min" if spec.resize == "crop" else "max"
+        lines = [f"ratio = {which}(image.width / {width}, image.height / {height})"]
+        lines += [resized("[max(1, round(side / ratio)) for side in image.size]")]
+    if spec.resize == "stretch" and (width, height) == size:
+        return lines
+    lines += [
+        f"starts = [(side - goal) / 2 for side, goal in zip(image.size, {size})]",
+        "left, top = (round(start) if start > 0 else int(start) for start in starts)",
+    ]
+    if spec.resize == "letterbox" or spec.crop_share > 1:
+        fill = spec.fill or (0,) * spec.channels
+        colour = fill[0] if spec.channels == 1 else fill[::-1] if spec.order == "BGR" else fill
+        return [
+            *lines,
+            f'canvas = Image.new("{mode}", {size}, {colour})',
+            "canvas.paste(image, (-left, -top))",
+            "image = canvas",
+        ]
+    return [*lines, f"image = image.crop((left, top, left + {spec.width}, top + {spec.height}))"]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -98,9 +98,7 @@ def input_words(spec: InputSpec) -> tuple[str, ...]:
     return (
         "Decode the image, turn it upright (EXIF), lay it over white where it is transparent, and convert it to "
         f"{_ORDERS[spec.order]} ({spec.channels} channel{'s' if spec.channels > 1 else ''}).",
-        f"If its aspect ratio is within 10% of {spec.width}:{spec.height}, resize it whole to {spec.width} pixels wide "
-        f"and {spec.height} high; otherwise cut out the largest centred part of that aspect ratio and resize that "
-        "(bilinear, antialiased).",
+        _resize_words(spec),
         "Divide by 255, so that pixels lie in 0 to 1.",
         f"Subtract the mean ({mean}) and divide by the standard deviation ({std}), channel by channel.",
         f"Arrange as float32 [N, {spec.channels}, {spec.height}, {spec.width}]: batch, channels, height, width.",
@@ -116,6 +114,35 @@ def output_words(guide: OutputGuide) -> str:
     """
     shapes = (f"{name} [{', '.join(['N', *map(str, shape)])}]" for name, shape in guide.shapes.items())
     return " ".join([*([f"{listing(shapes)}."] if guide.shapes else []), guide.meaning])
+
+
+def _resize_words(spec: InputSpec) -> str:
+    filter = f"({spec.interpolation}{', antialiased' if spec.antialias else ', not antialiased'})"
+    final = f"{spec.width} pixels wide and {spec.height} high"
+    if spec.resize == "cover":
+        return (
+            f"If its aspect ratio is within 10% of {spec.width}:{spec.height}, resize it whole to {final}; otherwise "
+            f"cut out the largest centred part of that aspect ratio and resize that {filter}."
+        )
+    width, height = resized_to(spec)
+    fill = ", ".join(map(str, spec.fill)) if any(spec.fill) else "black"
+    if spec.resize == "stretch":
+        text = f"Resize it whole to {width} pixels wide and {height} high {filter}"
+    else:
+        whole, side = ("covers", "shorter") if spec.resize == "crop" else ("fits into", "longer")
+        text = f"Resize it, in its own aspect ratio, so that its {side} side is {width} pixels {filter}"
+        if width != height:
+            text = f"Resize it, in its own aspect ratio, so that it just {whole} {width} x {height} pixels {filter}"
+    if spec.resize == "letterbox":
+        return f"{text}, and lay it on the middle of {final}, filled with {fill}."
+    if (width, height) == (spec.width, spec.height) and spec.resize == "stretch":
+        return f"{text}."
+    return f"{text}, and cut out the centre, {final}{f', filled around with {fill}' if spec.crop_share > 1 else ''}."
+
+
+def resized_to(spec: InputSpec) -> tuple[int, int]:
+    """Width and height that an image is resized for, before the network's size is cut out of it."""
+    return math.floor(spec.width / spec.crop_share), math.floor(spec.height / spec.crop_share)
 
 
 def listing(parts: Iterable[str]) -> str:

@@ -43,8 +43,7 @@ def parse(texts: Mapping[str, str]) -> tuple[InputSpec, TaskSpec] | None:
 def parse_values(input: Any, task: Any) -> tuple[InputSpec, TaskSpec] | None:
     """As `parse`, from the values of the two JSON texts."""
     try:
-        spec = InputSpec(**{**input, "mean": tuple(input["mean"]), "std": tuple(input["std"])})
-        return spec, TaskSpec(task["name"], tuple(task["labels"]), task.get("file", ""))
+        return InputSpec.from_plain(input), TaskSpec(task["name"], tuple(task["labels"]), task.get("file", ""))
     except (KeyError, TypeError):
         return None
 

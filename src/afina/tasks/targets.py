@@ -74,6 +74,8 @@ class View:
     def picture(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """An image of numbers beside the photo (a mask, say), `[height, width]`: the same part, nearest pixels.
 
+        Where the network sees more than the image, 0.
+
         Args:
             image: As large as the photo.
             size: Height and width of the result; by default those of the network's input.
@@ -84,4 +86,10 @@ class View:
             (2, 2)
         """
         height, width = size or (self.input.height, self.input.width)
-        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST, box=self.box))
+        whole = (0, 0, *image.size)
+        inside = all(a >= b for a, b in zip(self.box[:2], whole[:2], strict=True)) and all(
+            a <= b for a, b in zip(self.box[2:], whole[2:], strict=True)
+        )
+        if inside:
+            return np.asarray(image.resize((width, height), Image.Resampling.NEAREST, box=self.box))
+        return np.asarray(image.transform((width, height), Image.Transform.EXTENT, self.box, Image.Resampling.NEAREST))

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from afina.data import Strong
 from afina.errors import InputError, did_you_mean
 
 Optimizer = Literal["sgd", "adamw"]
@@ -32,6 +33,12 @@ class FitConfig:
         label_smoothing: Share of each target spread over all classes (classification).
         augment: How much training images are varied: true or 1 as is usual for them, 2 twice as much, false or 0 not at
             all.
+        randaugment: Magnitude, 0 to 10, of two random changes of each training image in shape or colour (Cubuk et al.
+            2020); 9 is usual for long trainings.
+        erasing: Chance of a training image to lose a rectangle (Zhong et al. 2020).
+        mixup: Parameter of the shares in which two training images are laid over each other (Zhang et al. 2018; for
+            tasks with classes); 0 for none, 0.2 is usual.
+        cutmix: The same for a rectangle that comes from another image (Yun et al. 2019); 1 is usual.
         ema: Decay of the moving average of the weights that is judged and returned; None for the weights themselves.
         early_stopping: Epochs without improvement after which training stops; None for never.
         precision: `32`, `bf16-mixed` or `16-mixed` (autocast, with loss scaling where fp16 needs it).
@@ -67,6 +74,10 @@ class FitConfig:
     warmup: float | None = None
     label_smoothing: float = 0.0
     augment: bool | float = True
+    randaugment: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     ema: float | None = 0.999
     early_stopping: int | None = None
     precision: TrainingPrecision = "32"
@@ -93,6 +104,8 @@ class FitConfig:
             raise _wrong("channels_last", self.channels_last, "true or false")
         if not isinstance(self.augment, bool):
             _check_number("augment", self.augment, least=0.0, most=2.0)
+        for name, most in (("randaugment", 10.0), ("erasing", 1.0), ("mixup", 10.0), ("cutmix", 10.0)):
+            _check_number(name, getattr(self, name), least=0.0, most=most)
         if not isinstance(self.keep_fp32, tuple) or not all(isinstance(name, str) for name in self.keep_fp32):
             raise _wrong("keep_fp32", self.keep_fp32, "a tuple of names of layers")
         _check_number("learning_rate", self.learning_rate, above=0.0, optional=True)
@@ -108,6 +121,11 @@ class FitConfig:
             _check_number(name, getattr(self, name), least=0.0)
         if self.features != "none" and not (self.feature_weight or self.attention_weight or self.relation_weight):
             raise InputError("The student is to learn features, and all their weights are 0.", fix="Give one a weight.")
+
+    @property
+    def strong(self) -> Strong:
+        """How training images are varied beside `augment`."""
+        return Strong(self.randaugment, self.erasing, self.mixup, self.cutmix)
 
     def resolved(self) -> "FitConfig":
         """The same, with the defaults that depend on the optimizer and the schedule filled in."""

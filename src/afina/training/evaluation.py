@@ -90,10 +90,10 @@ def evaluate(
             fix="Give labelled images, or compare with the outputs of another network (reference=).",
         )
     outputs = predict(network, data, split, batch_size=batch_size, limit=limit)
+    count = len(next(iter(outputs.values())))
     if reference is None:
-        evidence = task.evidence(task.decode(outputs), data.truth(split, network.input, limit))
+        evidence = task.evidence(task.decode(outputs), data.truth(split, network.input, count))
     else:
-        count = len(next(iter(outputs.values())))
         evidence = task.agreement_evidence(outputs, {name: value[:count] for name, value in reference.items()})
     agreement = reference is not None
     value, error = value_with_error(task, evidence, agreement=agreement)

@@ -75,7 +75,7 @@ def fit(
         StorageError: the checkpoint cannot be written.
     """
     progress = progress or Progress()
-    _check(network, data, teacher)
+    _check(network, data, teacher, config)
     check_patterns(network, config.keep_fp32)
     work = _Work(network, data, config.resolved(), teacher, sparse, checkpoint)
     with gathered(devices, _join, work) as seat:
@@ -120,7 +120,7 @@ def _train(
         if config.precision != "32":
             keep_in_32(student, config.keep_fp32)
         stepper = Stepper(student, config, team, objective, steps, layout, work.sparse)
-        precomputed = config.epochs > 1 and not config.augment and objective.needs_outputs_only
+        precomputed = config.epochs > 1 and not (config.augment or config.strong) and objective.needs_outputs_only
         training = _Training(student, placed_teacher, data, config, team, stepper, progress, precomputed)
         if work.checkpoint is not None:
             digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
@@ -257,7 +257,7 @@ def _outputs_of_teacher(teacher: Network, data: ImageData) -> dict[str, torch.Te
     return {name: torch.from_numpy(value) for name, value in predict(teacher, data, split="train").items()}
 
 
-def _check(network: Network, data: ImageData, teacher: Network | None) -> None:
+def _check(network: Network, data: ImageData, teacher: Network | None, config: FitConfig) -> None:
     if teacher is not None:
         check_teacher(teacher, network)
     ours, theirs = network.task, data.task
@@ -266,6 +266,12 @@ def _check(network: Network, data: ImageData, teacher: Network | None) -> None:
             f"The network is for {ours.name} with {ours.outputs} outputs, and {data.name} is for {theirs.name} with "
             f"{theirs.outputs}.",
             fix="Give the network a head that fits the data, or data that fits the network.",
+        )
+    if (config.mixup or config.cutmix) and data.labelled and not get_task(network.task).has_classes:
+        raise InputError(
+            f"mixup and cutmix are for tasks with classes, and the network is for {ours.name}.",
+            why="Half of two images has not half of what a number tells of them.",
+            fix="Leave them out.",
         )
     if data.count("train") < 2:
         raise InputError(
@@ -282,6 +288,7 @@ def _batches(data: ImageData, network: Network, config: FitConfig, team: Team, *
         network.input,
         batch_size=config.batch_size,
         augment=config.augment,
+        strong=config.strong,
         shuffle=True,
         seed=seed,
         share=(team.rank, team.size),

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from afina.data import Mixed
 from afina.errors import InputError
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
@@ -62,7 +63,10 @@ class Objective(nn.Module):
         return self._teacher is not None and self.inside is None
 
     def forward(self, network: Network, images: Tensor, targets: Any, teacher_outputs: Outputs | None = None) -> Tensor:
-        """The loss on images `[N, C, H, W]` and targets `[N, ...]`; `teacher_outputs` are used where they are known."""
+        """The loss on images `[N, C, H, W]` and targets (`[N, ...]`, or `Mixed`).
+
+        The outputs of the teacher are used where they are known.
+        """
         activations: dict[str, Tensor] = {}
         if self.inside is None:
             outputs = network(images)
@@ -72,11 +76,16 @@ class Objective(nn.Module):
         outputs = in_float32(outputs)
         loss = next(iter(outputs.values())).new_zeros((), dtype=torch.float32)
         if self._weight < 1:
-            task_loss = self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
-            loss = loss + (1 - self._weight) * task_loss
+            loss = loss + (1 - self._weight) * self._task_loss(outputs, targets)
         if self._weight > 0:
             loss = loss + self._weight * self._teacher_loss(outputs, activations, images, teacher_outputs)
         return loss
+
+    def _task_loss(self, outputs: Outputs, targets: Any) -> Tensor:
+        if isinstance(targets, Mixed):
+            first, second = (self._task_loss(outputs, one) for one in (targets.first, targets.second))
+            return targets.share * first + (1 - targets.share) * second
+        return self._task.loss(outputs, targets, label_smoothing=self._config.label_smoothing)
 
     def _teacher_loss(
         self, outputs: Outputs, activations: dict[str, Tensor], images: Tensor, teacher_outputs: Outputs | None

@@ -11,8 +11,9 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from afina.capacity import available_cores
 from afina.data import ImageData
-from afina.devices import available_cores, measure_latency
+from afina.devices import measure_latency
 from afina.graph.network import Network
 from afina.jobs.options.shared import RuntimeOptions
 from afina.progress import Progress

@@ -10,8 +10,8 @@ from torch import nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.options.shared import InputSize, ModelOptions, Numbers
-from afina.models import Loaded, Scaling, check_model, load_model
+from afina.jobs.options.shared import InputSize, ModelOptions, Numbers, parse_resize
+from afina.models import Loaded, Preprocessing, check_model, load_model
 from afina.progress import Progress
 from afina.tasks import named_task
 from afina.types import InputSpec, TaskSpec
@@ -60,17 +60,19 @@ def parse_input_size(text: str | int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def scaling_of(options: ModelOptions, *, known: bool = False) -> Scaling:
-    """The scaling of pixels that the options give. Raises `InputError`.
+def preprocessing_of(options: ModelOptions, *, known: bool = False) -> Preprocessing:
+    """How images are made ready, as far as the options say. Raises `InputError`.
 
     Args:
-        options: Mean, std and example.
+        options: Mean, std, resize, interpolation and example.
         known: Whether images come as tensors that are ready for the network.
     """
     mean, std = _numbers(options.mean, "mean"), _numbers(options.std, "std")
     if std is not None and min(std) <= 0:
         raise InputError(f"--std is {options.std}.", fix="Give numbers of more than 0.")
-    return Scaling(mean, std, known or isinstance(options.example, InputSpec))
+    resize, crop_share, fill = parse_resize(options.resize)
+    known = known or isinstance(options.example, InputSpec)
+    return Preprocessing(mean, std, resize, crop_share, fill, options.interpolation, known)
 
 
 def _numbers(value: Numbers, name: str) -> tuple[float, ...] | None:
@@ -130,7 +132,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         targets=None,
         progress=progress,
         trains=False,
-        scaling=scaling_of(options),
+        preprocessing=preprocessing_of(options),
         known_task=known_task_of(options),
     )
     for note in loaded.notes:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from afina.data import ImageData, open_data
+from afina.data import ImageData, default_memory, open_data
 from afina.graph.network import Network
 from afina.jobs.common.chance import alarm
 from afina.jobs.common.drops import drop_note
@@ -19,9 +19,9 @@ from afina.jobs.common.model_source import (
     load_plain,
     name_of,
     parse_input_size,
-    scaling_of,
+    preprocessing_of,
 )
-from afina.jobs.options.shared import InputSize, ModelOptions
+from afina.jobs.options.shared import DataOptions, InputSize, ModelOptions, Quantity
 from afina.models import Loaded, load_model
 from afina.progress import Progress
 from afina.runtimes import measure_quality
@@ -31,7 +31,7 @@ from afina.tasks.checking import check_answers, is_foreign
 from afina.techniques.context import Context
 from afina.training import predict
 from afina.types import Record
-from afina.units import format_details, format_value
+from afina.units import format_details, format_value, parse_size
 
 # Validation images that the errors of single layers are measured on.
 _HELD_OUT = 64
@@ -131,7 +131,7 @@ def describe(record: Record, path: Path) -> str:
 
 
 def open_subject(
-    options: ModelOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
+    options: DataOptions, model: ModelSource, data: Any, images: int, teacher: Network | None = None
 ) -> Subject:
     """Open the model, and the data where there is any; the model keeps its weights and its head.
 
@@ -149,7 +149,7 @@ def open_subject(
     if data is None:
         return Subject(load_plain(model, options, progress).network, None, images, options.seed, progress, teacher)
     check_source(model, options.weights, options.input_size)
-    opened = open_images(data, options.task, seed=options.seed, unlabelled=True, progress=progress)
+    opened = open_images(data, options, unlabelled=True)
     loaded = load_for(opened, model, options, progress, trains=False)
     for note in loaded.notes:
         progress.say(note)
@@ -158,27 +158,50 @@ def open_subject(
     return Subject(loaded.network, opened, images, options.seed, progress, teacher, alarms)
 
 
-def open_images(source: Any, task: str | None, *, seed: int, progress: Progress, unlabelled: bool = False) -> ImageData:
-    """The images, labelled for the task that is asked for.
+class OpenOptions(Protocol):
+    """The options of a command that say how its images are opened.
 
-    Args:
-        source: As in `optimize`.
+    Attributes:
         task: Name of a task, or `path/file.py:MyTask`; None for what the data says.
         seed: Draws the validation split where there is none, and the order of the images.
         progress: What the user sees.
+        cache_memory: As in `DataOptions`.
+    """
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def progress(self) -> Progress | None: ...
+    @property
+    def cache_memory(self) -> Quantity: ...
+
+
+def open_images(source: Any, options: OpenOptions, *, unlabelled: bool = False, shares: int = 1) -> ImageData:
+    """The images, labelled for the task that is asked for; they are read once it is known what a network expects.
+
+    Args:
+        source: As in `optimize`.
+        options: Of the command.
         unlabelled: Whether a folder of images without class folders will do.
+        shares: Processes that share the memory which is taken by default.
 
     Raises:
         InputError: there is no such task, or the data cannot be used, or not for it.
     """
-    if task is None:
-        return open_data(source, seed=seed, unlabelled=unlabelled, progress=progress)
-    spec = named_task(task)
-    form = task_class(spec).reads
-    if form == OWN:
-        return open_data(source, seed=seed, own=spec, progress=progress)
-    images = open_data(source, seed=seed, task=form or None, unlabelled=unlabelled or not form, progress=progress)
-    return images.for_task(spec) if form else images.without_labels()
+    task, given = options.task, options.cache_memory
+    memory = default_memory() // shares if given is None else parse_size(given, "--cache-memory")
+    spec = None if task is None else named_task(task)
+    form = None if spec is None else task_class(spec).reads
+    own = form == OWN
+    images = open_data(
+        source, seed=options.seed, task=None if own else form or None, unlabelled=unlabelled or form == "",
+        memory=memory, progress=options.progress, read=False, own=spec if own else None,
+    )  # fmt: skip
+    if spec is None:
+        return images
+    return images if form == OWN else images.for_task(spec) if form else images.without_labels()
 
 
 def load_for(
@@ -208,14 +231,15 @@ def load_for(
         task=data.task if data.labelled else None,
         input=input_of(options.example) or data.native,
         input_size=parse_input_size(size) if size is not None else None,
-        targets=data.targets("train") if data.labelled else None,
+        targets=data.listed_targets("train") if data.labelled else None,
         progress=progress,
         seed=options.seed,
         options=builder_arguments,
         trains=trains,
         known_task=known_task_of(options),
-        scaling=scaling_of(options, known=data.prepared),
+        preprocessing=preprocessing_of(options, known=data.prepared),
     )
+    data.read(loaded.network.input)
     _check_task(loaded.network, data)
     return loaded
 

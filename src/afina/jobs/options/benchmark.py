@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from afina.jobs.options.declaration import Option
-from afina.jobs.options.shared import CommonOptions, Data, InputSize, TaskName
+from afina.jobs.options.shared import CacheMemory, CommonOptions, Data, InputSize, TaskName
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,6 @@ class BenchmarkOptions(CommonOptions):
         Option("Height and width in pixels for files that do not say, as in `224` or `224x320`.", metavar="SIZE"),
     ] = None
     task: TaskName = None
+    cache_memory: CacheMemory = None
     threads: Annotated[int | None, Option("Threads of the runtimes; all cores by default.", least=1)] = None
     batch: Annotated[int, Option("Images per call when latency is measured.", least=1)] = 1

@@ -7,9 +7,9 @@ from afina.errors import InputError
 from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
     DATA_HELP,
+    DataOptions,
     KeepFP32,
     LearningRate,
-    ModelOptions,
     OptimizerName,
     Precision,
 )
@@ -21,7 +21,7 @@ else:
 
 
 @dataclass(frozen=True)
-class DistillOptions(ModelOptions):
+class DistillOptions(DataOptions):
     """Train STUDENT on what TEACHER answers, and on labels where there are any."""
 
     teacher: Annotated[

@@ -6,11 +6,11 @@ from typing import Annotated
 from afina.errors import InputError
 from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
+    DataOptions,
     FineTuneOptions,
     Images,
     LatencyLimit,
     Model,
-    ModelOptions,
     OptionalData,
     Quantity,
     RuntimeOptions,
@@ -23,7 +23,7 @@ from afina.units import parse_share
 
 
 @dataclass(frozen=True)
-class FactorizeOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
+class FactorizeOptions(DataOptions, RuntimeOptions, FineTuneOptions):
     """Write layers of MODEL as chains of smaller ones until it meets a target; no training is needed."""
 
     model: Model

@@ -10,10 +10,10 @@ from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
     TRAINING_PRECISIONS,
     Data,
+    DataOptions,
     KeepFP32,
     LearningRate,
     Model,
-    ModelOptions,
     OptimizerName,
     Quantity,
     RunFolder,
@@ -23,7 +23,7 @@ from afina.jobs.options.shared import (
 
 
 @dataclass(frozen=True)
-class OptimizeOptions(ModelOptions, RuntimeOptions):
+class OptimizeOptions(DataOptions, RuntimeOptions):
     """Fit MODEL to DATA and to a budget; the best deployable file comes out, with the evidence."""
 
     model: Model

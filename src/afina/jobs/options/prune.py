@@ -8,11 +8,11 @@ from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
     CRITERIA,
     Axis,
+    DataOptions,
     FineTuneOptions,
     Images,
     LatencyLimit,
     Model,
-    ModelOptions,
     OptionalData,
     Quantity,
     RuntimeOptions,
@@ -23,7 +23,7 @@ from afina.jobs.options.targets import Goal, goal_of
 
 
 @dataclass(frozen=True)
-class PruneOptions(ModelOptions, RuntimeOptions, FineTuneOptions):
+class PruneOptions(DataOptions, RuntimeOptions, FineTuneOptions):
     """Remove channels, neurons, heads from MODEL until it meets a target; no training is needed."""
 
     model: Model

@@ -8,10 +8,10 @@ from afina.errors import InputError
 from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
     Data,
+    DataOptions,
     Images,
     LearningRate,
     Model,
-    ModelOptions,
     OptimizerName,
     Quantity,
     RuntimeOptions,
@@ -33,7 +33,7 @@ MADE_PLANS = ("auto", "bits")
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(ModelOptions, RuntimeOptions):
+class QuantizeOptions(DataOptions, RuntimeOptions):
     """Write weights and activations of MODEL in fewer bits, judged as the file that its runtime will run."""
 
     RENAMED: ClassVar[dict[str, str]] = {"activations": "activation_type", "checkpoint": "weights"}

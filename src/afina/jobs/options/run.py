@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from afina.jobs.options.declaration import Option
-from afina.jobs.options.shared import Data, Model, ModelOptions, RunFolder, RuntimeOptions
+from afina.jobs.options.shared import Data, DataOptions, Model, RunFolder, RuntimeOptions
 
 
 @dataclass(frozen=True)
-class RunOptions(ModelOptions, RuntimeOptions):
+class RunOptions(DataOptions, RuntimeOptions):
     """Apply a recipe to MODEL: its steps in order, and the file that comes out of them judged."""
 
     recipe: Annotated[

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from afina.errors import InputError
 from afina.jobs.options.declaration import Option
-from afina.jobs.options.shared import CRITERIA, Axis, Data, Images, Model, ModelOptions
+from afina.jobs.options.shared import CRITERIA, Axis, Data, DataOptions, Images, Model
 from afina.units import parse_share
 
 
 @dataclass(frozen=True)
-class SensitivityOptions(ModelOptions):
+class SensitivityOptions(DataOptions):
     """What the outputs of MODEL lose when an axis loses units, or a layer weights: table, plot, CSV."""
 
     model: Model

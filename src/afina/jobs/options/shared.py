@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
-from afina.errors import InputError
+from afina.errors import InputError, did_you_mean
 from afina.jobs.options.declaration import Option
+from afina.types import Interpolation, Resize
 
 if TYPE_CHECKING:
     from afina.graph.network import Network
@@ -81,6 +82,14 @@ TaskName = Annotated[
     ),
 ]
 CRITERIA = ("fit", "magnitude", "taylor", "batchnorm", "random")
+CacheMemory = Annotated[
+    Quantity,
+    Option(
+        "Memory for images that are ready for the network, as in `4GB`; a quarter of what is free by default. Images "
+        "that do not fit are read again each time, ahead of their use.",
+        in_recipe=False,
+    ),
+]
 SizeLimit = Annotated[Quantity, Option("Bytes of the exported float file, as in `5MB`.")]
 LatencyLimit = Annotated[Quantity, Option("Time for one batch of that file on the runtime, as in `8ms`.")]
 
@@ -131,9 +140,36 @@ class ModelOptions(CommonOptions):
             in_recipe=False,
         ),
     ] = None
+    resize: Annotated[
+        str | None,
+        Option(
+            "How an image gets the network's size, where the model's own way is wrong: `cover` (the largest centred "
+            "part; the whole image where its aspect ratio is nearly right), `stretch`, `crop` (the shorter side is "
+            "resized, the centre cut out; `crop:0.875` for a part of it) or `letterbox` (`letterbox:114` for a grey "
+            "border).",
+            metavar="WAY",
+            in_recipe=False,
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        Option(
+            "Filter of the resizing, where the model's own is wrong.",
+            choices=get_args(Interpolation),
+            metavar="NAME",
+            in_recipe=False,
+        ),
+    ] = None
     example: Annotated[
         Any, Option("For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.", python_only=True)
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ModelOptions):
+    """Options that say how the model is opened, and how images are read for it."""
+
+    cache_memory: CacheMemory = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +213,39 @@ def check_training(
         raise InputError(
             f"{flag} is of a training, and there is none.", fix=f"Give {option} EPOCHS too, or leave {flag} out."
         )
+
+
+def parse_resize(text: str | None) -> tuple[Resize | None, float, tuple[int, ...]]:
+    """The way of resizing, its crop share and its fill, from `crop:0.875` or `letterbox:114,114,114`.
+
+    Raises:
+        InputError: there is no such way, or its number is out of range.
+
+    Example:
+        >>> parse_resize("crop:0.875"), parse_resize("letterbox:114"), parse_resize(None)
+        (('crop', 0.875, ()), ('letterbox', 1.0, (114,)), (None, 1.0, ()))
+    """
+    if text is None:
+        return None, 1.0, ()
+    name, colon, detail = str(text).partition(":")
+    if name not in get_args(Resize):
+        raise InputError(f"--resize {text!r} is not a way to resize.", fix=did_you_mean(name, get_args(Resize)))
+    way = cast(Resize, name)
+    try:
+        if not colon:
+            return way, 1.0, ()
+        if name == "letterbox":
+            fill = tuple(int(part) for part in detail.split(","))
+            if 0 <= min(fill) <= max(fill) <= 255:
+                return way, 1.0, fill
+        elif name != "cover" and 0.1 <= float(detail) <= 2:
+            return way, float(detail), ()
+    except ValueError:
+        pass
+    raise InputError(
+        f"--resize {text!r} cannot be understood.",
+        fix="Write cover, stretch, crop, crop:0.875 (a share of 0.1 to 2), letterbox or letterbox:114 (0 to 255).",
+    )
 
 
 def names(value: tuple[str, ...] | list[str] | str | None) -> tuple[str, ...]:

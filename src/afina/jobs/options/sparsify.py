@@ -6,10 +6,10 @@ from typing import Annotated
 from afina.errors import InputError
 from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
+    DataOptions,
     FineTuneOptions,
     Images,
     Model,
-    ModelOptions,
     OptionalData,
     Quantity,
     check_training,
@@ -18,7 +18,7 @@ from afina.units import parse_share
 
 
 @dataclass(frozen=True)
-class SparsifyOptions(ModelOptions, FineTuneOptions):
+class SparsifyOptions(DataOptions, FineTuneOptions):
     """Make weights of MODEL zero, free or in an N:M pattern, with the least change of its outputs."""
 
     model: Model

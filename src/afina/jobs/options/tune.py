@@ -10,8 +10,8 @@ from afina.jobs.options.declaration import Option
 from afina.jobs.options.shared import (
     DATA_HELP,
     MODEL_HELP,
+    DataOptions,
     KeepFP32,
-    ModelOptions,
     OptimizerName,
     Precision,
     Quantity,
@@ -33,7 +33,7 @@ _TRIALS = 50
 
 
 @dataclass(frozen=True)
-class TuneOptions(ModelOptions):
+class TuneOptions(DataOptions):
     """Search the hyperparameters of MODEL's training on DATA, or those of any Python function."""
 
     model: Annotated[

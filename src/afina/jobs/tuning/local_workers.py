@@ -13,7 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from afina.devices.machine import available_cores
+from afina.capacity import available_cores
 from afina.errors import InputError
 from afina.progress import Progress
 from afina.store.sending import packed

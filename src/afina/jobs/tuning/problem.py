@@ -18,7 +18,7 @@ from afina.types import Measurement
 WORK = "work"
 
 # How images and pixels are taken, where the user says it.
-HOW_OPENED = ("task", "mean", "std")
+HOW_OPENED = ("task", "mean", "std", "resize", "interpolation")
 
 
 @dataclass(frozen=True)

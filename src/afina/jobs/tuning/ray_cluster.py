@@ -21,7 +21,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from afina.devices.machine import available_cores
+from afina.capacity import available_cores
 from afina.errors import AfinaError, InputError
 from afina.jobs.options.tune import TuneOptions
 from afina.jobs.tuning.problem import WORK, TuningProblem, problem_of
@@ -277,9 +277,11 @@ def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     """Put the options that tasks need into the object store, with the images themselves; gives the reference."""
     data = None
     if options.data is not None:
-        from afina.jobs.common.subject import open_images  # needs torch
+        from afina.jobs.common.subject import load_for, open_images  # need torch
 
-        data = open_images(_absolute(options.data), options.task, seed=options.seed, progress=progress)
+        data = open_images(_absolute(options.data), options)
+        if options.model is not None:
+            load_for(data, options.model, options, progress)  # reads the images for its input
     absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
     try:
         return ray.put(replace(options, data=data, **absolute))

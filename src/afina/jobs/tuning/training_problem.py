@@ -4,8 +4,8 @@ from typing import Any
 
 import optuna
 
+from afina.capacity import available_cores
 from afina.data import ImageData
-from afina.devices.machine import available_cores
 from afina.jobs.common.exporter import Exporter
 from afina.jobs.common.model_source import check_source, name_of
 from afina.jobs.common.subject import open_images
@@ -36,7 +36,7 @@ def of_training(options: TuneOptions, progress: Progress) -> TuningProblem:
         Exporter(get_runtime(options.runtime), options.threads or available_cores()), options.objectives, options.limits
     )
     FitConfig(**{name: value for name, value in options.training.items() if value is not None})
-    images = open_images(options.data, options.task, seed=options.seed, progress=progress)
+    images = open_images(options.data, options, shares=1 + (options.workers or 0))
     return _problem(options, space, costs, images, progress)
 
 

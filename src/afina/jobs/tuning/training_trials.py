@@ -76,12 +76,12 @@ class Training:
         self._epochs, self._folds, self._devices = options.epochs or _EPOCHS, options.folds, options.devices
         self._common = {name: value for name, value in options.training.items() if value}
         self._rungs, folds = rungs_of(options.fidelity), options.folds
+        self._loaded = dict[str, Loaded]()
+        self._first = self._load({})
         if folds is not None:
             for number in range(folds):
                 data.fold(number, folds)  # tells now what is wrong with one
         self._parts = {rung.images: data if rung.images == 1 else data.with_share(rung.images) for rung in self._rungs}
-        self._loaded = dict[str, Loaded]()
-        self._first = self._load({})
         for note in self._first.notes:
             progress.say(note)
 

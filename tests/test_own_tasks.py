@@ -180,6 +180,10 @@ def test_a_task_whose_file_is_gone_is_one_error_that_says_so_and_outputs_still_c
     assert network.task.name == "outputs"
     network, _ = afina.prune(path, spots, macs="60%", images=32, task=f"{moved}:Points")
     assert network.task.file == str(moved)
+    exported = afina.export(path, to="onnx", out=tmp_path / "spots.onnx").file
+    rows = afina.benchmark([exported], data=spots, task="outputs")
+    assert rows[0].measurements["quality"].value == 1
+    assert str(tmp_path) not in Path(exported).read_bytes().decode("latin-1")
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.search import DEFAULT_STOPPING, FOLD_BY_FOLD, STOPPING, Objective, Space, make_space, read_space
 from afina.search.studies import SEED
+from afina.tasks.table import identity_of
 from afina.training import FitConfig
 
 WORK = "work"
 
 # How images and pixels are taken, where the user says it.
-_HOW_OPENED = ("task", "mean", "std")
+_HOW_OPENED = ("mean", "std")
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,17 @@ def _of_training(
             "limits": options.limits, "fidelity": options.fidelity,
             **({} if options.folds is None else {"folds": options.folds}),
             **{name: value for name in _HOW_OPENED if (value := getattr(options, name)) is not None},
+            **_about_task(options, images),
         },
     )  # fmt: skip
+
+
+def _about_task(options: TuneOptions, images: ImageData) -> dict[str, Any]:
+    """The task that was asked for; of a user's own the content of its file counts, wherever that is."""
+    if options.task is None:
+        return {}
+    spec = images.task
+    return {"own_task": f"{spec.name} {identity_of(spec)['file']}"} if spec.file else {"task": options.task}
 
 
 def _of_function(options: TuneOptions) -> TuningProblem:

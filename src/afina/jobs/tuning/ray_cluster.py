@@ -279,7 +279,7 @@ def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
     data = None
     if options.data is not None:
         data = open_images(_absolute(options.data), options.task, seed=options.seed, progress=progress)
-    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
+    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective", "task")}
     try:
         return ray.put(replace(options, data=data, **absolute))
     except (TypeError, AttributeError) as error:

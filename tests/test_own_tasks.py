@@ -197,6 +197,8 @@ def test_a_task_whose_file_is_gone_is_one_error_that_says_so_and_outputs_still_c
         ('"""Points found', 'return np.zeros((1, 3))\n        """', "gives 1 rows for 4 images"),
         ("return F.mse_loss(next", "return (next", "Its `distance` gives tuple, not one finite number"),
         ("places = view.points", "places = view.nothing", "Its `fit_target` raises AttributeError"),
+        ("shape = next(iter", "shape = shapes['map'], next(iter", "Its `check_outputs` raises KeyError: 'map'"),
+        ("reads = OWN", "reads = OWN\n\n    def __init__(self):\n        pass", "The task Points cannot be made"),
         ("points = {name: np.reshape", "points = {name + 'x': np.reshape", "has no image 'images/00.pngx'"),
     ],
 )  # fmt: skip

@@ -180,6 +180,10 @@ def test_a_task_whose_file_is_gone_is_one_error_that_says_so_and_outputs_still_c
     assert network.task.name == "outputs"
     network, _ = afina.prune(path, spots, macs="60%", images=32, task=f"{moved}:Points")
     assert network.task.file == str(moved)
+    exported = afina.export(path, to="onnx", out=tmp_path / "spots.onnx").file
+    rows = afina.benchmark([exported], data=spots, task="outputs")
+    assert rows[0].measurements["quality"].value == 1
+    assert str(tmp_path) not in Path(exported).read_bytes().decode("latin-1")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +197,8 @@ def test_a_task_whose_file_is_gone_is_one_error_that_says_so_and_outputs_still_c
         ('"""Points found', 'return np.zeros((1, 3))\n        """', "gives 1 rows for 4 images"),
         ("return F.mse_loss(next", "return (next", "Its `distance` gives tuple, not one finite number"),
         ("places = view.points", "places = view.nothing", "Its `fit_target` raises AttributeError"),
+        ("shape = next(iter", "shape = shapes['map'], next(iter", "Its `check_outputs` raises KeyError: 'map'"),
+        ("reads = OWN", "reads = OWN\n\n    def __init__(self):\n        pass", "The task Points cannot be made"),
         ("points = {name: np.reshape", "points = {name + 'x': np.reshape", "has no image 'images/00.pngx'"),
     ],
 )  # fmt: skip

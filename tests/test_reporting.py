@@ -20,6 +20,7 @@ from afina.errors import StorageError
 from afina.reporting.card import snippet
 from afina.reporting.charts import charts
 from afina.reporting.facts import best_achievable, comparison, exceeded, headline, limits, pareto
+from afina.reporting.labels import label_columns, label_rows
 from afina.reporting.layers import layer_table
 from afina.reporting.words import step_words
 from afina.runtimes import RUNTIMES, Runtime
@@ -472,6 +473,39 @@ def test_a_result_of_an_earlier_version_without_the_lines_of_its_runtime_still_m
     (tmp_path / "result.json").write_text(json.dumps(plain))
     card = reporting.write_card(read_result(tmp_path), tmp_path / "card.md").read_text()
     assert "How onnxruntime loads and runs the file is not known here" in card
+
+
+def test_the_card_of_a_result_of_before_reads_the_scores_that_its_runtime_gave(tmp_path: Path) -> None:
+    plain = to_plain(example())
+    del plain["guide"]
+    load = 'import onnxruntime\nmodel = onnxruntime.InferenceSession("artifact/model.onnx")\n'
+    plain["usage"] = f"{load}scores = model.run(None, {{model.get_inputs()[0].name: x}})[0][0]\n"
+    (tmp_path / "result.json").write_text(json.dumps(plain))
+    result = read_result(tmp_path)
+    _write_gemm(tmp_path / result.artifact, result.input)
+    _write_image(tmp_path / "photo.jpg")
+    assert _run_card(result, tmp_path) in result.task.labels
+    assert "One score (logit) for each class" in reporting.write_card(result, tmp_path / "card.md").read_text()
+
+
+def test_the_report_has_the_classes_that_lost_most_first_with_the_figures_of_the_original() -> None:
+    task, wanted = get_task(example().task), np.arange(100) % 10
+    worse = np.where(wanted == 3, 4, wanted)  # all threes are taken for fours
+
+    def with_table(candidate: Candidate, given: np.ndarray) -> Candidate:
+        table = task.by_label(task.evidence(given, wanted))
+        quality = replace(candidate.measurements["quality"], by_label=table)
+        return replace(candidate, measurements={**candidate.measurements, "quality": quality})
+
+    base = example()
+    tables = {base.original: wanted, base.winner: worse}
+    judged = tuple(with_table(c, tables[c.name]) if c.name in tables else c for c in base.candidates)
+    result = replace(base, candidates=judged)
+    assert label_columns(result) == ("Recall", "Precision", "Images")
+    first = label_rows(result)[0]
+    assert (first.label, first.cells[0], first.cells[1]) == ("3", (0.0, "0.00%", "100.00%"), (None, "–", "100.00%"))
+    assert next(row for row in label_rows(result) if row.label == "4").cells[1][0] == 0.5
+    assert label_rows(base) == ()
 
 
 @pytest.mark.parametrize("runtime", list(RUNTIMES.loaded().values()), ids=list(RUNTIMES))

@@ -19,7 +19,7 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.shared import InputSize
 from afina.progress import Progress
 from afina.runtimes import measure_quality, outputs_of_file, read_metadata, runtime_of
-from afina.tasks import Task, get_task
+from afina.tasks import Task, get_task, named_task
 from afina.types import UNKNOWN_TASK, InputSpec, Measurement
 from afina.units import format_measurement
 
@@ -69,7 +69,7 @@ def _benchmark(options: BenchmarkOptions) -> tuple[Row, ...]:
     images.read(inputs[0])
     times = _latencies(paths, inputs, threads, options.batch)
     rows, guessing = list[Row](), list[str]()
-    task, reference = _task(paths, images), dict[str, np.ndarray]()
+    task, reference = _task(paths, images, options.task), dict[str, np.ndarray]()
     for path, spec in zip(paths, inputs, strict=True):
         runtime = runtime_of(path)
         progress.say(f"Running {path}.")
@@ -131,10 +131,10 @@ def _input(path: Path, images: ImageData, size: InputSize) -> InputSpec:
     return replace(images.native, height=height, width=width)
 
 
-def _task(paths: Sequence[Path], images: ImageData) -> Task:
-    """What the outputs mean: what the labels say, else what the first file that says something says."""
-    if images.labelled:
-        return get_task(images.task)
+def _task(paths: Sequence[Path], images: ImageData, asked: str | None) -> Task:
+    """What the outputs mean: what the labels or the user say, else what the first file that says something says."""
+    if images.labelled or asked is not None:
+        return get_task(images.task if images.labelled else named_task(str(asked)))
     known = [about[1] for about in map(read_metadata, paths) if about is not None]
     return get_task(known[0] if known else UNKNOWN_TASK)
 

@@ -45,9 +45,11 @@ def _factorize(options: FactorizeOptions) -> tuple[Network, Record]:
     goal, config = options.goal, factorize_config(options)
     exporter = Exporter.of(options)
     subject = open_subject(options, options.model, options.data, options.images, options.teacher)
+    notes = list[str]()
     if goal is not None:
-        config = _planned(subject, config, goal, exporter)
+        config, notes = _planned(subject, config, goal, exporter)
     network, record = apply(subject.network, config, subject.context(subject.network))
+    record = replace(record, notes=(*record.notes, *notes))
     if options.finetune:
         network = finetuned(network, subject, options, options.finetune)
     return network, subject.judged(record, network)
@@ -63,12 +65,14 @@ def factorize_config(options: FactorizeOptions) -> FactorizeConfig:
     return FactorizeConfig(method=options.method, rank=options.same_rank, multiple=multiple, skip=names(options.skip))
 
 
-def _planned(subject: Subject, config: FactorizeConfig, goal: Goal, exporter: Exporter) -> FactorizeConfig:
-    """The config with a form and ranks for each layer, so that the goal is met."""
+def _planned(
+    subject: Subject, config: FactorizeConfig, goal: Goal, exporter: Exporter
+) -> tuple[FactorizeConfig, list[str]]:
+    """The config with a form and ranks for each layer, so that the goal is met, and notes for the record."""
     network, context = subject.network, subject.context(subject.network)
     target = target_of(goal, network, exporter)
     layers, _ = layers_of(network, config)
     chains = chains_with_losses(network, layers, config, context)
     kind = goal.name if goal.name in ("macs", "latency") else "parameters"
     planner = RankPlanner(network, layers, chains, kind, exporter, context.progress)
-    return replace(config, layers=planner.reach(target))
+    return replace(config, layers=planner.reach(target)), planner.notes

@@ -24,6 +24,7 @@ from afina.models.userfile import build_from_file
 from afina.models.weights import Fit, load_weights, looks_trained, reset
 from afina.progress import Progress
 from afina.tasks import get_task
+from afina.tasks.checking import asked
 from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 
@@ -139,7 +140,7 @@ class _LoadRequest:
 
     @property
     def outputs(self) -> int | None:
-        return None if self.task is None else get_task(self.task).head_outputs()
+        return None if self.task is None else asked(get_task(self.task), "head_outputs")
 
     @property
     def file(self) -> Path | None:
@@ -282,9 +283,9 @@ def _with_head(
     #   "0", "1", trained                          is kept as it is, with a note that the order is assumed
     if task is not None:
         shapes = output_shapes(network)
-        width, wanted = width_of(shapes), get_task(task).head_outputs()
+        width, wanted = width_of(shapes), asked(get_task(task), "head_outputs")
         if width is None or wanted is None:
-            get_task(task).check_outputs(shapes)
+            asked(get_task(task), "check_outputs", shapes)
         elif width != wanted or not (fresh or _fits(network.task, task)):
             replaced, fresh = width, True
             network = with_new_head(network, task, _bias(request, task))
@@ -346,8 +347,8 @@ def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
 
 
 def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:
-    bias = None if request.targets is None else get_task(task).initial_bias(request.targets)
-    return torch.zeros(get_task(task).head_outputs() or task.outputs) if bias is None else bias
+    bias = None if request.targets is None else asked(get_task(task), "initial_bias", request.targets)
+    return torch.zeros(asked(get_task(task), "head_outputs") or task.outputs) if bias is None else bias
 
 
 def _new_head_note(before: int, task: TaskSpec, layers: tuple[str, ...]) -> str:

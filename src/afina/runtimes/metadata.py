@@ -6,7 +6,8 @@ has for such things, so that a file can be judged or used with nothing beside it
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afina.types import InputSpec, TaskSpec, plain_task
@@ -19,8 +20,9 @@ TASK_KEY = "afina.task"
 
 
 def describe(network: "Network") -> dict[str, str]:
-    """The two texts that go into a file made from `network`."""
-    return {INPUT_KEY: _compact(asdict(network.input)), TASK_KEY: _compact(plain_task(network.task))}
+    """The two texts that go into a file made from `network`; of a user's task file the name alone, not its place."""
+    task = replace(network.task, file=Path(network.task.file).name)
+    return {INPUT_KEY: _compact(asdict(network.input)), TASK_KEY: _compact(plain_task(task))}
 
 
 def parse(texts: Mapping[str, str]) -> tuple[InputSpec, TaskSpec] | None:

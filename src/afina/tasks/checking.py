@@ -25,6 +25,12 @@ def is_foreign(task: Task) -> bool:
     return not type(task).__module__.startswith(_OURS)
 
 
+def asked(task: Task, part: str, *arguments: Any) -> Any:
+    """What a part of a task gives; `InputError` that names the part where its code fails."""
+    with _part(task, part):
+        return getattr(task, part)(*arguments)
+
+
 def check_answers(task: Task, outputs: Mapping[str, Tensor], batch: Any, targets: Any) -> None:
     """Call all parts of a task once.
 

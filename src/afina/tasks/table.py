@@ -5,6 +5,7 @@ class in a file of his, which `TaskSpec.file` names; the file is read again wher
 """
 
 import hashlib
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from afina.tasks.multilabel import MultiLabel
 from afina.tasks.outputs import Outputs
 from afina.tasks.regression import Regression
 from afina.types import MetricInfo, TaskSpec
-from afina.userfile import load_class, reference
+from afina.userfile import load_class, reason_of, reference
 
 _READS = ("", OWN, *FORMS)
 # Classes of users' files, with the content of the file that each was read from.
@@ -30,7 +31,7 @@ def _accept(value: Any) -> type[Task]:
     if kind.reads not in _READS:
         names = ", ".join(repr(name) for name in _READS)
         raise BrokenContract(f"its attribute `reads` is {kind.reads!r}, not one of {names}")
-    if kind.reads == OWN and kind.read_targets.__func__ is Task.read_targets.__func__:  # type: ignore[attr-defined]
+    if kind.reads == OWN and getattr_static(kind, "read_targets") is getattr_static(Task, "read_targets"):
         raise BrokenContract("it reads targets of its own form, and does not implement `read_targets`")
     return kind
 
@@ -74,7 +75,15 @@ def get_task(spec: TaskSpec) -> Task:
         >>> get_task(TaskSpec("classification", ("cat", "dog"))).metric.name
         'accuracy'
     """
-    return task_class(spec)(spec)
+    kind = task_class(spec)
+    try:
+        return kind(spec)
+    except Exception as error:  # whatever a class of a user's file raises
+        raise InputError(
+            f"The task {spec.name} cannot be made.",
+            why=reason_of(error),
+            fix="Correct its `__init__`, or leave it out.",
+        ) from error
 
 
 def identity_of(spec: TaskSpec) -> dict[str, Any]:

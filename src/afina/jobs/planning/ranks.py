@@ -31,6 +31,7 @@ class RankPlanner:
     Attributes:
         total: What the layers cost as they are.
         smallest: What they cost at least.
+        notes: Sentences for the record.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class RankPlanner:
         exporter: Exporter,
         progress: Progress,
     ) -> None:
-        self._network, self._layers, self._progress = network, layers, progress
+        self._network, self._layers, self.notes = network, layers, list[str]()
         times = ChainTimes(exporter, layers, chains, progress) if kind == "latency" else None
         self._priced = {name: _priced(layers[name], chains[name], kind, times) for name in layers}
         self._least = {name: _cheapest(priced) for name, priced in self._priced.items()}
@@ -76,8 +77,7 @@ class RankPlanner:
                 f"the smallest possible is {format_cost(target, value)}.",
                 fix="Give a larger target, or combine it with pruning or quantization: afina run, afina optimize.",
             )
-        for note in target.shortfall(value, "ranks have no finer steps."):
-            self._progress.say(note)
+        self.notes += target.shortfall(value, "ranks have no finer steps.")
         return self._forms_and_ranks(chosen)
 
     def _chosen(self, cost: float) -> dict[str, int]:

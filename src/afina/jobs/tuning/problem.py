@@ -18,7 +18,7 @@ from afina.types import Measurement
 WORK = "work"
 
 # How images and pixels are taken, where the user says it.
-HOW_OPENED = ("task", "mean", "std", "resize", "interpolation")
+HOW_OPENED = ("mean", "std", "resize", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def _check_options_of(options: TuneOptions) -> None:
     training_options = {
         "weights": options.weights, "input_size": options.input_size, "epochs": options.epochs, "folds": options.folds,
         "fidelity": options.fidelity != EPOCHS, "runtime": options.runtime != DEFAULT_RUNTIME,
-        "threads": options.threads, **options.limits, **{name: getattr(options, name) for name in HOW_OPENED},
+        "threads": options.threads, "task": options.task, **options.limits,
+        **{name: getattr(options, name) for name in HOW_OPENED},
         **{name: value for name, value in options.training.items() if value != "32"},
     }  # fmt: skip
     wrong = [f"--{name.replace('_', '-')}" for name, value in training_options.items() if value]

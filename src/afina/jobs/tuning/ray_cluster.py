@@ -282,7 +282,7 @@ def _put_options(ray: Any, options: TuneOptions, progress: Progress) -> Any:
         data = open_images(_absolute(options.data), options)
         if options.model is not None:
             load_for(data, options.model, options, progress)  # reads the images for its input
-    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective")}
+    absolute = {name: _absolute(getattr(options, name)) for name in ("model", "weights", "objective", "task")}
     try:
         return ray.put(replace(options, data=data, **absolute))
     except (TypeError, AttributeError) as error:

@@ -18,6 +18,7 @@ from afina.progress import Progress
 from afina.runtimes import get_runtime
 from afina.search import Space
 from afina.search.studies import SEED
+from afina.tasks.table import identity_of
 from afina.training import FitConfig
 
 
@@ -69,5 +70,14 @@ def _problem(
             "limits": options.limits, "fidelity": options.fidelity,
             **({} if options.folds is None else {"folds": options.folds}),
             **{name: value for name in HOW_OPENED if (value := getattr(options, name)) is not None},
+            **_about_task(options, images),
         },
     )  # fmt: skip
+
+
+def _about_task(options: TuneOptions, images: ImageData) -> dict[str, Any]:
+    """The task that was asked for; of a user's own the content of its file counts, wherever that is."""
+    if options.task is None:
+        return {}
+    spec = images.task
+    return {"own_task": f"{spec.name} {identity_of(spec)['file']}"} if spec.file else {"task": options.task}

@@ -200,6 +200,23 @@ def test_checks_that_a_model_makes_of_its_values_do_not_stay_in_the_graph(tmp_pa
         assert torch.equal(loaded(IMAGES)["outputs"], module(IMAGES))
 
 
+class Expectation(Body):
+    """The mean place of a distribution, by a linear layer whose weight is one vector, as detectors compute edges."""
+
+    def forward(self, x: torch.Tensor):
+        shares = super().forward(x).reshape(-1, 2, 5).softmax(-1)
+        return F.linear(shares, torch.arange(5.0)), F.linear(shares, torch.ones(5), torch.tensor(0.5))
+
+
+def test_a_linear_layer_of_one_vector_is_a_product():
+    module = Expectation().eval()
+    network = capture(module, GREY)
+    assert not analyse(network).unknown
+    with torch.no_grad():
+        for got, expected in zip(network(IMAGES).values(), module(IMAGES), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 class TwoImages(Body):
     def forward(self, left: torch.Tensor, right: torch.Tensor):
         return super().forward(left) - super().forward(right)

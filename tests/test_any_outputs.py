@@ -141,7 +141,7 @@ def queries() -> Queries:
         ("sparsify", {"sparsity": 0.3}),
         ("factorize", {"parameters": "80%"}),
         ("quantize", {"calibration": "minmax"}),
-        ("distill", {"epochs": 1}),
+        ("distill", {"epochs": 1, "features": "auto"}),
     ],
 )
 def test_a_network_that_takes_one_image_at_a_time_goes_through_all_techniques(technique, options, queries, pictures):

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_
 
 from afina.errors import InputError, Unsupported
 from afina.graph import Network, capture
+from afina.graph.axes import analyse
 from afina.graph.outputs import named_tensors
 from afina.types import UNKNOWN_TASK, InputSpec
 
@@ -178,6 +179,42 @@ class Dropped(Body):
 def test_random_numbers_in_inference_are_named_as_such():
     with pytest.raises(Unsupported, match=r"draws random numbers in inference[\s\S]*dropout"):
         capture(Dropped().eval(), GREY)
+
+
+class Checked(Body):
+    """Asserts what its values are, as models that are to be compiled do."""
+
+    def forward(self, x: torch.Tensor):
+        maps = self.maps(x)
+        torch._check(maps.ge(0).all().item())
+        return self.head(maps.mean((2, 3)))
+
+
+def test_checks_that_a_model_makes_of_its_values_do_not_stay_in_the_graph(tmp_path):
+    module = Checked().eval()
+    network = capture(module, GREY)
+    assert not any(word in str(node.target) for node in network.graph.nodes for word in ("assert", "item", "all"))
+    loaded = Network.load(network.save(tmp_path / "n.pt2"))
+    assert analyse(loaded).free
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES)["outputs"], module(IMAGES))
+
+
+class Expectation(Body):
+    """The mean place of a distribution, by a linear layer whose weight is one vector, as detectors compute edges."""
+
+    def forward(self, x: torch.Tensor):
+        shares = super().forward(x).reshape(-1, 2, 5).softmax(-1)
+        return F.linear(shares, torch.arange(5.0)), F.linear(shares, torch.ones(5), torch.tensor(0.5))
+
+
+def test_a_linear_layer_of_one_vector_is_a_product():
+    module = Expectation().eval()
+    network = capture(module, GREY)
+    assert not analyse(network).unknown
+    with torch.no_grad():
+        for got, expected in zip(network(IMAGES).values(), module(IMAGES), strict=True):
+            torch.testing.assert_close(got, expected)
 
 
 class TwoImages(Body):

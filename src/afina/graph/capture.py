@@ -217,8 +217,29 @@ def _kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _traced(twin: nn.Module, input: InputSpec, batch: int | None) -> GraphModule:
     example = torch.randn(batch or 2, *input.shape, generator=torch.Generator().manual_seed(0))
-    graph = inline_regions(unlifted(export_program(twin, example, batch)))
+    graph = _without_vector_layers(inline_regions(unlifted(export_program(twin, example, batch))))
     return remove_writes(clone_written_input(_keep_batch_statistics(graph)))
+
+
+def _without_vector_layers(graph: GraphModule) -> GraphModule:
+    """Write linear layers whose weight is one vector (`F.linear(x, w)` gives one number for each row) as products.
+
+    All that follows takes the weight of a layer for a matrix.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.linear.default or node.args[1].meta["val"].ndim != 1:
+            continue
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_function(aten.matmul.default, node.args[:2])
+            new.meta = dict(node.meta)
+            if len(node.args) > 2 and node.args[2] is not None:
+                new = graph.graph.call_function(aten.add.Tensor, (new, node.args[2]))
+                new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 def _keep_batch_statistics(graph: GraphModule) -> GraphModule:

@@ -8,7 +8,7 @@ dropout) are switched by rewriting their training flag, so one graph serves both
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ TRAINING_ARGUMENT = {
     torch.ops.aten.feature_dropout.default: 2,
     torch.ops.aten.alpha_dropout.default: 2,
 }
+_CHECKS = frozenset(
+    (
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten._assert_scalar.default,
+        torch.ops.aten._assert_async.default,
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten.sym_constrain_range.default,
+        torch.ops.aten.sym_constrain_range_for_size.default,
+    )
+)
 _BATCH_NORM_RUNNING_MEAN = 3
 _EXAMPLE_BATCH = 2
 _GPU_BATCH = 256
@@ -62,10 +72,12 @@ class Network:
         self.training = False
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        if self.batch_size is None or len(images) == self.batch_size:
-            return self.named(self.module(images))
-        parts = [self.named(self.module(part)) for part in images.split(self.batch_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.outputs}
+        parts = [self.named(self.module(part)) for part in self.parts(images)]
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images `[N, C, H, W]` as the graph takes them: all at once, or in parts of the number that it is fixed to."""
+        return (images,) if self.batch_size is None else images.split(self.batch_size)
 
     def named(self, values: Any) -> dict[str, Tensor]:
         """What the graph gave (one tensor, or several in a tuple or list), by the names of the outputs."""
@@ -245,6 +257,16 @@ class Network:
         return not isinstance(mean, Node) or mean.target in self.frozen
 
 
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by name for all images, from those for parts of the images.
+
+    Example:
+        >>> joined([{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}])["boxes"].shape
+        torch.Size([3, 4])
+    """
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 class _Trainable(nn.Module):
     """A network as a module: the captured graph forbids `train` and `eval`, and switches flags in its nodes instead."""
 
@@ -267,12 +289,15 @@ def unlifted(program: torch.export.ExportedProgram) -> GraphModule:
     """The program as a module whose weights are attributes again, without shape guards.
 
     The mode of the GraphModule itself means nothing here (the flags in its nodes do), so its own `train` and
-    `eval`, which `torch.export` forbids, are never called. Checks of types, which an export writes down beside every
-    conversion, are left out: they compute nothing, and would count as readers of what they check.
+    `eval`, which `torch.export` forbids, are never called. Checks (of types, which an export writes down beside every
+    conversion, and those that the model's author wrote) are left out with what only they read: they compute nothing,
+    would count as readers of what they check, and read numbers from tensors, so that no shape could be followed.
     """
     module = program.module(check_guards=False)
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+    read = set[Node]()  # by checks, or by what only they read
+    for node in reversed(list(module.graph.nodes)):
+        if node.target in _CHECKS or (node in read and not node.users and node.op != "placeholder"):
+            read.update(node.all_input_nodes)
             module.graph.erase_node(node)
     module.recompile()
     return module

@@ -28,13 +28,17 @@ _TINY = 1e-30
 def chosen_counts(network: "Network") -> frozenset[int]:
     """How many positions the network chooses by their order, for each place in its graph where it does.
 
+    Where only the values that were chosen are read, and not where they stood, rounding moves them by no more than it
+    moves other values.
+
     Example:
         >>> import torch
         >>> from afina.graph import capture
         >>> from afina.types import InputSpec
         >>> class Best(torch.nn.Module):
         ...     def forward(self, x):
-        ...         return x.flatten(1).topk(5).values
+        ...         x = x.flatten(1)
+        ...         return x.gather(1, x.topk(5).indices)
         >>> sorted(chosen_counts(capture(Best(), InputSpec(8, 8))))
         [5]
     """
@@ -42,7 +46,9 @@ def chosen_counts(network: "Network") -> frozenset[int]:
 
     counts = set()
     for node in network.graph.nodes:
-        if node.op == "call_function" and op_name(node) in ("topk", "sort") and "val" in node.meta:
+        if node.op != "call_function" or op_name(node) not in ("topk", "sort"):
+            continue
+        if any(user.args[1] == 1 and user.users for user in node.users):
             counts.add(node.meta["val"][0].shape[arguments(node)["dim"]])
     return frozenset(count for count in counts if isinstance(count, int) and count > 1)
 

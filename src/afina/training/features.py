@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from afina.errors import InputError, did_you_mean
 from afina.graph.cost import layer_of
-from afina.graph.network import Network
+from afina.graph.network import Network, joined
 from afina.graph.ops import op_name
 from afina.graph.propagate import fake_values
 
@@ -172,8 +172,12 @@ def tapped(network: Network, images: Tensor, nodes: Sequence[str]) -> tuple[dict
         images: `[N, C, H, W]`.
         nodes: Names of nodes.
     """
-    tap = _Tap(network, frozenset(nodes))
-    return network.named(tap.run(images)), tap.activations
+    outputs, activations = [], []
+    for part in network.parts(images):
+        tap = _Tap(network, frozenset(nodes))
+        outputs.append(network.named(tap.run(part)))
+        activations.append(tap.activations)
+    return joined(outputs), joined(activations)
 
 
 class _Tap(Interpreter):

@@ -27,7 +27,8 @@ def find_overflow(
     """
     try:
         with torch.no_grad(), autocast:
-            _Finite(network).run(images)
+            for part in network.parts(images):
+                _Finite(network).run(part)
     except _Overflow as overflow:
         return overflow.sentence
     backward()

@@ -63,7 +63,10 @@ def check_answers(task: Task, outputs: Mapping[str, Tensor], batch: Any, targets
         promise(len(plain) == count, f"gives {len(plain)} predictions for {count} images")
         json.dumps(plain)
     with _part(task, "agreement_evidence") as promise:
-        _check_evidence(promise, task.agreement_evidence(arrays, arrays), count)
+        agreement = task.agreement_evidence(arrays, arrays)
+        _check_evidence(promise, agreement, count)
+    names = list(outputs)
+    asked(task, "guide", {name: tuple(value.shape[1:]) for name, value in outputs.items()})
     if batch is not None:
         with _part(task, "evidence") as promise:
             evidence = task.evidence(predictions, targets)
@@ -71,6 +74,10 @@ def check_answers(task: Task, outputs: Mapping[str, Tensor], batch: Any, targets
         with _part(task, "value") as promise:
             quality = task.value(evidence)
             promise(math.isfinite(float(quality)), f"gives {quality!r}, not a finite number")
+        asked(task, "details", evidence, names)
+        asked(task, "by_label", evidence)
+        asked(task, "chance", targets)
+    asked(task, "agreement_words", agreement, names)  # the last: it calls others
 
 
 @contextmanager

@@ -218,8 +218,22 @@ def test_a_wrong_colour_or_filter_is_refused(toy):
 def test_a_student_gets_the_images_of_its_teacher(tmp_path):
     task = TaskSpec("classification", ("a", "b"))
     teacher = load_model("builtin:convnet", task=task, input=InputSpec(8, 8, resize="crop", crop_share=0.8)).network
-    student, _ = afina.distill(teacher, "builtin:mlp", _folder(tmp_path), epochs=1)
+    student, _ = afina.distill(teacher, "builtin:mlp", _folder(tmp_path), epochs=1, cache_memory="1KB")
     assert student.input == teacher.input
+    with pytest.raises(InputError, match="--cache-memory"):
+        afina.distill(teacher, "builtin:mlp", tmp_path, epochs=1, cache_memory="lots")
+
+
+def test_a_search_within_an_optimization_prepares_images_in_the_same_way(monkeypatch, tmp_path):
+    asked = {"mean": "0.4", "std": "0.2", "resize": "stretch", "interpolation": "box", "cache_memory": "5MB"}
+
+    def look(*_, **options):
+        assert {name: options[name] for name in asked} == asked
+        raise InputError("That is all.")
+
+    monkeypatch.setattr("afina.jobs.optimize.tune", look)
+    with pytest.raises(InputError, match="That is all"):
+        afina.optimize("builtin:convnet", "digits", tune=1, out=tmp_path / "run", **asked)
 
 
 def _folder(root):

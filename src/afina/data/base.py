@@ -44,8 +44,8 @@ class ImageData:
     All images are decoded once, which finds the unreadable ones and fills a cache of pixels (uint8, for `input`, or
     `native` where it is not given): when it is made, or with `read=False` by the method `read`, at the latest where it
     matters which images there are. Where the pixels would take more than `memory` bytes, images are checked only, and
-    decoded for each batch. Each split has one fixed order, shuffled once by `seed`,
-    that `names`, `targets` and unshuffled `batches` share: the first few images are a fair sample.
+    decoded for each batch. Each split has one fixed order, shuffled once by `seed`, that `names`, `targets` and
+    unshuffled `batches` share: the first few images are a fair sample.
 
     Attributes:
         name: The name that the user gave.

@@ -192,7 +192,7 @@ def _resizing(spec: InputSpec, mode: str) -> list[str]:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"[{', '.join(f'{value:g}' for value in values)}]"
+    return repr(values[0]) if len(values) == 1 else f"[{', '.join(map(repr, values))}]"
 
 
 class _Raw(str):

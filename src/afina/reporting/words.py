@@ -134,7 +134,7 @@ def _resize_words(spec: InputSpec) -> str:
         if width != height:
             text = f"Resize it, in its own aspect ratio, so that it just {whole} {width} x {height} pixels {filter}"
     if spec.resize == "letterbox":
-        return f"{text}, and lay it on the middle of {final}, filled with {fill}."
+        return f"{text}, and lay it on the middle of an image {final}, filled with {fill}."
     if (width, height) == (spec.width, spec.height) and spec.resize == "stretch":
         return f"{text}."
     return f"{text}, and cut out the centre, {final}{f', filled around with {fill}' if spec.crop_share > 1 else ''}."

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 import afina
 from afina.cli import app
 from afina.data import open_data
+from afina.data.decode import seen_part
 from afina.errors import InputError
 from afina.graph import capture
 from afina.graph.network import Network
 from afina.jobs.common.exporter import Exporter
 from afina.progress import Progress
 from afina.runtimes import RUNTIMES
-from afina.tasks import get_task, named_task
+from afina.tasks import View, get_task, named_task
 from afina.testing.tasks import check_task
 from afina.training import FitConfig, evaluate, fit
 from afina.types import InputSpec, TaskSpec
@@ -100,6 +101,13 @@ def test_points_of_a_cropped_photo_follow_what_the_network_sees(tmp_path, task_f
     assert [target.tolist() for target in data.truth("validation", GREY)] == [[[0.5, 0.5]], [[0.5, 0.5]]]
     _, batch = next(iter(data.batches("train", GREY, batch_size=3)))
     assert [target.tolist() for target in batch] == [[[0.5, 0.5]]] * 3
+
+
+def test_a_mask_beside_a_photo_is_cut_as_the_photo_is():
+    mask = np.zeros((20, 40), dtype=np.uint8)
+    mask[:, 10:30] = 7  # the middle square, which a square network sees
+    seen = View(seen_part(40, 20, GREY), GREY).picture(Image.fromarray(mask), (4, 4))
+    assert seen.tolist() == [[7] * 4] * 4
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -69,8 +69,9 @@ def has_tags(files: Files) -> bool:
 
 def _tag_files(files: Files) -> dict[str, str]:
     """The text file of each image that has one."""
+    names = set(files.names)
     beside = {key: f"{posixpath.splitext(key)[0]}.txt" for key in files.names if is_image(key)}
-    return {key: path for key, path in beside.items() if files.has(path)}
+    return {key: path for key, path in beside.items() if path in names}
 
 
 def _text(files: Files, path: str) -> str:

@@ -81,7 +81,7 @@ class AxisPlanner:
             raise self._out_of_reach(target, value, counts)
         if target.counted and not target.near(value):
             counts, value = self._filled(target, counts, value, choices)
-        if last:
+        if last and not target.near(value):
             self.study.notes += target.shortfall(value, self._next_step(target, counts, choices))
         return counts
 

@@ -8,9 +8,6 @@ every output that is made from the choice change places too, and none of them is
 
 So rows are compared as a set (`in_order_of`). Where such a pair lies at the end of the choice, one program has a row
 that the other has not, and its rows may look at each other: such images are told by the scores (`surely_chosen`).
-
-Scores in integers are equal more often, and a step that rounds the other way moves them further. A part of the rows is
-then another one in either program, and is not compared.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,10 +54,7 @@ def chosen_counts(network: "Network") -> frozenset[int]:
 
 
 def in_order_of(
-    expected: Mapping[str, np.ndarray],
-    answers: Mapping[str, np.ndarray],
-    counts: frozenset[int],
-    left_out: float = 0.0,
+    expected: Mapping[str, np.ndarray], answers: Mapping[str, np.ndarray], counts: frozenset[int]
 ) -> dict[str, np.ndarray]:
     """`answers` with the rows of each image in the order of those of `expected` that they are nearest to.
 
@@ -69,7 +63,6 @@ def in_order_of(
         answers: Outputs of the file, of the same names and shapes.
         counts: `chosen_counts`. The first dimension behind the images of one of these sizes holds the rows; outputs
             that have as many rows are put in the same order.
-        left_out: The share of the rows, those that differ most, that are not compared: they are as in `expected`.
 
     Example:
         >>> expected = {"boxes": np.array([[[1.0, 2.0], [3.0, 4.0]]]), "scores": np.array([[0.5, 0.25]])}
@@ -85,14 +78,10 @@ def in_order_of(
         wanted, given = (_rows(outputs, expected, places) for outputs in (expected, answers))
         for image, (first, second) in enumerate(zip(wanted, given, strict=True)):
             order = _nearest(first, second)
-            distances = np.square(first - second[order]).sum(1)
-            others = np.argsort(-distances)[: int(left_out * count)]
             for name, place in places.items():
                 if ordered[name] is answers[name]:
                     ordered[name] = answers[name].copy()
-                rows = np.moveaxis(ordered[name][image], place - 1, 0)  # a view of the copy
-                rows[:] = rows[order]
-                rows[others] = np.moveaxis(expected[name][image], place - 1, 0)[others]
+                ordered[name][image] = answers[name][image].take(order, axis=place - 1)
     return ordered
 
 

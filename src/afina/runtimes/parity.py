@@ -45,8 +45,6 @@ INT8_NOISE = 0.1
 # A file may differ by so many times what the network itself changes by where its numbers differ in the seventh digit,
 # but by no more than `_MOST_NOISE`: a file of zeros has a noise of 1.
 _TIMES_AMPLIFIED, _MOST_NOISE, _SEVENTH_DIGIT = 1.5, 0.7, 1e-6
-# Of the rows that a quantized network chooses by scores, the share that may be others in its file: see `choosing`.
-_OTHER_ROWS = 0.25
 _PARITY_IMAGES = 64
 _PARITY_BATCH = 32
 _TINY = float(np.finfo(np.float32).tiny)  # outputs that are all zero are compared as they are
@@ -74,8 +72,7 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
     session, counts = runtime_of(path).load(Path(path), threads=threads), chosen_counts(network)
     expected, answers = _both(network, session, path, _parity_images(network, data))
     _check_numbers(expected, answers, path)
-    left_out = _OTHER_ROWS if is_quantized(network) else 0.0
-    answers = in_order_of(expected, answers, counts, left_out)
+    answers = in_order_of(expected, answers, counts)
     if is_quantized(network) or (holds_bf16(network) and runtime_of(path).computes_bf16()):
         distance, allowed, unit = _noise, _noise_allowed(network), "of the outputs' energy"
     else:
@@ -90,7 +87,7 @@ def check_parity(network: "Network", path: Path, data: "ImageData | torch.Tensor
     amplified = 0.0
     if measured[worst] > allowed:
         nudged = {name: value[sure] for name, value in _nudged(network, _parity_images(network, data)).items()}
-        amplified = distance(expected[worst], in_order_of(expected, nudged, counts, left_out)[worst])
+        amplified = distance(expected[worst], in_order_of(expected, nudged, counts)[worst])
         if is_quantized(network):
             allowed = max(allowed, min(_TIMES_AMPLIFIED * amplified, _MOST_NOISE))
     if measured[worst] > allowed:

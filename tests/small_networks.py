@@ -465,8 +465,8 @@ def read_at_points():
         x = F.relu(m.stem(x))
         points = m.points(x).permute(0, 2, 3, 1).tanh()
         read = F.grid_sample(m.values(x), points, align_corners=False).flatten(2) * m.scale
-        places = m.score(read).topk(5, dim=-1).indices
-        return m.fc(read.gather(2, places.expand(-1, read.shape[1], -1)).mean(2))
+        scores, places = m.score(read).topk(5, dim=-1)
+        return m.fc((read.gather(2, places.expand(-1, read.shape[1], -1)) * scores).mean(2))
 
     net = Net(
         forward,

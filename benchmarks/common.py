@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from afina.devices.machine import available_cores, describe_machine, processor
+from afina.capacity import available_cores
+from afina.devices.machine import describe_machine, processor
 from afina.types import Result
 
 RESULTS = Path(__file__).with_name("results")

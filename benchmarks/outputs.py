@@ -33,8 +33,8 @@ from common import RESULTS, Row, Rows, arguments, made
 from output_networks import Subject, settle, subjects
 
 import afina
+from afina.capacity import available_cores
 from afina.data import ImageData, open_data
-from afina.devices.machine import available_cores
 from afina.errors import AfinaError, ParityError, first_lines
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
@@ -174,7 +174,9 @@ class _Trial:
             for file in (original, files[runtime])
         )
         task = get_task(self.network.task)
-        quality = measure_quality(answers, self.data, task, reference=reference, runtime=get_runtime(runtime))
+        quality = measure_quality(
+            answers, self.data, task, self.network.input, reference=reference, runtime=get_runtime(runtime)
+        )
         self.row[f"int8 {runtime}"] = {
             "layers": len(record.touched),
             "agreement": _brief(quality.value),

@@ -25,8 +25,9 @@ from accuracy_table import write_table
 from peers import IMPORTANCES, TorchPruning, sparsifiers
 from subjects import NAMES, STREAMS, Subject, open_images, open_subject
 
+from afina.capacity import available_cores
 from afina.devices import measure_latency
-from afina.devices.machine import available_cores, processor
+from afina.devices.machine import processor
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
 from afina.jobs.prune import prune

@@ -155,7 +155,7 @@ def _correct(_: str, things: dict[str, Any], row: dict[str, Any]) -> None:
 def _agree(network: Network, pruned: Network, keep: Keep, images: Tensor, row: dict[str, Any]) -> bool:
     with pruned.inference():
         got = only(pruned(images))
-    expected = masked_answer(network, keep, images)
+    expected = only(masked_answer(network, keep, images))
     # Where the answer hardly depends on the image, it is the part that does which must be right.
     scale = float((expected - expected.mean(0)).abs().max()) if len(images) > 1 else float(expected.abs().max())
     error, rounding = float((got - expected).abs().max()), 1e-6 * float(expected.abs().max())

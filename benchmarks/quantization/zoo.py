@@ -20,7 +20,7 @@ import torch
 from models import choose, load
 from rows import Row, Rows, arguments
 
-from afina.devices.machine import available_cores
+from afina.capacity import available_cores
 from afina.errors import AfinaError
 from afina.graph import Network
 from afina.graph.cost import cost_of

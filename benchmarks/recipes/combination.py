@@ -19,9 +19,9 @@ from common import Row, Rows, arguments
 from training import SCHEDULE, trained
 
 import afina
+from afina.capacity import available_cores
 from afina.data import ImageData, open_data
 from afina.devices import measure_latency
-from afina.devices.machine import available_cores
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.progress import PlainProgress

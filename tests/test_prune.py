@@ -301,6 +301,13 @@ def test_per_layer_takes_the_same_share_of_every_axis(reader_of_digits):
     assert max(shares) - min(shares) < 0.1  # of axes of 16 units
 
 
+def test_a_fine_tuning_that_only_harms_leaves_the_network_as_it_was(reader_of_digits):
+    options = {"macs": 0.7, "images": 64}
+    _, plain = afina.prune(reader_of_digits, "digits", **options)
+    _, tuned = afina.prune(reader_of_digits, "digits", **options, finetune=1, optimizer="sgd", learning_rate=3.0)
+    assert tuned.after["quality"] == plain.after["quality"]
+
+
 def test_steps_end_at_the_target_with_fine_tuning_between(reader_of_digits):
     network, record = afina.prune(reader_of_digits, "digits", macs=0.3, steps=2, finetune=1, images=64)
     assert 0.29 <= cost_of(network).macs / cost_of(reader_of_digits).macs <= 0.3

@@ -44,6 +44,7 @@ def fit(
     sparse: Network | None = None,
     after: Callable[[Epoch], None] | None = None,
     devices: int = 1,
+    start_counts: bool = False,
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train a copy of `network`; gives the best one by the validation metric, in inference form, and the curve.
 
@@ -68,6 +69,8 @@ def fit(
         devices: GPUs (without any, processes) that share each batch. A step is that of one device, but for what
             depends on more than one image (batch norm, relations between images), which sees a device's own, and for
             what is drawn (augmentation, dropout), which each draws for itself.
+        start_counts: Whether the network as it came is one of those that the best is chosen from: a network that works
+            already is then never handed out worse than it was.
 
     Raises:
         InputError: nothing to learn from, a precision that the device does not have, or fewer devices.
@@ -77,7 +80,7 @@ def fit(
     progress = progress or Progress()
     _check(network, data, teacher, config)
     check_patterns(network, config.keep_fp32)
-    work = _Work(network, data, config.resolved(), teacher, sparse, checkpoint)
+    work = _Work(network, data, config.resolved(), teacher, sparse, checkpoint, start_counts)
     with gathered(devices, _join, work) as seat:
         return _train(work, seat, progress, after)
 
@@ -92,6 +95,7 @@ class _Work:
     teacher: Network | None
     sparse: Network | None
     checkpoint: Path | None
+    start_counts: bool
 
 
 def _join(seat: Seat, work: _Work) -> None:
@@ -125,7 +129,7 @@ def _train(
         if work.checkpoint is not None:
             digest = identity((network, teacher, work.sparse), config, data.fingerprint, fabric.device.type)
             training.keep_in(work.checkpoint, digest)
-        training.run(steps, after or (lambda epoch: None))
+        training.run(steps, after or (lambda epoch: None), work.start_counts)
     return training.best_of(network), tuple(training.curve)
 
 
@@ -165,14 +169,18 @@ class _Training:
         self.curve = [Epoch(**epoch) for epoch in state["curve"]]
         self._progress.say(f"Training goes on after epoch {len(self.curve)} of {self._config.epochs}.")
 
-    def run(self, steps: int, after: Callable[[Epoch], None]) -> None:
-        """All the epochs that are left."""
+    def run(self, steps: int, after: Callable[[Epoch], None], start_counts: bool) -> None:
+        """All the epochs that are left; with `start_counts` the network is judged before the first of them."""
+        if start_counts and not self.curve:
+            self._best.rank(self._stepper.judged, self._judge())
         with self._progress.work("Training", steps) as bar:
             if self._stepper.done:
                 bar.advance(self._stepper.done)
             while len(self.curve) < self._config.epochs and not self._stale():
                 self._epoch(bar)
                 after(self.curve[-1])
+        if start_counts and self._best.stale == len(self.curve):
+            self._progress.say("No epoch made the network better.")
 
     def best_of(self, network: Network) -> Network:
         """A copy of `network`, with its device and layout, that has the best weights."""

@@ -10,7 +10,10 @@ from afina.training.suited import fine_tuning
 def finetuned(
     network: Network, subject: Subject, options: FineTuneOptions, epochs: int, keep_zeros: bool = False
 ) -> Network:
-    """The network after fine-tuning for `epochs` epochs, with the subject's teacher (the network before by default)."""
+    """The network after fine-tuning for `epochs` epochs, with the subject's teacher (the network before by default).
+
+    Where no epoch makes it better, it is as it was.
+    """
     assert subject.data is not None
     config = fine_tuning(
         network,
@@ -22,4 +25,5 @@ def finetuned(
         keep_zeros=keep_zeros,
     )
     subject.progress.say(f"Fine-tuning for {epochs} epochs, taught by the original.")
-    return fit(network, subject.data, config, teacher=subject.teacher or subject.network, progress=subject.progress)[0]
+    teacher = subject.teacher or subject.network
+    return fit(network, subject.data, config, teacher=teacher, progress=subject.progress, start_counts=True)[0]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,30 @@ def test_points_of_a_cropped_photo_follow_what_the_network_sees(tmp_path, task_f
     assert [target.tolist() for target in data.truth("validation", GREY)] == [[[0.5, 0.5]], [[0.5, 0.5]]]
     _, batch = next(iter(data.batches("train", GREY, batch_size=3)))
     assert [target.tolist() for target in batch] == [[[0.5, 0.5]]] * 3
+
+
+@pytest.mark.parametrize("augment", ["shift+flip", "crop+flip"])
+def test_points_follow_an_image_that_is_varied(tmp_path, task_file, augment):
+    (tmp_path / "data").mkdir()
+    places = {}
+    for number in range(12):
+        picture = np.zeros((64, 64), dtype=np.uint8)
+        x, y = 22 + number, 40 - number
+        picture[y - 2 : y + 3, x - 2 : x + 3] = 255
+        Image.fromarray(picture).save(tmp_path / "data" / f"{number}.png")
+        places[f"{number}.png"] = [[x + 0.5, y + 0.5]]
+    (tmp_path / "data" / "points.json").write_text(json.dumps(places))
+    data = open_data(tmp_path / "data", own=named_task(f"{task_file}:Points"), augment=augment)
+    input, seen = replace(GREY, height=64, width=64), []
+    for images, targets in data.batches("train", input, batch_size=5, augment=1.0, seed=3):
+        for image, target in zip(images[:, 0], targets, strict=True):
+            for place in target:
+                if place.min() > 0.1 and place.max() < 0.9:  # all of the spot is seen
+                    y, x = (image > image.max() / 2).nonzero().float().mean(0)
+                    assert torch.tensor([x, y]).add(0.5).div(64).sub(place).abs().max() < 0.02
+                    seen.append((place * 64).round().int().tolist())
+    unvaried = [[round(x), round(y)] for ((x, y),) in places.values()]
+    assert len([place for place in seen if place not in unvaried]) >= 4
 
 
 def test_a_mask_beside_a_photo_is_cut_as_the_photo_is():

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from afina.data.strong import NOT_STRONG, DrawnStrong, Strong, draw_strong
+from afina.tasks import View
 
 _SHIFT = 8  # an image moves by at most one in this many of its pixels
 _AREA = 0.5  # the least part of it that a crop has
@@ -61,6 +62,18 @@ class Drawn:
     flips: Tensor | None = None
     crops: Tensor | None = None
     strong: DrawnStrong | None = None
+
+    def view_of(self, number: int, whole: View) -> View:
+        """What is seen of an image of the batch, by its number, where `whole` is seen of it unvaried.
+
+        What a shift reflects at the border is not there a second time.
+        """
+        mirrored = self.flips is not None and bool(self.flips[number])
+        if self.crops is not None:
+            width, height, left, top = self.crops[:, number].tolist()
+            return whole.part((1 - width) * left, (1 - height) * top, width, height, mirrored)
+        columns, rows = (0 if shifts is None else int(shifts[number]) for shifts in (self.columns, self.rows))
+        return whole.part(columns / whole.input.width, rows / whole.input.height, 1.0, 1.0, mirrored)
 
     def applied(self, images: Tensor) -> Tensor:
         """A varied copy of `[N, C, H, W]`: of the same dtype, or float32 after a crop (of the same range)."""

@@ -290,7 +290,7 @@ class ImageData:
 
     @property
     def _has_objects(self) -> bool:
-        """Whether targets are objects, which would not follow an image that moves."""
+        """Whether targets are objects, of a task's own form."""
         return self._listing.parts["train"].targets.dtype == object
 
     def _part(self, split: str) -> Part:
@@ -302,11 +302,10 @@ class ImageData:
     def _augmentation(self, input: InputSpec) -> Augmentation:
         if self._augment is not None:
             return AUGMENTATIONS[self._augment]
-        # Targets of a task's own do not follow an image that moves.
-        if self._listing.varies or self._has_objects:
+        if self._listing.varies or (self._has_objects and not self._fitter.task.targets_follow):
             return Augmentation()
         # A part of the image may hold fewer of what a regression counts or measures: no crops there.
-        crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind == "i"
+        crop = min(input.height, input.width) >= _CROP_FROM and self._part("train").targets.dtype.kind in "iO"
         return Augmentation(shift=not crop, crop=crop, flip=self._listing.flips)
 
     def _readable(self, listing: Listing, input: InputSpec) -> Listing:

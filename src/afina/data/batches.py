@@ -106,16 +106,20 @@ class Batches:
             pixels = strong.changed(pixels, self._input)
         if not self._listing.source.prepared:
             pixels = normalise(pixels, self._input)
-        targets = self._targets(places)
+        targets = self._targets(places, drawn)
         return (pixels, targets) if strong is None else strong.mix(pixels, targets)
 
-    def _targets(self, places: np.ndarray) -> Any:
+    def _targets(self, places: np.ndarray, drawn: Drawn | None) -> Any:
         """Their targets as `Task.loss` takes them: a tensor, or what the task puts together of its own."""
         targets = self._part.targets[places]
         if targets.dtype != object:
             return torch.from_numpy(targets)
-        keys = (self._part.keys[i] for i in places)
-        fitted = [self._fitter.fit(key, target, self._input) for key, target in zip(keys, targets, strict=True)]
+        fitted = [
+            self._fitter.fit(
+                self._part.keys[place], target, self._input, None if drawn is None else partial(drawn.view_of, number)
+            )
+            for number, (place, target) in enumerate(zip(places, targets, strict=True))
+        ]
         return self._fitter.task.collate(fitted)
 
     def _images(self) -> Iterator[Callable[[], np.ndarray] | None]:

@@ -1,6 +1,7 @@
 """Targets of any form, which a task reads from the data's files itself: boxes, points, masks."""
 
 import posixpath
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -78,9 +79,9 @@ class Fitter:
         """The task; made anew, since a class of a user's file cannot be sent to other processes."""
         return get_task(self._task)
 
-    def fit(self, key: str, target: object, input: InputSpec) -> object:
-        """The target of one image, for a network's input."""
-        view = self._view(key, input)
+    def fit(self, key: str, target: object, input: InputSpec, varied: Callable[[View], View] | None = None) -> object:
+        """The target of one image, for a network's input; `varied` gives what is seen of it where it is varied."""
+        view = self._view(key, input) if varied is None else varied(self._view(key, input))
         try:
             return self.task.fit_target(target, view)
         except AfinaError:

@@ -55,6 +55,8 @@ class Task(ABC):
             another head.
         reads: The form in which targets are read: `classification` (a class for each image), `regression` (numbers),
             `multilabel` (any of several labels), `own` (`read_targets` reads them); empty where there are none.
+        targets_follow: Whether `fit_target` follows its view wherever that lies, mirrored or not: then training images
+            are varied (cut, shifted, mirrored), and targets go along.
         space: Parameters of its training that `tune` varies by default beside those of every training, as in a space
             file.
         meaning: What the outputs hold, as a sentence, for the model card.
@@ -66,6 +68,7 @@ class Task(ABC):
     label_word: ClassVar[str] = "outputs"
     has_classes: ClassVar[bool] = False
     reads: ClassVar[str] = ""
+    targets_follow: ClassVar[bool] = False
     space: ClassVar[Mapping[str, Any]] = {}
     meaning: ClassVar[str] = "One number for each label, in the order of the labels."
     code: ClassVar[str] = ""

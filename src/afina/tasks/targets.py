@@ -53,10 +53,23 @@ class View:
     Attributes:
         box: Left, top, right and bottom of that part in pixels of the upright image.
         input: The network's input: the part is resized to its height and width.
+        mirrored: Whether it is mirrored left and right after that, as a varied training image may be.
     """
 
     box: tuple[float, float, float, float]
     input: InputSpec
+    mirrored: bool = False
+
+    def part(self, left: float, top: float, width: float, height: float, mirrored: bool) -> "View":
+        """The view of a part of what this one shows, which begins at and is as large as these shares of it say.
+
+        Example:
+            >>> View((0.0, 0.0, 40.0, 20.0), InputSpec(8, 8)).part(0.5, 0.0, 0.5, 1.0, mirrored=False).box
+            (20.0, 0.0, 40.0, 20.0)
+        """
+        across, down = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        x, y = self.box[0] + left * across, self.box[1] + top * down
+        return View((x, y, x + width * across, y + height * down), self.input, mirrored)
 
     def points(self, xy: np.ndarray) -> np.ndarray:
         """Places `[..., 2]` (x, y) in pixels of the image, as places in pixels of the network's input.
@@ -66,10 +79,15 @@ class View:
         Example:
             >>> View((10.0, 0.0, 30.0, 20.0), InputSpec(40, 40)).points(np.array([[10, 0], [20, 10]])).tolist()
             [[0.0, 0.0], [20.0, 20.0]]
+            >>> View((0.0, 0.0, 8.0, 8.0), InputSpec(8, 8), mirrored=True).points(np.array([[1, 2]])).tolist()
+            [[7.0, 2.0]]
         """
         left, top, right, bottom = self.box
         scale = np.array([self.input.width / (right - left), self.input.height / (bottom - top)])
-        return np.asarray((np.asarray(xy, dtype=np.float64) - (left, top)) * scale)
+        places = np.asarray((np.asarray(xy, dtype=np.float64) - (left, top)) * scale)
+        if self.mirrored:
+            places[..., 0] = self.input.width - places[..., 0]
+        return places
 
     def picture(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """An image of numbers beside the photo (a mask, say), `[height, width]`: the same part, nearest pixels.
@@ -86,10 +104,9 @@ class View:
             (2, 2)
         """
         height, width = size or (self.input.height, self.input.width)
-        whole = (0, 0, *image.size)
-        inside = all(a >= b for a, b in zip(self.box[:2], whole[:2], strict=True)) and all(
-            a <= b for a, b in zip(self.box[2:], whole[2:], strict=True)
-        )
-        if inside:
-            return np.asarray(image.resize((width, height), Image.Resampling.NEAREST, box=self.box))
-        return np.asarray(image.transform((width, height), Image.Transform.EXTENT, self.box, Image.Resampling.NEAREST))
+        left, top, right, bottom = self.box
+        if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
+            seen = image.resize((width, height), Image.Resampling.NEAREST, box=self.box)
+        else:
+            seen = image.transform((width, height), Image.Transform.EXTENT, self.box, Image.Resampling.NEAREST)
+        return np.asarray(seen)[:, ::-1] if self.mirrored else np.asarray(seen)

@@ -24,6 +24,7 @@ class Points(Task):
     agreement = MetricInfo("f1_to_original", higher_is_better=True, share=True, of_original=True)
     label_word = "kinds of points"
     reads = OWN
+    targets_follow = True
     meaning = (
         "A logit for each cell of the image; a point is where it is more than 0 and more than in the cells around."
     )

@@ -65,7 +65,7 @@ def home(tmp_path_factory) -> Iterator[Path]:
     the digits there are 300.
     """
     folder = tmp_path_factory.mktemp("docs")
-    folder_of_digits(folder / "photos", classes=range(2), count=16)
+    folder_of_digits(folder / "photos", classes=range(2), count=52)
     (folder / "small.yaml").write_text(_small_recipe())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -108,7 +108,7 @@ def test_the_commands_of_a_page_run_in_small_one_after_the_other(page, commands,
         expected = 0
         if arguments[0] == "optimize":
             (folder,) = (path.parent for path in (home / "runs").glob("resnet18-photos/result.json"))
-            expected = {"fits": 0, "misses": 3}[read_result(folder).verdict]
+            expected = 0 if read_result(folder).fits else 3
         assert result.exit_code == expected, f"{command}\n{result.stderr}"
 
 
@@ -123,7 +123,7 @@ def all_digits(home, monkeypatch):
 def test_the_demo_ends_with_a_verdict_and_a_report(home, all_digits):
     result = CliRunner().invoke(app, ["demo", "--out", "runs/shown"])
     verdict = read_result(home / "runs" / "shown").verdict
-    assert result.exit_code == {"fits": 0, "misses": 3}[verdict], result.stderr
+    assert result.exit_code == (0 if verdict.startswith("fits") else 3), result.stderr
     assert (home / "runs" / "shown" / "report.html").stat().st_size > 10_000
 
 

@@ -40,7 +40,7 @@ def judged_drop(drop: Measurement, metric: MetricInfo, limit: float | None, spli
         >>> accuracy = MetricInfo("accuracy", True, share=True, mean_of_images=True)
         >>> judged = judged_drop(drop, accuracy, limit=0.01)
         >>> round(judged.low, 4), round(judged.high, 4), judged.needed
-        (-0.0009, 0.0149, 5965)
+        (-0.0009, 0.0149, 5951)
     """
     count, error = drop.n or 0, drop.spread
     if error is None or count < 2:
@@ -92,8 +92,8 @@ def check_images(count: int, budget: Budget, metric: MetricInfo) -> None:
         Traceback (most recent call last):
         ...
         afina.errors.InputError: 50 images cannot tell a drop of 1%.
-          One image is 2%: a drop is none at all or more than the limit.
-          Give at least 265 images to judge by, or allow a larger drop.
+        One image is 2%: a drop is none at all or more than the limit.
+        Give at least 265 images to judge by, or allow a larger drop.
     """
     limit = budget.max_drop
     if limit is None or not metric.is_share_of_images or limit <= 0 or count * limit >= 1:

@@ -57,7 +57,7 @@ def drop_with_error(
         >>> task = get_task(TaskSpec("classification", ("cat", "dog")))
         >>> both_wrong_on_the_same = np.array([[1.0], [0.0], [1.0], [0.0]])
         >>> drop_with_error(task, both_wrong_on_the_same, both_wrong_on_the_same)
-        (0.0, 0.22360679774997896)
+        (0.0, 0.2)
     """
     value_of, metric = (task.agreement_value, task.agreement) if agreement else (task.value, task.metric)
     drop = metric.lost(value_of(before), value_of(after))

@@ -46,7 +46,7 @@ def sentence(judged: JudgedDrop, metric: MetricInfo, max_drop: float | None) -> 
         >>> accuracy = MetricInfo("accuracy", True, share=True, mean_of_images=True)
         >>> sentence(JudgedDrop("test", 1000, 0.007, 0.0042, -0.001, 0.0149, 5965), accuracy, None)
         'It loses 0.70% +- 0.42% on these images, with 95% confidence at most 1.49%.'
-        >>> sentence(JudgedDrop("test", 1000, 0.007, 0.0042, -0.001, 0.0149, 5965), accuracy, 0.01)[-77:]
+        >>> sentence(JudgedDrop("test", 1000, 0.007, 0.0042, -0.001, 0.0149, 5965), accuracy, 0.01)[-73:]
         'at most 1.00% fits, within the error: about 5,965 images would settle it.'
     """
 

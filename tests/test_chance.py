@@ -94,7 +94,7 @@ def test_the_report_of_a_run_carries_the_alarm(guessing, tmp_path):
 def test_a_network_that_knows_its_images_and_one_of_random_weights_that_are_asked_for_raise_no_alarm(digits_network):
     heard = _Heard()
     afina.prune(digits_network, "digits", macs="60%", images=64, progress=heard)
-    afina.prune("builtin:convnet", "digits", macs="60%", images=64, weights="random", input_size=8, progress=heard)
+    afina.sparsify("builtin:mlp", "digits", sparsity="50%", images=64, weights="random", input_size=8, progress=heard)
     assert heard.warnings == []
 
 

@@ -260,8 +260,16 @@ def about() -> Row:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{processor()}, {available_cores()} cores",
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
     }
+
+
+def _version(name: str) -> str:
+    """The version of a library; empty where it is not installed, as a peer's need not be for our own rows."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

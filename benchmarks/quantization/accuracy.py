@@ -52,7 +52,7 @@ def cases() -> list[Case]:
         ]
     for (bits, epochs), runtime in ((case, runtime) for case in OURS for runtime in RUNTIMES):
         method = f"afina qat {epochs}" if epochs else "afina"
-        asked = {"weights": f"int{bits[1]}", "activations": ACTIVATIONS[bits[2:]], "qat": epochs}
+        asked = {"weight_type": f"int{bits[1]}", "activation_type": ACTIVATIONS[bits[2:]], "qat": epochs}
         found.append((bits, method, runtime, partial(of_afina, asked, runtime, f"{bits}-{method}")))
     return found
 

@@ -93,7 +93,7 @@ def own(subject: Subject, runtime: str, fresh: bool) -> dict[str, Path]:
     found = {}
     runs = get_runtime(runtime).activation_bits
     for name, asked in OURS.items():
-        if int(asked.get("activations", "int8").removeprefix("int")) not in runs:
+        if int(asked.get("activation_type", "int8").removeprefix("int")) not in runs:
             continue
         label = f"latency-{name}"
         path = file_of(subject, f"{label}-{runtime}", runtime)

@@ -35,6 +35,7 @@ from afina.jobs.common.subject import context_of
 from afina.models.userfile import build_from_file
 from afina.progress import PlainProgress
 from afina.runtimes import get_runtime
+from afina.tasks.base import only_output
 from afina.training import predict
 from afina.types import InputSpec, TaskSpec
 
@@ -73,7 +74,7 @@ class Subject:
     @cached_property
     def expected(self) -> np.ndarray:
         """Outputs of the float network on the images that it is judged on."""
-        return predict(self.network, self.data, limit=self.held_out)
+        return np.asarray(only_output(predict(self.network, self.data, limit=self.held_out)))
 
     @cached_property
     def targets(self) -> np.ndarray:

@@ -37,6 +37,14 @@ class Heads(nn.Module):
 NAMES = ["map", "embedding", "pair.0", "pair.1"]
 
 
+TECHNIQUES = [
+    ("prune", {"macs": "70%", "multiple": 1}),
+    ("sparsify", {"sparsity": 0.3}),
+    ("factorize", {"parameters": "80%"}),
+    ("quantize", {"calibration": "minmax"}),
+]
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
@@ -55,12 +63,7 @@ def heads() -> Heads:
 
 @pytest.mark.parametrize(
     ("technique", "options"),
-    [
-        ("prune", {"macs": "70%", "multiple": 1}),
-        ("sparsify", {"sparsity": 0.3}),
-        ("factorize", {"parameters": "80%"}),
-        ("quantize", {"calibration": "minmax"}),
-    ],
+    TECHNIQUES,
 )
 def test_a_technique_keeps_all_outputs_and_tells_what_they_lose(technique, options, heads, pictures, tmp_path):
     network, record = getattr(afina, technique)(heads, str(pictures), **options, **QUICK)
@@ -136,13 +139,7 @@ def queries() -> Queries:
 
 @pytest.mark.parametrize(
     ("technique", "options"),
-    [
-        ("prune", {"macs": "70%", "multiple": 1}),
-        ("sparsify", {"sparsity": 0.3}),
-        ("factorize", {"parameters": "80%"}),
-        ("quantize", {"calibration": "minmax"}),
-        ("distill", {"epochs": 1, "features": "auto"}),
-    ],
+    [*TECHNIQUES, ("distill", {"epochs": 1, "features": "auto"})],
 )
 def test_a_network_that_takes_one_image_at_a_time_goes_through_all_techniques(technique, options, queries, pictures):
     data = str(pictures)

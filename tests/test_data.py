@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from afina.data import AUGMENTATIONS, ImageData, Strong, batches, decode, open_data, preprocess
-from afina.data.augment import augment
+from afina.data.augment import Augmentation, draw
 from afina.data.files import ZipFiles
 from afina.errors import InputError
 from afina.progress import Progress
@@ -564,6 +564,11 @@ class TestBatches:
     def test_of_a_mistyped_split_get_did_you_mean(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="Did you mean train"):
             data.batches("trian", PLAIN, batch_size=4)
+
+
+def augment(images: torch.Tensor, kind: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """A varied copy of `[N, C, H, W]`."""
+    return draw(len(images), *images.shape[2:], kind, generator).applied(images)
 
 
 class TestAugmentation:

@@ -90,11 +90,6 @@ def draw(count: int, height: int, width: int, kind: Augmentation, generator: tor
     return replace(drawn, strong=draw_strong(count, height, width, kind.strong, generator)) if kind.strong else drawn
 
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """A varied copy of `[N, C, H, W]`, as `Drawn.applied`."""
-    return draw(len(images), images.shape[2], images.shape[3], kind, generator).applied(images)
-
-
 def _drawn_place(count: int, height: int, width: int, kind: Augmentation, generator: torch.Generator) -> Drawn:
     chance = 0.5 * min(1.0, kind.strength)
     flips = torch.rand(count, generator=generator) < chance if kind.flip else None

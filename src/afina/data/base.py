@@ -264,6 +264,20 @@ class ImageData:
                 why="Tensors are taken as they are: they are not resized.",
                 fix="Give a network of that size, or a dataset of images that are not preprocessed yet.",
             )
+        self._check_strong(strong)
+        self.read(input)
+        part = self._part(split)
+        order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
+        kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
+        if strong:
+            kind = replace(kind or Augmentation(), strong=strong)
+        pixels, rows = self._pixels(split, input)
+        return Batches(
+            self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, self._fitter,
+            join=shuffle,
+        )  # fmt: skip
+
+    def _check_strong(self, strong: Strong) -> None:
         if strong.randaugment and self.prepared:
             raise InputError(
                 "randaugment cannot change tensors that are ready for the network.",
@@ -276,17 +290,6 @@ class ImageData:
                 why="They would not follow the image.",
                 fix="Leave them out.",
             )
-        self.read(input)
-        part = self._part(split)
-        order = np.random.default_rng(seed).permutation(len(part.keys)) if shuffle else np.arange(len(part.keys))
-        kind = replace(self._augmentation(input), strength=float(augment)) if augment else None
-        if strong:
-            kind = replace(kind or Augmentation(), strong=strong)
-        pixels, rows = self._pixels(split, input)
-        return Batches(
-            self._listing, part, input, pixels, rows, order[:limit], batch_size, kind, seed, share, self._fitter,
-            join=shuffle,
-        )  # fmt: skip
 
     @property
     def _has_objects(self) -> bool:

@@ -437,6 +437,60 @@ def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, sh
         assert np.allclose(answers, module(inputs.clone()).numpy(), atol=1e-4)
 
 
+class TextReader(nn.Module):
+    """Columns of a picture, read by recurrent layers of each kind."""
+
+    def __init__(self, projected=0):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(5, 4)
+        self.lstm = nn.LSTM(6, 3 + projected, 2, bidirectional=True, batch_first=True, proj_size=projected)
+        self.gru, self.rnn = nn.GRU(6, 6), nn.RNN(6, 5, batch_first=True)
+
+    def forward(self, x):
+        columns = self.stem(x).relu().mean(2).transpose(1, 2)
+        first, _ = self.lstm(columns)
+        second, _ = self.gru(first.transpose(0, 1))
+        third, last = self.rnn(second.transpose(0, 1))
+        return self.head(third).mean(1) + self.head(last[-1])
+
+
+@pytest.fixture
+def recurrent_ops(monkeypatch):
+    """The operators of recurrent layers; to break one up into a few operators for each column is an error."""
+    ops = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    for op in ops:
+        for key in list(op.py_kernels):
+            monkeypatch.setitem(op.py_kernels, key, lambda *args: pytest.fail("The layer was broken up."))
+        op._dispatch_cache.clear()
+    yield ops
+    monkeypatch.undo()
+    for op in ops:
+        op._dispatch_cache.clear()
+
+
+def test_a_recurrent_layer_is_one_step_from_the_capture_to_the_files(runtime, recurrent_ops, tmp_path):
+    module = TextReader().eval()
+    network = capture(module, replace(GREY, height=6, width=40))
+    assert {node.target for node in network.graph.nodes} >= {*recurrent_ops, torch.ops.aten.rnn_tanh.input}
+    network.save(tmp_path / "reader.pt2")
+    again = Network.load(tmp_path / "reader.pt2")
+    images = torch.randn(3, 1, 6, 40)
+    with torch.no_grad():
+        assert (only(again(images)) - module(images)).abs().max() < 1e-6
+    path = runtime.export(again, tmp_path / f"reader{runtime.suffix}")
+    assert check_parity(again, path, images, threads=1) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_projected_lstm_is_refused_by_its_name(name, tmp_path):
+    runtime = get_runtime(name)
+    network = capture(TextReader(projected=3), replace(GREY, height=6, width=8))
+    with pytest.raises(Unsupported, match=r"projects 6 cells to 3 outputs \(proj_size\)"):
+        runtime.export(network, tmp_path / f"reader{runtime.suffix}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_parity_is_checked_on_as_many_images_at_once_as_suit_their_size(tmp_path, monkeypatch):
     """On 32 images of 896 pixels at once a SAM2-Hiera needed more than 22 GB."""
     large = replace(GREY, height=512, width=512)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from afina.graph.outputs import SINGLE
+from afina.graph.recurrent import recurrent_as_one
 from afina.types import UNKNOWN_TASK, InputSpec, TaskSpec
 
 # Position of the argument that says "training" in the ops that behave differently there.
@@ -306,7 +307,7 @@ def unlifted(program: torch.export.ExportedProgram) -> GraphModule:
 def export_program(module: nn.Module, example: Tensor, batch_size: int | None) -> torch.export.ExportedProgram:
     """What `torch.export` makes of a module in inference form, for `batch_size` images or (None) any number of them."""
     sizes = None if batch_size is not None else ({0: torch.export.Dim("batch", min=1, max=2**16)},)
-    with torch.no_grad(), _trainable_attention(), warnings.catch_warnings():
+    with torch.no_grad(), _trainable_attention(), recurrent_as_one(), warnings.catch_warnings():
         # Recurrent layers list their weights anew when they run; the graph has the weights themselves.
         warnings.filterwarnings("ignore", message="The tensor attributes? self")
         return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=False)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from afina.errors import Unsupported
+from afina.graph.recurrent import recurrent_as_one
 from afina.graph.stored import attribute
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def refresh_meta(module: GraphModule) -> None:
 def _run(module: GraphModule, mode: FakeTensorMode, example: Tensor) -> dict[Node, Any]:
     """The values of all nodes for the input `example`, in the given mode. Raises `Unsupported`."""
     values: dict[Node, Any] = {}
-    # Some ops (recurrent layers) follow symbolic sizes only by their Python decompositions, as in a capture.
-    with mode, torch.no_grad(), enable_python_dispatcher(), _unguarded(mode):
+    # Some ops follow symbolic sizes only by their Python decompositions, as in a capture.
+    with mode, torch.no_grad(), enable_python_dispatcher(), recurrent_as_one(), _unguarded(mode):
         for node in module.graph.nodes:
             try:
                 values[node] = _value(module, mode, node, example, values.__getitem__)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from afina.errors import Unsupported
 from afina.graph.folding import fixed_nodes, is_code, store
 from afina.graph.propagate import current_values
+from afina.graph.recurrent import LSTM
 from afina.graph.stored import is_stored
 from afina.graph.writing import remove_writes
 
@@ -29,8 +31,25 @@ _MATRICES = 4  # dimensions that torch.onnx translates attention of: batch, head
 
 
 def for_onnx(network: "Network") -> "Network":
-    """The network in ops that torch.onnx can translate: the same answers and weights; `network` is left as it is."""
+    """The network in ops that torch.onnx can translate: the same answers and weights; `network` is left as it is.
+
+    Raises:
+        Unsupported: a layer has no form in ONNX.
+    """
+    _refuse_projections(network)
     return _with_plain_attention(_with_clamps(_with_plain_pooling(_with_stored_results(_with_stored_copies(network)))))
+
+
+def _refuse_projections(network: "Network") -> None:
+    """Raise `Unsupported` for an LSTM whose output is a projection of its cells, which torch.onnx gets wrong."""
+    for node in network.graph.nodes:
+        if node.target is LSTM:
+            output, cells = (state.meta["val"].shape[-1] for state in node.args[1])
+            if output != cells:
+                raise Unsupported(
+                    f"An LSTM that projects {cells} cells to {output} outputs (proj_size) has no form in ONNX.",
+                    fix="Use one without proj_size and a linear layer behind it, or keep the network as .pt2.",
+                )
 
 
 def _with_stored_copies(network: "Network") -> "Network":

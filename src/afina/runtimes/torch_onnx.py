@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from afina.graph.recurrent import GRU, LSTM, recurrent_as_one
+
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _MODULES = (r"torch\..*", r"onnxscript\..*", r"onnx_ir\..*", r"copyreg", r"ast")
 
@@ -14,6 +16,8 @@ _MODULES = (r"torch\..*", r"onnxscript\..*", r"onnx_ir\..*", r"copyreg", r"ast")
 @contextlib.contextmanager
 def torch_onnx() -> Iterator[None]:
     """A `with` block in which torch.onnx is silent about deprecations in itself and about ops that it does not know.
+
+    Recurrent layers that ONNX has an operator for are one step in it; a plain RNN torch.onnx breaks up.
 
     In it the table of operators is filled once: to fill it anew for each of the dozens of files that a job exports
     takes a second each, which is most of the time that the export of a small network takes.
@@ -23,7 +27,7 @@ def torch_onnx() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _cached_operators():
+        with warnings.catch_warnings(), _cached_operators(), recurrent_as_one((LSTM, GRU)):
             for module in _MODULES:
                 warnings.filterwarnings("ignore", module=module)
             yield

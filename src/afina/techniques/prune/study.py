@@ -83,6 +83,7 @@ class Study:
         # In inference form: statistics and comparisons must not move the running means of norms.
         network = network.copy().eval() if network.training else network
         self.reference, self.context, self.notes = network, context, list[str]()
+        self._orders: dict[str, tuple[int, ...]] = {}  # in which axes lose units, where it was worked out before
         network = remove_blocks(network, config.blocks) if config.blocks else network
         self.network = network
         if context.calibration is None and config.criterion in DATA_DRIVEN:
@@ -160,9 +161,13 @@ class Study:
             InputError: the config's `removed` does not name `count` units of this axis.
         """
         removed = self._removed(axis, count)
-        fitted = eliminate(axis, states, count, stops, removed) if self._is_fitted(axis) else None
-        if fitted is not None:
-            return fitted
+        if self._is_fitted(axis):
+            whole = states.are_whole(axis)
+            fitted = eliminate(axis, states, count, stops, removed)
+            if fitted is not None:
+                if whole and removed is None:
+                    self._orders[axis.name] = fitted.order
+                return fitted
         if removed is not None:
             return Path(tuple(removed), np.zeros(count + 1))
         scores = self.scores[axis]
@@ -242,9 +247,20 @@ class Study:
         # The last axis that each layer reads: after it the layer loses no more inputs, and its inverse is not needed.
         last = {member.name: axis for axis in fewer for member in axis.members}
         for axis, count in fewer.items():
-            removed[axis] = self.path(axis, states, axis.size - count).order
+            removed[axis] = self._chosen(axis, states, axis.size - count)
             states.release(name for name, latest in last.items() if latest is axis)
         return removed, {name: state.matrices for name, state in states.by_weight.items()}
+
+    def _chosen(self, axis: Axis, states: States, count: int) -> tuple[int, ...]:
+        """The units that an axis loses; the layers in `states` lose them.
+
+        Where sensitivities were measured the order is known, for layers that no other axis took inputs from.
+        """
+        known = self._orders.get(axis.name, ())[:count]
+        if axis.name in self.config.removed or len(known) < count or not states.are_whole(axis):
+            return self.path(axis, states, count).order
+        eliminate(axis, states, count, removed=known)
+        return known
 
     def _restore(
         self, pruned: Network, keep: Mapping[Axis, Sequence[int]], matrices: Mapping[str, Tensor]

@@ -1,0 +1,223 @@
+"""A layer that loses inputs: what it costs to take some out, and the weights that make up for them.
+
+A layer computes `y = W x` on rows with second moments `H = xx / rows` (damped). When the columns S of W go and the
+others are refitted by least squares, the mean squared error of y grows by `tr(W_S [(H^-1)_SS]^-1 W_S^T)`, and
+
+    W <- W - W_S [(H^-1)_SS]^-1 (H^-1)_S,:        H^-1 <- H^-1 - (H^-1)_:,S [(H^-1)_SS]^-1 (H^-1)_S,:
+
+(Hassibi & Stork 1993, "Second order derivatives for network pruning: optimal brain surgeon", equations 3 to 5, for a
+set of columns instead of one weight).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from afina.errors import AfinaError
+from afina.graph.statistics import Moments, Reader
+
+_DAMPING = {torch.float64: 1e-4, torch.float32: 1e-3}
+# Matrices are cut down to the columns that are there once this share of them is gone.
+_GONE = 0.125
+
+
+# One output reads three inputs, `y = 3 x0 + 2 x1 + 1.5 x2`. The first two resemble each other, the third is alone:
+#
+#     H = [[5, 4, 0],        H^-1 = [[ 0.56, -0.44, 0  ],
+#          [4, 5, 0],                [-0.44,  0.56, 0  ],
+#          [0, 0, 5]]                [ 0,     0,    0.2]]
+#
+# `growth`: without input j the error grows by w_j^2 / (H^-1)_jj, which is 16.2, 7.2 and 11.25. So input 1 goes, though
+# the smallest weight is that of input 2: input 0 can stand in for input 1, and nothing for input 2.
+#
+# `take_out`: w <- [3, 2, 1.5] - 2 / 0.56 * [-0.44, 0.56, 0] = [4.6, 0, 1.5]. Input 0 takes over 4/5 of the weight, as
+# 4/5 x0 is the best guess of x1. Had weight 1 become zero and no other changed, the error would be 2 * 5 * 2 = 20.
+# H^-1 <- [[0.2, 0, 0], [0, 0, 0], [0, 0, 0.2]], which is the inverse of H without input 1. So the next growths (105.8
+# and 11.25) are again those of a full refit, and H itself is inverted once.
+#
+# A unit with several columns (the pixels of a channel after `flatten`, a head) takes them all out together: w_j becomes
+# the matrix W_S and (H^-1)_jj the block (H^-1)_SS. The constant is a last column that always stays.
+class State:
+    """A layer that loses inputs: its refitted matrices, with the constant's column last, and the inverse moments.
+
+    Args:
+        reader: The layer.
+        weight: Its weight, as in the network.
+        moments: What it reads.
+
+    Attributes:
+        scale: One over the energy of the layer's outputs around their mean; errors are multiplied by it.
+        is_whole: Whether the layer still has all its inputs.
+
+    Raises:
+        AfinaError: the moments cannot be inverted.
+
+    Example:
+        >>> reader = Reader("fc.weight", bias=None, shape=(1, 3), nodes=("fc",))
+        >>> h = [[5, 4, 0, 0], [4, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]]
+        >>> moments = Moments(torch.tensor([h], dtype=torch.float64), rows=1)
+        >>> state = State(reader, torch.tensor([[3, 2, 1.5]]), moments)
+        >>> units = np.array([[0, 1, 2]])
+        >>> (state.growth(units, 3) / state.scale).numpy().round(1)
+        array([16.2,  7.2, 11.3])
+        >>> round(state.take_out(units, [1]) / state.scale, 1), state.matrices[0, 0].numpy().round(1)
+        (7.2, array([4.6, 0. , 1.5, 0. ]))
+    """
+
+    def __init__(self, reader: Reader, weight: Tensor, moments: Moments) -> None:
+        h = moments.xx / max(moments.rows, 1)
+        matrices = torch.nn.functional.pad(reader.matrices(weight.detach()).to(h), (0, 1))
+        centred = h - h[:, :, -1:] * h[:, -1:, :]
+        energy = float(((matrices @ centred) * matrices).sum())
+        self.scale, self._width, self.is_whole = 1.0 / max(energy, 1e-12), matrices.shape[2], True
+        inverses = _inverse(h, reader)
+        self._parts = [
+            _Part(matrix.clone(), inverse, np.arange(self._width - 1), np.ones(self._width - 1, dtype=bool))
+            for matrix, inverse in zip(matrices, inverses, strict=True)
+        ]
+
+    @property
+    def matrices(self) -> Tensor:
+        """`[stack, outputs, columns + 1]`, zero where inputs are gone.
+
+        A stack is the groups, or the blocks of inputs, of the layer.
+        """
+        first = self._parts[0].matrix
+        whole = first.new_zeros(len(self._parts), first.shape[0], self._width)
+        for matrix, part in zip(whole, self._parts, strict=True):
+            here = torch.from_numpy(np.append(part.columns[part.present], self._width - 1))
+            kept = torch.from_numpy(np.flatnonzero(np.append(part.present, True)))
+            matrix[:, here.to(matrix.device)] = part.matrix[:, kept.to(matrix.device)]
+        return whole
+
+    def growth(self, units: NDArray[np.int64], size: int) -> Tensor:
+        """How much the error would grow without each single unit, `[size]`; 0 for units that are not read here.
+
+        Args:
+            units: The unit of each column, -1 for a column of no unit: `[stack, columns]`.
+            size: How many units the axis has.
+        """
+        first = self._parts[0].matrix
+        total = torch.zeros(size, dtype=first.dtype, device=first.device)
+        for part, its in zip(self._parts, units, strict=True):
+            for some, index in by_width(part.units(its)):
+                index = index.to(first.device)
+                total.index_add_(0, some.to(first.device), part.growth(index))
+        return total * self.scale
+
+    def take_out(self, units: NDArray[np.int64], gone: Sequence[int]) -> float:
+        """Take the columns of the units `gone` out and refit the others, in place; gives the growth of the error."""
+        total = 0.0
+        for part, its in zip(self._parts, units, strict=True):
+            index = np.flatnonzero(np.isin(part.units(its), list(gone)))
+            if len(index):
+                total += part.take_out(index)
+                self.is_whole = False
+        return total * self.scale
+
+    def release(self) -> None:
+        """Keep only the matrices of a layer that loses no more inputs: the inverses are what takes the memory."""
+        for part in self._parts:
+            part.inverse = part.inverse[:0, :0].clone()
+
+
+@dataclass
+class _Part:
+    """One matrix of a stack, without the columns that went first.
+
+    Attributes:
+        matrix: `[outputs, n + 1]`, the constant's column last.
+        inverse: The inverse of the damped mean of `[x; 1] [x; 1]^T`: `[n + 1, n + 1]`.
+        columns: Which of the layer's columns the `n` are.
+        present: Which of them are still there; both matrices are cut down to those now and then.
+    """
+
+    matrix: Tensor
+    inverse: Tensor
+    columns: NDArray[np.int64]
+    present: NDArray[np.bool_]
+
+    def units(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The unit of each of the `n` columns, from those of all the layer's columns; -1 for what is gone."""
+        return np.where(self.present, units[self.columns], -1)
+
+    def growth(self, index: Tensor) -> Tensor:
+        """How much the error would grow without each unit, from the columns of units with `m` each: `[units, m]`."""
+        if index.shape[1] == 1:
+            columns = index[:, 0]
+            return self.matrix[:, columns].square().sum(0) / self.inverse.diagonal()[columns]
+        block = self.inverse[index[:, :, None], index[:, None, :]]
+        weights = self.matrix.T[index]
+        # tr(W_S B^-1 W_S^T) is tr(B^-1 W_S^T W_S), whose matrices are small.
+        solved = torch.linalg.solve(block, weights @ weights.transpose(1, 2))
+        return solved.diagonal(dim1=1, dim2=2).sum(1)  # type: ignore[no-any-return]
+
+    def take_out(self, gone: NDArray[np.int64]) -> float:
+        """Take columns out, and refit the others; gives the growth of the error."""
+        index = torch.from_numpy(gone).to(self.matrix.device)
+        rows, weights = self.inverse[index], self.matrix[:, index]
+        solved = torch.linalg.solve(rows[:, index], torch.cat((rows, weights.T), dim=1))
+        step, back = solved[:, : rows.shape[1]], solved[:, rows.shape[1] :]
+        growth = float((back * weights.T).sum())
+        self.matrix.addmm_(weights, step, alpha=-1)
+        self.inverse.addmm_(rows.T, step, alpha=-1)
+        self.present[gone] = False
+        if self.present.mean() <= 1 - _GONE:
+            self._cut()
+        return growth
+
+    def _cut(self) -> None:
+        """Keep the columns that are present alone."""
+        kept = torch.from_numpy(np.flatnonzero(np.append(self.present, True))).to(self.matrix.device)
+        self.matrix = self.matrix[:, kept]
+        self.inverse = self.inverse[kept][:, kept]
+        self.columns = self.columns[self.present]
+        self.present = self.present[self.present]
+
+
+def by_width(units: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each number `m` of columns that a unit has: the `n` units that have so many, and their columns `[n, m]`.
+
+    So the units of one width are solved for in one batch. Columns of unit -1 are left out.
+
+    Example:
+        >>> for units, index in by_width(np.array([0, 0, 2, -1, 1, 1])):  # unit 2 has one column, 0 and 1 have two
+        ...     print(units.tolist(), index.tolist())
+        [2] [[2]]
+        [0, 1] [[0, 1], [4, 5]]
+    """
+    order = np.argsort(units, kind="stable")
+    order = order[units[order] >= 0]
+    present, counts = np.unique(units[order], return_counts=True)
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if len(counts) else counts
+    for width in np.unique(counts):
+        chosen = counts == width
+        index = order[starts[chosen][:, None] + np.arange(width)]
+        yield torch.from_numpy(present[chosen]), torch.from_numpy(index)
+
+
+def _inverse(h: Tensor, reader: Reader) -> Tensor:
+    """The inverse of damped moments `h`, `[stack, columns + 1, columns + 1]`.
+
+    Where the layer cannot take a constant, the last row and column are those of the identity: then no weight is moved
+    to the constant.
+    """
+    count = h.shape[1]
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    damping = _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)
+    damped = h + torch.diag_embed(damping.expand(-1, count))
+    if not reader.takes_constant:
+        damped[:, -1, :] = damped[:, :, -1] = 0
+        damped[:, -1, -1] = 1
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):
+        raise AfinaError(
+            f"What {reader.name} reads on the calibration images could not be inverted.",
+            why="Its inputs are of extremely different size.",
+            fix="Use more calibration images, or the magnitude criterion.",
+        )
+    return torch.cholesky_inverse(factor)

@@ -23,6 +23,7 @@ from afina.techniques.context import Context
 from afina.techniques.quantize import FLOAT, Precision, QuantizeConfig, Source, apply
 from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.config import CALIBRATIONS
+from afina.techniques.quantize.contrast import with_contrast
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.prepared import Prepared
 from afina.techniques.quantize.technique import TECHNIQUE
@@ -554,6 +555,26 @@ def test_what_is_quantized_already_is_told_so(digits_network):
 def test_images_that_are_all_the_same_are_refused(digits_network, image):
     with pytest.raises(InputError, match="40 calibration images are all the same"):
         apply(digits_network, QuantizeConfig(), _context(image.expand(40, -1, -1, -1), 16))
+
+
+def test_ordinary_images_are_right_where_calibration_images_have_little_contrast(digits_network):
+    images = digits(0, 128)[0]
+    dull = images.mean() + 0.2 * (images - images.mean())
+    quantized, record = apply(digits_network, QuantizeConfig(), _context(dull))
+    assert _snr(digits_network, quantized) > 20
+    assert _snr(digits_network, quantized, dull) > 20
+    assert any("have 25% of the contrast" in note for note in record.notes)
+
+
+def test_images_of_half_the_contrast_are_left_as_they_are():
+    context = _context(0.5 * digits(0, 32)[0])
+    assert with_contrast(context, GREY, QuantizeConfig()) == (context, ())
+
+
+def test_weights_alone_are_quantized_on_the_images_as_they_are(digits_network):
+    context = _context(0.1 * digits(0, 32)[0])
+    assert with_contrast(context, GREY, QuantizeConfig(activations="none")) == (context, ())
+    assert with_contrast(context, GREY, QuantizeConfig())[0] is not context
 
 
 def test_an_activation_that_never_varies_is_named(digits_network):

@@ -23,7 +23,6 @@ from afina.jobs.planning.quantized_file import (
     cautions,
     check_kept,
     is_slower,
-    narrow_pixels,
     not_confirmed,
     with_answers,
     with_times,
@@ -36,6 +35,7 @@ from afina.techniques.quantize import QuantizeConfig
 from afina.techniques.quantize.apply import finish, prepare
 from afina.techniques.quantize.calibration import hold_out
 from afina.techniques.quantize.config import FLOAT
+from afina.techniques.quantize.contrast import with_contrast
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.halves import keep_wide, kept_note
 from afina.techniques.quantize.prepared import Prepared, Source
@@ -117,7 +117,8 @@ class _Quantization:
         """The network in integers and its record; the file is judged, and the limits are kept."""
         subject, limits = self.subject, self._limits()
         assert subject.data is not None
-        context, source = subject.context(subject.network), Source.of(subject.network)
+        context, contrast = with_contrast(subject.context(subject.network), subject.network.input, self.config)
+        source = Source.of(subject.network)
         if isinstance(self.plan, Plan):
             self.plan.check_network(source)
         _check_names(source, self.config)
@@ -126,7 +127,7 @@ class _Quantization:
         config, notes = self._planned(source, limits, context)
         source, equalized = equalize(source, config, context)
         config, wide_layers = keep_wide(source, config, context)
-        notes += (*equalized, *kept_note(wide_layers), *self._narrow(context))
+        notes += (*equalized, *kept_note(wide_layers), *contrast)
 
         def build(config_to_build: QuantizeConfig) -> tuple[Network, Record]:
             prepared, prepared_notes = prepare(source, config_to_build, context)
@@ -151,12 +152,6 @@ class _Quantization:
             write_plan(Path(self.options.save_plan), source, kept, self.exporter.runtime.name)
         last = cautions(record, subject, guarded=limits.max_drop is not None)
         return network, replace(record, notes=(*subject.alarms, *record.notes, *last))
-
-    def _narrow(self, context: Context) -> tuple[str, ...]:
-        """A warning on calibration images of a narrow range, where ranges rest on them."""
-        if self.config.default.activations == "none":
-            return ()
-        return narrow_pixels(context, self.subject.network.input)
 
     def _judged(self, guard: Guard, config: QuantizeConfig) -> tuple[Network, Record, QuantizeConfig]:
         """The network of a configuration that keeps the quality, its record with the judgement of its file, and that

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from afina.errors import InputError
 from afina.graph.network import Network
 from afina.jobs.common.drops import drop_note
@@ -12,15 +10,12 @@ from afina.jobs.common.subject import Subject
 from afina.jobs.planning.placement import NOTICEABLE
 from afina.runtimes import Runtime
 from afina.tasks import get_task
-from afina.techniques.context import Context
 from afina.techniques.quantize.config import bits_of
-from afina.types import Budget, InputSpec, Record
+from afina.types import Budget, Record
 from afina.units import format_details, format_size, format_time
 
 # Without a limit, a loss of this share of the quality is not what a user wants; slower by this share is no noise.
 _COLLAPSE, _SLOWER = 0.1, 0.03
-# Share of the range of a pixel below which calibration images are all alike, and by how much rounding may leave 0..1.
-_NARROW, _BEYOND = 0.6, 0.02
 
 
 def check_kept(record: Record, limits: Budget) -> None:
@@ -135,23 +130,6 @@ def cautions(record: Record, subject: Subject, *, guarded: bool) -> tuple[str, .
             "Warning: the file is slower than that of the original. With --plan auto, what is faster in float stays so."
         )
     return tuple(warnings)
-
-
-def narrow_pixels(context: Context, input: InputSpec) -> tuple[str, ...]:
-    """A warning where the calibration images use little of what a pixel can be: the file cuts off what lies outside.
-
-    An image twice as bright as all of them has activations that no integer stands for. Photographs as they come use the
-    whole range.
-    """
-    mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (input.mean, input.std))
-    pixels = context.first(macs=1e9) * std + mean
-    low, high = float(pixels.min()), float(pixels.max())
-    if high - low >= _NARROW or low < -_BEYOND or high > 1 + _BEYOND:  # images may come ready, in a scale of their own
-        return ()
-    return (
-        f"Warning: all calibration images have pixels between {low:.0%} and {high:.0%} of the full brightness. "
-        "What is darker or brighter in other images is cut off in integers: add images of all kinds that will come.",
-    )
 
 
 def _widened(record: Record, runtime: Runtime) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from afina.graph.network import Network
 from afina.techniques.context import Context
 from afina.techniques.quantize.calibration import choose_ranges, hold_out
 from afina.techniques.quantize.config import QuantizeConfig
+from afina.techniques.quantize.contrast import with_contrast
 from afina.techniques.quantize.effects import layer_table
 from afina.techniques.quantize.equalize import equalize
 from afina.techniques.quantize.halves import keep_wide, kept_note
@@ -38,13 +39,16 @@ def apply(network: Network, config: QuantizeConfig, context: Context) -> tuple[N
         AfinaError: an activation is not a finite number.
     """
     start = time.monotonic()
+    context, contrast_notes = with_contrast(context, network.input, config)
     source = Source.of(network)
     hold_out(source, config, context)
     source, equalize_notes = equalize(source, config, context)
     config, wide_layers = keep_wide(source, config, context)
     prepared, notes = prepare(source, config, context)
     prepared.placement.skipped.update(wide_layers)
-    return finish(network, prepared, context, (*equalize_notes, *kept_note(wide_layers), *notes), start)
+    return finish(
+        network, prepared, context, (*contrast_notes, *equalize_notes, *kept_note(wide_layers), *notes), start
+    )
 
 
 def draft(source: Source, config: QuantizeConfig, context: Context) -> Network:

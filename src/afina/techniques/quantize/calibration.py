@@ -43,8 +43,8 @@ def hold_out(source: Source, config: QuantizeConfig, context: Context) -> None:
         config: Says whether methods are compared.
         context: Calibration images.
     """
-    precisions = {config.default.activations, *(precision.activations for _, precision in config.layers)}
-    if config.calibration == "auto" and context.calibration is not None and not precisions <= {"none", "int16"}:
+    compared = config.activation_types - {"none", "int16"}
+    if config.calibration == "auto" and context.calibration is not None and compared:
         macs = float(cost_of(source.network).macs)
         count = min(_images_to_compare(macs), context.images // _PART)
         is_worth_it = count >= _FEWEST_IMAGES and macs <= _most_macs()

@@ -138,6 +138,11 @@ class QuantizeConfig:
         """The precision of layers that are not in `layers`."""
         return Precision(self.weights, self.activations)
 
+    @property
+    def activation_types(self) -> frozenset[str]:
+        """The types of activations that layers may have, `none` among them where some stay in float."""
+        return frozenset((self.activations, *(precision.activations for _, precision in self.layers)))
+
     def precision(self, layer: str) -> Precision:
         """The precision of the layer of that name."""
         return dict(self.layers).get(layer, self.default)

@@ -30,10 +30,10 @@ def start(problem: Problem, name: str, ranks: Sequence[int], work: float = math.
         ranks: One for each letter of the form's ranks.
         work: Multiply-accumulates that `cp`, which has no closed form, may take.
     """
-    scaled, undo = _scaled(problem)
     plain = partial(_cp, work=work) if name == "cp" else _PLAIN[name]
-    factors = plain(scaled, ranks)
-    return [undo(letters, factor) for letters, factor in zip(FORMS[name].factors, factors, strict=True)]
+    factors = plain(problem, ranks)
+    undone = problem.separable.undone
+    return [undone(letters, factor) for letters, factor in zip(FORMS[name].factors, factors, strict=True)]
 
 
 def input_energies(problem: Problem) -> Tensor:
@@ -41,78 +41,22 @@ def input_energies(problem: Problem) -> Tensor:
 
     The metric is taken for a product.
     """
-    scaled, _ = _scaled(problem)
-    matrix = scaled.transpose(0, 1).flatten(1)
+    matrix = problem.scaled.transpose(0, 1).flatten(1)
     return shares(torch.linalg.eigvalsh(matrix @ matrix.T))
 
 
-# Two inputs and a kernel of 1 x 2 make four columns, (input, pixel) 00 01 10 11, with the metric
-#
-#     C = [[5, 1, 4, 0.8],      C_i[i,j] = C[i0,j0] + C[i1,j1] = [[10, 8],       the trace of each 2 x 2 block
-#          [1, 5, 0.8, 4],                                        [8, 10]]
-#          [4, 0.8, 5, 1],      C_w[v,w] = C[0v,0w] + C[1v,1w] = [[10, 2],       the sum of the blocks on the diagonal
-#          [0.8, 4, 1, 5]]                                        [2, 10]]
-#
-# and C_h = [[20]]. C is (C_i x C_h x C_w) / 400 here; other metrics are near to such a product only, which is why the
-# result is a start. The factor 400 does not matter: the nearest chain is the same for every multiple of a metric.
-def _scaled(problem: Problem) -> tuple[Tensor, Callable[[str, Tensor], Tensor]]:
-    """The weight times the square roots of its separable metric, and a function that takes them out of a factor again.
-
-    The function takes the factor's letters and the factor.
-    """
-    _, inputs, height, width = problem.weight.shape
-    assert problem.metric.ndim == 2  # a matrix that is taken in blocks has the svd alone
-    moments = problem.metric.reshape(inputs, height, width, inputs, height, width)
-    parts = {
-        "i": torch.einsum("ihwjhw->ij", moments),
-        "h": torch.einsum("ihwigw->hg", moments),
-        "w": torch.einsum("ihwihv->wv", moments),
-    }
-    roots = {letter: _root(part) for letter, part in parts.items()}
-    scaled = problem.weight
-    for letter, (root, _) in roots.items():
-        scaled = _times(scaled, "oihw".index(letter), root)
-
-    def undo(letters: str, factor: Tensor) -> Tensor:
-        for place, letter in enumerate(letters):
-            if letter in roots:
-                factor = _times(factor, place, roots[letter][1])
-        return factor
-
-    return scaled, undo
-
-
-def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of a symmetric matrix, and the inverse of that root.
-
-    Example:
-        >>> root, inverse = _root(torch.tensor([[5.0, 4.0], [4.0, 5.0]]))
-        >>> root.numpy().round(3).tolist(), (3 * inverse).numpy().round(3).tolist()
-        ([[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 2.0]])
-    """
-    values, vectors = torch.linalg.eigh(moments)
-    sizes = values.clamp_min(values[-1].clamp_min(_TINY) * 1e-6).sqrt()
-    return (vectors * sizes) @ vectors.T, (vectors / sizes) @ vectors.T
-
-
-def _times(tensor: Tensor, place: int, matrix: Tensor) -> Tensor:
-    """A tensor with one of its dimensions multiplied by a matrix `[size, size]`."""
-    product: Tensor = torch.tensordot(tensor, matrix, dims=([place], [0]))
-    return product.movedim(-1, place)
-
-
-def _spatial(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+def _spatial(problem: Problem, ranks: Sequence[int]) -> list[Tensor]:
     """The truncated SVD of the matrix (outputs x width) by (inputs x height) (Jaderberg et al. 2014, scheme 2)."""
-    outputs, inputs, height, width = weight.shape
-    matrix = weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    outputs, inputs, height, width = problem.weight.shape
+    left, sizes, right = problem.scaled_svd
     (rank,) = ranks
     first = (left[:, :rank] * sizes[:rank]).reshape(outputs, width, rank).transpose(1, 2)
     return [first, right[:rank].reshape(rank, inputs, height)]
 
 
-def _tucker(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+def _tucker(problem: Problem, ranks: Sequence[int]) -> list[Tensor]:
     """HOSVD over outputs and inputs, with one round of orthogonal iteration (De Lathauwer et al. 2000)."""
+    weight = problem.scaled
     outer, inner = ranks
     left = _leading(weight.flatten(1), outer)
     right = _leading(torch.tensordot(weight, left, dims=([0], [0])).permute(0, 3, 1, 2).flatten(1), inner)
@@ -120,8 +64,9 @@ def _tucker(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     return [left, torch.einsum("oihw,or,is->rshw", weight, left, right), right.T]
 
 
-def _tt(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+def _tt(problem: Problem, ranks: Sequence[int]) -> list[Tensor]:
     """TT-SVD (Oseledets 2011, algorithm 1) over outputs, width, height, inputs."""
+    weight = problem.scaled
     outputs, inputs, height, width = weight.shape
     outer, middle, inner = ranks
     rest = weight.permute(0, 3, 2, 1).reshape(outputs, -1)
@@ -138,13 +83,13 @@ def _tt(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     ]
 
 
-def _cp(weight: Tensor, ranks: Sequence[int], work: float) -> list[Tensor]:
+def _cp(problem: Problem, ranks: Sequence[int], work: float) -> list[Tensor]:
     """Alternating least squares (Kolda and Bader 2009, "Tensor decompositions and applications", figure 3.3).
 
     With `W[o,i,h,w] = sum_r a[r,o] b[r,i] u[r,h] v[r,w]`, each factor in turn is the least-squares solution. What the
     weight times the new `a` is (`[rank, inputs, height, width]`) serves for the other three factors of a round.
     """
-    (rank,) = ranks
+    weight, (rank,) = problem.scaled, ranks
     rounds = int(min(max(work / (4 * weight.numel() * rank), _FEWEST_ROUNDS), _MOST_ROUNDS))
     _, inputs, height, width = weight.shape
     flat = weight.flatten(1)
@@ -202,6 +147,6 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return vectors[:, -rank:].flip(1)
 
 
-_PLAIN: dict[str, Callable[[Tensor, Sequence[int]], list[Tensor]]] = {
+_PLAIN: dict[str, Callable[[Problem, Sequence[int]], list[Tensor]]] = {
     "spatial": _spatial, "tucker": _tucker, "tt": _tt,
 }  # fmt: skip

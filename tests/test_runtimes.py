@@ -414,7 +414,26 @@ class _OfWeights(_Plain):
         return self.head(F.conv2d(x, standard, padding=1).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_OfWeights, True), (_Written, False)])
+class _Numbered(nn.Sequential):
+    """Its weights have names that begin with a digit; its attention squeezes several dimensions at once."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(2), _Attention(36), nn.Linear(36, 10))
+
+    @property
+    def norm(self):
+        return self[1]
+
+
+class _Attention(nn.MultiheadAttention):
+    def __init__(self, width):
+        super().__init__(width, 4, batch_first=True)
+
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0].mean(1)
+
+
+@pytest.mark.parametrize(("kind", "short"), [(_Plain, True), (_OfWeights, True), (_Numbered, True), (_Written, False)])
 def test_onnx_files_are_right_with_and_without_tracing_the_network_anew(kind, short, tmp_path, monkeypatch):
     torch.manual_seed(0)
     module = kind()

@@ -82,7 +82,8 @@ def _lift_stored(module: GraphModule, graph: Graph, copies: dict[Node, Node]) ->
             continue
         name = str(node.target)
         if name not in stored:
-            stored[name] = graph.placeholder(name.replace(".", "_"))
+            # It becomes an argument of a function: a name that begins with a digit would be no Python.
+            stored[name] = graph.placeholder(f"stored_{name.replace('.', '_')}")
             kind = InputKind.BUFFER if name in buffers else InputKind.CONSTANT_TENSOR
             kind = InputKind.PARAMETER if name in parameters else kind
             persistent = True if kind is InputKind.BUFFER else None

@@ -146,11 +146,23 @@ def _subtract(node: Node) -> None:
         node.target, node.args = _aten.add.Scalar, (negative, number)
 
 
+def _squeeze(node: Node) -> None:
+    """Several dimensions of one element taken out: one after the other, the last first."""
+    source: Any = node.args[0]
+    value, dims = source.meta["val"], node.args[1]
+    for dim in sorted((dim % value.ndim for dim in dims), reverse=True)[:-1]:  # type: ignore[union-attr, operator]
+        with node.graph.inserting_before(node):
+            source = node.graph.call_function(_aten.squeeze.dim, (source, dim))
+        source.meta["val"] = value = value.squeeze(dim)
+    node.target, node.args = _aten.squeeze.dim, (source, min(dim % value.ndim for dim in dims))  # type: ignore[union-attr, operator]
+
+
 _REWRITES: dict[Any, Callable[[Node], None]] = {
     _aten.adaptive_avg_pool2d.default: _pool,
     _aten.batch_norm.default: _normalize,
     _aten.dropout.default: _skip_dropout,
     _aten.dropout_.default: _skip_dropout,
     _aten.rsub.Scalar: _subtract,
+    _aten.squeeze.dims: _squeeze,
     _aten.to.dtype: _convert,
 }

@@ -1,9 +1,10 @@
 """Networks that give something else than one vector: maps, boxes, masks, key points, embeddings, hidden states.
 
 Weights are random, as nothing is downloaded, and drawn from a fixed seed; the statistics of batch norms are taken on
-photographs, so that maps are neither dead nor flat. Those of torchvision have their own sizes, those of `transformers`
-are small configurations of the real classes, YOLO11n is made from the description that comes with `ultralytics`. A
-detector of torchvision is captured as a user would do it: backbone and head, without what follows them.
+photographs, so that maps are neither dead nor flat. Those of torchvision have their own sizes
+(the residual ones on a ResNet-18), those of `transformers` are small configurations of the real classes, YOLO11n is
+made from the description that comes with `ultralytics`. A detector of torchvision is captured as a user would do it:
+backbone and head, without what follows them.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,11 @@ from output_modules import (
 )
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import detection, segmentation
+from torchvision.models import detection, resnet18, segmentation
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.segmentation.fcn import FCN, FCNHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 _CLASSES = 5
 
@@ -87,16 +92,30 @@ class Proposals(nn.Module):
         return {"objectness": objectness, "boxes": boxes}
 
 
+def _fcn() -> nn.Module:
+    """An FCN with a second head on the third stage, on a ResNet-18."""
+    layers = IntermediateLayerGetter(resnet18(weights=None), {"layer4": "out", "layer3": "aux"})
+    return FCN(layers, FCNHead(512, _CLASSES), FCNHead(256, _CLASSES))
+
+
+def _pyramid() -> nn.Module:
+    """The feature pyramid of torchvision's detectors of one stage, on a ResNet-18."""
+    return resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d,
+        returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256),
+    )  # fmt: skip
+
+
 def _torchvision() -> list[Subject]:
     bare: dict[str, Any] = {"weights": None, "weights_backbone": None}
     shrunk = {**bare, "num_classes": _CLASSES}
     return [
-        Subject("fcn_resnet50", lambda: segmentation.fcn_resnet50(**shrunk, aux_loss=True), 64, "two maps"),
+        Subject("fcn", _fcn, 64, "two maps"),
         Subject("deeplabv3_mobilenet_v3", lambda: segmentation.deeplabv3_mobilenet_v3_large(**shrunk), 96, "map"),
         Subject("lraspp_mobilenet_v3", lambda: segmentation.lraspp_mobilenet_v3_large(**shrunk), 96, "map"),
         Subject("ssdlite320", lambda: Detector(detection.ssdlite320_mobilenet_v3_large(**bare)), 192, "boxes, classes"),
-        Subject("retinanet", lambda: Detector(detection.retinanet_resnet50_fpn(**shrunk)), 64, "boxes, classes"),
-        Subject("fcos", lambda: Detector(detection.fcos_resnet50_fpn(**shrunk)), 64, "boxes, classes, centres"),
+        Subject("retinanet", lambda: Detector(detection.RetinaNet(_pyramid(), _CLASSES)), 64, "boxes, classes"),
+        Subject("fcos", lambda: Detector(detection.FCOS(_pyramid(), _CLASSES)), 64, "boxes, classes, centres"),
         Subject(
             "faster_rcnn_proposals",
             lambda: Proposals(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**bare)),

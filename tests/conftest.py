@@ -1,5 +1,7 @@
 """What several tests share: small networks on real images."""
 
+import os
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -10,6 +12,10 @@ from afina import capacity
 from afina.devices import measure_latency
 from afina.graph import Network, capture
 from afina.types import InputSpec, TaskSpec
+
+if not torch.cuda.is_available():
+    # A library that some test imports has torch look for a driver anew at each tensor without data: a second per export.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 DIGITS = TaskSpec("classification", tuple("0123456789"))
 GREY = InputSpec(8, 8, mean=(0.3,), std=(0.3,), order="L")

@@ -14,7 +14,7 @@ from afina.graph import Network, capture
 from afina.types import InputSpec, TaskSpec
 
 if not torch.cuda.is_available():
-    # A library that some test imports has torch look for a driver anew at each tensor without data: a second per export.
+    # A library that some test imports has torch look for a driver anew at each tensor without data.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 DIGITS = TaskSpec("classification", tuple("0123456789"))

@@ -20,7 +20,7 @@ from afina.graph import Network, capture
 from afina.graph.axes import Analysis
 from afina.graph.blocks import find_blocks, remove_blocks
 from afina.graph.cost import cost_of
-from afina.graph.statistics import Effect, put
+from afina.graph.statistics import Effect, write_matrices
 from afina.graph.stored import attribute
 from afina.graph.surgery import remove
 from afina.jobs.planning.axes import AxisPlanner
@@ -261,7 +261,7 @@ def test_sensitivities_are_measured_on_one_copy_and_leave_the_network_as_it_was(
     keep = sorted(set(range(axis.size)) - set(path.order[:gone]))
     with torch.no_grad():
         for name, matrices in path.matrices[gone].items():
-            put(network, study.readers[name], matrices, [None] * network.module.get_parameter(name).ndim)
+            write_matrices(network, study.readers[name], matrices, [None] * network.module.get_parameter(name).ndim)
     smaller = remove(network, {axis: keep}, analysis=study.analysis)
     effect = Effect(reader_of_digits, images)
     assert effect.of(smaller) == pytest.approx(found[axis.name].measured[1], rel=1e-3)

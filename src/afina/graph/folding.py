@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 from afina.graph.network import Network
 from afina.graph.ops import arguments, op_name
-from afina.graph.stored import attribute, is_stored, put_parameter, uses_of
+from afina.graph.stored import attribute, is_stored, set_parameter, uses_of
 from afina.graph.writing import is_view, written
 
 _LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
@@ -96,7 +96,7 @@ def store(network: Network, computed: Node) -> tuple[Node, str]:
     with torch.no_grad():
         folded: Tensor = value(computed).detach().clone()
     name = f"{computed.name}_stored"
-    put_parameter(network.module, name, folded)
+    set_parameter(network.module, name, folded)
     with network.graph.inserting_before(computed):
         stored = network.graph.get_attr(name)
     stored.meta = dict(computed.meta)
@@ -111,7 +111,7 @@ def _take_name(network: Network, stored: Node, origin: str) -> str:
     name, before = _PARAMETRIZED.sub(r".\1", origin), str(stored.target)
     if any(node.op == "get_attr" and node.target == name for node in network.graph.nodes):
         return before
-    put_parameter(network.module, name, attribute(network.module, before).detach())
+    set_parameter(network.module, name, attribute(network.module, before).detach())
     delattr(network.module, before)
     stored.target = name
     return name
@@ -188,9 +188,9 @@ def _fold(network: Network, layer: Node, norm: Node) -> None:
     bias = (
         attribute(network.module, str(bias_node.target)).detach() if bias_node is not None else torch.zeros_like(factor)
     )
-    put_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
+    set_parameter(network.module, name, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
     bias_name = str(bias_node.target) if bias_node is not None else bias_name_of(name)
-    put_parameter(
+    set_parameter(
         network.module, bias_name, parameter_of("bias", 0.0) + factor * (bias - parameter_of("running_mean", 0.0))
     )
     if bias_node is None:

@@ -26,7 +26,7 @@ def uses_of(node: Node) -> int:
     return sum(len(other.users) for other in same)
 
 
-def put(module: nn.Module, name: str, value: Tensor) -> None:
+def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Store a tensor under a name, in the place of any other: a parameter as a parameter, the rest as buffers."""
     owner, _, leaf = name.rpartition(".")
     parent = _part(module, owner)
@@ -39,9 +39,9 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
         parent.register_buffer(leaf, value)
 
 
-def put_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Store a tensor as a parameter, which is trained where it can be."""
-    put(module, name, nn.Parameter(value, requires_grad=value.is_floating_point()))
+    set_tensor(module, name, nn.Parameter(value, requires_grad=value.is_floating_point()))
 
 
 def own(module: nn.Module, name: str) -> Tensor:
@@ -52,7 +52,7 @@ def own(module: nn.Module, name: str) -> Tensor:
     value: Tensor = attribute(module, name)
     copied = value.detach().clone()
     is_parameter = isinstance(value, nn.Parameter)
-    put(module, name, nn.Parameter(copied, requires_grad=value.requires_grad) if is_parameter else copied)
+    set_tensor(module, name, nn.Parameter(copied, requires_grad=value.requires_grad) if is_parameter else copied)
     return copied
 
 

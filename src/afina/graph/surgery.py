@@ -48,8 +48,8 @@ def remove(network: Network, keep: Mapping[Axis, Sequence[int]], *, analysis: An
     parts = _masks(analysis, remaining)
     twin = network.copy()
     twins = dict(zip(analysis.graph.nodes, twin.graph.nodes, strict=True))
-    for respelling in analysis.respellings:
-        respelling.write(twins[respelling.node], remaining)
+    for number in analysis.rewritten_numbers:
+        number.write(twins[number.node], remaining)
     owners = _owners(twin.module)
     for name, part in parts.items():
         _slice(twin.module, name, part, owners)
@@ -94,7 +94,7 @@ def _masks(analysis: Analysis, remaining: RemainingPositions) -> Masks:
     if not all(remaining.mask(expr).any() for expr in analysis.needed):
         raise InputError("Nothing would be left for a norm to take statistics over.", fix="Keep more units.")
     masks: Masks = {}
-    for name, dims in analysis.held.items():
+    for name, dims in analysis.stored_dims.items():
         parts = [remaining.mask(expr) if expr else None for expr in dims]
         if any(part is not None and not part.any() for part in parts):
             raise InputError(f"Nothing would be left of {name}.", fix="Keep more units of the axes that it is part of.")

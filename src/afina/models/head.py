@@ -11,7 +11,7 @@ from afina.errors import InputError
 from afina.graph.folding import bias_name_of, give_bias
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
-from afina.graph.stored import put_parameter
+from afina.graph.stored import set_parameter
 from afina.tasks.base import only_output
 from afina.types import TaskSpec
 
@@ -84,15 +84,15 @@ def with_new_head(network: Network, task: TaskSpec, bias: Tensor) -> Network:
     old = twin.module.get_parameter(head.weight)
     weight = torch.empty(len(bias), *old.shape[1:])
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    put_parameter(twin.module, head.weight, weight.to(network.device))
+    set_parameter(twin.module, head.weight, weight.to(network.device))
     bias = bias.to(network.device, torch.float32)
     if head.bias is None:
         name = bias_name_of(head.weight)
-        put_parameter(twin.module, name, bias)
+        set_parameter(twin.module, name, bias)
         give_bias(twin, head.node, name)
         twin.module.recompile()
     else:
-        put_parameter(twin.module, head.bias, bias)
+        set_parameter(twin.module, head.bias, bias)
     # Exported again, because the shapes noted in the graph are those of the old head.
     twin.task = task
     try:
@@ -118,7 +118,7 @@ def with_order(network: Network, task: TaskSpec) -> Network:
         raise _no_head(network, task)
     for name in (head.weight, head.bias):
         if name is not None:
-            put_parameter(twin.module, name, twin.module.get_parameter(name).detach()[order])
+            set_parameter(twin.module, name, twin.module.get_parameter(name).detach()[order])
     twin.task = task
     images = network.example()
     with network.inference(), twin.inference():

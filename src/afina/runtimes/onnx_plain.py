@@ -150,11 +150,11 @@ def _squeeze(node: Node) -> None:
     """Several dimensions of one element taken out: one after the other, the last first."""
     source: Any = node.args[0]
     value, dims = source.meta["val"], node.args[1]
-    for dim in sorted((dim % value.ndim for dim in dims), reverse=True)[:-1]:  # type: ignore[union-attr, operator]
+    for dim in sorted((dim % value.ndim for dim in dims), reverse=True)[:-1]:  # type: ignore[union-attr]
         with node.graph.inserting_before(node):
             source = node.graph.call_function(_aten.squeeze.dim, (source, dim))
         source.meta["val"] = value = value.squeeze(dim)
-    node.target, node.args = _aten.squeeze.dim, (source, min(dim % value.ndim for dim in dims))  # type: ignore[union-attr, operator]
+    node.target, node.args = _aten.squeeze.dim, (source, min(dim % value.ndim for dim in dims))  # type: ignore[union-attr]
 
 
 _REWRITES: dict[Any, Callable[[Node], None]] = {

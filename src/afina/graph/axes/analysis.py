@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from afina.graph.axes import elementwise, indexing, layers, products, shapes
-from afina.graph.axes.builder import Builder, NotUnderstood, Respelling, Tag
+from afina.graph.axes.builder import Builder, NotUnderstood, RewrittenNumber, Tag
 from afina.graph.axes.grouping import group
 from afina.graph.axes.labels import Array, Expr, Solution
 from afina.graph.network import Network
@@ -172,12 +172,12 @@ class Analysis:
         for node in self.graph.nodes:
             self._visit(builder, node)
         self._builder = builder
-        self.respellings: list[Respelling] = builder.respellings
+        self.rewritten_numbers: list[RewrittenNumber] = builder.rewritten_numbers
         self.solution: Solution = builder.labels.solve()
         # Statistics need one unit at least: of none they are not a number.
         self.needed: list[Expr] = [self.solution.expand(expr) for expr in builder.tags["normalised"]]
-        self.held: dict[str, tuple[Expr, ...]] = {
-            name: tuple(self.solution.expand(expr) for expr in dims) for name, dims in builder.held.items()
+        self.stored_dims: dict[str, tuple[Expr, ...]] = {
+            name: tuple(self.solution.expand(expr) for expr in dims) for name, dims in builder.stored_dims.items()
         }
         self.classes: dict[str, Array] = {}
 
@@ -202,32 +202,32 @@ class Analysis:
         """For each tensor that a node gives for a batch, its dimensions in atomic classes."""
         return [tuple(self.solution.expand(expr) for expr in dims) for dims in self._builder.parts(node)]
 
-    def _visit(self, g: Builder, node: Node) -> None:
+    def _visit(self, builder: Builder, node: Node) -> None:
         if node.op == "get_attr":
             if node.users:
-                g.put_attribute(node)
+                builder.set_stored(node)
         elif node.op == "placeholder":
-            g.put_fixed(node)
+            builder.set_fixed(node)
         elif node.op == "output":
             for source in node.all_input_nodes:
-                for dims in g.parts(source):
+                for dims in builder.parts(source):
                     for expr in dims:
-                        g.labels.fix(expr, "it reaches the network's output")
+                        builder.labels.fix(expr, "it reaches the network's output")
         elif node.target is operator.getitem and isinstance(node.args[1], int):
-            parts = g.parts(node.all_input_nodes[0])
+            parts = builder.parts(node.all_input_nodes[0])
             if node.args[1] < len(parts):
-                g.put(node, parts[node.args[1]])
+                builder.set_dims(node, parts[node.args[1]])
             else:
-                g.put_fixed(node)
+                builder.set_fixed(node)
         else:
-            self._visit_op(g, node)
+            self._visit_op(builder, node)
 
-    def _visit_op(self, g: Builder, node: Node) -> None:
+    def _visit_op(self, builder: Builder, node: Node) -> None:
         """Apply the rule for an op; without one, or in a form unknown to the rule, all that the op reads is fixed."""
-        inputs = [dims for source in node.all_input_nodes for dims in g.parts(source)]
+        inputs = [dims for source in node.all_input_nodes for dims in builder.parts(source)]
         makes = isinstance(node.target, torch._ops.OpOverload) and op_name(node) in shapes.MAKERS
         if not makes and not any(expr for dims in inputs for expr in dims):
-            g.put_fixed(node)
+            builder.set_fixed(node)
             return
         rule: Callable[[Builder, Node], None] | None = None
         if makes:
@@ -239,11 +239,11 @@ class Analysis:
         try:
             if rule is None:
                 raise NotUnderstood("there is no rule for this op")
-            rule(g, node)
+            rule(builder, node)
         except NotUnderstood as reason:
             self.unknown[f"{op_name(node)} (node {node.name})"] = str(reason)
-            g.fix(node, [expr for dims in inputs for expr in dims], "it reaches an op that is not understood")
-            g.put_fixed(node)
+            builder.fix(node, [expr for dims in inputs for expr in dims], "it reaches an op that is not understood")
+            builder.set_fixed(node)
 
     def _reason(self, classes: Array) -> str:
         index = int(self.solution.reason[classes[0]])
@@ -268,7 +268,9 @@ class Analysis:
 
     def _groups(self) -> list[tuple[Array, list[Member]]]:
         """The classes of each axis, fixed ones too, with the dimensions of weights that they stand in."""
-        slots = [(name, d, array) for name, dims in self.held.items() for d, expr in enumerate(dims) for array in expr]
+        slots = [
+            (name, d, array) for name, dims in self.stored_dims.items() for d, expr in enumerate(dims) for array in expr
+        ]
         kinds = (self.solution.family, self.solution.reason, *(self._tagged[tag] for tag in get_args(Tag)))
         return [
             (

@@ -17,7 +17,7 @@ from afina.graph.stored import attribute
 
 Dims = tuple[Expr, ...]
 # One tensor's dimensions, or one entry for each tensor of an op that gives several.
-Axing = Dims | list[Dims]
+NodeDims = Dims | list[Dims]
 Mask = NDArray[np.bool_]
 # Properties of a dimension that an op makes known, from which an axis gets its kind.
 Tag = Literal["normalised", "embedding", "heads", "head-dim", "groups"]
@@ -44,7 +44,7 @@ class RemainingPositions:
 
 
 @dataclass(frozen=True)
-class Respelling:
+class RewrittenNumber:
     """A number spelled out in the graph that changes with the axes.
 
     Attributes:
@@ -65,22 +65,22 @@ class Builder:
 
     Attributes:
         labels: The union-find in which dimensions are united, split and fixed.
-        respellings: The numbers in the graph that surgery must rewrite.
+        rewritten_numbers: The numbers in the graph that surgery must rewrite.
         producers: `(weight, dimension)` in which a layer writes its output, with what kind of units it makes.
         consumers: `(weight, dimension)` over which a layer sums its input.
         tags: For each tag, the dimensions that carry it.
-        held: For each parameter, buffer or constant that the graph reads, the expressions of its dimensions.
+        stored_dims: For each parameter, buffer or constant that the graph reads, the expressions of its dimensions.
     """
 
     def __init__(self, module: GraphModule, values: dict[Node, Any]) -> None:
         self.module, self.labels = module, Labels()
-        self.respellings: list[Respelling] = []
+        self.rewritten_numbers: list[RewrittenNumber] = []
         self.producers: dict[tuple[str, int], Made] = {}
         self.consumers: set[tuple[str, int]] = set()
         self.tags: dict[Tag, list[Expr]] = {tag: [] for tag in get_args(Tag)}
-        self.held: dict[str, Dims] = {}
+        self.stored_dims: dict[str, Dims] = {}
         self._values = values
-        self._dims: dict[Node, Axing] = {}
+        self._dims: dict[Node, NodeDims] = {}
         self._names: dict[int, str] = {}
         self._constants: dict[Node, Tensor | None] = {}
 
@@ -123,7 +123,7 @@ class Builder:
         dims = self._dims.get(node, [])
         return [dims] if isinstance(dims, tuple) else dims
 
-    def put(self, node: Node, dims: Axing) -> None:
+    def set_dims(self, node: Node, dims: NodeDims) -> None:
         """Note the expressions of the tensors that `node` gives; raises `NotUnderstood` where their shapes differ."""
         shapes = self.shapes(node)
         parts = [dims] if isinstance(dims, tuple) else dims
@@ -135,23 +135,23 @@ class Builder:
                 raise NotUnderstood(f"its shape is {tuple(shape)}, which was not expected")
         self._dims[node] = dims
 
-    def put_fixed(self, node: Node) -> None:
+    def set_fixed(self, node: Node) -> None:
         """Note that no dimension of what `node` gives ever changes."""
         shapes = self.shapes(node)
         if shapes is not None:
             fixed = [(FIXED,) * len(shape) for shape in shapes]
             self._dims[node] = fixed if self.is_multiple(node) else fixed[0]
 
-    def put_attribute(self, node: Node) -> None:
+    def set_stored(self, node: Node) -> None:
         """A parameter, buffer or constant: each dimension gets labels of its own, the same for all its names."""
         target = str(node.target)
         value = attribute(self.module, target)
         if not isinstance(value, Tensor):
             return
         name = self._names.setdefault(id(value), target)
-        if name not in self.held:
-            self.held[name] = tuple(self.labels.fresh(size) if size > 1 else FIXED for size in value.shape)
-        self._dims[node] = self.held[name]
+        if name not in self.stored_dims:
+            self.stored_dims[name] = tuple(self.labels.fresh(size) if size > 1 else FIXED for size in value.shape)
+        self._dims[node] = self.stored_dims[name]
 
     def unite(self, node: Node, a: Expr, b: Expr) -> Expr:
         """Note that the two dimensions are the same one, because of `node`; gives its expression."""
@@ -201,25 +201,25 @@ class Builder:
             value = node.target(*args, **kwargs)
         return value if isinstance(value, Tensor) else None
 
-    def respell(self, node: Node, write: Callable[[Node, RemainingPositions], None]) -> None:
+    def rewrite_on_removal(self, node: Node, write: Callable[[Node, RemainingPositions], None]) -> None:
         """Let surgery call `write(twin, remaining)` on the copy of the node, `twin`.
 
         The other nodes that `write` needs are those that the twin has as arguments: never ones of this graph.
         """
-        self.respellings.append(Respelling(node, write))
+        self.rewritten_numbers.append(RewrittenNumber(node, write))
 
 
-def broadcast(g: Builder, node: Node, tensors: Sequence[tuple[Dims, tuple[int, ...]]]) -> Dims:
+def broadcast(builder: Builder, node: Node, tensors: Sequence[tuple[Dims, tuple[int, ...]]]) -> Dims:
     """The dimensions of what broadcasts together: equal ones are united, size 1 gives way and must stay 1."""
     rank = max(len(shape) for _, shape in tensors)
     result: list[Expr] = []
     for back in range(rank, 0, -1):
         met = [(d[-back], shape[-back]) for d, shape in tensors if back <= len(shape)]
         wide = [expr for expr, size in met if size != 1]
-        g.fix(node, [expr for expr, size in met if size == 1 and wide], "it is broadcast")
+        builder.fix(node, [expr for expr, size in met if size == 1 and wide], "it is broadcast")
         same = wide or [expr for expr, _ in met]
         expr = same[0]
         for other in same[1:]:
-            expr = g.unite(node, expr, other)
+            expr = builder.unite(node, expr, other)
         result.append(expr)
     return tuple(result)

@@ -17,51 +17,51 @@ def is_pointwise(node: Node) -> bool:
     return torch.Tag.pointwise in tags or op_name(node) in _MORE_POINTWISE
 
 
-def pointwise(g: Builder, node: Node) -> None:
+def pointwise(builder: Builder, node: Node) -> None:
     """An op on any number of tensors, which are broadcast together."""
-    tensors = [n for n in node.all_input_nodes if g.is_tensor(n)]
-    if len(tensors) < len([n for n in node.all_input_nodes if g.shapes(n) is not None]):
+    tensors = [n for n in node.all_input_nodes if builder.is_tensor(n)]
+    if len(tensors) < len([n for n in node.all_input_nodes if builder.shapes(n) is not None]):
         raise NotUnderstood("it takes lists of tensors")
-    dims = broadcast(g, node, [(g.dims(n), g.shape(n)) for n in tensors])
-    g.put(node, dims)
+    dims = broadcast(builder, node, [(builder.dims(n), builder.shape(n)) for n in tensors])
+    builder.set_dims(node, dims)
 
 
-def same(g: Builder, node: Node) -> None:
+def same(builder: Builder, node: Node) -> None:
     """The output has the axes of the first argument: copies, casts, dropout."""
-    g.put(node, g.dims(node.all_input_nodes[0]))
+    builder.set_dims(node, builder.dims(node.all_input_nodes[0]))
 
 
-def pooling(g: Builder, node: Node) -> None:
+def pooling(builder: Builder, node: Node) -> None:
     """Pooling, resizing and padding of the last dimensions only, as many as the op's name says."""
     spatial = int(re.findall(r"(\d)d", op_name(node))[0])
-    dims = g.dims(node.all_input_nodes[0])
-    g.fix(node, dims[-spatial:], "it is pooled or resized")
+    dims = builder.dims(node.all_input_nodes[0])
+    builder.fix(node, dims[-spatial:], "it is pooled or resized")
     out = (*dims[:-spatial], *(FIXED,) * spatial)
-    shapes = g.shapes(node) or []
-    g.put(node, [out for _ in shapes] if g.is_multiple(node) else out)
+    shapes = builder.shapes(node) or []
+    builder.set_dims(node, [out for _ in shapes] if builder.is_multiple(node) else out)
 
 
-def resize(g: Builder, node: Node) -> None:
+def resize(builder: Builder, node: Node) -> None:
     """`upsample_*`: all dimensions but batch and channels."""
-    dims = g.dims(node.all_input_nodes[0])
-    g.fix(node, dims[2:], "it is resized")
-    g.put(node, (*dims[:2], *(FIXED,) * (len(dims) - 2)))
+    dims = builder.dims(node.all_input_nodes[0])
+    builder.fix(node, dims[2:], "it is resized")
+    builder.set_dims(node, (*dims[:2], *(FIXED,) * (len(dims) - 2)))
 
 
-def reduction(g: Builder, node: Node) -> None:
+def reduction(builder: Builder, node: Node) -> None:
     """Mean, sum and the like over some dimensions; the number of a position, or a product, needs all of them."""
-    a = arguments(node)
-    dims = g.dims(a["self"])
-    reduced = reduced_dimensions(a.get("dim"), len(dims))
-    if op_name(node) in _NEEDS_ALL or (g.is_multiple(node) and _reads_positions(node)):
-        g.fix(node, [dims[d] for d in reduced], "it is reduced")
-    g.tag("normalised", *(dims[d] for d in reduced))
-    if a.get("keepdim"):
+    args = arguments(node)
+    dims = builder.dims(args["self"])
+    reduced = reduced_dimensions(args.get("dim"), len(dims))
+    if op_name(node) in _NEEDS_ALL or (builder.is_multiple(node) and _reads_positions(node)):
+        builder.fix(node, [dims[d] for d in reduced], "it is reduced")
+    builder.tag("normalised", *(dims[d] for d in reduced))
+    if args.get("keepdim"):
         out: tuple[Any, ...] = tuple(FIXED if d in reduced else expr for d, expr in enumerate(dims))
     else:
         out = tuple(expr for d, expr in enumerate(dims) if d not in reduced)
-    shapes = g.shapes(node) or []
-    g.put(node, [out for _ in shapes] if g.is_multiple(node) else out)
+    shapes = builder.shapes(node) or []
+    builder.set_dims(node, [out for _ in shapes] if builder.is_multiple(node) else out)
 
 
 def _reads_positions(node: Node) -> bool:
@@ -69,45 +69,47 @@ def _reads_positions(node: Node) -> bool:
     return op_name(node) in ("max", "min", "median") and any(user.args[1] == 1 and user.users for user in node.users)
 
 
-def along(g: Builder, node: Node) -> None:
+def along(builder: Builder, node: Node) -> None:
     """Softmax, cumulative sums and rolls: the dimension that they run along is fixed, the others pass."""
-    a = arguments(node)
-    dims = g.dims(a["self"])
-    where = a.get("dim", a.get("dims"))
+    args = arguments(node)
+    dims = builder.dims(args["self"])
+    where = args.get("dim", args.get("dims"))
     if where is None or where == []:
         raise NotUnderstood("it runs along all dimensions")
     run = reduced_dimensions(where, len(dims))
-    g.fix(node, [dims[d] for d in run], f"{op_name(node)} runs along it")
-    g.put(node, tuple(FIXED if d in run else expr for d, expr in enumerate(dims)))
+    builder.fix(node, [dims[d] for d in run], f"{op_name(node)} runs along it")
+    builder.set_dims(node, tuple(FIXED if d in run else expr for d, expr in enumerate(dims)))
 
 
-def ordered(g: Builder, node: Node) -> None:
+def ordered(builder: Builder, node: Node) -> None:
     """`topk`, `sort`: the dimension that is put in order is fixed, the others pass; values and positions."""
-    a = arguments(node)
-    dims = list(g.dims(a["self"]))
-    d = a["dim"] % len(dims) if dims else 0
-    g.fix(node, dims[d : d + 1], "it is put in order")
+    args = arguments(node)
+    dims = list(builder.dims(args["self"]))
+    d = args["dim"] % len(dims) if dims else 0
+    builder.fix(node, dims[d : d + 1], "it is put in order")
     dims[d : d + 1] = [FIXED] * len(dims[d : d + 1])
-    g.put(node, [tuple(dims) for _ in g.shapes(node) or []] if g.is_multiple(node) else tuple(dims))
+    builder.set_dims(
+        node, [tuple(dims) for _ in builder.shapes(node) or []] if builder.is_multiple(node) else tuple(dims)
+    )
 
 
-def sampled(g: Builder, node: Node) -> None:
+def sampled(builder: Builder, node: Node) -> None:
     """`grid_sample`: images `[N, C, *sizes]` read at points `[N, *places, 2]` give `[N, C, *places]`."""
-    a = arguments(node)
-    images, points = g.dims(a["input"]), g.dims(a["grid"])
-    g.fix(node, images[2:], "it is read at points")
-    g.fix(node, points[-1:], "it holds the coordinates of points")
-    g.put(node, (g.unite(node, images[0], points[0]), images[1], *points[1:-1]))
+    args = arguments(node)
+    images, points = builder.dims(args["input"]), builder.dims(args["grid"])
+    builder.fix(node, images[2:], "it is read at points")
+    builder.fix(node, points[-1:], "it holds the coordinates of points")
+    builder.set_dims(node, (builder.unite(node, images[0], points[0]), images[1], *points[1:-1]))
 
 
-def gated(g: Builder, node: Node) -> None:
+def gated(builder: Builder, node: Node) -> None:
     """`glu`: the first half of a dimension gates the second."""
-    a = arguments(node)
-    dims, shape = list(g.dims(a["self"])), g.shape(a["self"])
-    d = a["dim"] % len(dims)
+    args = arguments(node)
+    dims, shape = list(builder.dims(args["self"])), builder.shape(args["self"])
+    d = args["dim"] % len(dims)
     half = shape[d] // 2
-    dims[d] = g.unite(node, take(dims[d], slice(0, half)), take(dims[d], slice(half, None)))
-    g.put(node, tuple(dims))
+    dims[d] = builder.unite(node, take(dims[d], slice(0, half)), take(dims[d], slice(half, None)))
+    builder.set_dims(node, tuple(dims))
 
 
 def reduced_dimensions(dim: Any, rank: int) -> list[int]:

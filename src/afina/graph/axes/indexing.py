@@ -15,15 +15,15 @@ from afina.graph.ops import arguments, set_argument
 aten = torch.ops.aten
 
 
-def cut(g: Builder, node: Node) -> None:
+def cut(builder: Builder, node: Node) -> None:
     """`split` and `chunk`: runs of a dimension, their sizes spelled out."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    sizes = [shape[d] for shape in g.shapes(node) or []]
+    args = arguments(node)
+    source = builder.dims(args["self"])
+    d = args["dim"] % len(source)
+    sizes = [shape[d] for shape in builder.shapes(node) or []]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     runs = [take(source[d], slice(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    g.put(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
+    builder.set_dims(node, [(*source[:d], run, *source[d + 1 :]) for run in runs])
     if source[d]:
 
         def write(twin: Node, remaining: RemainingPositions) -> None:
@@ -31,61 +31,61 @@ def cut(g: Builder, node: Node) -> None:
             twin.target = aten.split_with_sizes.default
             twin.args, twin.kwargs = (source, [remaining.count(run) for run in runs], d), {}
 
-        g.respell(node, write)
+        builder.rewrite_on_removal(node, write)
 
 
-def cut_out(g: Builder, node: Node) -> None:
+def cut_out(builder: Builder, node: Node) -> None:
     """`slice` and `narrow`: one run of a dimension."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    size, run_length = g.shape(a["self"])[d], g.shape(node)[d]
-    if a.get("step", 1) != 1:
-        _pick(g, node, d, np.arange(size)[a["start"] : a["end"] : a["step"]] if source[d] else None)
+    args = arguments(node)
+    source = builder.dims(args["self"])
+    d = args["dim"] % len(source)
+    size, run_length = builder.shape(args["self"])[d], builder.shape(node)[d]
+    if args.get("step", 1) != 1:
+        _pick(builder, node, d, np.arange(size)[args["start"] : args["end"] : args["step"]] if source[d] else None)
         return
-    start = a["start"] or 0
+    start = args["start"] or 0
     if source[d] and not isinstance(start, int):
         raise NotUnderstood("it starts at a number that is not constant")
     start = min(max(start + size if start < 0 else start, 0), size) if source[d] else 0
     run = take(source[d], slice(start, start + run_length))
-    g.put(node, (*source[:d], run, *source[d + 1 :]))
+    builder.set_dims(node, (*source[:d], run, *source[d + 1 :]))
     if run:
 
         def write(twin: Node, remaining: RemainingPositions) -> None:
             first, length = remaining.count(take(source[d], slice(0, start))), remaining.count(run)
             set_argument(twin, "start", first)
-            set_argument(twin, *(("length", length) if "length" in a else ("end", first + length)))
+            set_argument(twin, *(("length", length) if "length" in args else ("end", first + length)))
 
-        g.respell(node, write)
+        builder.rewrite_on_removal(node, write)
 
 
-def select(g: Builder, node: Node) -> None:
+def select(builder: Builder, node: Node) -> None:
     """One position of a dimension, which is fixed."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % len(source)
-    g.fix(node, [source[d]], "one of it is taken by its number")
+    args = arguments(node)
+    source = builder.dims(args["self"])
+    d = args["dim"] % len(source)
+    builder.fix(node, [source[d]], "one of it is taken by its number")
     rest = (*source[:d], *source[d + 1 :])
-    g.put(node, [rest for _ in g.shapes(node) or []] if g.is_multiple(node) else rest)
+    builder.set_dims(node, [rest for _ in builder.shapes(node) or []] if builder.is_multiple(node) else rest)
 
 
-def pad(g: Builder, node: Node) -> None:
+def pad(builder: Builder, node: Node) -> None:
     """Constant padding adds new units at both ends of a dimension; other kinds of padding fix it."""
-    a = arguments(node)
-    source, amounts = g.dims(a["self"]), list(a["pad"])
+    args = arguments(node)
+    source, amounts = builder.dims(args["self"]), list(args["pad"])
     dims = list(source)
     runs: dict[int, tuple[Expr, Expr]] = {}
     for k in range(len(amounts) // 2):
         d, (before, after) = len(dims) - 1 - k, amounts[2 * k : 2 * k + 2]
         if (before, after) == (0, 0) or not dims[d]:
             continue
-        if a.get("mode", "constant") != "constant" or not isinstance(before, int) or min(before, after) < 0:
-            g.fix(node, [dims[d]], "it is padded")
+        if args.get("mode", "constant") != "constant" or not isinstance(before, int) or min(before, after) < 0:
+            builder.fix(node, [dims[d]], "it is padded")
             dims[d] = FIXED
             continue
-        runs[k] = (g.labels.fresh(before), g.labels.fresh(after))
+        runs[k] = (builder.labels.fresh(before), builder.labels.fresh(after))
         dims[d] = concatenate([runs[k][0], dims[d], runs[k][1]], [before, len(dims[d][0]), after])
-    g.put(node, tuple(dims))
+    builder.set_dims(node, tuple(dims))
 
     def write(twin: Node, remaining: RemainingPositions) -> None:
         new = list(amounts)
@@ -94,92 +94,92 @@ def pad(g: Builder, node: Node) -> None:
         set_argument(twin, "pad", new)
 
     if runs:
-        g.respell(node, write)
+        builder.rewrite_on_removal(node, write)
 
 
-def index(g: Builder, node: Node) -> None:
+def index(builder: Builder, node: Node) -> None:
     """`x[:, positions]`: constant positions along one dimension are renumbered; otherwise what is indexed is fixed."""
-    a = arguments(node)
-    source, indices = g.dims(a["self"]), a["indices"]
+    args = arguments(node)
+    source, indices = builder.dims(args["self"]), args["indices"]
     where = [d for d, positions in enumerate(indices) if positions is not None]
-    if any(g.dtype(indices[d]) in (torch.bool, torch.uint8) for d in where):
+    if any(builder.dtype(indices[d]) in (torch.bool, torch.uint8) for d in where):
         raise NotUnderstood("it is indexed by a mask")
-    g.fix(node, [expr for d in where for expr in g.dims(indices[d])], "it holds positions")
-    if len(where) == 1 and len(g.shape(indices[where[0]])) == 1:
-        _pick(g, node, where[0], _values(g, indices[where[0]]))
+    builder.fix(node, [expr for d in where for expr in builder.dims(indices[d])], "it holds positions")
+    if len(where) == 1 and len(builder.shape(indices[where[0]])) == 1:
+        _pick(builder, node, where[0], _values(builder, indices[where[0]]))
         return
-    g.fix(node, [source[d] for d in where], "positions of it are taken by number")
-    taken = (FIXED,) * max(len(g.shape(indices[d])) for d in where)
+    builder.fix(node, [source[d] for d in where], "positions of it are taken by number")
+    taken = (FIXED,) * max(len(builder.shape(indices[d])) for d in where)
     adjacent = where == list(range(where[0], where[-1] + 1))
     first = where[0] if adjacent else 0
     rest = [expr for d, expr in enumerate(source) if d not in where]
-    g.put(node, (*rest[:first], *taken, *rest[first:]))
+    builder.set_dims(node, (*rest[:first], *taken, *rest[first:]))
 
 
-def index_select(g: Builder, node: Node) -> None:
+def index_select(builder: Builder, node: Node) -> None:
     """As `index`, along one dimension."""
-    a = arguments(node)
-    g.fix(node, g.dims(a["index"]), "it holds positions")
-    _pick(g, node, a["dim"] % len(g.dims(a["self"])), _values(g, a["index"]))
+    args = arguments(node)
+    builder.fix(node, builder.dims(args["index"]), "it holds positions")
+    _pick(builder, node, args["dim"] % len(builder.dims(args["self"])), _values(builder, args["index"]))
 
 
-def gather(g: Builder, node: Node) -> None:
+def gather(builder: Builder, node: Node) -> None:
     """Positions along one dimension, which is fixed; where the others are taken whole, they are the same."""
-    a = arguments(node)
-    source, positions = g.dims(a["self"]), g.dims(a["index"])
-    d = a["dim"] % len(source)
-    g.fix(node, (source[d], positions[d]), "positions of it are taken by number")
+    args = arguments(node)
+    source, positions = builder.dims(args["self"]), builder.dims(args["index"])
+    d = args["dim"] % len(source)
+    builder.fix(node, (source[d], positions[d]), "positions of it are taken by number")
     dims: list[Expr] = []
-    for k, size in enumerate(g.shape(a["index"])):
-        if k != d and size == g.shape(a["self"])[k]:
-            dims.append(g.unite(node, source[k], positions[k]))
+    for k, size in enumerate(builder.shape(args["index"])):
+        if k != d and size == builder.shape(args["self"])[k]:
+            dims.append(builder.unite(node, source[k], positions[k]))
         else:
-            g.fix(node, (source[k], positions[k]), "a part of it is taken")
+            builder.fix(node, (source[k], positions[k]), "a part of it is taken")
             dims.append(FIXED)
-    g.put(node, tuple(dims))
+    builder.set_dims(node, tuple(dims))
 
 
-def flip(g: Builder, node: Node) -> None:
+def flip(builder: Builder, node: Node) -> None:
     """Dimensions back to front."""
-    a = arguments(node)
-    dims = list(g.dims(a["self"]))
-    for d in reduced_dimensions(a["dims"], len(dims)):
+    args = arguments(node)
+    dims = list(builder.dims(args["self"]))
+    for d in reduced_dimensions(args["dims"], len(dims)):
         dims[d] = take(dims[d], slice(None, None, -1))
-    g.put(node, tuple(dims))
+    builder.set_dims(node, tuple(dims))
 
 
-def triangle(g: Builder, node: Node) -> None:
+def triangle(builder: Builder, node: Node) -> None:
     """`tril`, `triu`: a position stays or not by its number."""
-    dims = g.dims(arguments(node)["self"])
-    g.fix(node, dims[-2:], "its triangle is taken")
-    g.put(node, (*dims[:-2], FIXED, FIXED))
+    dims = builder.dims(arguments(node)["self"])
+    builder.fix(node, dims[-2:], "its triangle is taken")
+    builder.set_dims(node, (*dims[:-2], FIXED, FIXED))
 
 
-def _values(g: Builder, node: Node) -> Array | None:
-    value = g.constant(node)
+def _values(builder: Builder, node: Node) -> Array | None:
+    value = builder.constant(node)
     return None if value is None else value.cpu().numpy().astype(np.int64)
 
 
-def _pick(g: Builder, node: Node, d: int, positions: Array | None) -> None:
+def _pick(builder: Builder, node: Node, d: int, positions: Array | None) -> None:
     """Put an output with some positions of dimension `d`, which is fixed where the positions are not constant.
 
     When channel 2 of `x[:, [3, 0, 2]]` goes, the channels 0, 1 and 3 are numbered anew as 0, 1 and 2 (`number` is
     `0 1 1 2`), and the op becomes `x[:, [2, 0]]`.
     """
-    source = g.dims(arguments(node)["self"])
+    source = builder.dims(arguments(node)["self"])
     if positions is None or not source[d]:
-        g.fix(node, [source[d]], "positions of it are taken by number")
-        g.put(node, (*source[:d], FIXED, *source[d + 1 :]))
+        builder.fix(node, [source[d]], "positions of it are taken by number")
+        builder.set_dims(node, (*source[:d], FIXED, *source[d + 1 :]))
         return
     picked = take(source[d], positions)
-    g.put(node, (*source[:d], picked, *source[d + 1 :]))
+    builder.set_dims(node, (*source[:d], picked, *source[d + 1 :]))
     places = np.arange(len(source[d][0]))[positions]
 
     def write(twin: Node, remaining: RemainingPositions) -> None:
         number = np.cumsum(remaining.mask(source[d])) - 1
         _select_positions(twin, d, torch.from_numpy(number[places[remaining.mask(picked)]]))
 
-    g.respell(node, write)
+    builder.rewrite_on_removal(node, write)
 
 
 def _select_positions(twin: Node, d: int, positions: torch.Tensor) -> None:

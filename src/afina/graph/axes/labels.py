@@ -152,7 +152,9 @@ class Labels:
         grids = [array.reshape(outer, -1) for array in expr]
         columns: Expr = tuple(grid[0] for grid in grids)
         for row in range(1, outer):
-            columns = self.unite(columns, tuple(g[row] for g in grids), "is viewed as rows, of which one is fixed")
+            columns = self.unite(
+                columns, tuple(builder[row] for builder in grids), "is viewed as rows, of which one is fixed"
+            )
         return FIXED, columns
 
     def _as_one(self, expr: Expr) -> Expr:

@@ -1,6 +1,6 @@
 """How axes run through ops that change shapes: views, permutations, cat, repeats, pixels to channels and back.
 
-These are the ops that spell sizes out as integers, so most rules leave a respelling for surgery.
+These are the ops that spell sizes out as integers, so most rules leave numbers for surgery to rewrite.
 """
 
 import math
@@ -17,21 +17,21 @@ from afina.graph.ops import arguments, op_name, set_argument
 aten = torch.ops.aten
 
 
-def view(g: Builder, node: Node) -> None:
-    """`view`, `reshape`, `flatten`, `unflatten`, `view_as`: row-major regrouping of dimensions, sizes respelled."""
-    a = arguments(node)
-    _fix_ones(g, node, range(len(g.shape(a["self"]))))
-    dims = reshaped(g, a["self"], g.shape(node))
-    name = "size" if "size" in a else "shape" if "shape" in a else "sizes" if "sizes" in a else None
+def view(builder: Builder, node: Node) -> None:
+    """`view`, `reshape`, `flatten`, `unflatten`, `view_as`: row-major regrouping of dimensions, sizes rewritten."""
+    args = arguments(node)
+    _fix_ones(builder, node, range(len(builder.shape(args["self"]))))
+    dims = reshaped(builder, args["self"], builder.shape(node))
+    name = "size" if "size" in args else "shape" if "shape" in args else "sizes" if "sizes" in args else None
     if name is not None:
-        first = a["dim"] % len(g.dims(a["self"])) if name == "sizes" else 0
-        _respell_sizes(g, node, name, dims[first : first + len(a[name])], may_infer=True)
-    elif g.is_tensor(a.get("other")):
-        dims = tuple(g.unite(node, one, two) for one, two in zip(dims, g.dims(a["other"]), strict=True))
-    g.put(node, dims)
+        first = args["dim"] % len(builder.dims(args["self"])) if name == "sizes" else 0
+        _rewrite_sizes(builder, node, name, dims[first : first + len(args[name])], may_infer=True)
+    elif builder.is_tensor(args.get("other")):
+        dims = tuple(builder.unite(node, one, two) for one, two in zip(dims, builder.dims(args["other"]), strict=True))
+    builder.set_dims(node, dims)
 
 
-def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
+def reshaped(builder: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
     """The dimensions of `source` regrouped to `shape`.
 
     Dimensions are cut into the smallest runs of equal size on both sides; a run is joined, then split:
@@ -40,7 +40,7 @@ def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
         [4, 2, 3] to [4, 6]          4 is 4, 2 and 3 are joined
         [6, 4] to [8, 3]             6 and 4 are joined to 24, which is split into 8 and 3
     """
-    before = [(expr, size) for expr, size in zip(g.dims(source), g.shape(source), strict=True) if size != 1]
+    before = [(expr, size) for expr, size in zip(builder.dims(source), builder.shape(source), strict=True) if size != 1]
     after = [index for index, size in enumerate(shape) if size != 1]
     result: list[Expr] = [FIXED] * len(shape)
     i = j = 0
@@ -56,80 +56,84 @@ def reshaped(g: Builder, source: Node, shape: tuple[int, ...]) -> Dims:
         whole = join([expr for expr, _ in run], [size for _, size in run])
         for position, index in enumerate(after[first_j:j]):
             rest = math.prod(shape[other] for other in after[first_j + position + 1 : j])
-            result[index], whole = g.labels.split(whole, shape[index], rest)
+            result[index], whole = builder.labels.split(whole, shape[index], rest)
     return tuple(result)
 
 
-def expand(g: Builder, node: Node) -> None:
+def expand(builder: Builder, node: Node) -> None:
     """Dimensions of size 1, or new ones in front, are repeated to a size that is spelled out: any size would do."""
-    a = arguments(node)
-    source, old, new = g.dims(a["self"]), g.shape(a["self"]), g.shape(node)
+    args = arguments(node)
+    source, old, new = builder.dims(args["self"]), builder.shape(args["self"]), builder.shape(node)
     added = len(new) - len(old)
-    _fix_ones(g, node, [d for d, size in enumerate(old) if size != new[added + d]])
+    _fix_ones(builder, node, [d for d, size in enumerate(old) if size != new[added + d]])
     dims: list[Expr] = []
-    for d, size in enumerate(a["size"]):
+    for d, size in enumerate(args["size"]):
         same = d >= added and old[d - added] == new[d]
-        dims.append(source[d - added] if same else _any_size(g, size, new[d]))
-    _respell_sizes(g, node, "size", dims)
-    g.put(node, tuple(dims))
+        dims.append(source[d - added] if same else _any_size(builder, size, new[d]))
+    _rewrite_sizes(builder, node, "size", dims)
+    builder.set_dims(node, tuple(dims))
 
 
-def repeat(g: Builder, node: Node) -> None:
-    """Dimensions tiled; those of size 1 (or new) could be of any size, which is respelled."""
-    a = arguments(node)
-    source, old, name = g.dims(a["self"]), g.shape(a["self"]), "repeats" if "repeats" in a else "dims"
-    whole = max(len(source) - len(a[name]), 0)  # `tile` may name only the last dimensions
-    _fix_ones(g, node, range(len(old)))
-    repeats = [1] * whole + list(a[name])
+def repeat(builder: Builder, node: Node) -> None:
+    """Dimensions tiled; those of size 1 (or new) could be of any size, which is rewritten."""
+    args = arguments(node)
+    source, old, name = (
+        builder.dims(args["self"]),
+        builder.shape(args["self"]),
+        "repeats" if "repeats" in args else "dims",
+    )
+    whole = max(len(source) - len(args[name]), 0)  # `tile` may name only the last dimensions
+    _fix_ones(builder, node, range(len(old)))
+    repeats = [1] * whole + list(args[name])
     added = len(repeats) - len(source)
     spelled: list[Expr] = [FIXED] * len(repeats)
     dims: list[Expr] = []
     for d, times in enumerate(repeats):
         size = old[d - added] if d >= added else 1
         if size == 1:
-            spelled[d] = _any_size(g, times, g.shape(node)[d])
+            spelled[d] = _any_size(builder, times, builder.shape(node)[d])
             dims.append(spelled[d])
         elif source[d - added] and not isinstance(times, int):
             raise NotUnderstood("it repeats an axis by a number that is not constant")
         else:
             dims.append(join((FIXED, source[d - added]), (times, size)) if source[d - added] else FIXED)
-    _respell_sizes(g, node, name, spelled[whole:])
-    g.put(node, tuple(dims))
+    _rewrite_sizes(builder, node, name, spelled[whole:])
+    builder.set_dims(node, tuple(dims))
 
 
-def repeat_each(g: Builder, node: Node) -> None:
+def repeat_each(builder: Builder, node: Node) -> None:
     """`repeat_interleave`: each position several times in a row."""
-    a = arguments(node)
-    if not isinstance(a.get("repeats"), int) or a.get("dim") is None:
+    args = arguments(node)
+    if not isinstance(args.get("repeats"), int) or args.get("dim") is None:
         raise NotUnderstood("it repeats by numbers that are not constant, or flattens")
-    dims = list(g.dims(a["self"]))
-    d = a["dim"] % len(dims)
-    dims[d] = join((dims[d], FIXED), (g.shape(a["self"])[d], a["repeats"])) if dims[d] else FIXED
-    g.put(node, tuple(dims))
+    dims = list(builder.dims(args["self"]))
+    d = args["dim"] % len(dims)
+    dims[d] = join((dims[d], FIXED), (builder.shape(args["self"])[d], args["repeats"])) if dims[d] else FIXED
+    builder.set_dims(node, tuple(dims))
 
 
-def fill(g: Builder, node: Node) -> None:
+def fill(builder: Builder, node: Node) -> None:
     """`zeros`, `ones`, `full` and the like: any size would do; it is spelled out."""
-    sizes, shape = arguments(node)["size"], g.shape(node)
-    dims = tuple(_any_size(g, size, n) for size, n in zip(sizes, shape, strict=True))
-    _respell_sizes(g, node, "size", dims)
-    g.put(node, dims)
+    sizes, shape = arguments(node)["size"], builder.shape(node)
+    dims = tuple(_any_size(builder, size, n) for size, n in zip(sizes, shape, strict=True))
+    _rewrite_sizes(builder, node, "size", dims)
+    builder.set_dims(node, dims)
 
 
-def _any_size(g: Builder, spelled: object, size: int) -> Expr:
-    return g.labels.fresh(size) if isinstance(spelled, int) and size > 1 else FIXED
+def _any_size(builder: Builder, spelled: object, size: int) -> Expr:
+    return builder.labels.fresh(size) if isinstance(spelled, int) and size > 1 else FIXED
 
 
-def permute(g: Builder, node: Node) -> None:
+def permute(builder: Builder, node: Node) -> None:
     """`permute`, `transpose`, `movedim` and the like: the dimensions in another order."""
-    a = arguments(node)
-    source = g.dims(a["self"])
+    args = arguments(node)
+    source = builder.dims(args["self"])
     order = list(range(len(source)))
     match op_name(node):
         case "permute":
-            order = [d % len(source) for d in a["dims"]]
+            order = [d % len(source) for d in args["dims"]]
         case "transpose" | "transpose_" | "swapaxes" | "swapdims":
-            one, two = (a["dim0"], a["dim1"]) if "dim0" in a else (a["axis0"], a["axis1"])
+            one, two = (args["dim0"], args["dim1"]) if "dim0" in args else (args["axis0"], args["axis1"])
             one, two = one % len(source), two % len(source)
             order[one], order[two] = order[two], order[one]
         case "t":
@@ -137,131 +141,133 @@ def permute(g: Builder, node: Node) -> None:
         case "adjoint" | "mT":
             order[-2:] = order[:-3:-1]
         case "movedim" | "moveaxis":
-            start, end = (reduced_dimensions(a[name], len(source)) for name in ("source", "destination"))
+            start, end = (reduced_dimensions(args[name], len(source)) for name in ("source", "destination"))
             order = _moved(start, end, len(source))
-    g.put(node, tuple(source[d] for d in order))
+    builder.set_dims(node, tuple(source[d] for d in order))
 
 
-def squeeze(g: Builder, node: Node) -> None:
+def squeeze(builder: Builder, node: Node) -> None:
     """Drops dimensions of size 1; which ones is spelled out, since others may shrink to 1."""
-    a = arguments(node)
-    source, shape = g.dims(a["self"]), g.shape(a["self"])
-    dropped = [d for d in reduced_dimensions(a.get("dim"), len(shape)) if shape[d] == 1]
-    _fix_ones(g, node, dropped)
-    g.put(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
+    args = arguments(node)
+    source, shape = builder.dims(args["self"]), builder.shape(args["self"])
+    dropped = [d for d in reduced_dimensions(args.get("dim"), len(shape)) if shape[d] == 1]
+    _fix_ones(builder, node, dropped)
+    builder.set_dims(node, tuple(expr for d, expr in enumerate(source) if d not in dropped))
 
     def write(twin: Node, _: RemainingPositions) -> None:
         source = arguments(twin)["self"]
         twin.target = aten.squeeze.dims
         twin.args, twin.kwargs = (source, dropped), {}
 
-    g.respell(node, write)
+    builder.rewrite_on_removal(node, write)
 
 
-def unsqueeze(g: Builder, node: Node) -> None:
+def unsqueeze(builder: Builder, node: Node) -> None:
     """A new dimension of size 1."""
-    a = arguments(node)
-    source = g.dims(a["self"])
-    d = a["dim"] % (len(source) + 1)
-    g.put(node, (*source[:d], FIXED, *source[d:]))
+    args = arguments(node)
+    source = builder.dims(args["self"])
+    d = args["dim"] % (len(source) + 1)
+    builder.set_dims(node, (*source[:d], FIXED, *source[d:]))
 
 
-def cat(g: Builder, node: Node) -> None:
+def cat(builder: Builder, node: Node) -> None:
     """The sum of the dimensions that are laid end to end; the others are the same."""
-    a = arguments(node)
-    tensors = [g.dims(n) for n in a["tensors"]]
-    shapes = [g.shape(n) for n in a["tensors"]]
+    args = arguments(node)
+    tensors = [builder.dims(n) for n in args["tensors"]]
+    shapes = [builder.shape(n) for n in args["tensors"]]
     rank = len(tensors[0])
     if any(len(dims) != rank for dims in tensors):
         raise NotUnderstood("it joins tensors of different rank")
-    d = a["dim"] % rank
-    dims = list(_united(g, node, tensors, skip=d))
+    d = args["dim"] % rank
+    dims = list(_united(builder, node, tensors, skip=d))
     dims[d] = concatenate([t[d] for t in tensors], [s[d] for s in shapes])
-    g.put(node, tuple(dims))
+    builder.set_dims(node, tuple(dims))
 
 
-def stack(g: Builder, node: Node) -> None:
+def stack(builder: Builder, node: Node) -> None:
     """A new dimension; all the others are the same."""
-    a = arguments(node)
-    dims = list(_united(g, node, [g.dims(n) for n in a["tensors"]], skip=-1))
-    dims.insert(a["dim"] % (len(dims) + 1), FIXED)
-    g.put(node, tuple(dims))
+    args = arguments(node)
+    dims = list(_united(builder, node, [builder.dims(n) for n in args["tensors"]], skip=-1))
+    dims.insert(args["dim"] % (len(dims) + 1), FIXED)
+    builder.set_dims(node, tuple(dims))
 
 
-def pixel_shuffle(g: Builder, node: Node) -> None:
+def pixel_shuffle(builder: Builder, node: Node) -> None:
     """[.., C * r * r, H, W] to [.., C, H * r, W * r]: whole output channels can go."""
-    a = arguments(node)
-    source, block = g.dims(a["self"]), a["upscale_factor"] ** 2
-    channels, inner = g.labels.split(source[-3], g.shape(a["self"])[-3] // block, block)
-    g.fix(node, (inner, *source[-2:]), "it becomes pixels")
-    g.put(node, (*source[:-3], channels, FIXED, FIXED))
+    args = arguments(node)
+    source, block = builder.dims(args["self"]), args["upscale_factor"] ** 2
+    channels, inner = builder.labels.split(source[-3], builder.shape(args["self"])[-3] // block, block)
+    builder.fix(node, (inner, *source[-2:]), "it becomes pixels")
+    builder.set_dims(node, (*source[:-3], channels, FIXED, FIXED))
 
 
-def pixel_unshuffle(g: Builder, node: Node) -> None:
+def pixel_unshuffle(builder: Builder, node: Node) -> None:
     """[.., C, H * r, W * r] to [.., C * r * r, H, W]."""
-    a = arguments(node)
-    source, block = g.dims(a["self"]), a["downscale_factor"] ** 2
-    g.fix(node, source[-2:], "it becomes channels")
-    channels = join((source[-3], FIXED), (g.shape(a["self"])[-3], block)) if source[-3] else FIXED
-    g.put(node, (*source[:-3], channels, FIXED, FIXED))
+    args = arguments(node)
+    source, block = builder.dims(args["self"]), args["downscale_factor"] ** 2
+    builder.fix(node, source[-2:], "it becomes channels")
+    channels = join((source[-3], FIXED), (builder.shape(args["self"])[-3], block)) if source[-3] else FIXED
+    builder.set_dims(node, (*source[:-3], channels, FIXED, FIXED))
 
 
-def channel_shuffle(g: Builder, node: Node) -> None:
+def channel_shuffle(builder: Builder, node: Node) -> None:
     """Channels viewed as groups x channels of a group, and those two swapped."""
-    a = arguments(node)
-    dims, groups = list(g.dims(a["self"])), a["groups"]
-    inner = g.shape(a["self"])[1] // groups
-    group, channel = g.labels.split(dims[1], groups, inner)
+    args = arguments(node)
+    dims, groups = list(builder.dims(args["self"])), args["groups"]
+    inner = builder.shape(args["self"])[1] // groups
+    group, channel = builder.labels.split(dims[1], groups, inner)
     dims[1] = join((channel, group), (inner, groups))
-    g.put(node, tuple(dims))
-    g.respell(node, lambda twin, remaining: set_argument(twin, "groups", remaining.count(group) if group else groups))
+    builder.set_dims(node, tuple(dims))
+    builder.rewrite_on_removal(
+        node, lambda twin, remaining: set_argument(twin, "groups", remaining.count(group) if group else groups)
+    )
 
 
-def patches(g: Builder, node: Node) -> None:
+def patches(builder: Builder, node: Node) -> None:
     """`im2col`: [B, C, H, W] to [B, C * k * k, L]."""
-    a = arguments(node)
-    dims, block = g.dims(a["self"]), math.prod(a["kernel_size"])
+    args = arguments(node)
+    dims, block = builder.dims(args["self"]), math.prod(args["kernel_size"])
     if len(dims) != 4:
         raise NotUnderstood("its input has no batch dimension")
-    g.fix(node, dims[2:], "it is cut into patches")
-    channels = join((dims[1], FIXED), (g.shape(a["self"])[1], block)) if dims[1] else FIXED
-    g.put(node, (dims[0], channels, FIXED))
+    builder.fix(node, dims[2:], "it is cut into patches")
+    channels = join((dims[1], FIXED), (builder.shape(args["self"])[1], block)) if dims[1] else FIXED
+    builder.set_dims(node, (dims[0], channels, FIXED))
 
 
-def unpatched(g: Builder, node: Node) -> None:
+def unpatched(builder: Builder, node: Node) -> None:
     """`col2im`: [B, C * k * k, L] to [B, C, H, W]."""
-    a = arguments(node)
-    dims, block = g.dims(a["self"]), math.prod(a["kernel_size"])
-    channels, inner = g.labels.split(dims[1], g.shape(a["self"])[1] // block, block)
-    g.fix(node, (inner, dims[2]), "it is put together from patches")
-    g.put(node, (dims[0], channels, FIXED, FIXED))
+    args = arguments(node)
+    dims, block = builder.dims(args["self"]), math.prod(args["kernel_size"])
+    channels, inner = builder.labels.split(dims[1], builder.shape(args["self"])[1] // block, block)
+    builder.fix(node, (inner, dims[2]), "it is put together from patches")
+    builder.set_dims(node, (dims[0], channels, FIXED, FIXED))
 
 
-def windows(g: Builder, node: Node) -> None:
+def windows(builder: Builder, node: Node) -> None:
     """`unfold` of one dimension: windows of it in a new last dimension."""
-    a = arguments(node)
-    dims = list(g.dims(a["self"]))
-    d = a["dimension"] % len(dims)
-    g.fix(node, [dims[d]], "windows of it are taken")
+    args = arguments(node)
+    dims = list(builder.dims(args["self"]))
+    d = args["dimension"] % len(dims)
+    builder.fix(node, [dims[d]], "windows of it are taken")
     dims[d] = FIXED
-    g.put(node, (*dims, FIXED))
+    builder.set_dims(node, (*dims, FIXED))
 
 
-def size(g: Builder, node: Node) -> None:
+def size(builder: Builder, node: Node) -> None:
     """A size read off as a number: what is done with the number is not followed, so the dimension is fixed."""
-    a = arguments(node)
-    dims = g.dims(a["self"])
-    g.fix(node, [dims[a["dim"]]] if "dim" in a else dims, "its size is read")
+    args = arguments(node)
+    dims = builder.dims(args["self"])
+    builder.fix(node, [dims[args["dim"]]] if "dim" in args else dims, "its size is read")
 
 
-def claim(g: Builder, node: Node) -> None:
+def claim(builder: Builder, node: Node) -> None:
     """An assertion about a tensor: of no effect unless it spells sizes out."""
-    a = arguments(node)
-    if a.get("size") is not None or a.get("stride") is not None:
+    args = arguments(node)
+    if args.get("size") is not None or args.get("stride") is not None:
         raise NotUnderstood("it asserts a size")
 
 
-def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, may_infer: bool = False) -> None:
+def _rewrite_sizes(builder: Builder, node: Node, name: str, dims: Sequence[Expr], *, may_infer: bool = False) -> None:
     """Let surgery write how many positions of `dims` are left into the argument `name`, a list of sizes.
 
     Where half of 4 channels go, `view(x, [s0, 4, 36])` becomes `view(x, [s0, 2, 36])`; `s0` is the node that reads the
@@ -291,21 +297,21 @@ def _respell_sizes(g: Builder, node: Node, name: str, dims: Sequence[Expr], *, m
         set_argument(twin, name, new)
 
     if any(dims):
-        g.respell(node, write)
+        builder.rewrite_on_removal(node, write)
 
 
-def _fix_ones(g: Builder, node: Node, where: Iterable[int]) -> None:
+def _fix_ones(builder: Builder, node: Node, where: Iterable[int]) -> None:
     """Fix the dimensions of size 1 among those of the input: one may be a single unit that was sliced out."""
     source = arguments(node)["self"]
-    g.fix(node, [g.dims(source)[d] for d in where if g.shape(source)[d] == 1], "it must stay one")
+    builder.fix(node, [builder.dims(source)[d] for d in where if builder.shape(source)[d] == 1], "it must stay one")
 
 
-def _united(g: Builder, node: Node, tensors: Sequence[Dims], skip: int) -> Dims:
+def _united(builder: Builder, node: Node, tensors: Sequence[Dims], skip: int) -> Dims:
     dims = list(tensors[0])
     for other in tensors[1:]:
         for d in range(len(dims)):
             if d != skip:
-                dims[d] = g.unite(node, dims[d], other[d])
+                dims[d] = builder.unite(node, dims[d], other[d])
     return tuple(dims)
 
 

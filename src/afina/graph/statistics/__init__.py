@@ -7,7 +7,7 @@ for weights by least squares, `effect` compares outputs, `watching` reports the 
 from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
-from afina.graph.statistics.refit import add_constant, constant_of, passes, put, refit, solve
+from afina.graph.statistics.refit import add_constant, constant_of, passes, refit, solve, write_matrices
 from afina.graph.statistics.watching import output_errors, watch
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "gather",
     "output_errors",
     "passes",
-    "put",
     "refit",
     "solve",
     "tried",
     "watch",
+    "write_matrices",
 ]

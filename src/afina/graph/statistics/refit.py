@@ -106,7 +106,7 @@ def _best_matrices(network: Network, reader: Reader, moments: Moments, constant:
     return solved[:, :, :-1], (solved[:, :, -1:] - constant).flatten()
 
 
-def put(network: Network, reader: Reader, matrices: Tensor, positions: Sequence[Tensor | None]) -> None:
+def write_matrices(network: Network, reader: Reader, matrices: Tensor, positions: Sequence[Tensor | None]) -> None:
     """Write refitted matrices `[stack, outputs, columns + 1]`, of the whole layer, into the layer as it is now.
 
     Args:

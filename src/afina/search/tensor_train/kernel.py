@@ -211,27 +211,27 @@ def evidence(layout: Layout, theta: Array, pairs: Pairs, values: Array) -> tuple
     log_determinant = 2 * np.log(np.diagonal(root)).sum()
     weights, _ = lapack.dpotrs(root, values, lower=1)
     inverse, _ = lapack.dpotri(root, lower=1, overwrite_c=1)
-    corner = np.diagonal(inverse).copy()
-    off = inverse[pairs.rows, pairs.columns]
+    inverse_diagonal = np.diagonal(inverse).copy()
+    inverse_pairs = inverse[pairs.rows, pairs.columns]
     value = -(values @ weights + log_determinant + pairs.n * np.log(2 * np.pi)) / 2
 
     # The gradient is half the trace of (weights weights' - inverse) times the derivative of the matrix, which is
-    # symmetric: `pull` has that matrix for each pair below the diagonal, which stands for both triangles, and `ends`
+    # symmetric: `by_pair` has that matrix for each pair below the diagonal, which stands for both triangles, and `ends`
     # half the sum of its diagonal, where the kernel is `level` for every datum. The derivative of the kernel by log a_j
     # is u_j (1 + w2 * sum of the other u); that by a lengthscale is the same times the slope of its logarithm.
-    pull = weights[pairs.rows] * weights[pairs.columns] - off
-    ends = float((weights**2 - corner).sum()) / 2
-    by_u = (1 + w2 * (total - u)) * u * pull
+    by_pair = weights[pairs.rows] * weights[pairs.columns] - inverse_pairs
+    ends = float((weights**2 - inverse_diagonal).sum()) / 2
+    by_u = (1 + w2 * (total - u)) * u * by_pair
     gradient = np.empty(layout.size)
     rest = a.sum() - a
     gradient[: layout.d] = by_u.sum(axis=1) + ends * a * (1 + w2 * rest)
     u_slope *= by_u
     gradient[layout.d : 2 * layout.d] = u_slope.sum(axis=1)
-    whole *= wp * pull
+    whole *= wp * by_pair
     c_slope *= whole
     gradient[2 * layout.d : 3 * layout.d] = c_slope.sum(axis=1)
-    flat = (a.sum() ** 2 - (a**2).sum()) / 2
-    gradient[3 * layout.d :] = w2 * (two @ pull + ends * flat), whole.sum() + ends * wp, ends * noise
+    products = (a.sum() ** 2 - (a**2).sum()) / 2
+    gradient[3 * layout.d :] = w2 * (two @ by_pair + ends * products), whole.sum() + ends * wp, ends * noise
     # A kernel sees a distance over its lengthscale only: what a longer one does, a shorter distance does.
     return float(value), gradient, -(u_slope + c_slope)
 
@@ -242,5 +242,5 @@ def loss(theta: Array, layout: Layout, pairs: Pairs, values: Array, prior: Any) 
     value, gradient, _ = evidence(layout, theta, pairs, values)
     if not np.isfinite(value):
         return 1e10, np.zeros_like(theta)
-    off = (theta - mean) / spread
-    return float(-value + off @ off / 2), -gradient + off / spread
+    deviation = (theta - mean) / spread
+    return float(-value + deviation @ deviation / 2), -gradient + deviation / spread

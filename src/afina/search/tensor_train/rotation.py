@@ -82,15 +82,15 @@ def fit_rotation(
         value, gradient, by_gap = evidence(layout, parameters[:size], pairs, values)
         if not np.isfinite(value):
             return 1e10, np.zeros_like(parameters)
-        # With C the Cayley matrix and D the differences, distances are |C R_0 D|. Backwards: `pull` is the derivative
-        # by C R_0 D (that by the logarithm of a distance, divided by the signed distance), `by_cayley` that by C, and,
-        # as dC = (I - S / 2)^-1 dS (I + C) / 2, `by_skew` that by S, of which both triangles count.
-        pull = np.divide(by_gap[rotation.indices], rotated, out=np.zeros_like(rotated), where=rotated != 0)
-        by_cayley = pull @ differences.T @ rotation.matrix.T
+        # With C the Cayley matrix and D the differences, distances are |C R_0 D|. Backwards: `by_rotated` is the
+        # derivative by C R_0 D (that by the logarithm of a distance, divided by the signed distance), `by_cayley` that
+        # by C, and, as dC = (I - S / 2)^-1 dS (I + C) / 2, `by_skew` that by S, of which both triangles count.
+        by_rotated = np.divide(by_gap[rotation.indices], rotated, out=np.zeros_like(rotated), where=rotated != 0)
+        by_cayley = by_rotated @ differences.T @ rotation.matrix.T
         by_skew = half.T @ by_cayley @ (np.eye(len(cayley)) + cayley).T / 2
         angles = (by_skew - by_skew.T)[np.tril_indices(len(cayley), -1)]
-        off = (parameters[:size] - mean) / spread
-        return float(-value + off @ off / 2), -np.concatenate([gradient - off / spread, angles])
+        deviation = (parameters[:size] - mean) / spread
+        return float(-value + deviation @ deviation / 2), -np.concatenate([gradient - deviation / spread, angles])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from torch.fx import Node
 from afina.graph.network import Network
 from afina.graph.ops import arguments, op_name
 from afina.graph.statistics import Reader
-from afina.graph.stored import attribute, put_parameter
+from afina.graph.stored import attribute, set_parameter
 from afina.techniques.factorize.forms import FORMS
 
 
@@ -31,7 +31,7 @@ def write_chain(network: Network, reader: Reader, form: str, factors: Sequence[S
     names = [f"{chain_name(reader)}.{number}.weight" for number in range(len(stages))]
     nodes = [node for node in network.graph.nodes if node.name in reader.nodes]
     for name, (weight, _, _) in zip(names, stages, strict=True):
-        put_parameter(network.module, name, weight.to(like).contiguous())
+        set_parameter(network.module, name, weight.to(like).contiguous())
     for node in nodes:
         _replace(network, node, names, stages)
     network.graph.eliminate_dead_code()

@@ -65,7 +65,7 @@ def at_odds(analysis: Analysis, axes: Sequence[Axis]) -> dict[str, str]:
         classes = analysis.classes[axis.name]
         owner[classes], unit[classes] = number, np.arange(axis.size)
     reasons: dict[str, str] = {}
-    for expr in [*(expr for dims in analysis.held.values() for expr in dims), *analysis.needed]:
+    for expr in [*(expr for dims in analysis.stored_dims.values() for expr in dims), *analysis.needed]:
         while expr:
             owners = np.stack([np.where(array >= 0, owner[array], -1) for array in expr])
             units = np.where(owners >= 0, np.stack([unit[array] for array in expr]), -1)

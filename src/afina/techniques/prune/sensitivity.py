@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from afina.graph.axes import Axis
 from afina.graph.cost import cost_of
-from afina.graph.statistics import Effect, freed, put, tried
+from afina.graph.statistics import Effect, freed, tried, write_matrices
 from afina.graph.surgery import remove
 from afina.techniques.prune.elimination import Path
 from afina.techniques.prune.study import Study
@@ -72,7 +72,9 @@ class _Trial:
         if not axis.normalised and set(matrices) == {m.name for m in axis.members if m.role == "consumer"}:
             with tried(self._scratch, [study.readers[name] for name in matrices]):
                 for name, refitted in matrices.items():
-                    put(self._scratch, study.readers[name], refitted, [None] * len(study.readers[name].shape))
+                    write_matrices(
+                        self._scratch, study.readers[name], refitted, [None] * len(study.readers[name].shape)
+                    )
                 return self._effect.of(self._scratch)
         # Zeros are not the same as no units where a norm takes statistics over them, or not all that reads them has
         # refitted matrices: then the units are really removed.

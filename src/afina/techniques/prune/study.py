@@ -7,7 +7,7 @@ With the criterion `fit`, `Study.prune` goes through five steps:
    and refits these layers. Their states are shared: a layer that reads two axes (after a `cat`) loses units of the
    first axis, and what the units of the second cost is then worked out without those.
 3. `remove` cuts the units out of all weights and rewrites the shapes in the graph. The weights are still the old ones.
-4. `put` writes the refitted weights of step 2 into the layers that read the axes.
+4. `write_matrices` writes the refitted weights of step 2 into the layers that read the axes.
 5. `refit` solves for the weights of all layers in the order of the graph. Step 2 knew only what layers read in the
    whole network; behind a pruned layer they read something else, and layers that read no pruned axis can correct
    errors too.
@@ -29,7 +29,7 @@ from afina.graph.blocks import remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.sizing import Sizing
-from afina.graph.statistics import Moments, Reader, find_readers, gather, put, refit
+from afina.graph.statistics import Moments, Reader, find_readers, gather, refit, write_matrices
 from afina.graph.surgery import masks, remove
 from afina.techniques.base import step_of_config
 from afina.techniques.context import Context
@@ -274,7 +274,7 @@ class Study:
             for name, dims in masks(self.network, keep, analysis=self.analysis).items()
         }
         for name, refitted in matrices.items():
-            put(pruned, self.readers[name], refitted, positions[name])
+            write_matrices(pruned, self.readers[name], refitted, positions[name])
         if not self.config.refit:
             return []
         outputs = {name: dims[0] for name, dims in positions.items() if dims}  # a constant may be one number

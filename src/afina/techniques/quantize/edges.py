@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
-from afina.graph.stored import attribute, put
+from afina.graph.stored import attribute, set_tensor
 from afina.techniques.quantize.grids import Granularity, Grid, fake_quantize, quantize
 from afina.techniques.quantize.ranges import Histogram, Method, range_of
 
@@ -211,5 +211,5 @@ def store_half(module: GraphModule, node: Node, name: str, value: Tensor, half: 
 
 def _store(module: GraphModule, node: Node, name: str, value: Tensor) -> Node:
     """Store a constant in the place of what has that name, and give the node that reads it."""
-    put(module, name, value.detach().clone().contiguous())
+    set_tensor(module, name, value.detach().clone().contiguous())
     return node.graph.get_attr(name)

@@ -15,12 +15,13 @@ codes are the values themselves.
 
 - To nearest, `V = [1 1]`. Both errors are -0.4 and add up in the output: the cost is
   `0.4^2 + 0.4^2 + 2 * 0.9 * 0.4 * 0.4 = 0.608`.
-- In order (`_in_order`): 1.4 becomes 1, and 0.4 of input 0 is lost. Input 1 makes up for it, as far as it goes with
-  input 0: its weight becomes `1.4 - (0.4 / 2.294) * -2.065 = 1.76` before it is rounded, to 2. `V = [1 2]` costs 0.088.
-- Sweeps (`_descend`): with all others as they are, the cost is a parabola of one weight, and its minimum is the weight
-  less half the slope, `(V - W) H`, by the curvature, `H_jj`. From `[1 1]` half the slope is `[-0.76 -0.76]`: input 0
-  wants 1.76 and takes 2, which changes the slope of input 1 by `0.9 * 1` to 0.14; that wants 0.86 and stays 1. So
-  `[2 1]` is reached, at 0.088 too. `[1 2]` has the slopes `[0.14 0.24]`, wants `[0.86 1.76]`, and stays.
+- In order (`_rounded_in_order`): 1.4 becomes 1, and 0.4 of input 0 is lost. Input 1 makes up for it, as far as it goes
+  with input 0: its weight becomes `1.4 - (0.4 / 2.294) * -2.065 = 1.76` before it is rounded, to 2. `V = [1 2]` costs
+  0.088.
+- Sweeps (`_coordinate_descent`): with all others as they are, the cost is a parabola of one weight, and its minimum is
+  the weight less half the slope, `(V - W) H`, by the curvature, `H_jj`. From `[1 1]` half the slope is `[-0.76 -0.76]`:
+  input 0 wants 1.76 and takes 2, which changes the slope of input 1 by `0.9 * 1` to 0.14; that wants 0.86 and stays 1.
+  So `[2 1]` is reached, at 0.088 too. `[1 2]` has the slopes `[0.14 0.24]`, wants `[0.86 1.76]`, and stays.
 - The scale (`_rescaled`): the codes `q = [1 2]` held still, the best one is `q H W / q H q = 7.98 / 8.6 = 0.928`. With
   `V = [0.928 1.856]` the cost is 0.043, a fourteenth of that of rounding to nearest.
 
@@ -122,14 +123,14 @@ def round_weights(
     return Rounded(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 
 
-def _inputs_first(values: Tensor, times: int = 1) -> Tensor:
-    """`[stack, outputs, n]` as `[stack, n, times * outputs]`: all outputs, then all again for the next scale.
+def _inputs_first(values: Tensor, scales_tried: int = 1) -> Tensor:
+    """`[stack, outputs, n]` as `[stack, n, scales_tried * outputs]`: all outputs, then all again for the next scale.
 
     Example:
-        >>> _inputs_first(torch.tensor([[[1, 2], [3, 4]]]), times=2).tolist()
+        >>> _inputs_first(torch.tensor([[[1, 2], [3, 4]]]), scales_tried=2).tolist()
         [[[1, 3, 1, 3], [2, 4, 2, 4]]]
     """
-    return values.transpose(1, 2).repeat(1, 1, times)
+    return values.transpose(1, 2).repeat(1, 1, scales_tried)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class _Trial(NamedTuple):
     slopes: Tensor
     scale: Tensor
 
-    def or_where(self, rows: Tensor, other: "_Trial") -> "_Trial":
+    def with_rows(self, rows: Tensor, other: "_Trial") -> "_Trial":
         """This trial with the other's rows in the place of those that `rows` marks, booleans `[stack, rows]`."""
         return _Trial(*(torch.where(rows[:, None], b, a) for a, b in zip(self, other, strict=True)))
 
@@ -245,30 +246,30 @@ def _solve(layer: _Layer, scale: Tensor, is_scale_free: bool) -> _Trial:
     nearest = layer.w.clone()
     for j, column in enumerate(nearest.unbind(1)):
         codes.take_nearest(column, j)
-    ordered, to_nearest = layer.trial(_in_order(layer, codes), scale), layer.trial(nearest, scale)
-    swept = _descend(layer, ordered.or_where(layer.cost(to_nearest) < layer.cost(ordered), to_nearest))
+    ordered, to_nearest = layer.trial(_rounded_in_order(layer, codes), scale), layer.trial(nearest, scale)
+    swept = _coordinate_descent(layer, ordered.with_rows(layer.cost(to_nearest) < layer.cost(ordered), to_nearest))
     return _rescaled(layer, swept) if is_scale_free and layer.granularity.kind == "channel" else swept
 
 
-def _best(layer: _Layer, trial: _Trial, times: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each output the best of its `times` rows, which differ in their scales, as the parts of `Rounded`.
+def _best(layer: _Layer, trial: _Trial, scales_tried: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each output the best of its `scales_tried` rows, which differ in their scales, as the parts of `Rounded`.
 
     Where all outputs share a scale, all take the one of the least error in sum.
     """
     energy = (layer.product * layer.w).sum(1).clamp_min(torch.finfo(layer.w.dtype).tiny)
-    error = (layer.cost(trial) / energy).unflatten(1, (times, -1))
+    error = (layer.cost(trial) / energy).unflatten(1, (scales_tried, -1))
     best = error.argmin(1, keepdim=True)
     if layer.granularity.kind == "tensor":
         best = error.sum((0, 2)).argmin().expand_as(best)
 
     def best_rows(rows: Tensor) -> Tensor:
-        split: Tensor = rows.unflatten(2, (times, -1))
+        split: Tensor = rows.unflatten(2, (scales_tried, -1))
         return split.gather(2, best[:, None].expand(-1, rows.shape[1], -1, -1))[:, :, 0].transpose(1, 2)
 
     return best_rows(trial.values), best_rows(trial.scale), best_rows(layer.zero), error.gather(1, best)[:, 0]
 
 
-def _in_order(layer: _Layer, codes: _Codes) -> Tensor:
+def _rounded_in_order(layer: _Layer, codes: _Codes) -> Tensor:
     """Values `[stack, inputs, rows]` input by input, the error of each spread over the inputs that follow it.
 
     With `U` the factor of the inverse: weight `j` becomes the nearest value `v_j`, its error is
@@ -290,7 +291,7 @@ def _in_order(layer: _Layer, codes: _Codes) -> Tensor:
     return values
 
 
-def _descend(layer: _Layer, trial: _Trial) -> _Trial:
+def _coordinate_descent(layer: _Layer, trial: _Trial) -> _Trial:
     """Sweeps in which each weight takes the best of its values given all others, until none changes.
 
     With half the slope `g = H (V - W)` the best real value of weight `j` is `v_j - g_j / H[j, j]`, and the best value
@@ -342,9 +343,9 @@ def _rescaled(layer: _Layer, best: _Trial) -> _Trial:
         scale = ((hq * layer.w).sum(1) / (hq * q).sum(1).clamp_min(1e-30))[:, None]
         is_sane = (scale > 0.2 * best.scale) & (scale < 5 * best.scale) & scale.isfinite()
         scale = torch.where(is_sane, scale, best.scale)
-        trial = _descend(layer, _Trial(q * scale, hq * scale - layer.product, scale))
+        trial = _coordinate_descent(layer, _Trial(q * scale, hq * scale - layer.product, scale))
         better = layer.cost(trial) < layer.cost(best)
-        best = best.or_where(better, trial)
+        best = best.with_rows(better, trial)
         if not bool(better.any()):
             break
     return best

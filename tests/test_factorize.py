@@ -11,14 +11,14 @@ import afina
 from afina.errors import InputError, NothingToDo
 from afina.graph import Network, capture
 from afina.graph.cost import cost_of
-from afina.graph.statistics import Effect, find_readers
+from afina.graph.statistics import Effect, Moments, Reader, find_readers
 from afina.graph.stored import attribute
 from afina.graph.surgery import remove
 from afina.techniques.context import Context
 from afina.techniques.factorize import FactorizeConfig, apply, layers_of, shaped
 from afina.techniques.factorize.fitting import decompose, multiplied, refine
 from afina.techniques.factorize.forms import FORMS
-from afina.techniques.factorize.problem import Problem
+from afina.techniques.factorize.problem import Problem, problems_of
 from afina.techniques.factorize.starting import start
 
 RANKS = {"svd": (4,), "spatial": (6,), "tucker": (6, 5), "cp": (12,), "tt": (6, 8, 5)}
@@ -198,6 +198,22 @@ def test_a_target_is_met_from_below_within_two_percent(digits_network, target):
     assert 0.98 * share <= reached <= share
     assert record.after["quality"] > record.before["quality"] - 0.03
     assert all(0 <= row["error"] < 1 for row in record.layers.values())
+
+
+def test_few_rows_let_no_layer_look_as_if_nothing_were_lost():
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 64)
+    reader = Reader("weight", "bias", (64, 64), ("linear",))
+
+    def error_at_rank_eight(rows: int) -> float:
+        moments = Moments(torch.zeros(1, 65, 65, dtype=torch.float64))
+        moments.add(torch.randn(1, rows, 64, dtype=torch.float64), None)
+        (layer,) = problems_of(reader, linear.weight, moments)
+        return 1 - float(layer.output_energies()[:8].sum())
+
+    seen = error_at_rank_eight(4096)
+    assert 0.5 < seen < 0.9
+    assert error_at_rank_eight(6) == pytest.approx(seen, abs=0.1)
 
 
 def test_the_error_told_of_a_layer_is_that_of_its_outputs_on_held_out_images(digits_network):

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from afina.graph.statistics import Moments, Reader
 
 _DAMPING = 1e-4
+# Rows for each column of a metric, below which more is added to its diagonal.
+_ENOUGH = 4
 _TINY = 1e-12
 
 
@@ -199,7 +201,10 @@ def _metrics(reader: Reader, moments: Moments | None, weight: Tensor) -> list[Te
     metric = h[:, :-1, :-1]
     if reader.takes_constant:
         metric = metric - h[:, :-1, -1:] * h[:, -1:, :-1]
-    extra = _DAMPING * metric.diagonal(dim1=1, dim2=2).mean().clamp_min(_TINY)
+    # Of few rows a metric is nearly singular: by it a chain of as low a rank would lose nothing. What was not seen counts
+    # by its weight then, as without images: eight images of 4 positions, for a layer of 4608 columns, say little.
+    scarce = max(1.0, _ENOUGH * metric.shape[-1] / max(moments.rows, 1)) ** 2
+    extra = _DAMPING * scarce * metric.diagonal(dim1=1, dim2=2).mean().clamp_min(_TINY)
     metric = metric + extra * torch.eye(metric.shape[-1]).to(metric)
     return [metric] if reader.blocks > 1 else list(metric)
 

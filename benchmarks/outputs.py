@@ -233,7 +233,7 @@ def _outcome(step: Callable[[], None], folder: Path) -> str:
     try:
         step()
     except ParityError as error:
-        # Where the network itself answers otherwise as soon as its numbers change in the seventh digit, no file is right.
+        # Where the network itself answers otherwise once its numbers change in the seventh digit, no file is right.
         kind = "refused" if "So does the network" in str(error) else "failed"
         said = f"{kind}: ParityError: {error}"
     except AfinaError as error:

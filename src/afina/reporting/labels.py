@@ -54,7 +54,9 @@ def _lost(column: MetricInfo, before: float | None, after: float | None) -> floa
 
 
 def _table(result: Result, name: str) -> LabelTable | None:
-    quality = result.candidate(name).measurements.get("quality")
+    """The figures on the images that judged: those of the test split, where there is one."""
+    measured = result.candidate(name).measurements
+    quality = measured.get("test_quality", measured.get("quality"))
     return None if quality is None else quality.by_label
 
 

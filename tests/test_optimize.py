@@ -412,6 +412,13 @@ def test_a_module_and_a_dataset_without_labels_are_judged_by_agreement(tmp_path)
     assert 0.9 < agreement.details["cosine"] < 1
 
 
+def test_an_untrained_network_and_images_without_labels_are_refused_before_anything_is_written(tmp_path):
+    dataset = Items(list(torch.tensor(load_digits().images[:40], dtype=torch.float32)[:, None] / 16))
+    with pytest.raises(InputError, match=r"cannot be trained on images without labels(.|\n)*--weights FILE"):
+        afina.optimize("builtin:convnet", dataset, size="8KB", epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_regression_is_judged_by_its_error_in_the_targets_unit(tmp_path):
     images = torch.tensor(load_digits().images[:400], dtype=torch.float32)[:, None] / 16
     dataset = Items([(image, image.sum() / 10) for image in images])

@@ -10,7 +10,7 @@ from afina.budget.limits import DEFAULT_DROP
 from afina.capacity import available_cores
 from afina.data import ImageData
 from afina.devices.machine import describe_machine
-from afina.errors import TrainingError
+from afina.errors import InputError, TrainingError
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
 from afina.jobs.candidates.judging import TestJudgement, judge_on_test
@@ -120,12 +120,12 @@ class _Trainings:
     Attributes:
         adapting: The training before compression.
         finetuning: The training after it, with the network before as teacher.
-        trains: Whether the network is trained before compression; None where that depends on whether it is pretrained.
+        trains: Whether the network is trained before compression.
     """
 
     adapting: FitConfig
     finetuning: FitConfig
-    trains: bool | None
+    trains: bool
 
 
 def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
@@ -142,7 +142,11 @@ def _base_training(options: OptimizeOptions, settings: Settings) -> FitConfig:
 def _trainings(
     options: OptimizeOptions, settings: Settings, base: FitConfig, images: ImageData, source: Loaded
 ) -> _Trainings:
-    """Both trainings; where options say nothing, with what suits the network and the images."""
+    """Both trainings; where options say nothing, with what suits the network and the images.
+
+    Raises:
+        InputError: the network has to be trained, and the images have no labels.
+    """
     optimizer = base.optimizer if options.optimizer or "optimizer" in settings.options else None
     both: dict[str, Any] = {"precision": base.precision, "keep_fp32": base.keep_fp32, "seed": base.seed}
     count, epochs = images.count("train"), options.epochs
@@ -167,7 +171,14 @@ def _trainings(
         learning_rate=options.learning_rate,
         **both,
     )
-    return _Trainings(adapting, finetuning, None if epochs is None else epochs > 0)
+    trains = not source.pretrained if epochs is None else epochs > 0
+    if (trains or options.tune) and not images.labelled:
+        why = "" if source.pretrained else "It starts from random weights, so it would have to be."
+        raise InputError(
+            "The network cannot be trained on images without labels.", why=why,
+            fix="Give the network's trained weights with --weights FILE, or images with labels.",
+        )  # fmt: skip
+    return _Trainings(adapting, finetuning, trains)
 
 
 def _run_config(
@@ -247,7 +258,7 @@ def _adapt(job: Job, source: Loaded, options: OptimizeOptions, trainings: _Train
         if options.tune:
             network, curve, note = _search_training(job, options, config)
             notes += (note, *_casting(network, config))
-        elif trainings.trains or (trainings.trains is None and not source.pretrained):
+        elif trainings.trains:
             job.progress.say(f"Training for {config.epochs} epochs.")
             network, curve = fit(network, job.data, config, progress=job.progress, checkpoint=checkpoint)
             notes += _casting(network, config)

@@ -106,6 +106,14 @@ def test_optimize_and_recipes_judge_by_the_agreement_of_the_worst_output(heads, 
     assert (result.metric.name, result.verdict) == ("agreement", "fits")
     details = result.candidate(result.winner).measurements["quality"].details
     assert set(details) == {f"{name}: {figure}" for name in NAMES for figure in ("signal-to-noise in dB", "cosine")}
+    page = (tmp_path / "run" / "report.html").read_text()
+    shown = page[page.index('<table id="details"') :]
+    shown = shown[: shown.index("</table>")]
+    for name, value in details.items():
+        output, figure = name.split(": ")
+        assert f"<code>{output}</code>" in shown
+        assert figure in shown
+        assert f">{value:.4g}" in shown
     again = afina.run(tmp_path / "run" / "recipe.yaml", heads, str(pictures), example=GREY, out=tmp_path / "again")
     assert again.quality.value > 0.8
 

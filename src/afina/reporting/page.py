@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.reporting.charts import charts
+from afina.reporting.details import detail_table
 from afina.reporting.facts import (
     MEASURES,
     best_achievable,
@@ -105,6 +106,7 @@ def _content(result: Result) -> dict[str, Any]:
             (c, recipe_words(c.recipe, 2), recipe_words(c.recipe), _numbers(result, c)) for c in result.candidates
         ],
         "layers": layer_table(result),
+        "details": detail_table(result),
         "label_rows": label_rows(result),
         "label_columns": label_columns(result),
         "winner": winner,

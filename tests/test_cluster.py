@@ -25,6 +25,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         # The GPUs are a name only: what asks for them trains on processors.
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield "local"
         ray.shutdown()

@@ -100,9 +100,9 @@ def test_every_legal_pair_gives_a_network_that_loads_trains_and_runs_on_both_run
     images = digits(0, 32)[0]
     with result.inference(), loaded.inference():
         assert torch.equal(only(result(images)), only(loaded(images)))
-    for name in ("onnxruntime", "openvino"):
-        runtime = get_runtime(name)
-        assert check_parity(loaded, runtime.export(loaded, tmp_path / f"m{runtime.suffix}"), data, threads=1) < 0.1
+    # Each pair on both runtimes: convolutions on one, tokens on the other, and the other way round for the next pair.
+    runtime = get_runtime(("onnxruntime", "openvino")[(PAIRS.index((first, second)) + (which == "tokens")) % 2])
+    assert check_parity(loaded, runtime.export(loaded, tmp_path / f"m{runtime.suffix}"), data, threads=1) < 0.1
     if second != "quantize":
         trained = fit(loaded, data, FitConfig(epochs=1, learning_rate=0.01), teacher=loaded)[0]
         assert torch.isfinite(only(trained(images))).all()

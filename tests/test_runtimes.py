@@ -489,11 +489,11 @@ def recurrent_ops(monkeypatch):
 
 def test_a_recurrent_layer_is_one_step_from_the_capture_to_the_files(runtime, recurrent_ops, tmp_path):
     module = TextReader().eval()
-    network = capture(module, replace(GREY, height=6, width=40))
+    network = capture(module, replace(GREY, height=6, width=10))
     assert {node.target for node in network.graph.nodes} >= {*recurrent_ops, torch.ops.aten.rnn_tanh.input}
     network.save(tmp_path / "reader.pt2")
     again = Network.load(tmp_path / "reader.pt2")
-    images = torch.randn(3, 1, 6, 40)
+    images = torch.randn(3, 1, 6, 10)
     with torch.no_grad():
         assert (only(again(images)) - module(images)).abs().max() < 1e-6
     path = runtime.export(again, tmp_path / f"reader{runtime.suffix}")

@@ -9,7 +9,7 @@ from torch import nn
 from afina.errors import AfinaError, InputError
 from afina.graph import capture
 from afina.graph.axes import Analysis
-from afina.graph.statistics import Effect, compare, find_readers, gather, readers, refit
+from afina.graph.statistics import Effect, compare, find_readers, gather, moments_in_turn, readers, refit, sweep
 from afina.graph.stored import attribute
 from afina.techniques.prune.elimination import States, eliminate
 from afina.types import InputSpec
@@ -142,6 +142,25 @@ def test_a_unit_that_repeats_others_goes_first_and_costs_nothing(small_network):
     path = eliminate(axis, States(small_network, known, moments), 3)
     assert path.order[0] in (3, 7)
     assert path.losses[1] < 1e-3 < path.losses[2]
+
+
+@pytest.mark.parametrize("memory", [1.5e9, 1.0])
+def test_layers_that_are_taken_in_turn_see_what_those_before_them_became(small_network, memory, monkeypatch):
+    monkeypatch.setattr(sweep, "_KEPT_BYTES", memory)  # with none, the network runs from the start for each layer
+    twin, known = small_network.copy(), find_readers(small_network)
+    outputs = {"inner.weight": torch.tensor([1, 3, 4])}
+    seen = []
+    for measured, alone in moments_in_turn(small_network, twin, known, outputs, lambda: images().split(24), 64):
+        ((name, moments),) = measured.items()
+        ((_, anew),) = compare(small_network, twin, {name: known[name]}, outputs, images().split(24), 64).items()
+        assert alone
+        assert moments.rows == anew.rows
+        assert torch.allclose(moments.xx, anew.xx, rtol=1e-5)
+        assert torch.allclose(moments.xy, anew.xy, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            attribute(twin.module, name).mul_(0.7)
+        seen.append(name)
+    assert seen == list(known)
 
 
 def test_refitting_brings_a_disturbed_network_back_to_its_outputs(small_network):

@@ -1,13 +1,15 @@
 """Statistics of a network's layers over calibration images, and least-squares weights computed from them.
 
-`readers` writes each layer as a matrix product, `moments` sums products of the rows that layers read, `refit` solves
-for weights by least squares, `effect` compares outputs, `watching` reports the values of single nodes.
+`readers` writes each layer as a matrix product, `moments` sums products of the rows that layers read, `sweep` those of
+one layer after the other, `refit` solves for weights by least squares, `effect` compares outputs, `watching` reports
+the values of single nodes.
 """
 
 from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather
 from afina.graph.statistics.readers import Reader, find_readers
-from afina.graph.statistics.refit import add_constant, constant_of, passes, refit, solve, write_matrices
+from afina.graph.statistics.refit import add_constant, constant_of, refit, solve, write_matrices
+from afina.graph.statistics.sweep import moments_in_turn
 from afina.graph.statistics.watching import output_errors, watch
 
 __all__ = [
@@ -20,8 +22,8 @@ __all__ = [
     "find_readers",
     "freed",
     "gather",
+    "moments_in_turn",
     "output_errors",
-    "passes",
     "refit",
     "solve",
     "tried",

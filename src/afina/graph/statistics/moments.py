@@ -81,7 +81,8 @@ def gather(
         InputError: there are no images.
         AfinaError: an activation is not a finite number; the layer is named.
     """
-    return _Pass(network, readers, count).run(images, progress or Progress())
+    sums = LayerSums(network, readers, count)
+    return _run(sums, network, None, images, count, progress or Progress())
 
 
 def compare(
@@ -102,11 +103,51 @@ def compare(
         outputs: For each weight, which outputs of the reference's layer the network still has (indices); None for all.
         images, count, progress: The arguments of `gather`.
     """
-    return _Pass(network, readers, count, reference, outputs).run(images, progress or Progress())
+    sums = LayerSums(network, readers, count, reference, outputs)
+    return _run(sums, network, reference, images, count, progress or Progress())
 
 
-class _Pass:
-    """One run over the images."""
+def _run(
+    sums: "LayerSums",
+    network: Network,
+    reference: Network | None,
+    images: Iterable[Tensor],
+    count: int,
+    progress: Progress,
+) -> dict[str, Moments]:
+    """Run the network, and the reference before it, on each batch until there were enough images."""
+    seen = 0
+    with torch.no_grad(), progress.work("Looking at activations", count) as bar:
+        # Few at once: what is alive in a network between two layers grows with them.
+        for batch in (part for whole in images for part in whole.split(network.batch_size or network.input.batch)):
+            moved = batch.to(network.device)
+            if reference is not None:
+                _Watch(reference, sums.nodes, lambda node, _, y: sums.remember(node, y)).go(moved)
+            _Watch(network, sums.nodes, sums.add).go(moved)
+            sums.batch += 1
+            seen += len(batch)
+            bar.advance(len(batch))
+            if seen >= max(count, 1):
+                break
+    if not sums.batch:
+        raise InputError("There are no calibration images.", fix="Give data with training images.")
+    return sums.finished()
+
+
+class LayerSums:
+    """The moments of some layers, while batches of images run through a network.
+
+    Args:
+        network: The network.
+        readers: Its layers, by the weight's name.
+        count: How many images there will be.
+        reference: The network before, whose outputs are compared with; None for none.
+        outputs: For each weight, which of those outputs are (indices); None for all.
+
+    Attributes:
+        batch: The number of the batch that runs.
+        nodes: The layers by the names of their nodes.
+    """
 
     def __init__(
         self,
@@ -116,33 +157,16 @@ class _Pass:
         reference: Network | None = None,
         outputs: Mapping[str, Tensor | None] | None = None,
     ) -> None:
-        self._network, self._reference, self._outputs = network, reference, outputs or {}
-        self._by_node = {node: reader for reader in readers.values() for node in reader.nodes}
-        self._count, self._batch = max(count, 1), 0
+        self._reference, self._outputs = reference, outputs or {}
+        self.nodes = {node: reader for reader in readers.values() for node in reader.nodes}
+        self._count, self.batch = max(count, 1), 0
         # By the name of the node, from the run of the reference to that of the network on the same batch.
         self._reference_outputs: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
 
-    def run(self, images: Iterable[Tensor], progress: Progress) -> dict[str, Moments]:
-        """Run the network, and the reference before it, on each batch until there were enough images."""
-        seen = 0
-        with torch.no_grad(), progress.work("Looking at activations", self._count) as bar:
-            # Few at once: what is alive in a network between two layers grows with them.
-            for batch in (
-                part for whole in images for part in whole.split(self._network.batch_size or self._network.input.batch)
-            ):
-                moved = batch.to(self._network.device)
-                if self._reference is not None:
-                    _Watch(self._reference, self._by_node, self._remember).go(moved)
-                _Watch(self._network, self._by_node, self._add).go(moved)
-                self._batch += 1
-                seen += len(batch)
-                bar.advance(len(batch))
-                if seen >= self._count:
-                    break
-        if not self._batch:
-            raise InputError("There are no calibration images.", fix="Give data with training images.")
-        for reader in self._by_node.values():
+    def finished(self) -> dict[str, Moments]:
+        """The moments by the weight's name. Raises `AfinaError` where a layer read what is not a finite number."""
+        for reader in self.nodes.values():
             if not bool(self._moments[reader.weight].xx.isfinite().all()):
                 raise AfinaError(
                     f"What {reader.name} reads is not a finite number on some calibration images.",
@@ -150,8 +174,9 @@ class _Pass:
                 )
         return self._moments
 
-    def _remember(self, node: Node, _: Tensor, y: Tensor) -> None:
-        reader = self._by_node[node.name]
+    def remember(self, node: Node, y: Tensor) -> None:
+        """Keep what a node of the reference gives until the network reads the same batch there."""
+        reader = self.nodes[node.name]
         bias = arguments(node)["bias"]
         if reader.bias is None and bias is not None:  # one of several that nodes of one weight add: no part of its fit
             assert self._reference is not None
@@ -162,8 +187,9 @@ class _Pass:
             y = y.index_select(channel_dimension(node), indices.to(y.device))
         self._reference_outputs[node.name] = outputs_at(reader, node, y, self._places(reader, node, y))
 
-    def _add(self, node: Node, x: Tensor, y: Tensor) -> None:
-        reader = self._by_node[node.name]
+    def add(self, node: Node, x: Tensor, y: Tensor) -> None:
+        """Add what a node of the network reads, `x`; of `y`, what it gives, the number of positions counts alone."""
+        reader = self.nodes[node.name]
         rows = rows_of(reader, node, x, self._places(reader, node, y)).float()
         if reader.weight not in self._moments:
             size = rows.shape[-1] + 1
@@ -182,7 +208,7 @@ class _Pass:
         sample_size = min(total, math.ceil(rows / self._count))
         if sample_size == total:
             return torch.arange(total, device=y.device)
-        seed = zlib.crc32(f"{reader.weight} {self._batch}".encode())
+        seed = zlib.crc32(f"{reader.weight} {self.batch}".encode())
         return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:sample_size].to(y.device)
 
 

@@ -5,22 +5,18 @@ For a layer that now reads rows x' where it read x, the weights nearest to its o
 layers are taken in order, x' holds the errors of those before, which the later ones correct.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.statistics.moments import Moments, compare
+from afina.graph.statistics.moments import Moments
 from afina.graph.statistics.readers import Reader, find_readers
+from afina.graph.statistics.sweep import moments_in_turn
 from afina.graph.stored import attribute
 from afina.progress import Progress
 
-# Multiply-accumulates that all passes over the images may take together; a pass stops at the last layer to solve.
-_WORK = 1.6e13
-_FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 _RIDGE = 1e-3
 
 
@@ -46,17 +42,13 @@ def refit(
         The names of the layers that were refitted.
     """
     readers = {name: reader for name, reader in find_readers(pruned).items() if reader.blocks == 1}
-    names = list(readers)
     done: list[str] = []
-    with progress.work("Refitting layers", len(names)) as bar:
-        parts, images_per_pass = passes(names, original, count)
-        for part in parts:
-            chosen = {name: readers[name] for name in part}
-            measured = compare(original, pruned, chosen, outputs, calibration(), images_per_pass)
+    with progress.work("Refitting layers", len(readers)) as bar:
+        for measured, _ in moments_in_turn(original, pruned, readers, outputs, calibration, count):
             for name, moments in measured.items():
                 solve(pruned, readers[name], moments, constant_of(original, pruned, readers[name], outputs.get(name)))
                 done.append(readers[name].name)
-            bar.advance(len(part))
+            bar.advance(len(measured))
     return done
 
 
@@ -149,25 +141,3 @@ def add_constant(network: Network, reader: Reader, change: Tensor) -> None:
     elif reader.shift is not None:
         mean = attribute(network.module, reader.shift)
         mean -= change.to(mean)
-
-
-def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:
-    """Layers in graph order, in groups that share a pass over the images; and how many images a pass takes.
-
-    One layer each where the network is small. In a large one there are fewer passes, and fewer images in each rather
-    than more layers: layers of one group are solved for inputs that the others in it have not corrected yet.
-
-    A network of 2e9 multiply-accumulates with 50 layers and 1000 images: a pass through both networks is 4e12, so
-    that `_WORK` allows 4 passes. There are 12 all the same, in groups of 5 layers, and each sees 333 images, which is
-    1.6e13 / (4e9 * 12).
-
-    Args:
-        names: Names of the layers.
-        network: The network whose cost is counted.
-        count: Images at hand.
-    """
-    work = 2.0 * max(cost_of(network).macs, 1)
-    number = min(len(names), max(_FEWEST_PASSES, int(_WORK / (work * count))))
-    size = math.ceil(len(names) / max(number, 1))
-    images = int(max(_FEWEST_IMAGES, _WORK / (work * max(number, 1))))
-    return [names[start : start + size] for start in range(0, len(names), size)], min(count, images)

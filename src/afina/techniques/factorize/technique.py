@@ -27,11 +27,10 @@ from afina.graph.statistics import (
     Moments,
     Reader,
     add_constant,
-    compare,
     constant_of,
     find_readers,
+    moments_in_turn,
     output_errors,
-    passes,
     solve,
 )
 from afina.graph.stored import attribute
@@ -179,9 +178,8 @@ def _fit(
     weights = [name for name, reader in readers.items() if name in by_weight or (config.refit and reader.blocks == 1)]
     factors: Factors = {}
     with context.progress.work("Fitting chains", len(weights)) as bar:
-        parts, images = passes(weights, network, context.images)
-        for part in parts:
-            measured = compare(network, dense, {w: readers[w] for w in part}, {}, context.stream(), images)
+        chosen_readers = {weight: readers[weight] for weight in weights}
+        for measured, _ in moments_in_turn(network, dense, chosen_readers, {}, context.stream, context.images):
             for weight, moments in measured.items():
                 reader = readers[weight]
                 if reader.blocks == 1:
@@ -189,7 +187,7 @@ def _fit(
                 if weight in by_weight:
                     name = by_weight[weight]
                     factors[name] = _chain(dense, layers[name], chosen[name], moments)
-            bar.advance(len(part))
+            bar.advance(len(measured))
     return {name: factors[name] for name in chosen}
 
 

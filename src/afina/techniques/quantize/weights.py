@@ -18,7 +18,7 @@ from afina.errors import AfinaError
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.ops import op_name
-from afina.graph.statistics import Moments, Reader, add_constant, compare, find_readers, gather, passes
+from afina.graph.statistics import Moments, Reader, add_constant, find_readers, moments_in_turn
 from afina.graph.stored import attribute, is_stored, own
 from afina.techniques.context import Context
 from afina.techniques.quantize.edges import WeightEdge
@@ -196,20 +196,11 @@ def _round_by_outputs(prepared: Prepared, readers: dict[str, Reader], context: C
         How many layers were rounded.
     """
     reference, network = prepared.source.network, prepared.network
-    parts, enough = passes(list(readers), reference, context.images)
     with context.progress.work("Rounding layers", len(readers)) as bar:
-        for names in parts:
-            group = {name: readers[name] for name in names}
-            single = {name: reader for name, reader in group.items() if reader.blocks == 1}
-            moments: dict[str, Moments] = {}
-            if single:
-                moments = compare(reference, network, single, {}, context.stream(), enough)
-            if len(single) < len(group):
-                wide = {name: reader for name, reader in group.items() if reader.blocks > 1}
-                moments |= gather(network, wide, context.stream(), enough)
-            for name, layer_moments in moments.items():
-                _solve(prepared, readers[name], layer_moments, alone=len(names) == 1)
-            bar.advance(len(names))
+        for measured, alone in moments_in_turn(reference, network, readers, {}, context.stream, context.images):
+            for name, moments in measured.items():
+                _solve(prepared, readers[name], moments, alone=alone)
+            bar.advance(len(measured))
     return len(readers)
 
 

@@ -15,10 +15,9 @@ from afina.graph.statistics import (
     Moments,
     Reader,
     add_constant,
-    compare,
     constant_of,
     find_readers,
-    passes,
+    moments_in_turn,
     solve,
 )
 from afina.graph.stored import attribute
@@ -145,16 +144,14 @@ def _fit(
     """Make the layers of `sparse` sparse, in the order of the graph, each refitted to what it gave in `network`."""
     names = [name for name in readers if shares.get(name, 0.0) > 0 or config.pattern]
     with context.progress.work("Making layers sparse", len(names)) as bar:
-        parts, images = passes(names, network, context.images)
-        for part in parts:
-            chosen = {name: readers[name] for name in part}
-            measured = compare(network, sparse, chosen, {}, context.stream(), images)
+        chosen = {name: readers[name] for name in names}
+        for measured, _ in moments_in_turn(network, sparse, chosen, {}, context.stream, context.images):
             for name, moments in measured.items():
                 reader = readers[name]
                 if reader.blocks == 1:
                     solve(sparse, reader, moments, constant_of(network, sparse, reader, None))
                 set_zeros(sparse, reader, shares.get(name, 0.0), config, moments)
-            bar.advance(len(part))
+            bar.advance(len(measured))
 
 
 def _shares(readers: Mapping[str, Reader], config: SparsifyConfig) -> dict[str, float]:

@@ -142,6 +142,39 @@ def test_the_file_is_as_small_as_computed(exported):
     assert graph <= 85_000
 
 
+class _RareObjects(nn.Module):
+    """A detector's head: activations that nearly vanish, and a bias that says how rare objects are."""
+
+    def __init__(self, convolutional):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Conv2d(8, 5, 1) if convolutional else nn.Linear(8, 5)
+        self.convolutional = convolutional
+        with torch.no_grad():
+            self.inner.weight.mul_(1e-9)
+            self.inner.bias.zero_()
+            self.head.bias.fill_(-4.6)
+
+    def forward(self, x):
+        x = self.inner(self.stem(x).relu()).relu()
+        x = x if self.convolutional else x.mean((2, 3))
+        return self.head(x).sigmoid()
+
+
+@pytest.mark.parametrize("convolutional", [True, False])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_bias_that_is_huge_beside_the_products_is_not_cut_off(name, convolutional, tmp_path):
+    torch.manual_seed(0)
+    network = capture(_RareObjects(convolutional), GREY)
+    runtime, images = RUNTIMES[name], digits(0, 64)[0]
+    config = QuantizeConfig(policy=runtime.policy(), calibration="minmax", rounding="nearest", equalize="none")
+    quantized, _ = apply(network, config, Context(calibration=lambda: iter(images.split(32))))
+    path = runtime.export(quantized, tmp_path / f"m{runtime.suffix}")
+    assert check_parity(quantized, path, images, threads=1) < 1e-3
+    answers = only(runtime.load(path, threads=1)(images[:4].numpy()))
+    assert np.allclose(answers, 1 / (1 + np.exp(4.6)), rtol=1e-2)
+
+
 def test_weights_are_stored_in_the_narrowest_type_that_the_format_has(exported):
     found = _stored(exported)
     bits = STORED[exported.runtime]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # The opsets that first have the types.
 OPSET_16_BITS, OPSET_4_BITS, OPSET_2_BITS = 21, 21, 25
+_MOST_STEPS = 2**31 - 1
 # Operators that only move values of their first input (or pick the largest): what was on a quantized grid stays on it.
 _MOVES = frozenset("Slice Pad Reshape Flatten Squeeze Unsqueeze Transpose MaxPool Expand Identity".split())
 
@@ -79,26 +80,67 @@ def quantize_bias_of_gemm(graph: "ir.Graph") -> None:
     import onnx_ir as ir
 
     for node in list(graph):
-        bias_value = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-        if bias_value is None:
+        found = _bias_in_steps(node) if node.op_type == "Gemm" else None
+        if found is None:
             continue
-        bias, sources = constant(bias_value), [value.producer() for value in node.inputs[:2] if value is not None]
-        if bias is None or any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+        steps, scale = found
+        if np.abs(steps).max(initial=0) > _MOST_STEPS:
             continue
-        scales = [constant(source.inputs[1]) for source in sources if source is not None]
-        if any(scale is None for scale in scales) or scales[0].size != 1:
-            continue
-        scale = (scales[0].reshape(()).astype(np.float64) * scales[1]).astype(np.float32)
-        steps = np.rint(bias.astype(np.float64) / scale)
-        if scale.size not in (1, bias.size) or np.abs(steps).max(initial=0) >= 2**31:
-            continue
-        codes = new_constant(graph, f"{bias_value.name}_steps", steps.astype(np.int32))
+        bias_name = node.inputs[2].name  # type: ignore[union-attr]
+        codes = new_constant(graph, f"{bias_name}_steps", steps.astype(np.int32))
         attributes = {"axis": 0} if scale.ndim else {}
         restore = ir.node(
-            "DequantizeLinear", [codes, new_constant(graph, f"{bias_value.name}_scale", scale)], attributes=attributes
+            "DequantizeLinear", [codes, new_constant(graph, f"{bias_name}_scale", scale)], attributes=attributes
         )
         graph.insert_before(node, restore)
         node.replace_input_with(2, restore.outputs[0])
+
+
+def add_large_biases_apart(graph: "ir.Graph") -> None:
+    """Take a bias that no int32 holds out of its int8 convolution, and add it behind.
+
+    A runtime counts biases in steps of the products. Inputs that hardly vary have a tiny scale: of inputs up to 1e-6
+    and weights up to 0.03, a bias of -4.6 (a detector's, for objects that are rare) is 5e12 steps. ONNX Runtime cuts it
+    off at 2e9, and all outputs are wrong by the rest.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in list(graph):
+        found = _bias_in_steps(node) if node.op_type in ("Conv", "Gemm") else None
+        if found is None or np.abs(found[0]).max(initial=0) <= _MOST_STEPS:
+            continue
+        bias, result, after = constant(node.inputs[2]), node.outputs[0], list(node.outputs[0].uses())
+        shape = (-1, *[1] * (len(result.shape) - 2)) if node.op_type == "Conv" else (-1,)  # type: ignore[arg-type]
+        node.resize_inputs(2)
+        add = ir.node("Add", [result, new_constant(graph, f"{result.name}_bias", bias.reshape(shape))])
+        add.outputs[0].type, add.outputs[0].shape = result.type, result.shape
+        graph.insert_after(node, add)
+        for user, index in after:
+            user.replace_input_with(index, add.outputs[0])
+        for place, output in enumerate(graph.outputs):
+            if output is result:
+                add.outputs[0].name, result.name = result.name, f"{result.name}_products"
+                graph.outputs[place] = add.outputs[0]
+
+
+def _bias_in_steps(node: "ir.Node") -> tuple[Any, Any] | None:
+    """A layer's bias in steps of the products of its integers, and these steps; None where there are none."""
+    import numpy as np
+
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias_value is None:
+        return None
+    bias, sources = constant(bias_value), [value.producer() for value in node.inputs[:2] if value is not None]
+    if bias is None or any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+        return None
+    scales = [constant(source.inputs[1]) for source in sources if source is not None]
+    if any(scale is None for scale in scales) or scales[0].size != 1:
+        return None
+    scale = (scales[0].reshape(()).astype(np.float64) * scales[1]).astype(np.float32)
+    if scale.size not in (1, bias.size):
+        return None
+    return np.rint(bias.astype(np.float64) / np.maximum(scale, np.finfo(np.float32).tiny)), scale
 
 
 def settle_transposes(graph: "ir.Graph") -> None:

@@ -13,6 +13,7 @@ from afina.errors import AfinaError, Unsupported, first_lines
 from afina.graph.propagate import output_shapes
 from afina.runtimes.metadata import describe
 from afina.runtimes.onnx_codes import (
+    add_large_biases_apart,
     carry_quantization,
     needed_opset,
     quantize_bias_of_gemm,
@@ -73,6 +74,7 @@ def onnx_bytes(network: "Network", *, narrow: bool = True) -> bytes:
     _use_global_average_pool(model.graph)
     settle_transposes(model.graph)
     carry_quantization(model.graph)
+    add_large_biases_apart(model.graph)
     quantize_bias_of_gemm(model.graph)
     _raise_opset(model, max(store_narrow(model.graph) if narrow else 0, needed_opset(model.graph)))
     if _holds_halves(network):

@@ -12,7 +12,7 @@ How large a difference is allowed between a file and its network:
   flipped step is larger: the noise may grow by the root of two for each bit less. Some networks (mostly untrained ones)
   let such flips grow until they are all that can be seen: where the limit is broken, the network is also compared with
   itself where each value differs in the seventh digit before it is rounded, and the file may differ by twice as much,
-  but by no more than 0.7 (an untrained D-FINE: 0.52 in OpenVINO, and 0.33 of itself; its int8 has nothing in common with
+  but by no more than 0.7 (an untrained D-FINE: 0.52 in OpenVINO, 0.33 of itself; its int8 has nothing in common with
   the float network then, which is the quality's to tell).
 - bfloat16, where the runtime computes in it: the same noise, since every activation is rounded to 8 bits.
 

@@ -72,11 +72,11 @@ def yolos() -> nn.Module:
 
 
 def vitpose() -> nn.Module:
-    """ViTPose: heat maps of key points."""
-    shape = {key: _VIT[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    """ViTPose: heat maps of key points. Its transposed convolutions are as wide as in the real ones, and stay whole."""
     body = t.VitPoseBackboneConfig(
-        **shape, mlp_ratio=2, image_size=[96, 96], patch_size=[16, 16], out_features=["stage2"]
-    )
+        hidden_size=256, num_hidden_layers=8, num_attention_heads=_VIT["num_attention_heads"], mlp_ratio=2,
+        image_size=[96, 96], patch_size=[16, 16], out_features=["stage8"],
+    )  # fmt: skip
     return t.VitPoseForPoseEstimation(t.VitPoseConfig(backbone_config=body, use_simple_decoder=False, num_labels=17))
 
 

@@ -660,10 +660,14 @@ def test_progress_counts_every_step_and_tells_each_epoch(few: ImageData) -> None
 # What suits a network where the user does not say
 
 
-def test_networks_with_batch_norm_are_trained_by_sgd_and_others_by_adamw(few: ImageData) -> None:
+def test_networks_with_batch_norm_alone_are_trained_by_sgd_and_others_by_adamw(few: ImageData) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    hybrid = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(144), nn.ReLU(), nn.Linear(144, 10)
+    )
     assert suited_optimizer(convnet(few)) == "sgd"
     assert suited_optimizer(capture(plain, few.native, few.task)) == "adamw"
+    assert suited_optimizer(capture(hybrid, few.native, few.task)) == "adamw"
 
 
 def test_the_nearer_the_weights_are_to_the_goal_the_smaller_are_the_steps(few: ImageData) -> None:

@@ -32,9 +32,13 @@ _LABEL_SMOOTHING = 0.1
 
 
 def suited_optimizer(network: Network) -> Optimizer:
-    """`sgd` for networks with batch norm; those without it (transformers, plain VGG) need adaptive steps: `adamw`."""
-    has_batch_norm = any(node.target is torch.ops.aten.batch_norm.default for node in network.graph.nodes)
-    return "sgd" if has_batch_norm else "adamw"
+    """`sgd` for networks whose norms are batch norms; others need adaptive steps: `adamw`.
+
+    Those are transformers, convolutions with transformers behind them (DETR, MobileViT), and plain VGG.
+    """
+    ops = {node.target for node in network.graph.nodes}
+    batch_norm, layer_norm = torch.ops.aten.batch_norm.default, torch.ops.aten.layer_norm.default
+    return "sgd" if batch_norm in ops and layer_norm not in ops else "adamw"
 
 
 def suited_batch(images: int) -> int:

@@ -124,8 +124,8 @@ class Sweep:
         return cls(reference, network, batches) if batches else None
 
     def moments(self, reader: Reader, outputs: Outputs) -> Moments | None:
-        """The moments of a layer; None where it runs several times, or where the networks are past it already."""
-        if len(reader.nodes) > 1 or self._network.is_past(reader.nodes[0]):
+        """The moments of a layer; None where it runs several times, on weights, or where the networks are past it."""
+        if len(reader.nodes) > 1 or not self._network.comes_to(reader.nodes[0]):
             return None
         reference = None if reader.blocks > 1 else self._networks[0]
         sums = LayerSums(self._networks[1], {reader.weight: reader}, self.count, reference, outputs)
@@ -143,6 +143,9 @@ class Sweep:
 class _Run:
     """A network that runs node by node over some batches.
 
+    What is made of weights alone (quantized or standardised weights) is made anew for each node that reads it: a layer
+    that was solved a moment ago has other ones.
+
     Args:
         network: The network.
         batches: Images `[N, C, H, W]`.
@@ -155,14 +158,19 @@ class _Run:
         self._batches = [batch.to(network.device) for batch in batches]
         self._values: list[dict[Node, Any]] = [{} for _ in batches]
         self._reached = [0] * len(batches)
+        self._of_weights: set[Node] = set()
+        for node in self._nodes:
+            if node.op not in ("placeholder", "output") and self._of_weights.issuperset(node.all_input_nodes):
+                self._of_weights.add(node)
         last_use = {source: node for node in self._nodes for source in node.all_input_nodes}
         self._last_read: dict[Node, list[Node]] = {}
         for source, node in last_use.items():
             self._last_read.setdefault(node, []).append(source)
 
-    def is_past(self, name: str) -> bool:
-        """Whether the node of that name has run."""
-        return self._places[name] < max(self._reached)
+    def comes_to(self, name: str) -> bool:
+        """Whether the node of that name is still to run, for each batch anew."""
+        place = self._places[name]
+        return place >= max(self._reached) and self._nodes[place] not in self._of_weights
 
     def through(self, batch: int, name: str) -> tuple[Node, Tensor]:
         """Run a batch up to a node and through it; gives the node, and what it gives."""
@@ -177,10 +185,7 @@ class _Run:
         self._run(batch, self._places[name])
         node = self._nodes[self._places[name]]
         values = self._values[batch]
-        if y is None:
-            self._interpreter.env = values
-            y = self._interpreter.run_node(node)
-        return node, values[node.all_input_nodes[0]], y
+        return node, values[node.all_input_nodes[0]], self._value(node, values) if y is None else y
 
     def most_kept(self) -> int:
         """The most bytes that are kept of the first batch between two nodes, of a run to the end."""
@@ -196,23 +201,31 @@ class _Run:
     def _kept(self) -> int:
         storages = {
             value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-            for node, value in self._values[0].items()
-            if node.op != "get_attr" and isinstance(value, Tensor)
+            for value in self._values[0].values()
+            if isinstance(value, Tensor)
         }
         return sum(storages.values())
 
     def _run(self, batch: int, end: int) -> Node:
         """Run the nodes of a batch that come before place `end`; gives the last of them."""
-        values = self._interpreter.env = self._values[batch]
+        values = self._values[batch]
         if not self._reached[batch]:
             self._interpreter.args_iter = iter([self._batches[batch]])
         for node in self._nodes[self._reached[batch] : end]:
-            values[node] = self._interpreter.run_node(node)
+            if node in self._of_weights:
+                continue
+            values[node] = self._value(node, values)
             for source in self._last_read.get(node, ()):
                 values.pop(source, None)
         self._reached[batch] = max(self._reached[batch], end)
         last: Node = self._nodes[end - 1]
         return last
+
+    def _value(self, node: Node, values: dict[Node, Any]) -> Any:
+        """What a node gives for the values that are kept."""
+        made = {source: self._value(source, values) for source in node.all_input_nodes if source in self._of_weights}
+        self._interpreter.env = {**values, **made}
+        return self._interpreter.run_node(node)
 
 
 def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Interpreter, Node
 
 from afina.graph.cost import cost_of
@@ -108,13 +109,20 @@ class Sweep:
     def of(
         cls, reference: Network, network: Network, images: Callable[[], Iterable[Tensor]], count: int
     ) -> "Sweep | None":
-        """A sweep over about `count` images, or as many as memory allows; None where too few would fit."""
+        """A sweep over about `count` images, or as many as memory allows; None where too few would fit.
+
+        There is none either where a network writes into what it makes of its weights: that is not made anew for each
+        reader alone.
+        """
         size = network.batch_size or network.input.batch
         batches = list[Tensor]()
         allowed = count
         for batch in (part for whole in images() for part in whole.split(size)):
             if not batches:
-                kept = sum(_Run(one, [batch]).most_kept() for one in (reference, network)) / len(batch)
+                runs = [_Run(one, [batch]) for one in (reference, network)]
+                if any(run.writes_into_weights for run in runs):
+                    return None
+                kept = sum(run.most_kept() for run in runs) / len(batch)
                 allowed = min(count, int(_KEPT_BYTES / max(kept, 1)))
                 if allowed < min(count, _FEWEST_IMAGES):
                     return None
@@ -166,6 +174,11 @@ class _Run:
         self._last_read: dict[Node, list[Node]] = {}
         for source, node in last_use.items():
             self._last_read.setdefault(node, []).append(source)
+
+    @property
+    def writes_into_weights(self) -> bool:
+        """Whether an op writes into what is made of weights alone."""
+        return any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in self._of_weights)
 
     def comes_to(self, name: str) -> bool:
         """Whether the node of that name is still to run, for each batch anew."""

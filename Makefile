@@ -29,7 +29,7 @@ lowest:
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
 		--editable ".[openvino,dev]"
-	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto --dist worksteal $(addprefix tests/test_, \
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -W ignore -n auto --dist worksteal $(addprefix tests/test_, \
 		capture.py network.py saved_files.py runtimes.py quantized_files.py prune.py models.py cli.py)
 
 format: $(VENV)/.installed

@@ -157,7 +157,7 @@ def _measure(layer: Layer, chains: list[Chain], scratch: Network, effect: Effect
             if layer.reader.takes_constant:
                 add_constant(scratch, layer.reader, lost)
             weight.copy_(chain.weight)
-            points.append((chain.error, max(effect.of(scratch), 1e-12)))
+            points.append((chain.error, max(effect.of(scratch, since=layer.reader.nodes), 1e-12)))
     points = _rising(points)
     for chain in chains:
         chain.loss = interpolate(chain.error, points)

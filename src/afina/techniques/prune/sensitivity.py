@@ -33,7 +33,7 @@ def sensitivities(study: Study, levels: tuple[float, ...] = LEVELS) -> dict[str,
     trial = None if study.context.calibration is None else _Trial(study, len(study.axes) * len(levels))
     results: dict[str, Sensitivity] = {}
     with study.context.progress.work("Measuring sensitivities", len(study.axes)) as bar:
-        for axis in study.axes.values():
+        for axis in _in_order(study):
             stops = tuple(dict.fromkeys(min(max(round(axis.size * level), 1), axis.size - 1) for level in levels))
             path = study.path(axis, study.states(), axis.size - 1, stops)
             measured = () if trial is None else tuple(trial.without(axis, path, count) for count in stops)
@@ -48,7 +48,13 @@ def sensitivities(study: Study, levels: tuple[float, ...] = LEVELS) -> dict[str,
                 losses=tuple(_scaled(path.losses, stops, measured).tolist()),
             )
             bar.advance(note=axis.name)
-    return results
+    return {name: results[name] for name in study.axes}
+
+
+def _in_order(study: Study) -> list[Axis]:
+    """The axes in the order of the first layer that reads each, in which `Effect` has the least to run."""
+    places = {node.name: place for place, node in enumerate(study.network.graph.nodes)}
+    return sorted(study.axes.values(), key=lambda axis: min((places[name] for name in study.nodes(axis)), default=0))
 
 
 class _Trial:
@@ -75,7 +81,7 @@ class _Trial:
                     write_matrices(
                         self._scratch, study.readers[name], refitted, [None] * len(study.readers[name].shape)
                     )
-                return self._effect.of(self._scratch)
+                return self._effect.of(self._scratch, since=study.nodes(axis))
         # Zeros are not the same as no units where a norm takes statistics over them, or not all that reads them has
         # refitted matrices: then the units are really removed.
         dropped = set(path.order[:count])

@@ -115,6 +115,11 @@ class Study:
         names = {m.name for axis in self.axes.values() for m in axis.members if m.role == "consumer"}
         return {name: reader for name, reader in readers.items() if name in names}
 
+    def nodes(self, axis: Axis) -> list[str]:
+        """The names of the nodes of those layers that read one axis."""
+        read = [self.readers[m.name] for m in axis.members if m.role == "consumer" and m.name in self.readers]
+        return [name for reader in read for name in reader.nodes]
+
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Second moments of what those layers read, by the weight's name; empty for criteria that do not need them.

@@ -36,7 +36,7 @@ def layer_sensitivities(
             for level in levels:
                 with tried(scratch, [reader]):
                     set_zeros(scratch, reader, level, config, moments.get(name))
-                    measured.append(effect.of(scratch))
+                    measured.append(effect.of(scratch, since=reader.nodes))
             size = attribute(network.module, name).numel()
             zeros = tuple(round(size * level) for level in levels)
             results[reader.name] = Sensitivity(reader.name, "weights", size, (reader.name,), (), zeros, tuple(measured))

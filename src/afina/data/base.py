@@ -15,6 +15,7 @@ from afina.capacity import available_memory
 from afina.data.augment import AUGMENTATIONS, Augmentation
 from afina.data.batches import Batches
 from afina.data.decode import upright_size
+from afina.data.files import FileSource
 from afina.data.listing import Listing, Part, in_fixed_order
 from afina.data.loading import decode_all
 from afina.data.own import Fitter
@@ -116,6 +117,11 @@ class ImageData:
     def prepared(self) -> bool:
         """Whether images come as tensors that are ready for the network."""
         return self._listing.source.prepared
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the images are files, so that the fingerprint changes when any of them does."""
+        return isinstance(self._listing.source, FileSource)
 
     @property
     def judging(self) -> str:

@@ -1,13 +1,17 @@
 """`Context`: the images, the seed and the progress that a technique gets beside the network and its configuration."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from afina.errors import InputError
+from afina.graph.network import Network
+from afina.graph.statistics import Moments, Reader, gather
 from afina.progress import Progress
+from afina.techniques.kept import KeptStatistics
 
 # Multiply-accumulates that measuring sensitivities may take, and the fewest and the most images that it rests on.
 _WORK = 4e12
@@ -25,6 +29,7 @@ class Context:
         held_out: Gives, in the same way, a few images that nothing is fitted to; None where there are none.
         seed: The seed of everything that is drawn by chance.
         progress: Shows the user how far long work has come.
+        kept: Statistics that earlier commands left for the same images; None for none.
 
     Example:
         >>> context = Context(calibration=lambda: torch.zeros(40, 3, 2, 2).split(8), images=40)
@@ -39,6 +44,30 @@ class Context:
     held_out: Callable[[], Iterable[Tensor]] | None = None
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+    kept: KeptStatistics | None = None
+
+    def moments(self, network: Network, readers: Mapping[str, Reader]) -> dict[str, Moments]:
+        """Second moments of what some layers read over the calibration images, by the weight's name (`gather`).
+
+        Raises:
+            InputError: there are no calibration images.
+            AfinaError: an activation is not a finite number; the layer is named.
+        """
+
+        def measure(some: Mapping[str, Reader]) -> dict[str, Moments]:
+            return gather(network, some, self.stream(), self.images, self.progress)
+
+        return measure(readers) if self.kept is None else self.kept.moments(network, readers, measure)
+
+    def measured(self, network: Network, what: str, measure: Callable[[], Any]) -> Any:
+        """A value that JSON can hold: as an earlier command left it, else measured.
+
+        Args:
+            network: The network.
+            what: What it is, with all that it depends on but the network and this context.
+            measure: Gives it.
+        """
+        return measure() if self.kept is None else self.kept.values(network, f"{what} {self.seed}", measure)
 
     def first(self, macs: float, most: int = _MOST) -> Tensor:
         """The first calibration images, as many as the work on each of them allows: 16 to 256, and at most `most`.

@@ -163,7 +163,7 @@ def channel_dimension(node: Node) -> int:
 
 def places_in(node: Node, y: Tensor) -> int:
     """How many output positions a layer has for one image."""
-    return y[0].numel() // y.shape[channel_dimension(node)]
+    return math.prod(y.shape[1:]) // y.shape[channel_dimension(node)]
 
 
 def _patches(a: dict[str, Any], x: Tensor, kernel: tuple[int, ...], places: Tensor) -> Tensor:

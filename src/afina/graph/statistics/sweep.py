@@ -16,7 +16,7 @@ from torch import Tensor
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics.moments import LayerSums, Moments, compare, gather
-from afina.graph.statistics.readers import Reader
+from afina.graph.statistics.readers import Reader, places_in
 from afina.graph.statistics.running import Run, Steps, most_kept
 
 # Multiply-accumulates that all passes over the images may take together; a pass stops at the last layer to solve.
@@ -24,7 +24,9 @@ _WORK = 1.6e13
 _FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 # Bytes that may be kept of both networks' values between two layers, and of the images themselves.
 _KEPT_BYTES, _IMAGE_BYTES = 1e9, 5e8
-_FEWEST_IN_SWEEP = 16
+# Multiply-accumulates of a sweep. In a large network fewer images take part than there are, but so many, and as many as
+# give a layer so many rows for each column. Where memory leaves fewer than the last number, there is no sweep.
+_SWEEP_WORK, _FEWEST_IN_ALL, _ROWS_PER_COLUMN, _FEWEST_IN_SWEEP = 1e12, 128, 4, 16
 
 Outputs = Mapping[str, Tensor | None]
 
@@ -89,8 +91,9 @@ def _measured(
 class Sweep:
     """Two networks that run side by side over some batches, and stop in front of each layer that is asked for.
 
-    Where much has to be kept, as in front of the first layers of a network, few batches take part. Where less has to be
-    kept others join them: they run through layers that are solved by then. So each layer runs once for each image.
+    Where much has to be kept, as in front of the first layers of a network, few batches take part; these layers see many
+    positions of each image. Where less has to be kept, and layers of many inputs need more rows, others join them: they
+    run through layers that are solved by then. So each layer runs once for each image.
 
     Args:
         reference: The network before.
@@ -108,6 +111,7 @@ class Sweep:
         self._steps = Steps(reference), Steps(network)
         self._runs: list[tuple[Run, Run]] = []  # of the batches that take part so far
         self._kept = [most_kept(steps, batches[0]) for steps in self._steps]
+        self._many = max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(reference).macs, 1)))
 
     @classmethod
     def of(
@@ -140,7 +144,7 @@ class Sweep:
             return None
         if any(run.reached > place for _, run in self._runs):
             return None
-        self._join(reader.nodes[0])
+        self._join(reader)
         reference = None if reader.blocks > 1 else self._networks[0]
         count = sum(map(len, self.batches[: len(self._runs)]))
         sums = LayerSums(self._networks[1], {reader.weight: reader}, count, reference, outputs)
@@ -157,9 +161,16 @@ class Sweep:
                 sums.add(node, after.values[node.all_input_nodes[0].name], after.would_give(node) if y is None else y)
         return sums.finished()[reader.weight]
 
-    def _join(self, name: str) -> None:
-        """Let more batches take part, as many as may from a node on."""
-        for batch in self.batches[len(self._runs) : max(self._allowed(name), 1)]:
+    def _join(self, reader: Reader) -> None:
+        """Let more batches take part, as many as a layer needs and as fit into memory from it on."""
+        name = reader.nodes[0]
+        place = self._steps[1].places[name]
+        node = self._steps[1].nodes[place]
+        places = places_in(node, node.meta["val"])
+        # Images alone say less than their number where each has few positions: 512 x 3 x 3 columns over maps of 7 x 7.
+        wanted = max(self._many, math.ceil(_ROWS_PER_COLUMN * reader.width / places))
+        batches = min(math.ceil(wanted / len(self.batches[0])), max(self._allowed(name), 1))
+        for batch in self.batches[len(self._runs) : batches]:
             self._runs.append((Run(self._steps[0], batch), Run(self._steps[1], batch)))
 
     def _allowed(self, name: str) -> int:

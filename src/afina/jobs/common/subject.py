@@ -29,6 +29,7 @@ from afina.store.files import check_target
 from afina.tasks import OWN, get_task, named_task, task_class
 from afina.tasks.checking import check_answers, is_foreign
 from afina.techniques.context import Context
+from afina.techniques.kept import KeptStatistics
 from afina.training import predict
 from afina.types import Record
 from afina.units import format_details, format_value, parse_size
@@ -273,4 +274,9 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         batches = data.batches("validation", network.input, batch_size=network.batch, limit=_HELD_OUT)
         return (batch for batch, _ in batches)
 
-    return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)
+    kept = None
+    if data.in_files:
+        kept = KeptStatistics.of(f"{data.fingerprint} {network.input} {count} {seed}", progress)
+    return Context(
+        calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress, kept=kept
+    )

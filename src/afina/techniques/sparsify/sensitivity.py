@@ -2,7 +2,7 @@
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.statistics import Effect, gather, tried
+from afina.graph.statistics import Effect, tried
 from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
@@ -28,7 +28,7 @@ def layer_sensitivities(
     network = network.copy().eval() if network.training else network
     readers, _ = readers_of(network, config)
     effect = Effect(network, context.first(len(readers) * len(levels) * cost_of(network).macs))
-    moments = gather(network, readers, context.stream(), context.images) if config.criterion == "fit" else {}
+    moments = context.moments(network, readers) if config.criterion == "fit" else {}
     scratch, results = network.copy(), dict[str, Sensitivity]()
     with context.progress.work("Measuring layers", len(readers)) as bar:
         for name, reader in readers.items():

@@ -14,7 +14,7 @@ from afina.progress import Progress
 from afina.techniques.kept import KeptStatistics
 
 # Multiply-accumulates that measuring sensitivities may take, and the fewest and the most images that it rests on.
-_WORK = 4e12
+_WORK = 1e12
 _FEWEST, _MOST = 16, 256
 
 
@@ -73,8 +73,8 @@ class Context:
         """The first calibration images, as many as the work on each of them allows: 16 to 256, and at most `most`.
 
         Args:
-            macs: Multiply-accumulates that will be spent on each image. The images together get 4e12 of them, so that
-                1e11 for each allows 40 images.
+            macs: Multiply-accumulates that will be spent on each image. The images together get 1e12 of them, so that
+                2.5e10 for each allows 40 images.
             most: The largest number of images.
 
         Returns:

@@ -24,7 +24,7 @@ from afina.graph.stored import attribute
 from afina.progress import Progress
 
 # Rows that a layer's moments rest on: enough of them for its width, and no more arithmetic than that is worth.
-_ROWS_PER_COLUMN, _PRODUCTS = 8, 1e10
+_ROWS_PER_COLUMN, _PRODUCTS = 4, 1e10
 # Columns from which on products are worked out in blocks, and how many of these there are in a row.
 _WIDE, _BLOCKS = 512, 4
 # Rows are summed once there is one for so many columns.
@@ -233,7 +233,7 @@ class LayerSums:
     def _places(self, reader: Reader, node: Node, y: Tensor) -> Tensor:
         """Output positions to look at in this batch, the same for the same layer and batch in both networks.
 
-        A layer of 144 inputs needs 8 * 144 = 1152 rows, or as many as `_PRODUCTS` allows, whichever is more:
+        A layer of 144 inputs needs 4 * 144 = 576 rows, or as many as `_PRODUCTS` allows, whichever is more:
         1e10 / 144^2, about 482,000. Over 256 images that is 1,884 positions of each, of the 3,136 of a 56 x 56 map.
         """
         total = places_in(node, y)

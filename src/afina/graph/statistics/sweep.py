@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
@@ -23,7 +24,7 @@ from afina.graph.statistics.running import Run, Steps, most_kept
 _WORK = 1.6e13
 _FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 # Bytes that may be kept of both networks' values between two layers, and of the images themselves.
-_KEPT_BYTES, _IMAGE_BYTES = 1e9, 5e8
+_KEPT_BYTES, _IMAGE_BYTES = 5e8, 5e8
 # Multiply-accumulates of a sweep. In a large network fewer images take part than there are, but so many, and as many as
 # give a layer so many rows for each column. Where memory leaves fewer than the last number, there is no sweep.
 _SWEEP_WORK, _FEWEST_IN_ALL, _ROWS_PER_COLUMN, _FEWEST_IN_SWEEP = 1e12, 128, 4, 16
@@ -54,7 +55,7 @@ def moments_in_turn(
         whether they are those of one layer: else several were looked at in one pass, and none of them knows what the
         others correct.
     """
-    sweep = Sweep.of(reference, network, images, count, next(iter(readers.values())).nodes[0]) if readers else None
+    sweep = Sweep.of(reference, network, images, count, list(readers.values()))
     if sweep is None:
         parts, few = passes(list(readers), reference, count)
         for part in parts:
@@ -99,31 +100,44 @@ class Sweep:
         reference: The network before.
         network: The network after.
         batches: Images `[N, C, H, W]`, kept as long as this is.
+        wanted: How many images each layer should see, by the weight's name.
 
     Attributes:
         batches: The images.
         count: How many they are.
     """
 
-    def __init__(self, reference: Network, network: Network, batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self, reference: Network, network: Network, batches: Sequence[Tensor], wanted: Mapping[str, int]
+    ) -> None:
+        self._wanted = wanted
         self.batches, self.count = batches, sum(map(len, batches))
         self._networks = reference, network
         self._steps = Steps(reference), Steps(network)
         self._runs: list[tuple[Run, Run]] = []  # of the batches that take part so far
         self._kept = [most_kept(steps, batches[0]) for steps in self._steps]
-        self._many = max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(reference).macs, 1)))
 
     @classmethod
     def of(
-        cls, reference: Network, network: Network, images: Callable[[], Iterable[Tensor]], count: int, first: str
+        cls,
+        reference: Network,
+        network: Network,
+        images: Callable[[], Iterable[Tensor]],
+        count: int,
+        readers: Sequence[Reader],
     ) -> "Sweep | None":
-        """A sweep over about `count` images, or as many as memory allows, from a first layer on (the node's name).
+        """A sweep over the layers `readers` with about `count` images, or as many as they need and memory allows.
 
         None where too few would fit, or a network writes into what it makes of its weights: that is not made anew for
         each reader alone.
         """
+        if not readers:
+            return None
+        few = max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(reference).macs, 1)))
+        nodes = {node.name: node for node in network.graph.nodes}
+        wanted = {reader.weight: max(few, _needed(reader, nodes[reader.nodes[0]])) for reader in readers}
         size = network.batch_size or network.input.batch
-        allowed = min(count, int(_IMAGE_BYTES / (4 * math.prod(network.input.shape))))
+        allowed = min(count, max(wanted.values()), int(_IMAGE_BYTES / (4 * math.prod(network.input.shape))))
         batches = list[Tensor]()
         for batch in (part for whole in images() for part in whole.split(size)):
             batches.append(batch)
@@ -131,10 +145,10 @@ class Sweep:
                 break
         if not batches:
             return None
-        sweep = cls(reference, network, batches)
+        sweep = cls(reference, network, batches, wanted)
         if any(steps.writes_into_weights for steps in sweep._steps):
             return None
-        possible = sweep._allowed(first) * len(batches[0])
+        possible = sweep._allowed(readers[0].nodes[0]) * len(batches[0])
         return sweep if possible >= min(sweep.count, _FEWEST_IN_SWEEP) else None
 
     def moments(self, reader: Reader, outputs: Outputs) -> Moments | None:
@@ -162,21 +176,20 @@ class Sweep:
         return sums.finished()[reader.weight]
 
     def _join(self, reader: Reader) -> None:
-        """Let more batches take part, as many as a layer needs and as fit into memory from it on."""
-        name = reader.nodes[0]
-        place = self._steps[1].places[name]
-        node = self._steps[1].nodes[place]
-        places = places_in(node, node.meta["val"])
-        # Images alone say less than their number where each has few positions: 512 x 3 x 3 columns over maps of 7 x 7.
-        wanted = max(self._many, math.ceil(_ROWS_PER_COLUMN * reader.width / places))
-        batches = min(math.ceil(wanted / len(self.batches[0])), max(self._allowed(name), 1))
-        for batch in self.batches[len(self._runs) : batches]:
+        """Let more batches take part, as many as a layer should see and as fit into memory from it on."""
+        wanted = math.ceil(self._wanted[reader.weight] / len(self.batches[0]))
+        for batch in self.batches[len(self._runs) : min(wanted, max(self._allowed(reader.nodes[0]), 1))]:
             self._runs.append((Run(self._steps[0], batch), Run(self._steps[1], batch)))
 
     def _allowed(self, name: str) -> int:
         """How many batches may take part from a node on: what is kept of them there, and later, has to fit."""
         kept = sum(kept[steps.places[name]] for steps, kept in zip(self._steps, self._kept, strict=True))
         return int(_KEPT_BYTES / max(kept, 1))
+
+
+def _needed(reader: Reader, node: Node) -> int:
+    """Images that give a layer enough rows for its columns: of 512 x 3 x 3 it has 49 from a map of 7 x 7."""
+    return math.ceil(_ROWS_PER_COLUMN * reader.width / places_in(node, node.meta["val"]))
 
 
 def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:

@@ -6,7 +6,7 @@ from afina.graph.statistics import Effect, tried
 from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
-from afina.techniques.sparsify.technique import readers_of, set_zeros
+from afina.techniques.sparsify.technique import factors_of, readers_of, set_zeros
 from afina.types import Sensitivity
 
 
@@ -32,10 +32,10 @@ def layer_sensitivities(
     scratch, results = network.copy(), dict[str, Sensitivity]()
     with context.progress.work("Measuring layers", len(readers)) as bar:
         for name, reader in readers.items():
-            measured = []
+            measured, factors = [], factors_of(reader, moments[name]) if name in moments else None
             for level in levels:
                 with tried(scratch, [reader]):
-                    set_zeros(scratch, reader, level, config, moments.get(name))
+                    set_zeros(scratch, reader, level, config, factors)
                     measured.append(effect.of(scratch, since=reader.nodes))
             size = attribute(network.module, name).numel()
             zeros = tuple(round(size * level) for level in levels)

@@ -23,7 +23,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Row, Rows, arguments, made
-
 from step import CIFAR_EPOCH, OPTIMIZE, SIZE, module_of
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "vit_small", "convnext_tiny")
@@ -69,7 +68,9 @@ def _measure(rows: SpeedRows, step: str, name: str, shared: Path, before: Path |
     arguments = [step, name, str(images), str(FEW if few else IMAGES), str(weights)]
     rows.measure(label, partial(_apart, arguments, None, LIMIT))
     if before is not None:
-        rows.measure(f"{label}/before", partial(_apart, arguments, before, LIMIT if name == "resnet20" else LIMIT_BEFORE))
+        rows.measure(
+            f"{label}/before", partial(_apart, arguments, before, LIMIT if name == "resnet20" else LIMIT_BEFORE)
+        )
 
 
 def prepare(name: str, photos: Path, weights: Path) -> None:
@@ -110,11 +111,17 @@ def _apart(arguments: list[str], source: Path | None, limit: float) -> Row:
 
 def table(rows: dict[str, Row]) -> str:
     """The table of results, in Markdown: seconds and peak memory; and beside an older version."""
-    lines = ["| network | step | seconds | of one core | peak, MB | agreement |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| network | step | seconds | of one core | peak, MB | agreement |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, row in rows.items():
         parts = name.split("/")
         if len(parts) == 2:
-            cells = [row.get("took", row.get("failed", "")), *(row.get(k, "") for k in ("processor", "peak", "agreement"))]
+            cells = [
+                row.get("took", row.get("failed", "")),
+                *(row.get(k, "") for k in ("processor", "peak", "agreement")),
+            ]
             lines.append(f"| {parts[0]} | {parts[1]} | {' | '.join(map(str, cells))} |")
     pairs = {name.removesuffix("/before"): row for name, row in rows.items() if name.endswith("/before")}
     if pairs:

@@ -18,6 +18,11 @@ _WORK = 1e12
 _FEWEST, _MOST = 16, 256
 
 
+def few(macs: float) -> int:
+    """How many images a measurement rests on that takes so many multiply-accumulates for each (see `Context.first`)."""
+    return int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST))
+
+
 @dataclass(frozen=True)
 class Context:
     """The surroundings of a technique; the same context gives the same result.
@@ -83,7 +88,7 @@ class Context:
         Raises:
             InputError: there are no calibration images.
         """
-        allowed = min(int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST)), most)
+        allowed = min(few(macs), most)
         batches: list[Tensor] = []
         for batch in self.stream():
             batches.append(batch[: allowed - sum(map(len, batches))])

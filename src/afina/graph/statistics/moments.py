@@ -63,7 +63,7 @@ class Moments:
             self.xy = product if self.xy is None else self.xy + product
 
 
-# The products of n columns with each other are symmetric: of 4 x 4 blocks 10 are worked out, and 6 are their transposes.
+# The products of columns with each other are symmetric: of 4 x 4 blocks 10 are worked out, and 6 are their transposes.
 #
 #     [x0 x1 x2 x3]^T [x0 x1 x2 x3] = [[a, b, c, d],         a row of blocks at a time, from the diagonal on
 #                                      [b', e, f, g], ...
@@ -153,6 +153,16 @@ def _run(
     return sums.finished()
 
 
+def rows_wanted(reader: Reader) -> float:
+    """Rows that a layer's moments should rest on, where it has so many: four for each column, or more if that is cheap.
+
+    Example:
+        >>> rows_wanted(Reader("fc.weight", None, (10, 4608), ("fc",)))
+        18432
+    """
+    return max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
+
+
 class LayerSums:
     """The moments of some layers, while batches of images run through a network.
 
@@ -237,8 +247,7 @@ class LayerSums:
         1e10 / 144^2, about 482,000. Over 256 images that is 1,884 positions of each, of the 3,136 of a 56 x 56 map.
         """
         total = places_in(node, y)
-        rows = max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
-        sample_size = min(total, math.ceil(rows / self._count))
+        sample_size = min(total, math.ceil(rows_wanted(reader) / self._count))
         if sample_size == total:
             return torch.arange(total, device=y.device)
         seed = zlib.crc32(f"{reader.weight} {self.batch}".encode())

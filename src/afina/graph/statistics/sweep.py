@@ -92,9 +92,9 @@ def _measured(
 class Sweep:
     """Two networks that run side by side over some batches, and stop in front of each layer that is asked for.
 
-    Where much has to be kept, as in front of the first layers of a network, few batches take part; these layers see many
-    positions of each image. Where less has to be kept, and layers of many inputs need more rows, others join them: they
-    run through layers that are solved by then. So each layer runs once for each image.
+    Where much has to be kept, as in front of the first layers of a network, few batches take part; these layers see
+    many positions of each image. Where less has to be kept, and layers of many inputs need more rows, others join them:
+    they run through layers that are solved by then. So each layer runs once for each image.
 
     Args:
         reference: The network before.
@@ -133,7 +133,7 @@ class Sweep:
         """
         if not readers:
             return None
-        few = max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(reference).macs, 1)))
+        few = images_in_sweep(reference)
         nodes = {node.name: node for node in network.graph.nodes}
         wanted = {reader.weight: max(few, _needed(reader, nodes[reader.nodes[0]])) for reader in readers}
         size = network.batch_size or network.input.batch
@@ -185,6 +185,11 @@ class Sweep:
         """How many batches may take part from a node on: what is kept of them there, and later, has to fit."""
         kept = sum(kept[steps.places[name]] for steps, kept in zip(self._steps, self._kept, strict=True))
         return int(_KEPT_BYTES / max(kept, 1))
+
+
+def images_in_sweep(network: Network) -> int:
+    """Images that take part in a sweep, where there are so many and no layer needs more."""
+    return max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(network).macs, 1)))
 
 
 def _needed(reader: Reader, node: Node) -> int:

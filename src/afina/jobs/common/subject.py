@@ -72,6 +72,11 @@ class Subject:
         """The context of a technique that works on `network`: images, seed, progress."""
         return context_of(self.data, network, self.images, self.seed, self.progress)
 
+    @property
+    def judged_images(self) -> int:
+        """How many images judge the network before and after; 0 without data."""
+        return 0 if self.data is None else self.data.count(self.data.judging)
+
     def judged(self, record: Record, network: Network) -> Record:
         """The record with `quality` before and after by the network itself, on the images that judge."""
         data = self.data
@@ -277,6 +282,4 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
     kept = None
     if data.in_files:
         kept = KeptStatistics.of(f"{data.fingerprint} {network.input} {count} {seed}", progress)
-    return Context(
-        calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress, kept=kept
-    )
+    return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress, kept=kept)

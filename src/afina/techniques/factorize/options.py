@@ -15,12 +15,13 @@ from afina.techniques.factorize.forms import FORMS, Form
 from afina.techniques.factorize.problem import Problem
 from afina.techniques.factorize.starting import input_energies
 
-# Costs for which ranks are searched, as shares of the layer's parameters; the shares at which a chain is fitted; and
-# the multiply-accumulates that one such fit may take.
+# Costs for which ranks are searched, as shares of the layer's parameters; the shares at which a chain is fitted, fewer
+# where one product of the weight with the metric takes more than `_LARGE` multiply-accumulates; and those that one such
+# fit may take.
 _SHARES = tuple(np.geomspace(0.95, 0.03, 70))
-_FITTED = (0.5, 0.2)
+_FITTED, _FITTED_OF_LARGE, _LARGE = (0.65, 0.35, 0.15), (0.5, 0.2), 2e9
 _WORK = 2e9
-# A form whose error is so many times that of the nearest form, where both hold the smaller of those shares, is out.
+# A form whose error is so many times that of the nearest form, where both hold the second of those shares, is out.
 _FAR = 1.5
 # A chain that costs more than this share of the layer it stands for is not worth its extra calls.
 _WORTH = 0.95
@@ -171,9 +172,14 @@ def dense_weight(layer: Layer, form: str, factors: Sequence[Sequence[Tensor]]) -
     return torch.cat([multiplied(form, of_group) for of_group in factors]).reshape(layer.reader.shape)
 
 
+def _shares_fitted(layer: Layer) -> tuple[float, ...]:
+    """The shares of a layer's parameters at which a chain is fitted: two of a layer of which one fit takes seconds."""
+    return _FITTED_OF_LARGE if layer.parameters * layer.reader.width > _LARGE else _FITTED
+
+
 # Where the principal components of the outputs hold 0.6, 0.3 and 0.1 of the squares, chains of rank 1, 2 and 3 have the
-# errors 0.4, 0.1 and 0: no chain has to be fitted to know its error. Two are fitted nevertheless, those nearest to half
-# and a fifth of the layer's parameters: `study` puts their weights into the network to measure what they do to it.
+# errors 0.4, 0.1 and 0: no chain has to be fitted to know its error. A few are fitted nevertheless, at the shares of
+# `_shares_fitted`: `study` puts their weights into the network to measure what they do to it.
 def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain]:
     """Chains of the form svd, whose errors are what the principal components that are left out hold."""
     energies = torch.stack([problem.output_energies() for problem in problems]).mean(0)
@@ -185,7 +191,7 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
         if (best := _single_rank(FORMS["svd"], layer.shape, share * math.prod(layer.shape), multiple))
     }
     chains = [layer.chain("svd", (rank,), float(errors[rank - 1])) for rank in sorted(ranks) if rank <= most]
-    for share in _FITTED:
+    for share in _shares_fitted(layer):
         near = min(chains, key=lambda c: abs(c.parameters - share * layer.parameters), default=None)
         if near is not None and near.weight is None:
             near.weight = dense_weight(layer, "svd", fit(layer, problems, "svd", near.ranks, _WORK))
@@ -193,9 +199,9 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
 
 
 # The errors of other forms are known only once they are fitted, which is too much work for all of a layer's chains (up
-# to 70). So the chains at half and a fifth of the parameters are fitted, and the errors of the others lie on the curve
+# to 70). So the chains at a few shares of the parameters are fitted, and the errors of the others lie on the curve
 # through these (`interpolate`). Which ranks to take at a cost follows from spectra, which are cheap (`_ranks_by_loss`).
-# The smaller is fitted first: a form that is far behind another there is not fitted again.
+# The second is fitted first: a form that is far behind another there is not fitted again.
 class _Fits:
     """Chains of another form than svd.
 
@@ -213,12 +219,12 @@ class _Fits:
         self._layer, self._problem, self._form, self._multiple = layer, problem, form, multiple
         self._by_loss = _ranks_by_loss(FORMS[form], layer.shape, _spectra(problem, form), multiple)
         self._fitted: dict[tuple[int, ...], Chain] = {}
-        self._fit(_FITTED[-1])
+        self._fit(_shares_fitted(layer)[1])
         self.first = min((chain.error for chain in self._fitted.values()), default=math.inf)
 
     def chains(self) -> list[Chain]:
         """A few that are fitted, and others, whose errors follow a power of the cost between."""
-        for share in _FITTED:
+        for share in _shares_fitted(self._layer):
             self._fit(share)
         if not self._fitted:
             return []

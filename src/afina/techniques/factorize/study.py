@@ -20,7 +20,7 @@ from afina.techniques.factorize.options import Chain, Layer, chains_of, frontier
 from afina.techniques.factorize.problem import lost_constant, problems_of
 
 # How many chains of a layer are put into the network to measure their effect on the outputs.
-_MEASURED = 2
+MEASURED = 2
 
 
 def layers_of(network: Network, config: FactorizeConfig) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -124,7 +124,7 @@ def _measured(
     moments = _moments(network, layers, context)
     effect, scratch = None, network.copy()
     if context.calibration is not None:
-        effect = Effect(network, context.first(len(layers) * _MEASURED * cost_of(network).macs))
+        effect = Effect(network, context.first(len(layers) * MEASURED * cost_of(network).macs))
     by_layer: dict[str, list[dict[str, Any]]] = {}
     with context.progress.work("Measuring layers", len(layers)) as bar:
         for name, layer in layers.items():
@@ -163,7 +163,7 @@ def _measure(layer: Layer, chains: list[Chain], scratch: Network, effect: Effect
     if not near:
         return
     # About evenly among them: of nine, the third and the seventh.
-    places = [int((2 * number + 1) * len(near) / (2 * _MEASURED)) for number in range(_MEASURED)]
+    places = [int((2 * number + 1) * len(near) / (2 * MEASURED)) for number in range(MEASURED)]
     points = []
     for chain in [near[place] for place in dict.fromkeys(places)]:
         with tried(scratch, [layer.reader]), torch.no_grad():

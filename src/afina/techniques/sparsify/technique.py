@@ -130,8 +130,7 @@ def set_zeros(
         sparse = torch.stack([by_magnitude(matrix, share, pattern, order) for matrix in matrices])
     else:
         parts = [
-            eliminate(matrix, factor, share, pattern, order)
-            for matrix, factor in zip(matrices, factors, strict=True)
+            eliminate(matrix, factor, share, pattern, order) for matrix, factor in zip(matrices, factors, strict=True)
         ]
         sparse = torch.stack([part[:, :-1] for part in parts])
         constants = torch.stack([part[:, -1] for part in parts])

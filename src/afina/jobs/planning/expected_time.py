@@ -19,6 +19,8 @@ from afina.units import format_time
 # What takes less is not told.
 _WORTH_TELLING = 10.0
 _SIDE, _TRIES = 1536, 3
+# How much longer than a network at once it takes to run node by node, and than a product to gather what it is of.
+_RUN, _GATHERED = 1.25, 2.0
 # Wider layers are worked on in single precision.
 _SINGLE_FROM = 1024
 # Products of a layer's outputs with its metric, over all forms in which it is fitted.
@@ -63,7 +65,7 @@ def _tell(progress: Progress, network: Network, context: Context, measured: int,
     trial = few(measured * cost_of(network).macs)
     # A change is measured from the layer on that is changed: on average that is half of the network.
     images = context.images + trial * measured / 2 + 2 * min(images_in_sweep(network), context.images) + 2 * judged
-    seconds = images * per_image + products * per_product
+    seconds = _RUN * images * per_image + _GATHERED * products * per_product
     if seconds > _WORTH_TELLING:
         progress.say(f"This takes about {format_time(seconds)} on this machine.")
 

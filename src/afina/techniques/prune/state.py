@@ -71,12 +71,11 @@ class State:
     def __init__(self, reader: Reader, weight: Tensor, moments: Moments) -> None:
         h = moments.xx / max(moments.rows, 1)
         matrices = torch.nn.functional.pad(reader.matrices(weight.detach()).to(h), (0, 1))
-        centred = h - h[:, :, -1:] * h[:, -1:, :]
-        energy = float(((matrices @ centred) * matrices).sum())
+        energy = float(((matrices @ h) * matrices).sum() - (matrices @ h[:, :, -1:]).square().sum())  # around the mean
         self.scale, self._width, self.is_whole = 1.0 / max(energy, 1e-12), matrices.shape[2], True
         self._parts = [
             _Part(reader.name, matrix.clone(), part, np.arange(self._width - 1), np.ones(self._width - 1, dtype=bool))
-            for matrix, part in zip(matrices, _damped(h, reader), strict=True)
+            for matrix, part in zip(matrices, _damp(h, reader), strict=True)
         ]
 
     @property
@@ -232,20 +231,18 @@ def by_width(units: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.from_numpy(present[chosen]), torch.from_numpy(index)
 
 
-def _damped(h: Tensor, reader: Reader) -> Tensor:
-    """Damped moments, from moments `h`, `[stack, columns + 1, columns + 1]`.
+def _damp(h: Tensor, reader: Reader) -> Tensor:
+    """Damp moments `h`, `[stack, columns + 1, columns + 1]`, in place, and give them.
 
     Where the layer cannot take a constant, the last row and column are those of the identity: then no weight is moved
     to the constant.
     """
-    count = h.shape[1]
     diagonal = h.diagonal(dim1=1, dim2=2)
-    damping = _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)
-    damped = h + torch.diag_embed(damping.expand(-1, count))
+    diagonal += _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)
     if not reader.takes_constant:
-        damped[:, -1, :] = damped[:, :, -1] = 0
-        damped[:, -1, -1] = 1
-    return damped
+        h[:, -1, :] = h[:, :, -1] = 0
+        h[:, -1, -1] = 1
+    return h
 
 
 def _factor(moments: Tensor, name: str) -> Tensor:

@@ -1,12 +1,13 @@
-"""How long each step takes, and how much memory, on networks at 224 pixels with 400 photographs.
+"""How long each step takes, and how much memory: networks at 224 pixels, with 400 photographs or 128.
 
     python benchmarks/speed/run.py SHARED                         # what has no row yet; a stopped run goes on
     python benchmarks/speed/run.py SHARED --before CHECKOUT/src   # in turns with an older version
     python benchmarks/speed/run.py SHARED --table                 # only the table, from the rows
 
 Each step runs in a process of its own. Weights are random (nothing is downloaded), with statistics of norms from
-photographs. With `--before` every row is measured with both versions, one after the other, and kept as `.../before`
-too: with 64 photographs, and stopped after five minutes, as older versions need many times as long.
+photographs. ResNets see all 400 photographs, the others 128. With `--before` every row is measured with both versions,
+one after the other, and kept as `.../before` too: with 64 photographs, and stopped after five minutes, as older
+versions need many times as long.
 """
 
 import json
@@ -28,7 +29,7 @@ from step import CIFAR_EPOCH, OPTIMIZE, SIZE, module_of
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "vit_small", "convnext_tiny")
 STEPS = ("prune", "factorize", "sensitivity", "sparsify", "int8", "int4", "export", "profile")
 OTHERS = ((CIFAR_EPOCH, "resnet20"), (OPTIMIZE, "resnet20"), ("export", "reader"))
-IMAGES, FEW, LIMIT, LIMIT_BEFORE = 400, 64, 1800, 300
+IMAGES, FEWER, FEW, LIMIT, LIMIT_BEFORE = 400, 128, 64, 1800, 300
 STEP = Path(__file__).with_name("step.py")
 
 
@@ -65,7 +66,8 @@ def _measure(rows: SpeedRows, step: str, name: str, shared: Path, before: Path |
     if (step, name) not in OTHERS and not weights.is_file():
         prepare(name, photos, weights)
     images = shared if step in (CIFAR_EPOCH, OPTIMIZE) else photos
-    arguments = [step, name, str(images), str(FEW if few else IMAGES), str(weights)]
+    count = FEW if few else IMAGES if name.startswith("resnet") else FEWER
+    arguments = [step, name, str(images), str(count), str(weights)]
     rows.measure(label, partial(_apart, arguments, None, LIMIT))
     if before is not None:
         rows.measure(

@@ -35,6 +35,7 @@ class Context:
         seed: The seed of everything that is drawn by chance.
         progress: Shows the user how far long work has come.
         kept: Statistics that earlier commands left for the same images; None for none.
+        known: Moments of the network that the context is for, by the weight's name, which were measured before.
 
     Example:
         >>> context = Context(calibration=lambda: torch.zeros(40, 3, 2, 2).split(8), images=40)
@@ -50,6 +51,7 @@ class Context:
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
     kept: KeptStatistics | None = None
+    known: Mapping[str, Moments] = field(default_factory=dict)
 
     def moments(self, network: Network, readers: Mapping[str, Reader]) -> dict[str, Moments]:
         """Second moments of what some layers read over the calibration images, by the weight's name (`gather`).
@@ -62,7 +64,11 @@ class Context:
         def measure(some: Mapping[str, Reader]) -> dict[str, Moments]:
             return gather(network, some, self.stream(), self.images, self.progress)
 
-        return measure(readers) if self.kept is None else self.kept.moments(network, readers, measure)
+        missing = {name: reader for name, reader in readers.items() if name not in self.known}
+        found = dict[str, Moments]()
+        if missing:
+            found = measure(missing) if self.kept is None else self.kept.moments(network, missing, measure)
+        return {name: found[name] if name in found else self.known[name] for name in readers}
 
     def measured(self, network: Network, what: str, measure: Callable[[], Any]) -> Any:
         """A value that JSON can hold: as an earlier command left it, else measured.

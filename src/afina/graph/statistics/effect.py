@@ -32,9 +32,11 @@ class Effect:
     def __init__(self, network: Network, images: Tensor) -> None:
         self._parts, self._steps = images.split(network.batch), Steps(network)
         with network.inference():
-            self._kept = [len(self._parts) * kept for kept in most_kept(self._steps, self._parts[0])]
-            self._runs = [Run(self._steps, part) for part in self._parts]
-            self._whole = self._outputs([run.onward(self._steps) for run in self._runs])
+            self._whole = _joined([network(part.to(network.device)) for part in self._parts])
+            # Bytes for each place; none where the network cannot be run from the middle.
+            alone = [] if self._steps.writes_into_weights else most_kept(self._steps, self._parts[0])
+            self._kept = [len(self._parts) * kept for kept in alone]
+        self._runs = [Run(self._steps, part) for part in self._parts]
         self._varies = {
             name: (value - value.mean(0)).square().sum().clamp_min(_TINY) for name, value in self._whole.items()
         }
@@ -50,32 +52,32 @@ class Effect:
             since: Names of the nodes whose weights changed, where it has the nodes of the network before and gives the
                 same in front of them; none where more may have changed.
         """
-        steps = Steps(changed)
         first = min((self._steps.places[name] for name in since), default=0)
-        if self._kept[first] > _KEPT_BYTES or steps.writes_into_weights:
-            first = 0
         with changed.inference():
-            now = self._outputs([run.onward(steps) for run in self._up_to(first)])
+            if first and self._kept and self._kept[first] <= _KEPT_BYTES:
+                steps = Steps(changed)
+                now = _joined([run.onward(steps).outputs() for run in self._up_to(first)])
+            else:
+                now = _joined([changed(part.to(changed.device)) for part in self._parts])
         shares = [(now[name] - value).square().sum() / self._varies[name] for name, value in self._whole.items()]
         return float(torch.stack(shares).mean())
 
     def _up_to(self, place: int) -> list[Run]:
         """Runs of the network that stand in front of a place."""
-        if not place:
-            return [Run(self._steps, part) for part in self._parts]
         if self._runs[0].reached > place:
             self._runs = [Run(self._steps, part) for part in self._parts]
         for run in self._runs:
             run.go(place)
         return self._runs
 
-    def _outputs(self, runs: Iterable[Run]) -> dict[str, Tensor]:
-        parts = [run.outputs() for run in runs]
-        return {
-            name: torch.cat([part[name] for part in parts]).double()
-            for name, value in parts[0].items()
-            if value.is_floating_point()
-        }
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of all images by name, those that are numbers."""
+    return {
+        name: torch.cat([part[name] for part in parts]).double()
+        for name, value in parts[0].items()
+        if value.is_floating_point()
+    }
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class Sweep:
         None where too few would fit, or a network writes into what it makes of its weights: that is not made anew for
         each reader alone.
         """
-        if not readers:
+        if not readers or any(Steps(each).writes_into_weights for each in (reference, network)):
             return None
         few = images_in_sweep(reference)
         nodes = {node.name: node for node in network.graph.nodes}
@@ -146,8 +146,6 @@ class Sweep:
         if not batches:
             return None
         sweep = cls(reference, network, batches, wanted)
-        if any(steps.writes_into_weights for steps in sweep._steps):
-            return None
         possible = sweep._allowed(readers[0].nodes[0]) * len(batches[0])
         return sweep if possible >= min(sweep.count, _FEWEST_IN_SWEEP) else None
 

@@ -285,6 +285,16 @@ def test_several_targets_make_several_networks_and_a_wrong_one_none(tmp_path, mo
         assert 0.9 * share < record["after"]["parameters"] / record["before"]["parameters"] <= share
 
 
+def test_networks_that_were_made_are_told_where_a_later_target_cannot_be_met(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("builtin:convnet", "--input-size", "8", "--weights", "random", "--quiet", "--json")
+    code, out, err = call("factorize", *common, "--parameters", "70%,0.1%", "--method", "svd")
+    assert code == 2
+    assert [each["file"] for each in json.loads(out)] == ["builtin-convnet-factorized-70.pt2"]
+    assert "cannot be met" in err
+    assert "Something unexpected" not in call("factorize", *common, "--parameters", ",")[2]
+
+
 def test_a_profile_without_runtimes_counts_only():
     code, out, _ = call("profile", "builtin:convnet", "--input-size", "8", "--runtime", "none", "--json")
     assert code == 0

@@ -13,6 +13,7 @@ from afina.graph.statistics import find_readers, gather
 from afina.progress import Progress
 from afina.techniques import kept as kept_module
 from afina.techniques.kept import KeptStatistics
+from afina.types import InputSpec, TaskSpec
 
 
 class Said(Progress):
@@ -94,6 +95,39 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_work_goes_on(network, 
     assert kept.values(network, "numbers", lambda: [1]) == [1]
     assert len(said.lines) == 1
     assert "are not kept for the next command" in said.lines[0]
+
+
+def test_what_can_be_read_but_not_touched_is_used(network, tmp_path, monkeypatch):
+    readers, measure = find_readers(network), Measuring(network)
+    KeptStatistics(tmp_path, "images", Progress()).moments(network, readers, measure)
+
+    def denied(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", denied)
+    KeptStatistics(tmp_path, "images", Progress()).moments(network, readers, measure)
+    assert measure.layers == 2
+
+
+def test_images_of_another_split_have_statistics_of_their_own(tmp_path):
+    from test_cli import folder_of_digits
+
+    from afina.data import open_data
+    from afina.jobs.common.subject import context_of
+
+    photos, keys = folder_of_digits(tmp_path / "photos", splits=("all",)) / "all", set()
+    torch.manual_seed(0)
+    network = capture(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), InputSpec(8, 8), TaskSpec("classification", tuple("012"))
+    )
+    for seed in (1, 2):
+        data = open_data(photos, seed=seed)
+        context = context_of(data, network, 32, 0, Progress())
+        assert context.kept is None  # tests keep nothing
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AFINA_CACHE", str(tmp_path / "cache"))
+            keys.add(context_of(data, network, 32, 0, Progress()).kept._folder_of(network))
+    assert len(keys) == 2
 
 
 def test_the_oldest_goes_where_there_is_too_much(network, tmp_path, monkeypatch):

@@ -240,6 +240,53 @@ def test_what_a_layer_does_to_the_outputs_is_the_same_from_the_layer_on_as_from_
         assert (loss > 0) == (factor < 1)
 
 
+class _FillsAnEmptyTensor(nn.Module):
+    """For one image at a time the tensor is made of nothing, as weights are, and filled with what layers give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+        self.c, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        out = torch.zeros(len([*x]), 8, 8, 8)
+        out[:, :4] = self.a(x)
+        out[:, 4:] = self.b(x)
+        return self.head(torch.relu(self.c(out)).mean((2, 3)))
+
+
+def test_a_network_that_fills_what_it_made_of_nothing_is_run_from_the_start():
+    torch.manual_seed(0)
+    network = capture(_FillsAnEmptyTensor(), GREY, DIGITS)
+    assert network.batch_size == 1
+    effect = Effect(network, images(6))
+    for name, reader in find_readers(network).items():
+        scratch = network.copy()
+        assert effect.of(scratch, since=reader.nodes) == 0
+        with torch.no_grad():
+            attribute(scratch.module, name).mul_(0.5)
+        assert effect.of(scratch, since=reader.nodes) == pytest.approx(effect.of(scratch))
+
+
+def test_a_layer_inside_attention_has_a_row_for_each_token():
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 10)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x):
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            return self.head((tokens + self.attention(tokens, tokens, tokens)[0]).mean(1))
+
+    network = capture(Attends(), GREY, DIGITS)
+    rows = readers.rows_of_image(network, find_readers(network).values())
+    assert {type(count) for count in rows.values()} == {int}
+    assert set(rows.values()) == {16, 1}
+    assert rows["head.weight"] == 1
+    assert all(count == 16 for name, count in rows.items() if name != "head.weight")
+
+
 def test_layers_may_be_changed_in_any_order():
     torch.manual_seed(0)
     network = capture(_WritesIntoWhatIsKept(), GREY, DIGITS)

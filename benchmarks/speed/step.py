@@ -79,7 +79,7 @@ def _measured(afina, step, name, images, count, weights, folder):  # type: ignor
         "sparsify": lambda: afina.sparsify(module, images, sparsity="50%", **given),
         "int8": lambda: afina.quantize(module, images, **given),
         "int4": lambda: afina.quantize(module, images, weight_type="int4", **given),
-        "export": lambda: afina.export(module, to="onnxruntime", out=folder / "file.onnx", example=example),
+        "export": lambda: afina.export(module, to="onnx", out=folder / "file.onnx", example=example),
     }
     begun, used = time.monotonic(), time.process_time()
     found = calls[step]()

@@ -66,8 +66,8 @@ def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
 def _network(suffix: str) -> Run:
     """What runs a job that gives a network and a record: it saves the network and prints the record.
 
-    Where a target names several values (`--macs 70%,50%`) there is a network for each: the first leaves its statistics
-    for the others.
+    Where a target names several values (`--macs 70%,50%`) there is a network for each: the first leaves what took long
+    to measure for the others.
     """
 
     def run(job: Job, arguments: Arguments, shown: NetworkShown) -> None:
@@ -83,12 +83,20 @@ def _network(suffix: str) -> Run:
             )
             for _, mark in each
         ]
-        for (given, _), path in zip(each, paths, strict=True):
-            network, record = job(**given)
-            network.save(path)
-            saved.append(Saved(str(path), record))
-            texts.append(describe(record, path))
-        show(saved if len(saved) > 1 else saved[0], "\n\n".join(texts), shown.as_json)
+        try:
+            for (given, _), path in zip(each, paths, strict=True):
+                network, record = job(**given)
+                network.save(path)
+                saved.append(Saved(str(path), record))
+                texts.append(describe(record, path))
+        except KeyboardInterrupt:
+            if not saved:
+                raise
+            typer.echo(f"Stopped after {len(saved)} of {len(each)} networks.", err=True)
+            raise typer.Exit(1) from None
+        finally:  # those that were made are told where a later one cannot be
+            if saved:
+                show(saved if len(each) > 1 else saved[0], "\n\n".join(texts), shown.as_json)
 
     return run
 
@@ -107,6 +115,8 @@ def _by_target(arguments: Arguments) -> list[tuple[Arguments, str]]:
         return [(arguments, "")]
     (name,) = several
     values = [value.strip() for value in str(arguments[name]).split(",") if value.strip()]
+    if not values:
+        return [(arguments, "")]
     for value in values:
         goal_of(**{name: value})  # none is made where one of them cannot be read
     return [({**arguments, name: value}, f"-{value.removesuffix('%')}") for value in dict.fromkeys(values)]

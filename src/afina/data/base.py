@@ -15,7 +15,6 @@ from afina.capacity import available_memory
 from afina.data.augment import AUGMENTATIONS, Augmentation
 from afina.data.batches import Batches
 from afina.data.decode import upright_size
-from afina.data.files import FileSource
 from afina.data.listing import Listing, Part, in_fixed_order
 from afina.data.loading import decode_all
 from afina.data.own import Fitter
@@ -119,9 +118,9 @@ class ImageData:
         return self._listing.source.prepared
 
     @property
-    def in_files(self) -> bool:
-        """Whether the images are files, so that the fingerprint changes when any of them does."""
-        return isinstance(self._listing.source, FileSource)
+    def identified(self) -> bool:
+        """Whether the fingerprint changes when any of the images does."""
+        return self._listing.source.identified
 
     @property
     def judging(self) -> str:

@@ -5,12 +5,14 @@ what tells the images apart; other weights or images have another name. Only wha
 it: what is not there, or broken, is measured.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,15 @@ class KeptStatistics:
         given = os.environ.get(_VARIABLE, "")
         if given == "off":
             return None
-        base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afina"
+        try:
+            base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afina"
+        except RuntimeError:  # a user without a home
+            return None
         return cls(base / "statistics", images, progress)
+
+    def knows(self, network: Network) -> bool:
+        """Whether an earlier command left anything of a network on these images."""
+        return self._folder_of(network).is_dir()
 
     def moments(self, network: Network, readers: Mapping[str, Reader], measure: Measure) -> dict[str, Moments]:
         """The moments of some layers, by the weight's name: kept ones, and those of the others measured.
@@ -74,7 +83,7 @@ class KeptStatistics:
         for name in readers if folder.is_dir() else ():
             moments = self._read(folder / _file_of(name), _moments_in)
             if moments is not None:
-                found[name] = moments
+                found[name] = Moments(moments.xx.to(network.device), rows=moments.rows)
         missing = {name: reader for name, reader in readers.items() if name not in found}
         self._tell(found)
         if missing:
@@ -82,7 +91,7 @@ class KeptStatistics:
             measured = measure(missing)
             size = sum(moments.xx.numel() * moments.xx.element_size() for moments in measured.values())
             if time.monotonic() - start > _WORTH_SECONDS and size < _MOST_BYTES:
-                self._keep(folder, {_file_of(name): lambda m=m: _packed(m) for name, m in measured.items()})
+                self._keep(folder, {_file_of(name): partial(_packed, moments) for name, moments in measured.items()})
             found |= measured
         return {name: found[name] for name in readers}
 
@@ -116,7 +125,8 @@ class KeptStatistics:
             return None
         try:
             found = read(path)
-            os.utime(path.parent)  # what was used last goes last
+            with contextlib.suppress(OSError):
+                os.utime(path.parent)  # what was used last goes last
             return found
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             self._say_once(f"Statistics of an earlier command cannot be read and are made anew ({error}).")

@@ -7,7 +7,7 @@ the values of single nodes, `running` runs a network from node to node.
 
 from afina.graph.statistics.effect import Effect, freed, tried
 from afina.graph.statistics.moments import Moments, compare, gather, rows_wanted
-from afina.graph.statistics.readers import Reader, find_readers, places_in
+from afina.graph.statistics.readers import Reader, find_readers, rows_of_image
 from afina.graph.statistics.refit import add_constant, constant_of, refit, solve, write_matrices
 from afina.graph.statistics.sweep import images_in_sweep, moments_in_turn
 from afina.graph.statistics.watching import output_errors, watch
@@ -25,8 +25,8 @@ __all__ = [
     "images_in_sweep",
     "moments_in_turn",
     "output_errors",
-    "places_in",
     "refit",
+    "rows_of_image",
     "rows_wanted",
     "solve",
     "tried",

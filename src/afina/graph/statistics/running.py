@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Interpreter, Node
 
 from afina.graph.network import Network
+from afina.graph.writing import owns, written
 
 
 class Steps:
@@ -48,8 +48,18 @@ class Steps:
 
     @property
     def writes_into_weights(self) -> bool:
-        """Whether an op writes into what is made of weights alone, which then cannot be made anew."""
-        return any(_written(node) for node in self.of_weights)
+        """Whether an op writes into what is made of weights alone, or a view of it: that is then not made anew.
+
+        So does code that makes a tensor of zeros and fills it with what it works out.
+        """
+        return any(self._is_of_weights(target) for node in self.nodes for target in written(node))
+
+    def _is_of_weights(self, target: Node) -> bool:
+        while target not in self.of_weights:
+            if owns(target) or not target.all_input_nodes:
+                return False
+            target = target.all_input_nodes[0]
+        return True
 
     def read_last_by(self, node: Node) -> list[str]:
         """The values that no node behind this one reads."""
@@ -96,7 +106,8 @@ class Run:
         """Run up to the node of that name, which does not run yet; gives it."""
         place = self._steps.places[name]
         self.go(place)
-        return self._steps.nodes[place]
+        node: Node = self._steps.nodes[place]
+        return node
 
     def would_give(self, node: Node) -> Any:
         """What a node gives whose inputs are all kept."""
@@ -121,7 +132,7 @@ class Run:
 
     def _keep_shared(self, node: Node) -> None:
         """Copy all values (views stay views of the same) before a node writes into what another run goes on from."""
-        if self._shared and any(self._shared & set(_storages(self.values, name)) for name in _written(node)):
+        if self._shared and any(self._shared & set(_storages(self.values, n.name)) for n in written(node)):
             self.values, self._shared = copy.deepcopy(self.values), set()
 
 
@@ -145,12 +156,3 @@ def _storages(values: Mapping[str, Any], name: str | None = None) -> dict[int, i
             if isinstance(tensor, Tensor):
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return storages
-
-
-def _written(node: Node) -> list[str]:
-    """The names of the values that a node writes into."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
-        return []
-    arguments = {**dict(zip([a.name for a in node.target._schema.arguments], node.args, strict=False)), **node.kwargs}
-    written = [arguments.get(a.name) for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
-    return [other.name for other in written if isinstance(other, Node)]

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics.moments import LayerSums, Moments, compare, gather
-from afina.graph.statistics.readers import Reader, places_in
+from afina.graph.statistics.readers import Reader, rows_of_image
 from afina.graph.statistics.running import Run, Steps, most_kept
 
 # Multiply-accumulates that all passes over the images may take together; a pass stops at the last layer to solve.
@@ -134,8 +133,12 @@ class Sweep:
         if not readers or any(Steps(each).writes_into_weights for each in (reference, network)):
             return None
         few = images_in_sweep(reference)
-        nodes = {node.name: node for node in network.graph.nodes}
-        wanted = {reader.weight: max(few, _needed(reader, nodes[reader.nodes[0]])) for reader in readers}
+        rows = rows_of_image(network, readers)
+        # Of 512 x 3 x 3 columns a map of 7 x 7 gives 49 rows.
+        wanted = {
+            reader.weight: max(few, math.ceil(_ROWS_PER_COLUMN * reader.width / rows[reader.weight]))
+            for reader in readers
+        }
         size = network.batch_size or network.input.batch
         allowed = min(count, max(wanted.values()), int(_IMAGE_BYTES / (4 * math.prod(network.input.shape))))
         batches = list[Tensor]()
@@ -188,11 +191,6 @@ class Sweep:
 def images_in_sweep(network: Network) -> int:
     """Images that take part in a sweep, where there are so many and no layer needs more."""
     return max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(network).macs, 1)))
-
-
-def _needed(reader: Reader, node: Node) -> int:
-    """Images that give a layer enough rows for its columns: of 512 x 3 x 3 it has 49 from a map of 7 x 7."""
-    return math.ceil(_ROWS_PER_COLUMN * reader.width / places_in(node, node.meta["val"]))
 
 
 def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:

@@ -1,5 +1,6 @@
 """What the jobs of one technique share: model and data opened, fine-tuning, quality before and after."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -280,6 +281,7 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         return (batch for batch, _ in batches)
 
     kept = None
-    if data.in_files:
-        kept = KeptStatistics.of(f"{data.fingerprint} {network.input} {count} {seed}", progress)
+    if data.identified:
+        names = hashlib.sha256("\n".join(data.names("train")).encode()).hexdigest()
+        kept = KeptStatistics.of(f"{data.fingerprint} {names} {network.input} {count} {seed}", progress)
     return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress, kept=kept)

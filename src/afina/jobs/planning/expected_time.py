@@ -5,13 +5,13 @@ elimination, fits), and this machine's speed at both is measured in a second or 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.statistics import Reader, images_in_sweep, places_in, rows_wanted
+from afina.graph.statistics import Reader, images_in_sweep, rows_of_image, rows_wanted
 from afina.progress import Progress
 from afina.techniques.context import Context, few
 from afina.units import format_time
@@ -42,10 +42,9 @@ def tell_pruning_time(
     """
     readers = list(readers)
     # Taking all units out of a layer of n columns, and its inverse, in multiply-accumulates of a matrix product.
-    elimination = sum((2.0 if reader.width > _SINGLE_FROM else 4.0) * reader.width**3 for reader in readers)
+    elimination = sum((2.0 if r.width > _SINGLE_FROM else 4.0) * _stack(r) * r.width**3 for r in readers)
     # The refit sums what is left of the columns, about half of them, and the outputs beside them.
-    sums = sum(_sums(reader, network, context.images) for reader in readers)
-    _tell(progress, network, context, measured, judged, elimination + 1.4 * sums)
+    _tell(progress, network, context, measured, judged, elimination + 1.4 * _sums(readers, network, context.images))
 
 
 def tell_factorizing_time(
@@ -54,12 +53,11 @@ def tell_factorizing_time(
     """Say how long factorizing takes; the arguments are those of `tell_pruning_time`."""
     readers = list(readers)
     fits = sum(_metric(reader) * (_PRODUCTS_WITH_KERNEL if _has_kernel(reader) else _PRODUCTS) for reader in readers)
-    sums = sum(_sums(reader, network, context.images) for reader in readers)
-    _tell(progress, network, context, measured, judged, fits + 2 * sums)
+    _tell(progress, network, context, measured, judged, fits + 2 * _sums(readers, network, context.images))
 
 
 def _tell(progress: Progress, network: Network, context: Context, measured: int, judged: int, products: float) -> None:
-    if context.calibration is None:
+    if context.calibration is None or (context.kept is not None and context.kept.knows(network)):
         return
     per_image, per_product = _seconds_per_image(network, context), _seconds_per_product(network.device)
     trial = few(measured * cost_of(network).macs)
@@ -70,11 +68,18 @@ def _tell(progress: Progress, network: Network, context: Context, measured: int,
         progress.say(f"This takes about {format_time(seconds)} on this machine.")
 
 
-def _sums(reader: Reader, network: Network, images: int) -> float:
-    """Multiply-accumulates of a layer's second moments."""
-    node = next(node for node in network.graph.nodes if node.name == reader.nodes[0])
-    rows = min(rows_wanted(reader), images * places_in(node, node.meta["val"]))
-    return 0.65 * rows * reader.width**2 * max(reader.groups, reader.blocks)
+def _sums(readers: Sequence[Reader], network: Network, images: int) -> float:
+    """Multiply-accumulates of the layers' second moments."""
+    rows = rows_of_image(network, readers)
+    return sum(
+        0.65 * min(rows_wanted(reader), images * rows[reader.weight]) * _stack(reader) * reader.width**2
+        for reader in readers
+    )
+
+
+def _stack(reader: Reader) -> int:
+    """How many matrices a layer is: one for each group, or each block of inputs."""
+    return max(reader.groups, reader.blocks)
 
 
 def _has_kernel(reader: Reader) -> bool:
@@ -83,7 +88,7 @@ def _has_kernel(reader: Reader) -> bool:
 
 def _metric(reader: Reader) -> float:
     """Multiply-accumulates of a layer's outputs with its metric."""
-    return float(reader.shape[0]) * reader.width**2
+    return float(reader.shape[0]) * max(reader.blocks, 1) * reader.width**2
 
 
 def _seconds_per_image(network: Network, context: Context) -> float:
@@ -91,7 +96,8 @@ def _seconds_per_image(network: Network, context: Context) -> float:
     with network.inference():
         network(batch[:1].to(network.device))
         start = time.monotonic()
-        network(batch.to(network.device))
+        outputs = network(batch.to(network.device))
+        float(next(iter(outputs.values())).flatten()[0])  # a GPU is done when what it gave can be read
         return (time.monotonic() - start) / len(batch)
 
 

@@ -133,12 +133,12 @@ def chains_of(layer: Layer, problems: Sequence[Problem], forms: Iterable[str], m
     """
     chains: list[Chain] = []
     others = [_Fits(layer, problems[0], form, multiple) for form in forms if form != "svd"]
-    nearest = min((fits.first for fits in others), default=0.0)
+    nearest = min((fits.first for fits in others if math.isfinite(fits.first)), default=0.0)
     for form in forms:
         if form == "svd":
             chains += _svd(layer, problems, multiple)
     for fits in others:
-        if fits.first <= _FAR * nearest:
+        if not math.isfinite(fits.first) or fits.first <= _FAR * nearest:
             chains += fits.chains()
     chains = [chain for chain in chains if chain.parameters <= _WORTH * layer.parameters]
     chains.sort(key=lambda chain: (chain.parameters, chain.error))

@@ -53,9 +53,6 @@ class State:
         scale: One over the energy of the layer's outputs around their mean; errors are multiplied by it.
         is_whole: Whether the layer still has all its inputs.
 
-    Raises:
-        AfinaError: the moments cannot be inverted.
-
     Example:
         >>> reader = Reader("fc.weight", bias=None, shape=(1, 3), nodes=("fc",))
         >>> h = [[5, 4, 0, 0], [4, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]]
@@ -98,6 +95,9 @@ class State:
         Args:
             units: The unit of each column, -1 for a column of no unit: `[stack, columns]`.
             size: How many units the axis has.
+
+        Raises:
+            AfinaError: the moments cannot be inverted.
         """
         first = self._parts[0].matrix
         total = torch.zeros(size, dtype=first.dtype, device=first.device)
@@ -108,7 +108,11 @@ class State:
         return total * self.scale
 
     def take_out(self, units: NDArray[np.int64], gone: Sequence[int]) -> float:
-        """Take the columns of the units `gone` out and refit the others, in place; gives the growth of the error."""
+        """Take the columns of the units `gone` out and refit the others, in place; gives the growth of the error.
+
+        Raises:
+            AfinaError: the moments cannot be inverted.
+        """
         total = 0.0
         for part, its in zip(self._parts, units, strict=True):
             index = np.flatnonzero(np.isin(part.units(its), list(gone)))
@@ -247,6 +251,7 @@ def _damp(h: Tensor, reader: Reader) -> Tensor:
 
 def _factor(moments: Tensor, name: str) -> Tensor:
     """The Cholesky factor of a layer's damped moments."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(moments)
     if bool(failed.any()):
         raise AfinaError(

@@ -40,6 +40,14 @@ def short_timings():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_kept_statistics():
+    """No test finds what an earlier command left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", "off")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_core():
     """Tests run side by side: where the user does not say, each takes one core."""
     with pytest.MonkeyPatch.context() as patch:

@@ -260,6 +260,58 @@ def test_doctor_says_what_is_there_and_what_is_missing():
     assert json.loads(call("doctor", "--json")[1])["machine"]["cores"] >= 1
 
 
+@pytest.mark.parametrize(("busy", "word"), [(0.2, "ok"), (3.9, "missing")])
+def test_doctor_says_when_others_keep_the_processor_busy(monkeypatch, busy, word):
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, busy, busy))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    (line,) = [line for line in call("doctor")[1].splitlines() if "quiet processor" in line]
+    assert line.startswith(word)
+    assert f"{busy} of 4 cores busy" in line
+
+
+def test_several_targets_make_several_networks_and_a_wrong_one_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("builtin:convnet", "--data", "digits", "--input-size", "8", "--images", "64", "--quiet")
+    code, _, err = call("factorize", *common, "--parameters", "70%,5x")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "5x" in err
+    code, out, _ = call("factorize", *common, "--parameters", "70%, 40%", "--method", "svd", "--json")
+    assert code == 0
+    files = [each["file"] for each in json.loads(out)]
+    assert files == ["builtin-convnet-factorized-70.pt2", "builtin-convnet-factorized-40.pt2"]
+    for each, share in zip(json.loads(out), (0.7, 0.4), strict=True):
+        assert Path(each["file"]).is_file()
+        record = each["record"]
+        assert 0.9 * share < record["after"]["parameters"] / record["before"]["parameters"] <= share
+
+
+def test_networks_that_were_made_are_told_where_a_later_target_cannot_be_met(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ("builtin:convnet", "--input-size", "8", "--weights", "random", "--quiet", "--json")
+    code, out, err = call("factorize", *common, "--parameters", "70%,0.1%", "--method", "svd")
+    assert code == 2
+    assert [each["file"] for each in json.loads(out)] == ["builtin-convnet-factorized-70.pt2"]
+    assert "cannot be met" in err
+    assert "Something unexpected" not in call("factorize", *common, "--parameters", ",")[2]
+
+
+def test_a_profile_without_runtimes_counts_only():
+    code, out, _ = call("profile", "builtin:convnet", "--input-size", "8", "--runtime", "none", "--json")
+    assert code == 0
+    assert json.loads(out)["totals"]["parameters"]["value"] == 676_682
+    assert json.loads(out)["runtimes"] == {}
+
+
+def test_long_work_is_told_before_it_begins(monkeypatch, tmp_path):
+    from afina.jobs.planning import expected_time
+
+    monkeypatch.setattr(expected_time, "_WORTH_TELLING", 0.0)
+    for command, target in (("prune", "--macs"), ("factorize", "--parameters")):
+        arguments = ("builtin:convnet", "--data", "digits", "--input-size", "8", "--images", "64", target, "50%")
+        err = call(command, *arguments, "--out", tmp_path / "small.pt2")[2]
+        assert "This takes about" in err
+
+
 def test_debug_shows_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, err = call("optimize", "builtin:convnet", "--data", "digits", "--size", "x", "--debug")

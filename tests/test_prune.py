@@ -256,7 +256,7 @@ def test_sensitivities_are_measured_on_one_copy_and_leave_the_network_as_it_was(
         assert torch.equal(value, before[key]), key
     # The same as comparing with a network that lost the units.
     axis = next(axis for axis in study.axes.values() if axis.kind == "channels")
-    gone = found[axis.name].gone[1]
+    gone = found[axis.name].gone[0]
     path = study.path(axis, study.states(), axis.size - 1, (gone,))
     keep = sorted(set(range(axis.size)) - set(path.order[:gone]))
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_sensitivities_are_measured_on_one_copy_and_leave_the_network_as_it_was(
             write_matrices(network, study.readers[name], matrices, [None] * network.module.get_parameter(name).ndim)
     smaller = remove(network, {axis: keep}, analysis=study.analysis)
     effect = Effect(reader_of_digits, images)
-    assert effect.of(smaller) == pytest.approx(found[axis.name].measured[1], rel=1e-3)
+    assert effect.of(smaller) == pytest.approx(found[axis.name].measured[0], rel=1e-3)
 
 
 def test_axes_of_attention_can_be_chosen_by_kind():

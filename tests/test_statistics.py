@@ -9,7 +9,18 @@ from torch import nn
 from afina.errors import AfinaError, InputError
 from afina.graph import capture
 from afina.graph.axes import Analysis
-from afina.graph.statistics import Effect, compare, find_readers, gather, moments_in_turn, readers, refit, sweep
+from afina.graph.statistics import (
+    Effect,
+    Moments,
+    compare,
+    find_readers,
+    gather,
+    moments_in_turn,
+    readers,
+    refit,
+    sweep,
+)
+from afina.graph.statistics import moments as moments_module
 from afina.graph.stored import attribute
 from afina.techniques.prune.elimination import States, eliminate
 from afina.types import InputSpec
@@ -161,6 +172,152 @@ def test_layers_that_are_taken_in_turn_see_what_those_before_them_became(small_n
             attribute(twin.module, name).mul_(0.7)
         seen.append(name)
     assert seen == list(known)
+
+
+def test_images_join_a_sweep_where_less_of_them_has_to_be_kept(monkeypatch):
+    """Much is kept in front of the first layers, little in front of the last: there more images take part."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 8, 3, stride=2), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(72, 10)),
+    )
+    network = capture(module, GREY, DIGITS)
+    twin, known = network.copy(), find_readers(network)
+    monkeypatch.setattr(sweep, "_KEPT_BYTES", 16 * 2 * 4 * 16 * 64 * 1.2)  # of both networks, for 16 images
+    rows = {}
+    for measured, _ in moments_in_turn(network, twin, known, {}, lambda: images(96).split(8), 96):
+        for name, moments in measured.items():
+            rows[name] = moments.rows
+            with torch.no_grad():
+                attribute(twin.module, name).mul_(0.7)
+    assert rows["0.weight"] < 96 * 64
+    assert rows["2.weight"] == 16 * 9
+    assert rows["5.weight"] == 96
+    # Those that joined ran through the layers as they were by then.
+    now = gather(twin, {"5.weight": known["5.weight"]}, images(96).split(8), 96)["5.weight"]
+    assert torch.allclose(moments.xx, now.xx, rtol=1e-5)
+
+
+def test_products_of_wide_layers_are_those_of_all_columns(monkeypatch):
+    monkeypatch.setattr(moments_module, "_WIDE", 5)
+    x = torch.randn(2, 40, 10, generator=torch.Generator().manual_seed(0))
+    found = Moments(torch.zeros(2, 11, 11, dtype=torch.float64))
+    found.add(x[:, :25], None)
+    found.add(x[:, 25:], None)
+    rows = torch.nn.functional.pad(x, (0, 1), value=1.0).double()
+    assert found.rows == 40
+    torch.testing.assert_close(found.xx, rows.transpose(1, 2) @ rows, rtol=1e-5, atol=1e-5)
+
+
+class _WritesIntoWhatIsKept(nn.Module):
+    """A shortcut that stands ready before the layers beside it run, and is then written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        shortcut = self.side(x)
+        half = shortcut[:, :4]
+        shortcut += self.second(torch.relu(self.first(x)))
+        return self.head((shortcut.relu_() + half.repeat(1, 2, 1, 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["stem", "side", "first", "second", "head"])
+def test_what_a_layer_does_to_the_outputs_is_the_same_from_the_layer_on_as_from_the_start(layer):
+    torch.manual_seed(0)
+    network = capture(_WritesIntoWhatIsKept(), GREY, DIGITS)
+    effect, scratch = Effect(network, images()), network.copy()
+    reader = find_readers(network)[f"{layer}.weight"]
+    for factor in (0.5, 0.8, 1.0):
+        with torch.no_grad():
+            attribute(scratch.module, reader.weight).copy_(attribute(network.module, reader.weight) * factor)
+        loss = effect.of(scratch, since=reader.nodes)
+        assert loss == pytest.approx(effect.of(scratch), rel=1e-4, abs=1e-9)
+        assert (loss > 0) == (factor < 1)
+
+
+class _FillsAnEmptyTensor(nn.Module):
+    """For one image at a time the tensor is made of nothing, as weights are, and filled with what layers give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+        self.c, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        out = torch.zeros(len([*x]), 8, 8, 8)
+        out[:, :4] = self.a(x)
+        out[:, 4:] = self.b(x)
+        return self.head(torch.relu(self.c(out)).mean((2, 3)))
+
+
+def test_a_network_that_fills_what_it_made_of_nothing_is_run_from_the_start():
+    torch.manual_seed(0)
+    network = capture(_FillsAnEmptyTensor(), GREY, DIGITS)
+    assert network.batch_size == 1
+    effect = Effect(network, images(6))
+    for name, reader in find_readers(network).items():
+        scratch = network.copy()
+        assert effect.of(scratch, since=reader.nodes) == 0
+        with torch.no_grad():
+            attribute(scratch.module, name).mul_(0.5)
+        assert effect.of(scratch, since=reader.nodes) == pytest.approx(effect.of(scratch))
+
+
+def test_a_layer_inside_attention_has_a_row_for_each_token():
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 10)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x):
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            return self.head((tokens + self.attention(tokens, tokens, tokens)[0]).mean(1))
+
+    network = capture(Attends(), GREY, DIGITS)
+    rows = readers.rows_of_image(network, find_readers(network).values())
+    assert {type(count) for count in rows.values()} == {int}
+    assert set(rows.values()) == {16, 1}
+    assert rows["head.weight"] == 1
+    assert all(count == 16 for name, count in rows.items() if name != "head.weight")
+
+
+def test_layers_may_be_changed_in_any_order():
+    torch.manual_seed(0)
+    network = capture(_WritesIntoWhatIsKept(), GREY, DIGITS)
+    effect, scratch, known = Effect(network, images()), network.copy(), find_readers(network)
+    for name in ("head.weight", "stem.weight", "second.weight", "first.weight"):
+        weight = attribute(scratch.module, name)
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(0.5)
+        assert effect.of(scratch, since=known[name].nodes) == pytest.approx(effect.of(scratch), rel=1e-4)
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_units_that_are_known_to_go_leave_the_same_weights_as_one_after_the_other():
+    torch.manual_seed(0)
+    network = capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)), GREY, DIGITS)
+    known = {"3.weight": find_readers(network)["3.weight"]}
+    moments = gather(network, known, [images(512)], 512)
+    axis = next(a for a in Analysis(network).axes.free if a.size == 12)
+    chosen = eliminate(axis, States(network, known, moments), 7, stops=(7,))
+    at_once = eliminate(axis, States(network, known, moments), 7, stops=(7,), removed=chosen.order)
+    assert at_once.order == chosen.order
+    assert at_once.losses[-1] == pytest.approx(chosen.losses[-1], rel=1e-6)
+    torch.testing.assert_close(at_once.matrices[7]["3.weight"], chosen.matrices[7]["3.weight"])
+    # And more may go after them, where it is asked which cost least.
+    states = States(network, known, moments)
+    eliminate(axis, states, 7, removed=chosen.order)
+    units = states.of(axis)["3.weight"][1]
+    growth = states.by_weight["3.weight"].growth(units, 12)
+    assert (growth > 0).nonzero().flatten().tolist() == sorted(set(range(12)) - set(chosen.order))
 
 
 def test_refitting_brings_a_disturbed_network_back_to_its_outputs(small_network):

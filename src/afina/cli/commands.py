@@ -25,7 +25,11 @@ from afina.jobs.options.report import ReportOptions
 from afina.jobs.options.run import RunOptions
 from afina.jobs.options.sensitivity import SensitivityOptions
 from afina.jobs.options.sparsify import SparsifyOptions
+from afina.jobs.options.targets import goal_of
 from afina.jobs.options.tune import TuneOptions
+
+# Targets of which several values make several networks.
+_TARGETS = ("macs", "parameters", "size", "latency")
 
 Job = Callable[..., Any]
 Arguments = dict[str, Any]
@@ -60,17 +64,62 @@ def _verdict(job: Job, arguments: Arguments, shown: Shown) -> None:
 
 
 def _network(suffix: str) -> Run:
-    """What runs a job that gives a network and a record: it saves the network and prints the record."""
+    """What runs a job that gives a network and a record: it saves the network and prints the record.
+
+    Where a target names several values (`--macs 70%,50%`) there is a network for each: the first leaves what took long
+    to measure for the others.
+    """
 
     def run(job: Job, arguments: Arguments, shown: NetworkShown) -> None:
         from afina.jobs.common.subject import Saved, describe, target_file
 
-        path = target_file(file_of(shown.out), arguments.get("model") or arguments["student"], suffix)
-        network, record = job(**arguments)
-        network.save(path)
-        show(Saved(str(path), record), describe(record, path), shown.as_json)
+        out, saved, texts = file_of(shown.out), list[Saved](), list[str]()
+        each = [(given, mark) for given, mark in _by_target(arguments)]
+        paths = [
+            target_file(
+                out.with_name(f"{out.stem}{mark}{out.suffix}") if out is not None else None,
+                arguments.get("model") or arguments["student"],
+                f"{suffix}{mark}",
+            )
+            for _, mark in each
+        ]
+        try:
+            for (given, _), path in zip(each, paths, strict=True):
+                network, record = job(**given)
+                network.save(path)
+                saved.append(Saved(str(path), record))
+                texts.append(describe(record, path))
+        except KeyboardInterrupt:
+            if not saved:
+                raise
+            typer.echo(f"Stopped after {len(saved)} of {len(each)} networks.", err=True)
+            raise typer.Exit(1) from None
+        finally:  # those that were made are told where a later one cannot be
+            if saved:
+                show(saved if len(each) > 1 else saved[0], "\n\n".join(texts), shown.as_json)
 
     return run
+
+
+def _by_target(arguments: Arguments) -> list[tuple[Arguments, str]]:
+    """The arguments for each of the values of a target, with what files are called after it; most often there is one.
+
+    Example:
+        >>> _by_target({"model": "net.pt2", "macs": "70%, 50%"})
+        [({'model': 'net.pt2', 'macs': '70%'}, '-70'), ({'model': 'net.pt2', 'macs': '50%'}, '-50')]
+        >>> _by_target({"model": "net.pt2", "macs": "50%"})
+        [({'model': 'net.pt2', 'macs': '50%'}, '')]
+    """
+    several = [name for name in _TARGETS if "," in str(arguments.get(name, ""))]
+    if len(several) != 1:
+        return [(arguments, "")]
+    (name,) = several
+    values = [value.strip() for value in str(arguments[name]).split(",") if value.strip()]
+    if not values:
+        return [(arguments, "")]
+    for value in values:
+        goal_of(**{name: value})  # none is made where one of them cannot be read
+    return [({**arguments, name: value}, f"-{value.removesuffix('%')}") for value in dict.fromkeys(values)]
 
 
 def _described(module: str, function: str = "describe") -> Run:

@@ -118,6 +118,11 @@ class ImageData:
         return self._listing.source.prepared
 
     @property
+    def identified(self) -> bool:
+        """Whether the fingerprint changes when any of the images does."""
+        return self._listing.source.identified
+
+    @property
     def judging(self) -> str:
         """The split that judges: `test` where there is one, else `validation`."""
         return "test" if "test" in self._listing.parts else "validation"

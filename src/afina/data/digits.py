@@ -13,7 +13,7 @@ _SPLIT_SEED = 0  # one split for everyone: results on digits compare whatever th
 
 
 class _Arrays(ImageSource):
-    parallel, prepared = True, False
+    parallel, prepared, identified = True, False, True
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels

@@ -54,7 +54,7 @@ class Files(Protocol):
 class FileSource(ImageSource):
     """Images among `files`; keys are their names."""
 
-    parallel, prepared = True, False
+    parallel, prepared, identified = True, False, True
 
     def __init__(self, files: Files) -> None:
         self.files = files

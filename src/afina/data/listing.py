@@ -22,10 +22,12 @@ class ImageSource(Protocol):
     Attributes:
         parallel: Whether `image` may be called from several threads at once; if not, `batches` is.
         prepared: Whether images come as arrays that are ready for the network.
+        identified: Whether the fingerprint of a listing changes when any of these images does.
     """
 
     parallel: bool
     prepared: bool
+    identified: bool
 
     def image(self, key: str) -> Image.Image | np.ndarray:
         """An image to be preprocessed; or, where `prepared`, float32 `[C, H, W]`.

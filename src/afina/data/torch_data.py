@@ -51,6 +51,7 @@ class _Items(ImageSource):
     """Items of one or two collections, under keys such as `train/17`."""
 
     parallel = False  # a user's dataset is not written for threads
+    identified = False  # of a user's items a sample is in the fingerprint
 
     def __init__(self) -> None:
         self.collections: dict[str, Sequence[Any]] = {}

@@ -1,5 +1,6 @@
 """`afina doctor`: what is installed, what is missing and how to get it, what this machine can measure."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.doctor import DoctorOptions
 from afina.runtimes import RUNTIMES, int8_weight_bits
 
+# Share of the cores from which on timings are not to be trusted.
+_BUSY = 0.5
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -43,7 +46,7 @@ def _doctor(options: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
         [True]
     """
     machine = describe_machine(available_cores())
-    checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk()]
+    checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk(), *_load()]
     return machine, tuple(checks)
 
 
@@ -112,3 +115,14 @@ def _browser() -> Check:
 def _disk() -> Check:
     free = shutil.disk_usage(".").free
     return Check("free disk here", free > 1e9, f"{free / 1e9:.0f} GB", "" if free > 1e9 else "A run needs up to 1 GB.")
+
+
+def _load() -> list[Check]:
+    """Whether other programs keep the processor busy; nothing where the system does not say."""
+    try:
+        busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return []
+    free = busy < _BUSY * cores
+    fix = "" if free else "Wait with latencies: threads wait on each other, and take many times as long as alone."
+    return [Check("quiet processor", free, f"{busy:.1f} of {cores} cores busy in the last minute", fix)]

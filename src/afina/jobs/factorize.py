@@ -10,9 +10,10 @@ from afina.jobs.options.declaration import command
 from afina.jobs.options.factorize import FactorizeOptions
 from afina.jobs.options.shared import names
 from afina.jobs.options.targets import Goal
+from afina.jobs.planning.expected_time import tell_factorizing_time
 from afina.jobs.planning.ranks import RankPlanner
 from afina.jobs.planning.targets import target_of
-from afina.techniques.factorize import FactorizeConfig, apply, chains_with_losses, layers_of
+from afina.techniques.factorize import MEASURED, FactorizeConfig, apply, chains_with_losses, layers_of
 from afina.types import Record
 
 # What ranks are a multiple of where time is the target: kernels work on channels in eights.
@@ -72,6 +73,8 @@ def _planned(
     network, context = subject.network, subject.context(subject.network)
     target = target_of(goal, network, exporter)
     layers, _ = layers_of(network, config)
+    readers = [layer.reader for layer in layers.values()]
+    tell_factorizing_time(subject.progress, network, readers, MEASURED * len(readers), subject.judged_images, context)
     chains = chains_with_losses(network, layers, config, context)
     kind = goal.name if goal.name in ("macs", "latency") else "parameters"
     planner = RankPlanner(network, layers, chains, kind, exporter, context.progress)

@@ -2,6 +2,7 @@
 
 import csv
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from afina.progress import Progress
 from afina.runtimes import RUNTIMES, get_runtime
 from afina.types import InputSpec, LayerRow, Measurement
 from afina.units import format_count, format_measurement, format_size
+
+_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,7 @@ def _profile(options: ProfileOptions) -> Profile:
         ['latency', 'peak_memory', 'size']
     """
     progress = options.progress or Progress()
-    names = list(options.runtimes or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
-    for name in names:
-        get_runtime(name)
+    names = _runtimes(options.runtimes)
     loaded = load_plain(options.model, options, progress)
     threads = options.threads or available_cores()
     measured, failed = {}, {}
@@ -93,6 +94,20 @@ def _profile(options: ProfileOptions) -> Profile:
 
 
 profile = command(ProfileOptions, _profile)
+
+
+def _runtimes(asked: Sequence[str]) -> list[str]:
+    """The names of the runtimes to measure on: those asked for, or all that are installed; `none` for none.
+
+    Raises:
+        InputError: there is no such runtime.
+    """
+    if list(asked) == [_NONE]:
+        return []
+    names = list(asked or (name for name, runtime in RUNTIMES.loaded().items() if runtime.available()))
+    for name in names:
+        get_runtime(name)
+    return names
 
 
 def describe(result: Profile) -> str:

@@ -11,6 +11,7 @@ from afina.jobs.options.prune import PruneOptions
 from afina.jobs.options.shared import names
 from afina.jobs.planning.axes import AxisPlanner
 from afina.jobs.planning.blocks import blocks_to_go
+from afina.jobs.planning.expected_time import tell_pruning_time
 from afina.jobs.planning.targets import target_of
 from afina.techniques.prune import PruneConfig, Study
 from afina.types import Record
@@ -86,6 +87,10 @@ def _once(
         if last and config.blocks:
             notes = target.shortfall(target.measure(pruned), "blocks go as a whole.", coarse=True)
         return pruned, replace(record, notes=(*record.notes, *notes))
+    if study.axes and options.per == "global" and study.config.criterion == "fit":
+        tell_pruning_time(
+            subject.progress, network, study.readers.values(), len(study.axes), subject.judged_images, study.context
+        )
     planner = AxisPlanner(study, options.per, "parameters" if goal.name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target, last))
 

@@ -1,5 +1,7 @@
 """`afina sensitivity`: what a network's outputs lose, axis by axis and layer by layer."""
 
+from dataclasses import replace
+
 from afina.errors import NothingToDo
 from afina.jobs.common.subject import open_subject
 from afina.jobs.options.declaration import command
@@ -33,12 +35,16 @@ def _sensitivity(options: SensitivityOptions) -> tuple[Sensitivity, ...]:
     subject = open_subject(options, options.model, options.data, options.images)
     context = subject.context(subject.network)
     rows: list[Sensitivity] = []
+    sparse = sparsify.SparsifyConfig(criterion="magnitude" if options.criterion == "magnitude" else "fit")
+    if sparse.criterion == "fit":
+        # One pass over the images for the layers that read axes and for those that lose weights, most of them the same.
+        readers, _ = sparsify.readers_of(subject.network, sparse)
+        context = replace(context, known=context.moments(subject.network, readers))
     try:
         study = prune.Study(subject.network, config, context)
         rows += prune.sensitivities(study, options.shares).values()
     except NothingToDo as nothing:
         subject.progress.say(f"No axis can lose units. {nothing.why}")
-    sparse = sparsify.SparsifyConfig(criterion="magnitude" if options.criterion == "magnitude" else "fit")
     rows += sparsify.layer_sensitivities(subject.network, sparse, context, options.shares).values()
     return tuple(rows)
 

@@ -1,17 +1,26 @@
 """`Context`: the images, the seed and the progress that a technique gets beside the network and its configuration."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from afina.errors import InputError
+from afina.graph.network import Network
+from afina.graph.statistics import Moments, Reader, gather
 from afina.progress import Progress
+from afina.techniques.kept import KeptStatistics
 
 # Multiply-accumulates that measuring sensitivities may take, and the fewest and the most images that it rests on.
-_WORK = 4e12
+_WORK = 1e12
 _FEWEST, _MOST = 16, 256
+
+
+def few(macs: float) -> int:
+    """How many images a measurement rests on that takes so many multiply-accumulates for each (see `Context.first`)."""
+    return int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST))
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Context:
         held_out: Gives, in the same way, a few images that nothing is fitted to; None where there are none.
         seed: The seed of everything that is drawn by chance.
         progress: Shows the user how far long work has come.
+        kept: Statistics that earlier commands left for the same images; None for none.
+        known: Moments of the network that the context is for, by the weight's name, which were measured before.
 
     Example:
         >>> context = Context(calibration=lambda: torch.zeros(40, 3, 2, 2).split(8), images=40)
@@ -39,13 +50,42 @@ class Context:
     held_out: Callable[[], Iterable[Tensor]] | None = None
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+    kept: KeptStatistics | None = None
+    known: Mapping[str, Moments] = field(default_factory=dict)
+
+    def moments(self, network: Network, readers: Mapping[str, Reader]) -> dict[str, Moments]:
+        """Second moments of what some layers read over the calibration images, by the weight's name (`gather`).
+
+        Raises:
+            InputError: there are no calibration images.
+            AfinaError: an activation is not a finite number; the layer is named.
+        """
+
+        def measure(some: Mapping[str, Reader]) -> dict[str, Moments]:
+            return gather(network, some, self.stream(), self.images, self.progress)
+
+        missing = {name: reader for name, reader in readers.items() if name not in self.known}
+        found = dict[str, Moments]()
+        if missing:
+            found = measure(missing) if self.kept is None else self.kept.moments(network, missing, measure)
+        return {name: found[name] if name in found else self.known[name] for name in readers}
+
+    def measured(self, network: Network, what: str, measure: Callable[[], Any]) -> Any:
+        """A value that JSON can hold: as an earlier command left it, else measured.
+
+        Args:
+            network: The network.
+            what: What it is, with all that it depends on but the network and this context.
+            measure: Gives it.
+        """
+        return measure() if self.kept is None else self.kept.values(network, f"{what} {self.seed}", measure)
 
     def first(self, macs: float, most: int = _MOST) -> Tensor:
         """The first calibration images, as many as the work on each of them allows: 16 to 256, and at most `most`.
 
         Args:
-            macs: Multiply-accumulates that will be spent on each image. The images together get 4e12 of them, so that
-                1e11 for each allows 40 images.
+            macs: Multiply-accumulates that will be spent on each image. The images together get 1e12 of them, so that
+                2.5e10 for each allows 40 images.
             most: The largest number of images.
 
         Returns:
@@ -54,7 +94,7 @@ class Context:
         Raises:
             InputError: there are no calibration images.
         """
-        allowed = min(int(min(max(_WORK / max(macs, 1.0), _FEWEST), _MOST)), most)
+        allowed = min(few(macs), most)
         batches: list[Tensor] = []
         for batch in self.stream():
             batches.append(batch[: allowed - sum(map(len, batches))])

@@ -24,7 +24,11 @@ from afina.graph.stored import attribute
 from afina.progress import Progress
 
 # Rows that a layer's moments rest on: enough of them for its width, and no more arithmetic than that is worth.
-_ROWS_PER_COLUMN, _PRODUCTS = 8, 5e10
+_ROWS_PER_COLUMN, _PRODUCTS = 4, 1e10
+# Columns from which on products are worked out in blocks, and how many of these there are in a row.
+_WIDE, _BLOCKS = 512, 4
+# Rows are summed once there is one for so many columns.
+_WAITING = 8
 # Wider matrices are summed in single precision, which halves their memory.
 _DOUBLE_UP_TO = 1024
 
@@ -52,11 +56,26 @@ class Moments:
     def add(self, x: Tensor, y: Tensor | None) -> None:
         """Add rows `[stack, n, columns]` and, with a reference, its outputs `[stack, n, outputs]` for them."""
         x = F.pad(x, (0, 1), value=1.0)
-        self.xx += (x.transpose(1, 2) @ x).to(self.xx.dtype)
+        _add_products(self.xx, x)
         self.rows += x.shape[1]
         if y is not None:
             product = (x.transpose(1, 2) @ y).to(self.xx.dtype)
             self.xy = product if self.xy is None else self.xy + product
+
+
+# The products of columns with each other are symmetric: of 4 x 4 blocks 10 are worked out, and 6 are their transposes.
+#
+#     [x0 x1 x2 x3]^T [x0 x1 x2 x3] = [[a, b, c, d],         a row of blocks at a time, from the diagonal on
+#                                      [b', e, f, g], ...
+def _add_products(sums: Tensor, x: Tensor) -> None:
+    """Add `x^T x` of rows `[stack, n, columns]` to sums `[stack, columns, columns]`, in place."""
+    columns = x.shape[2]
+    step = columns if columns < _WIDE else math.ceil(columns / _BLOCKS)
+    for start in range(0, columns, step):
+        end = min(start + step, columns)
+        product = (x[:, :, start:end].transpose(1, 2) @ x[:, :, start:]).to(sums.dtype)
+        sums[:, start:end, start:] += product
+        sums[:, end:, start:end] += product[:, :, end - start :].transpose(1, 2)
 
 
 def gather(
@@ -134,6 +153,16 @@ def _run(
     return sums.finished()
 
 
+def rows_wanted(reader: Reader) -> float:
+    """Rows that a layer's moments should rest on, where it has so many: four for each column, or more if that is cheap.
+
+    Example:
+        >>> rows_wanted(Reader("fc.weight", None, (10, 4608), ("fc",)))
+        18432
+    """
+    return max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
+
+
 class LayerSums:
     """The moments of some layers, while batches of images run through a network.
 
@@ -163,9 +192,13 @@ class LayerSums:
         # By the name of the node, from the run of the reference to that of the network on the same batch.
         self._reference_outputs: dict[str, Tensor] = {}
         self._moments: dict[str, Moments] = {}
+        # By the weight's name, rows that are not summed yet, and the outputs of the reference for them.
+        self._waiting: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
     def finished(self) -> dict[str, Moments]:
         """The moments by the weight's name. Raises `AfinaError` where a layer read what is not a finite number."""
+        for weight in list(self._waiting):
+            self._sum(weight)
         for reader in self.nodes.values():
             if not bool(self._moments[reader.weight].xx.isfinite().all()):
                 raise AfinaError(
@@ -191,21 +224,30 @@ class LayerSums:
         """Add what a node of the network reads, `x`; of `y`, what it gives, the number of positions counts alone."""
         reader = self.nodes[node.name]
         rows = rows_of(reader, node, x, self._places(reader, node, y)).float()
-        if reader.weight not in self._moments:
-            size = rows.shape[-1] + 1
+        waiting = self._waiting.setdefault(reader.weight, [])
+        waiting.append((rows, self._reference_outputs.pop(node.name, None)))
+        if _WAITING * sum(some.shape[1] for some, _ in waiting) >= rows.shape[2]:
+            self._sum(reader.weight)
+
+    def _sum(self, weight: str) -> None:
+        """Add the rows that wait. A product of few rows takes about as long as adding it to the sums."""
+        waiting = self._waiting.pop(weight)
+        rows = torch.cat([some for some, _ in waiting], dim=1)
+        outputs = [y for _, y in waiting if y is not None]
+        if weight not in self._moments:
+            size = rows.shape[2] + 1
             dtype = torch.float64 if size <= _DOUBLE_UP_TO + 1 else torch.float32
-            self._moments[reader.weight] = Moments(torch.zeros(len(rows), size, size, dtype=dtype, device=rows.device))
-        self._moments[reader.weight].add(rows, self._reference_outputs.pop(node.name, None))
+            self._moments[weight] = Moments(torch.zeros(len(rows), size, size, dtype=dtype, device=rows.device))
+        self._moments[weight].add(rows, torch.cat(outputs, dim=1) if outputs else None)
 
     def _places(self, reader: Reader, node: Node, y: Tensor) -> Tensor:
         """Output positions to look at in this batch, the same for the same layer and batch in both networks.
 
-        A layer of 144 inputs needs 8 * 144 = 1152 rows, or as many as `_PRODUCTS` allows, whichever is more:
-        5e10 / 144^2, about 2.4 million. Over 256 images that is 9,420 positions of each: all 3,136 of a 56 x 56 map.
+        A layer of 144 inputs needs 4 * 144 = 576 rows, or as many as `_PRODUCTS` allows, whichever is more:
+        1e10 / 144^2, about 482,000. Over 256 images that is 1,884 positions of each, of the 3,136 of a 56 x 56 map.
         """
         total = places_in(node, y)
-        rows = max(_ROWS_PER_COLUMN * reader.inputs, _PRODUCTS / reader.inputs**2)
-        sample_size = min(total, math.ceil(rows / self._count))
+        sample_size = min(total, math.ceil(rows_wanted(reader) / self._count))
         if sample_size == total:
             return torch.arange(total, device=y.device)
         seed = zlib.crc32(f"{reader.weight} {self.batch}".encode())

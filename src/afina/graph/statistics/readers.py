@@ -4,6 +4,7 @@ A row is what one output position reads: the patch under a kernel, or the last d
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
+from afina.errors import Unsupported
 from afina.graph.network import Network
 from afina.graph.ops import arguments, op_name
+from afina.graph.propagate import fake_values
 from afina.graph.stored import attribute, is_stored
 
 # A wider linear layer (VGG's first has 25,088 inputs) is taken in blocks: a matrix of all pairs would not fit.
@@ -106,7 +109,7 @@ def find_readers(network: Network) -> dict[str, Reader]:
     """
     readers: dict[str, Reader] = {}
     for node in network.graph.nodes:
-        if node.op != "call_function" or op_name(node) not in (*_CONVOLUTIONS, "linear"):
+        if not _is_layer(node):
             continue
         a = arguments(node)
         weight, bias = a["weight"], a["bias"]
@@ -163,7 +166,29 @@ def channel_dimension(node: Node) -> int:
 
 def places_in(node: Node, y: Tensor) -> int:
     """How many output positions a layer has for one image."""
-    return y[0].numel() // y.shape[channel_dimension(node)]
+    return math.prod(y.shape[1:]) // y.shape[channel_dimension(node)]
+
+
+def rows_of_image(network: Network, readers: Iterable[Reader]) -> dict[str, int]:
+    """How many rows each layer has for one image, by the weight's name; 1 where shapes cannot be followed."""
+    readers, batch = list(readers), network.traced_batch(1)
+    try:
+        with network.inference():
+            values = fake_values(network.module, (batch, *network.input.shape))
+    except Unsupported:
+        return {reader.weight: 1 for reader in readers}
+    shapes = {
+        node.name: (values[node].shape, channel_dimension(node)) for node in network.graph.nodes if _is_layer(node)
+    }
+    rows = {}
+    for reader in readers:
+        shape, channels = shapes[reader.nodes[0]]
+        rows[reader.weight] = max(1, math.prod(map(int, shape)) // int(shape[channels]) // batch)
+    return rows
+
+
+def _is_layer(node: Node) -> bool:
+    return node.op == "call_function" and op_name(node) in (*_CONVOLUTIONS, "linear")
 
 
 def _patches(a: dict[str, Any], x: Tensor, kernel: tuple[int, ...], places: Tensor) -> Tensor:

@@ -73,23 +73,25 @@ def _best_matrices(network: Network, reader: Reader, moments: Moments, constant:
     """The least-squares matrices `[stack, outputs, columns]` of a layer, and the change of its constant `[outputs]`."""
     assert moments.xy is not None
     weight = attribute(network.module, reader.weight)
-    xx, xy = moments.xx.double() / moments.rows, moments.xy.double() / moments.rows
+    # One copy of the widest matrices: of 4608 columns it has 170 MB.
+    system = moments.xx.to(torch.float64, copy=True).div_(moments.rows)
+    wanted = moments.xy.double() / moments.rows
     now = reader.matrices(weight.detach()).double()
     constant = constant.to(now).reshape(*now.shape[:2], 1)
     if not reader.takes_constant:
-        xx, xy = xx[:, :-1, :-1], xy[:, :-1]
+        system, wanted = system[:, :-1, :-1], wanted[:, :-1]
     else:
         now = torch.cat((now, constant), dim=2)
     # The gradient of sum |y - V x'|^2 + r |V - V0|^2 is zero where (xx + R) V^T = xy + R V0^T, with xx = sum x' x'^T,
     # xy = sum x' y^T and R = diag(r): ridge regression (Hoerl & Kennard 1970), drawn to V0 in the place of zero.
-    diagonal = xx.diagonal(dim1=1, dim2=2)
+    diagonal = system.diagonal(dim1=1, dim2=2)
     # A layer that saw few rows for its width is drawn harder to the weights that it has.
-    ridge = _RIDGE * max(1.0, 4 * xx.shape[1] / moments.rows) * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
+    ridge = _RIDGE * max(1.0, 4 * system.shape[1] / moments.rows) * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
     ridge = ridge + torch.zeros_like(diagonal)
     if reader.takes_constant:
         ridge[:, -1] = _RIDGE
-    wanted = xy + ridge[:, :, None] * now.transpose(1, 2)
-    system = xx + torch.diag_embed(ridge)
+    wanted = wanted + ridge[:, :, None] * now.transpose(1, 2)
+    diagonal += ridge
     factor, failed = torch.linalg.cholesky_ex(system)  # half the work of the general way
     solved = torch.linalg.solve(system, wanted) if bool(failed.any()) else torch.cholesky_solve(wanted, factor)
     solved = solved.transpose(1, 2)

@@ -9,23 +9,24 @@ What is kept has to fit into memory. Where it does not, several layers share a p
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.fx import Interpreter, Node
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.statistics.moments import LayerSums, Moments, compare, gather
-from afina.graph.statistics.readers import Reader
+from afina.graph.statistics.readers import Reader, rows_of_image
+from afina.graph.statistics.running import Run, Steps, most_kept
 
 # Multiply-accumulates that all passes over the images may take together; a pass stops at the last layer to solve.
 _WORK = 1.6e13
 _FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
-# Bytes that may be kept of both networks' values between two layers.
-_KEPT_BYTES = 1.5e9
+# Bytes that may be kept of both networks' values between two layers, and of the images themselves.
+_KEPT_BYTES, _IMAGE_BYTES = 4e8, 5e8
+# Multiply-accumulates of a sweep. In a large network fewer images take part than there are, but so many, and as many as
+# give a layer so many rows for each column. Where memory leaves fewer than the last number, there is no sweep.
+_SWEEP_WORK, _FEWEST_IN_ALL, _ROWS_PER_COLUMN, _FEWEST_IN_SWEEP = 5e11, 128, 4, 16
 
 Outputs = Mapping[str, Tensor | None]
 
@@ -53,7 +54,7 @@ def moments_in_turn(
         whether they are those of one layer: else several were looked at in one pass, and none of them knows what the
         others correct.
     """
-    sweep = Sweep.of(reference, network, images, count)
+    sweep = Sweep.of(reference, network, images, count, list(readers.values()))
     if sweep is None:
         parts, few = passes(list(readers), reference, count)
         for part in parts:
@@ -90,155 +91,106 @@ def _measured(
 class Sweep:
     """Two networks that run side by side over some batches, and stop in front of each layer that is asked for.
 
+    Where much has to be kept, as in front of the first layers of a network, few batches take part; these layers see
+    many positions of each image. Where less has to be kept, and layers of many inputs need more rows, others join them:
+    they run through layers that are solved by then. So each layer runs once for each image.
+
     Args:
         reference: The network before.
         network: The network after.
         batches: Images `[N, C, H, W]`, kept as long as this is.
+        wanted: How many images each layer should see, by the weight's name.
 
     Attributes:
         batches: The images.
         count: How many they are.
     """
 
-    def __init__(self, reference: Network, network: Network, batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self, reference: Network, network: Network, batches: Sequence[Tensor], wanted: Mapping[str, int]
+    ) -> None:
+        self._wanted = wanted
         self.batches, self.count = batches, sum(map(len, batches))
         self._networks = reference, network
-        self._reference, self._network = (_Run(one, batches) for one in (reference, network))
+        self._steps = Steps(reference), Steps(network)
+        self._runs: list[tuple[Run, Run]] = []  # of the batches that take part so far
+        self._kept = [most_kept(steps, batches[0]) for steps in self._steps]
 
     @classmethod
     def of(
-        cls, reference: Network, network: Network, images: Callable[[], Iterable[Tensor]], count: int
+        cls,
+        reference: Network,
+        network: Network,
+        images: Callable[[], Iterable[Tensor]],
+        count: int,
+        readers: Sequence[Reader],
     ) -> "Sweep | None":
-        """A sweep over about `count` images, or as many as memory allows; None where too few would fit.
+        """A sweep over the layers `readers` with about `count` images, or as many as they need and memory allows.
 
-        There is none either where a network writes into what it makes of its weights: that is not made anew for each
-        reader alone.
+        None where too few would fit, or a network writes into what it makes of its weights: that is not made anew for
+        each reader alone.
         """
+        if not readers or any(Steps(each).writes_into_weights for each in (reference, network)):
+            return None
+        few = images_in_sweep(reference)
+        rows = rows_of_image(network, readers)
+        # Of 512 x 3 x 3 columns a map of 7 x 7 gives 49 rows.
+        wanted = {
+            reader.weight: max(few, math.ceil(_ROWS_PER_COLUMN * reader.width / rows[reader.weight]))
+            for reader in readers
+        }
         size = network.batch_size or network.input.batch
+        allowed = min(count, max(wanted.values()), int(_IMAGE_BYTES / (4 * math.prod(network.input.shape))))
         batches = list[Tensor]()
-        allowed = count
         for batch in (part for whole in images() for part in whole.split(size)):
-            if not batches:
-                runs = [_Run(one, [batch]) for one in (reference, network)]
-                if any(run.writes_into_weights for run in runs):
-                    return None
-                kept = sum(run.most_kept() for run in runs) / len(batch)
-                allowed = min(count, int(_KEPT_BYTES / max(kept, 1)))
-                if allowed < min(count, _FEWEST_IMAGES):
-                    return None
             batches.append(batch)
             if sum(map(len, batches)) >= allowed:
                 break
-        return cls(reference, network, batches) if batches else None
+        if not batches:
+            return None
+        sweep = cls(reference, network, batches, wanted)
+        possible = sweep._allowed(readers[0].nodes[0]) * len(batches[0])
+        return sweep if possible >= min(sweep.count, _FEWEST_IN_SWEEP) else None
 
     def moments(self, reader: Reader, outputs: Outputs) -> Moments | None:
         """The moments of a layer; None where it runs several times, on weights, or where the networks are past it."""
-        if len(reader.nodes) > 1 or not self._network.comes_to(reader.nodes[0]):
+        place = self._steps[1].places[reader.nodes[0]]
+        if len(reader.nodes) > 1 or self._steps[1].nodes[place] in self._steps[1].of_weights:
             return None
+        if any(run.reached > place for _, run in self._runs):
+            return None
+        self._join(reader)
         reference = None if reader.blocks > 1 else self._networks[0]
-        sums = LayerSums(self._networks[1], {reader.weight: reader}, self.count, reference, outputs)
+        count = sum(map(len, self.batches[: len(self._runs)]))
+        sums = LayerSums(self._networks[1], {reader.weight: reader}, count, reference, outputs)
         with torch.no_grad():
-            for place in range(len(self.batches)):
-                sums.batch = place
+            for number, (before, after) in enumerate(self._runs):
+                sums.batch = number
+                y = None
                 if reference is not None:
-                    node, y = self._reference.through(place, reader.nodes[0])
+                    node = before.at(reader.nodes[0])
+                    before.go(self._steps[0].places[node.name] + 1)
+                    y = before.values[node.name]
                     sums.remember(node, y)
-                node, x, y = self._network.up_to(place, reader.nodes[0], y if reference is not None else None)
-                sums.add(node, x, y)
+                node = after.at(reader.nodes[0])
+                sums.add(node, after.values[node.all_input_nodes[0].name], after.would_give(node) if y is None else y)
         return sums.finished()[reader.weight]
 
+    def _join(self, reader: Reader) -> None:
+        """Let more batches take part, as many as a layer should see and as fit into memory from it on."""
+        wanted = math.ceil(self._wanted[reader.weight] / len(self.batches[0]))
+        for batch in self.batches[len(self._runs) : min(wanted, max(self._allowed(reader.nodes[0]), 1))]:
+            self._runs.append((Run(self._steps[0], batch), Run(self._steps[1], batch)))
 
-class _Run:
-    """A network that runs node by node over some batches.
+    def _allowed(self, name: str) -> int:
+        """How many batches may take part from a node on: what is kept of them there, and later, has to fit."""
+        kept = sum(kept[steps.places[name]] for steps, kept in zip(self._steps, self._kept, strict=True))
+        return int(_KEPT_BYTES / max(kept, 1))
 
-    What is made of weights alone (quantized or standardised weights) is made anew for each node that reads it: a layer
-    that was solved a moment ago has other ones.
 
-    Args:
-        network: The network.
-        batches: Images `[N, C, H, W]`.
-    """
-
-    def __init__(self, network: Network, batches: Sequence[Tensor]) -> None:
-        self._nodes = list(network.graph.nodes)
-        self._places = {node.name: place for place, node in enumerate(self._nodes)}
-        self._interpreter = Interpreter(network.module, garbage_collect_values=False)
-        self._batches = [batch.to(network.device) for batch in batches]
-        self._values: list[dict[Node, Any]] = [{} for _ in batches]
-        self._reached = [0] * len(batches)
-        self._of_weights: set[Node] = set()
-        for node in self._nodes:
-            if node.op not in ("placeholder", "output") and self._of_weights.issuperset(node.all_input_nodes):
-                self._of_weights.add(node)
-        last_use = {source: node for node in self._nodes for source in node.all_input_nodes}
-        self._last_read: dict[Node, list[Node]] = {}
-        for source, node in last_use.items():
-            self._last_read.setdefault(node, []).append(source)
-
-    @property
-    def writes_into_weights(self) -> bool:
-        """Whether an op writes into what is made of weights alone."""
-        return any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in self._of_weights)
-
-    def comes_to(self, name: str) -> bool:
-        """Whether the node of that name is still to run, for each batch anew."""
-        place = self._places[name]
-        return place >= max(self._reached) and self._nodes[place] not in self._of_weights
-
-    def through(self, batch: int, name: str) -> tuple[Node, Tensor]:
-        """Run a batch up to a node and through it; gives the node, and what it gives."""
-        node = self._run(batch, self._places[name] + 1)
-        return node, self._values[batch][node]
-
-    def up_to(self, batch: int, name: str, y: Tensor | None) -> tuple[Node, Tensor, Tensor]:
-        """Run a batch up to a node, which does not run yet; gives it, what it reads, and what it would give.
-
-        `y` is a tensor of the same positions as what it would give, where there is one.
-        """
-        self._run(batch, self._places[name])
-        node = self._nodes[self._places[name]]
-        values = self._values[batch]
-        return node, values[node.all_input_nodes[0]], self._value(node, values) if y is None else y
-
-    def most_kept(self) -> int:
-        """The most bytes that are kept of the first batch between two nodes, of a run to the end."""
-        most = 0
-        with torch.no_grad():
-            for place, node in enumerate(self._nodes):
-                if node.op == "output":
-                    break
-                self._run(0, place + 1)
-                most = max(most, self._kept())
-        return most
-
-    def _kept(self) -> int:
-        storages = {
-            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-            for value in self._values[0].values()
-            if isinstance(value, Tensor)
-        }
-        return sum(storages.values())
-
-    def _run(self, batch: int, end: int) -> Node:
-        """Run the nodes of a batch that come before place `end`; gives the last of them."""
-        values = self._values[batch]
-        if not self._reached[batch]:
-            self._interpreter.args_iter = iter([self._batches[batch]])
-        for node in self._nodes[self._reached[batch] : end]:
-            if node in self._of_weights:
-                continue
-            values[node] = self._value(node, values)
-            for source in self._last_read.get(node, ()):
-                values.pop(source, None)
-        self._reached[batch] = max(self._reached[batch], end)
-        last: Node = self._nodes[end - 1]
-        return last
-
-    def _value(self, node: Node, values: dict[Node, Any]) -> Any:
-        """What a node gives for the values that are kept."""
-        made = {source: self._value(source, values) for source in node.all_input_nodes if source in self._of_weights}
-        self._interpreter.env = {**values, **made}
-        return self._interpreter.run_node(node)
+def images_in_sweep(network: Network) -> int:
+    """Images that take part in a sweep, where there are so many and no layer needs more."""
+    return max(_FEWEST_IN_ALL, int(_SWEEP_WORK / max(2 * cost_of(network).macs, 1)))
 
 
 def passes(names: Sequence[str], network: Network, count: int) -> tuple[list[Sequence[str]], int]:

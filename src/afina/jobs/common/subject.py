@@ -1,5 +1,6 @@
 """What the jobs of one technique share: model and data opened, fine-tuning, quality before and after."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from afina.store.files import check_target
 from afina.tasks import OWN, get_task, named_task, task_class
 from afina.tasks.checking import check_answers, is_foreign
 from afina.techniques.context import Context
+from afina.techniques.kept import KeptStatistics
 from afina.training import predict
 from afina.types import Record
 from afina.units import format_details, format_value, parse_size
@@ -70,6 +72,11 @@ class Subject:
     def context(self, network: Network) -> Context:
         """The context of a technique that works on `network`: images, seed, progress."""
         return context_of(self.data, network, self.images, self.seed, self.progress)
+
+    @property
+    def judged_images(self) -> int:
+        """How many images judge the network before and after; 0 without data."""
+        return 0 if self.data is None else self.data.count(self.data.judging)
 
     def judged(self, record: Record, network: Network) -> Record:
         """The record with `quality` before and after by the network itself, on the images that judge."""
@@ -273,4 +280,8 @@ def context_of(data: ImageData | None, network: Network, images: int, seed: int,
         batches = data.batches("validation", network.input, batch_size=network.batch, limit=_HELD_OUT)
         return (batch for batch, _ in batches)
 
-    return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress)
+    kept = None
+    if data.identified:
+        names = hashlib.sha256("\n".join(data.names("train")).encode()).hexdigest()
+        kept = KeptStatistics.of(f"{data.fingerprint} {names} {network.input} {count} {seed}", progress)
+    return Context(calibration=calibration, images=count, held_out=held_out, seed=seed, progress=progress, kept=kept)

@@ -29,7 +29,9 @@ class FactorizeOptions(DataOptions, RuntimeOptions, FineTuneOptions):
     model: Model
     data: OptionalData = None
     _: KW_ONLY
-    parameters: Annotated[Quantity, Option("Parameters that may stay, as a share: `50%` or 0.5.")] = None
+    parameters: Annotated[
+        Quantity, Option("Parameters that may stay, as a share: `50%` or 0.5; for several networks `70%,50%`.")
+    ] = None
     macs: Annotated[Quantity, Option("Multiply-accumulates that may stay, as a share.")] = None
     size: SizeLimit = None
     latency: LatencyLimit = None

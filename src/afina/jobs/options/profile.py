@@ -20,7 +20,10 @@ class ProfileOptions(ModelOptions):
     ] = "random"
     runtimes: Annotated[
         tuple[str, ...] | Sequence[str],
-        Option("A runtime to time it on; all that are installed by default, may be repeated.", flags=("--runtime",)),
+        Option(
+            "A runtime to time it on; all that are installed by default, may be repeated; `none` only counts.",
+            flags=("--runtime",),
+        ),
     ] = ()
     threads: Annotated[int | None, Option("Threads of the runtimes; all cores by default.", least=1)] = None
     batch: Annotated[int, Option("Images per call when latency is measured.", least=1)] = 1

@@ -29,7 +29,10 @@ class PruneOptions(DataOptions, RuntimeOptions, FineTuneOptions):
     model: Model
     data: OptionalData = None
     _: KW_ONLY
-    macs: Annotated[Quantity, Option("Multiply-accumulates that may stay, as a share: `50%` or 0.5.")] = None
+    macs: Annotated[
+        Quantity,
+        Option("Multiply-accumulates that may stay, as a share: `50%` or 0.5; for several networks `70%,50%`."),
+    ] = None
     parameters: Annotated[Quantity, Option("Parameters that may stay, as a share.")] = None
     size: SizeLimit = None
     latency: LatencyLimit = None

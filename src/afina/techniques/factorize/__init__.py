@@ -6,10 +6,11 @@
 
 from afina.techniques.factorize.config import METHODS, Chosen, FactorizeConfig
 from afina.techniques.factorize.options import Chain, Layer, frontier
-from afina.techniques.factorize.study import chains_with_losses, layers_of
+from afina.techniques.factorize.study import MEASURED, chains_with_losses, layers_of
 from afina.techniques.factorize.technique import TECHNIQUE, apply, shaped
 
 __all__ = [
+    "MEASURED",
     "METHODS",
     "TECHNIQUE",
     "Chain",

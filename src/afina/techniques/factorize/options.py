@@ -15,11 +15,14 @@ from afina.techniques.factorize.forms import FORMS, Form
 from afina.techniques.factorize.problem import Problem
 from afina.techniques.factorize.starting import input_energies
 
-# Costs for which ranks are searched, as shares of the layer's parameters; the shares at which a chain is fitted; and
-# the multiply-accumulates that one such fit may take.
+# Costs for which ranks are searched, as shares of the layer's parameters; the shares at which a chain is fitted, fewer
+# where one product of the weight with the metric takes more than `_LARGE` multiply-accumulates; and those that one such
+# fit may take.
 _SHARES = tuple(np.geomspace(0.95, 0.03, 70))
-_FITTED = (0.65, 0.35, 0.15)
+_FITTED, _FITTED_OF_LARGE, _LARGE = (0.65, 0.35, 0.15), (0.5, 0.2), 2e9
 _WORK = 2e9
+# A form whose error is so many times that of the nearest form, where both hold the second of those shares, is out.
+_FAR = 1.5
 # A chain that costs more than this share of the layer it stands for is not worth its extra calls.
 _WORTH = 0.95
 _TINY = 1e-12
@@ -129,8 +132,14 @@ def chains_of(layer: Layer, problems: Sequence[Problem], forms: Iterable[str], m
         multiple: Ranks are a multiple of this.
     """
     chains: list[Chain] = []
+    others = [_Fits(layer, problems[0], form, multiple) for form in forms if form != "svd"]
+    nearest = min((fits.first for fits in others if math.isfinite(fits.first)), default=0.0)
     for form in forms:
-        chains += _svd(layer, problems, multiple) if form == "svd" else _fitted(layer, problems[0], form, multiple)
+        if form == "svd":
+            chains += _svd(layer, problems, multiple)
+    for fits in others:
+        if not math.isfinite(fits.first) or fits.first <= _FAR * nearest:
+            chains += fits.chains()
     chains = [chain for chain in chains if chain.parameters <= _WORTH * layer.parameters]
     chains.sort(key=lambda chain: (chain.parameters, chain.error))
     return chains
@@ -163,9 +172,14 @@ def dense_weight(layer: Layer, form: str, factors: Sequence[Sequence[Tensor]]) -
     return torch.cat([multiplied(form, of_group) for of_group in factors]).reshape(layer.reader.shape)
 
 
+def _shares_fitted(layer: Layer) -> tuple[float, ...]:
+    """The shares of a layer's parameters at which a chain is fitted: two of a layer of which one fit takes seconds."""
+    return _FITTED_OF_LARGE if layer.parameters * layer.reader.width > _LARGE else _FITTED
+
+
 # Where the principal components of the outputs hold 0.6, 0.3 and 0.1 of the squares, chains of rank 1, 2 and 3 have the
-# errors 0.4, 0.1 and 0: no chain has to be fitted to know its error. Three are fitted nevertheless, those nearest to
-# 65%, 35% and 15% of the layer's parameters: `study` puts their weights into the network to measure what they do to it.
+# errors 0.4, 0.1 and 0: no chain has to be fitted to know its error. A few are fitted nevertheless, at the shares of
+# `_shares_fitted`: `study` puts their weights into the network to measure what they do to it.
 def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain]:
     """Chains of the form svd, whose errors are what the principal components that are left out hold."""
     energies = torch.stack([problem.output_energies() for problem in problems]).mean(0)
@@ -177,7 +191,7 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
         if (best := _single_rank(FORMS["svd"], layer.shape, share * math.prod(layer.shape), multiple))
     }
     chains = [layer.chain("svd", (rank,), float(errors[rank - 1])) for rank in sorted(ranks) if rank <= most]
-    for share in _FITTED:
+    for share in _shares_fitted(layer):
         near = min(chains, key=lambda c: abs(c.parameters - share * layer.parameters), default=None)
         if near is not None and near.weight is None:
             near.weight = dense_weight(layer, "svd", fit(layer, problems, "svd", near.ranks, _WORK))
@@ -185,31 +199,56 @@ def _svd(layer: Layer, problems: Sequence[Problem], multiple: int) -> list[Chain
 
 
 # The errors of other forms are known only once they are fitted, which is too much work for all of a layer's chains (up
-# to 70). So the chains at 65%, 35% and 15% of the parameters are fitted, and the errors of the others lie on the curve
+# to 70). So the chains at a few shares of the parameters are fitted, and the errors of the others lie on the curve
 # through these (`interpolate`). Which ranks to take at a cost follows from spectra, which are cheap (`_ranks_by_loss`).
-def _fitted(layer: Layer, problem: Problem, form: str, multiple: int) -> list[Chain]:
-    """Chains of another form: a few are fitted, and the errors of the others follow a power of the cost between."""
-    by_loss = _ranks_by_loss(FORMS[form], layer.shape, _spectra(problem, form), multiple)
-    size = math.prod(layer.shape)
+# The second is fitted first: a form that is far behind another there is not fitted again.
+class _Fits:
+    """Chains of another form than svd.
 
-    def ranks_at(share: float) -> tuple[int, ...] | None:
-        if by_loss is None:
-            return _single_rank(FORMS[form], layer.shape, share * size, multiple)
-        return next((ranks for parameters, ranks in by_loss if parameters <= share * size), None)
+    Args:
+        layer: The layer.
+        problem: The same, in its metric.
+        form: The form.
+        multiple: Ranks are a multiple of this.
 
-    fitted: dict[tuple[int, ...], Chain] = {}
-    for ranks in {ranks for share in _FITTED if (ranks := ranks_at(share)) is not None}:
-        weight = dense_weight(layer, form, fit(layer, [problem], form, ranks, _WORK))
+    Attributes:
+        first: The error of the chain that is fitted first; infinite where there is none.
+    """
+
+    def __init__(self, layer: Layer, problem: Problem, form: str, multiple: int) -> None:
+        self._layer, self._problem, self._form, self._multiple = layer, problem, form, multiple
+        self._by_loss = _ranks_by_loss(FORMS[form], layer.shape, _spectra(problem, form), multiple)
+        self._fitted: dict[tuple[int, ...], Chain] = {}
+        self._fit(_shares_fitted(layer)[1])
+        self.first = min((chain.error for chain in self._fitted.values()), default=math.inf)
+
+    def chains(self) -> list[Chain]:
+        """A few that are fitted, and others, whose errors follow a power of the cost between."""
+        for share in _shares_fitted(self._layer):
+            self._fit(share)
+        if not self._fitted:
+            return []
+        points = sorted((chain.parameters, chain.error) for chain in self._fitted.values())
+        others = {ranks for share in _SHARES if (ranks := self._ranks_at(share)) is not None} - set(self._fitted)
+        chains = [self._layer.chain(self._form, ranks, 0.0) for ranks in others]
+        for chain in chains:
+            chain.error = interpolate(chain.parameters, points)
+        return [*self._fitted.values(), *chains]
+
+    def _fit(self, share: float) -> None:
+        """Fit the chain of so large a share of the layer's parameters, where there is one."""
+        ranks, problem = self._ranks_at(share), self._problem
+        if ranks is None or ranks in self._fitted:
+            return
+        weight = dense_weight(self._layer, self._form, fit(self._layer, [problem], self._form, ranks, _WORK))
         error = max(problem.error(weight.reshape(problem.weight.shape).to(problem.weight)), _TINY)
-        fitted[ranks] = layer.chain(form, ranks, error, weight)
-    if not fitted:
-        return []
-    points = sorted((chain.parameters, chain.error) for chain in fitted.values())
-    others = {ranks for share in _SHARES if (ranks := ranks_at(share)) is not None} - set(fitted)
-    chains = [layer.chain(form, ranks, 0.0) for ranks in others]
-    for chain in chains:
-        chain.error = interpolate(chain.parameters, points)
-    return [*fitted.values(), *chains]
+        self._fitted[ranks] = self._layer.chain(self._form, ranks, error, weight)
+
+    def _ranks_at(self, share: float) -> tuple[int, ...] | None:
+        size = math.prod(self._layer.shape)
+        if self._by_loss is None:
+            return _single_rank(FORMS[self._form], self._layer.shape, share * size, self._multiple)
+        return next((ranks for parameters, ranks in self._by_loss if parameters <= share * size), None)
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:

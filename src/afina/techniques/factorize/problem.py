@@ -200,12 +200,12 @@ def _metrics(reader: Reader, moments: Moments | None, weight: Tensor) -> list[Te
     h = moments.xx / max(moments.rows, 1)
     metric = h[:, :-1, :-1]
     if reader.takes_constant:
-        metric = metric - h[:, :-1, -1:] * h[:, -1:, :-1]
+        metric = torch.baddbmm(metric, h[:, :-1, -1:], h[:, -1:, :-1], alpha=-1)
     # Of few rows a metric is nearly singular: by it a chain of as low a rank would lose nothing. What was not seen then
     # counts by its weight, as without images: eight images of 4 positions say little of a layer of 4608 columns.
     scarce = max(1.0, _ENOUGH * metric.shape[-1] / max(moments.rows, 1)) ** 2
     extra = _DAMPING * scarce * metric.diagonal(dim1=1, dim2=2).mean().clamp_min(_TINY)
-    metric = metric + extra * torch.eye(metric.shape[-1]).to(metric)
+    metric.diagonal(dim1=1, dim2=2).add_(extra)
     return [metric] if reader.blocks > 1 else list(metric)
 
 

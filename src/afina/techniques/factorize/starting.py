@@ -18,7 +18,7 @@ from afina.techniques.factorize.problem import Problem, shares
 
 _TINY, _RIDGE = 1e-12, 1e-10
 # Rounds of alternating least squares that a CP starts with; more than the fewest only within the work that is allowed.
-_FEWEST_ROUNDS, _MOST_ROUNDS = 10, 200
+_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 200
 
 
 def start(problem: Problem, name: str, ranks: Sequence[int], work: float = math.inf) -> list[Tensor]:

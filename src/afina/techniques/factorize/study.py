@@ -1,7 +1,8 @@
 """The layers of a network that can become chains, and what each chain does to the network's outputs."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.ops import arguments
 from afina.graph.propagate import fake_values
-from afina.graph.statistics import Effect, Moments, add_constant, find_readers, gather, tried
+from afina.graph.statistics import Effect, Moments, add_constant, find_readers, tried
 from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.factorize.config import Chosen, FactorizeConfig
@@ -19,7 +20,7 @@ from afina.techniques.factorize.options import Chain, Layer, chains_of, frontier
 from afina.techniques.factorize.problem import lost_constant, problems_of
 
 # How many chains of a layer are put into the network to measure their effect on the outputs.
-_MEASURED = 4
+MEASURED = 2
 
 
 def layers_of(network: Network, config: FactorizeConfig) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -107,11 +108,24 @@ def chains_with_losses(
         config: The forms, and the multiple of the ranks.
         context: Calibration images, progress.
     """
+    what = f"chains of {config.method} in multiples of {config.multiple}: {list(layers)}"
+    rows = (
+        _measured(network, layers, config, context)
+        if context.calibration is None
+        else context.measured(network, what, lambda: _measured(network, layers, config, context))
+    )
+    return {name: [Chain(**{**row, "ranks": tuple(row["ranks"])}) for row in rows[name]] for name in layers}
+
+
+def _measured(
+    network: Network, layers: Mapping[str, Layer], config: FactorizeConfig, context: Context
+) -> dict[str, list[dict[str, Any]]]:
+    """The chains of each layer with their losses, without their weights, as JSON holds them."""
     moments = _moments(network, layers, context)
     effect, scratch = None, network.copy()
     if context.calibration is not None:
-        effect = Effect(network, context.first(len(layers) * _MEASURED * cost_of(network).macs))
-    by_layer: dict[str, list[Chain]] = {}
+        effect = Effect(network, context.first(len(layers) * MEASURED * cost_of(network).macs))
+    by_layer: dict[str, list[dict[str, Any]]] = {}
     with context.progress.work("Measuring layers", len(layers)) as bar:
         for name, layer in layers.items():
             layer_moments = moments.get(layer.reader.weight)
@@ -120,16 +134,15 @@ def chains_with_losses(
             chains = chains_of(layer, problems, layer.forms(config.method), config.multiple)
             if effect is not None and layer_moments is not None:
                 _measure(layer, chains, scratch, effect, layer_moments)
-            by_layer[name] = [replace(chain, weight=None) for chain in chains]
-            if effect is None:
-                for chain in by_layer[name]:
-                    chain.loss = chain.error
+            for chain in chains:
+                chain.loss, chain.weight = (chain.error if effect is None else chain.loss), None
+            by_layer[name] = [asdict(chain) for chain in chains]
             bar.advance(note=name)
     return by_layer
 
 
-# Of the chains that were fitted, at most 4 are measured. Three of them with the errors 0.02, 0.1 and 0.4, whose losses
-# are measured as 0.001, 0.0008 and 0.02, give the curve
+# Of the chains that were fitted, a few are measured. Three of them with the errors 0.02, 0.1 and 0.4, whose losses are
+# measured as 0.001, 0.0008 and 0.02, would give the curve
 #
 #     error    0.02     0.1      0.4
 #     loss     0.001    0.0015   0.02       `_rising`: 0.0008 was smaller by chance
@@ -147,9 +160,12 @@ def _measure(layer: Layer, chains: list[Chain], scratch: Network, effect: Effect
     """
     fitted = sorted((chain for chain in chains if chain.weight is not None), key=lambda chain: chain.error)
     near = [chain for chain in fitted if chain.error < 1.0] or fitted[:1]
-    step = max(1, len(near) // _MEASURED)
+    if not near:
+        return
+    # About evenly among them: of nine, the third and the seventh.
+    places = [int((2 * number + 1) * len(near) / (2 * MEASURED)) for number in range(MEASURED)]
     points = []
-    for chain in near[::step][:_MEASURED]:
+    for chain in [near[place] for place in dict.fromkeys(places)]:
         with tried(scratch, [layer.reader]), torch.no_grad():
             assert chain.weight is not None
             weight = attribute(scratch.module, layer.reader.weight)
@@ -157,7 +173,7 @@ def _measure(layer: Layer, chains: list[Chain], scratch: Network, effect: Effect
             if layer.reader.takes_constant:
                 add_constant(scratch, layer.reader, lost)
             weight.copy_(chain.weight)
-            points.append((chain.error, max(effect.of(scratch), 1e-12)))
+            points.append((chain.error, max(effect.of(scratch, since=layer.reader.nodes), 1e-12)))
     points = _rising(points)
     for chain in chains:
         chain.loss = interpolate(chain.error, points)
@@ -187,7 +203,7 @@ def _moments(network: Network, layers: Mapping[str, Layer], context: Context) ->
     if context.calibration is None:
         return {}
     readers = {layer.reader.weight: layer.reader for layer in layers.values()}
-    return gather(network, readers, context.stream(), context.images, context.progress)
+    return context.moments(network, readers)
 
 
 def _same_rank(layers: Mapping[str, Layer], config: FactorizeConfig) -> Chosen:

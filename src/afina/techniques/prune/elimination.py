@@ -33,11 +33,13 @@ class Path:
         losses: The summed error of the layers that read the axis when so many units are gone, from none to all of
             `order`, each layer's as a share of what its outputs vary: `[len(order) + 1]`.
         matrices: At each stop (a number of units gone), the refitted matrices of those layers by the weight's name.
+        fitted: Whether it was found by elimination, from layers that had all their inputs.
     """
 
     order: tuple[int, ...]
     losses: NDArray[np.float64]
     matrices: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    fitted: bool = False
 
 
 class States:

@@ -42,7 +42,7 @@ _GONE = 0.125
 # A unit with several columns (the pixels of a channel after `flatten`, a head) takes them all out together: w_j becomes
 # the matrix W_S and (H^-1)_jj the block (H^-1)_SS. The constant is a last column that always stays.
 class State:
-    """A layer that loses inputs: its refitted matrices, with the constant's column last, and the inverse moments.
+    """A layer that loses inputs: its refitted matrices, with the constant's column last, and what they rest on.
 
     Args:
         reader: The layer.
@@ -52,9 +52,6 @@ class State:
     Attributes:
         scale: One over the energy of the layer's outputs around their mean; errors are multiplied by it.
         is_whole: Whether the layer still has all its inputs.
-
-    Raises:
-        AfinaError: the moments cannot be inverted.
 
     Example:
         >>> reader = Reader("fc.weight", bias=None, shape=(1, 3), nodes=("fc",))
@@ -71,13 +68,11 @@ class State:
     def __init__(self, reader: Reader, weight: Tensor, moments: Moments) -> None:
         h = moments.xx / max(moments.rows, 1)
         matrices = torch.nn.functional.pad(reader.matrices(weight.detach()).to(h), (0, 1))
-        centred = h - h[:, :, -1:] * h[:, -1:, :]
-        energy = float(((matrices @ centred) * matrices).sum())
+        energy = float(((matrices @ h) * matrices).sum() - (matrices @ h[:, :, -1:]).square().sum())  # around the mean
         self.scale, self._width, self.is_whole = 1.0 / max(energy, 1e-12), matrices.shape[2], True
-        inverses = _inverse(h, reader)
         self._parts = [
-            _Part(matrix.clone(), inverse, np.arange(self._width - 1), np.ones(self._width - 1, dtype=bool))
-            for matrix, inverse in zip(matrices, inverses, strict=True)
+            _Part(reader.name, matrix.clone(), part, np.arange(self._width - 1), np.ones(self._width - 1, dtype=bool))
+            for matrix, part in zip(matrices, _damp(h, reader), strict=True)
         ]
 
     @property
@@ -100,6 +95,9 @@ class State:
         Args:
             units: The unit of each column, -1 for a column of no unit: `[stack, columns]`.
             size: How many units the axis has.
+
+        Raises:
+            AfinaError: the moments cannot be inverted.
         """
         first = self._parts[0].matrix
         total = torch.zeros(size, dtype=first.dtype, device=first.device)
@@ -110,7 +108,11 @@ class State:
         return total * self.scale
 
     def take_out(self, units: NDArray[np.int64], gone: Sequence[int]) -> float:
-        """Take the columns of the units `gone` out and refit the others, in place; gives the growth of the error."""
+        """Take the columns of the units `gone` out and refit the others, in place; gives the growth of the error.
+
+        Raises:
+            AfinaError: the moments cannot be inverted.
+        """
         total = 0.0
         for part, its in zip(self._parts, units, strict=True):
             index = np.flatnonzero(np.isin(part.units(its), list(gone)))
@@ -122,24 +124,42 @@ class State:
     def release(self) -> None:
         """Keep only the matrices of a layer that loses no more inputs: the inverses are what takes the memory."""
         for part in self._parts:
-            part.inverse = part.inverse[:0, :0].clone()
+            part.release()
 
 
 @dataclass
 class _Part:
     """One matrix of a stack, without the columns that went first.
 
+    Columns that are known to go are taken out by one system of equations for those that stay. The inverse, which costs
+    several times as much, is worked out where it is asked which columns cost least.
+
     Attributes:
+        name: The layer's name.
         matrix: `[outputs, n + 1]`, the constant's column last.
-        inverse: The inverse of the damped mean of `[x; 1] [x; 1]^T`: `[n + 1, n + 1]`.
+        moments: The damped mean of `[x; 1] [x; 1]^T`, `[n + 1, n + 1]`; empty once the inverse is there.
         columns: Which of the layer's columns the `n` are.
-        present: Which of them are still there; both matrices are cut down to those now and then.
+        present: Which of them are still there; the matrices are cut down to those now and then.
     """
 
+    name: str
     matrix: Tensor
-    inverse: Tensor
+    moments: Tensor
     columns: NDArray[np.int64]
     present: NDArray[np.bool_]
+    _inverse: Tensor | None = None
+
+    @property
+    def inverse(self) -> Tensor:
+        """The inverse of the moments. Raises `AfinaError` where there is none."""
+        if self._inverse is None:
+            self._inverse = torch.cholesky_inverse(_factor(self.moments, self.name))
+            self.moments = self.moments[:0, :0].clone()
+        return self._inverse
+
+    def release(self) -> None:
+        """Keep the matrix alone."""
+        self.moments = self._inverse = self.moments[:0, :0].clone()
 
     def units(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
         """The unit of each of the `n` columns, from those of all the layer's columns; -1 for what is gone."""
@@ -159,24 +179,39 @@ class _Part:
     def take_out(self, gone: NDArray[np.int64]) -> float:
         """Take columns out, and refit the others; gives the growth of the error."""
         index = torch.from_numpy(gone).to(self.matrix.device)
-        rows, weights = self.inverse[index], self.matrix[:, index]
+        weights = self.matrix[:, index]
+        if self._inverse is None:
+            return self._take_out_at_once(gone, index, weights)
+        rows = self._inverse[index]
         solved = torch.linalg.solve(rows[:, index], torch.cat((rows, weights.T), dim=1))
         step, back = solved[:, : rows.shape[1]], solved[:, rows.shape[1] :]
         growth = float((back * weights.T).sum())
         self.matrix.addmm_(weights, step, alpha=-1)
-        self.inverse.addmm_(rows.T, step, alpha=-1)
+        self._inverse.addmm_(rows.T, step, alpha=-1)
         self.present[gone] = False
         if self.present.mean() <= 1 - _GONE:
-            self._cut()
+            kept = self._cut()
+            self._inverse = self._inverse[kept][:, kept]
         return growth
 
-    def _cut(self) -> None:
-        """Keep the columns that are present alone."""
+    def _take_out_at_once(self, gone: NDArray[np.int64], index: Tensor, weights: Tensor) -> float:
+        """The same without the inverse: with the columns K that stay, `W_K <- W_K + W_S H_SK (H_KK)^-1`."""
+        alone = float(((weights @ self.moments[index][:, index]) * weights).sum())
+        wanted = weights @ self.moments[index]
+        self.present[gone] = False
+        kept = self._cut()
+        self.moments, wanted = self.moments[kept][:, kept], wanted[:, kept].T
+        solved = torch.cholesky_solve(wanted, _factor(self.moments, self.name))
+        self.matrix += solved.T
+        return alone - float((solved * wanted).sum())
+
+    def _cut(self) -> Tensor:
+        """Keep the columns that are present alone; gives which of the matrix's columns those are."""
         kept = torch.from_numpy(np.flatnonzero(np.append(self.present, True))).to(self.matrix.device)
         self.matrix = self.matrix[:, kept]
-        self.inverse = self.inverse[kept][:, kept]
         self.columns = self.columns[self.present]
         self.present = self.present[self.present]
+        return kept
 
 
 def by_width(units: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -200,24 +235,28 @@ def by_width(units: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.from_numpy(present[chosen]), torch.from_numpy(index)
 
 
-def _inverse(h: Tensor, reader: Reader) -> Tensor:
-    """The inverse of damped moments `h`, `[stack, columns + 1, columns + 1]`.
+def _damp(h: Tensor, reader: Reader) -> Tensor:
+    """Damp moments `h`, `[stack, columns + 1, columns + 1]`, in place, and give them.
 
     Where the layer cannot take a constant, the last row and column are those of the identity: then no weight is moved
     to the constant.
     """
-    count = h.shape[1]
     diagonal = h.diagonal(dim1=1, dim2=2)
-    damping = _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)
-    damped = h + torch.diag_embed(damping.expand(-1, count))
+    diagonal += _DAMPING[h.dtype] * diagonal[:, :-1].mean(1, keepdim=True).clamp_min(1e-12)
     if not reader.takes_constant:
-        damped[:, -1, :] = damped[:, :, -1] = 0
-        damped[:, -1, -1] = 1
-    factor, failed = torch.linalg.cholesky_ex(damped)
+        h[:, -1, :] = h[:, :, -1] = 0
+        h[:, -1, -1] = 1
+    return h
+
+
+def _factor(moments: Tensor, name: str) -> Tensor:
+    """The Cholesky factor of a layer's damped moments."""
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(moments)
     if bool(failed.any()):
         raise AfinaError(
-            f"What {reader.name} reads on the calibration images could not be inverted.",
+            f"What {name} reads on the calibration images could not be inverted.",
             why="Its inputs are of extremely different size.",
             fix="Use more calibration images, or the magnitude criterion.",
         )
-    return torch.cholesky_inverse(factor)
+    return factor

@@ -29,7 +29,7 @@ from afina.graph.blocks import remove_blocks
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
 from afina.graph.sizing import Sizing
-from afina.graph.statistics import Moments, Reader, find_readers, gather, refit, write_matrices
+from afina.graph.statistics import Moments, Reader, find_readers, refit, write_matrices
 from afina.graph.surgery import masks, remove
 from afina.techniques.base import step_of_config
 from afina.techniques.context import Context
@@ -57,6 +57,7 @@ class Study:
         skipped: Layers, axes and ops that are left alone, with the reason.
         notes: Sentences for the user, which become `Record.notes`.
         config: The config; a criterion that needs images is `magnitude` where there are none.
+        orders: In which axes lose units, by name, where elimination worked it out before.
 
     Raises:
         InputError: the config names a kind of axis, an axis or a block that is not there.
@@ -83,7 +84,7 @@ class Study:
         # In inference form: statistics and comparisons must not move the running means of norms.
         network = network.copy().eval() if network.training else network
         self.reference, self.context, self.notes = network, context, list[str]()
-        self._orders: dict[str, tuple[int, ...]] = {}  # in which axes lose units, where it was worked out before
+        self.orders: dict[str, tuple[int, ...]] = {}
         network = remove_blocks(network, config.blocks) if config.blocks else network
         self.network = network
         if context.calibration is None and config.criterion in DATA_DRIVEN:
@@ -115,6 +116,11 @@ class Study:
         names = {m.name for axis in self.axes.values() for m in axis.members if m.role == "consumer"}
         return {name: reader for name, reader in readers.items() if name in names}
 
+    def nodes(self, axis: Axis) -> list[str]:
+        """The names of the nodes of those layers that read one axis."""
+        read = [self.readers[m.name] for m in axis.members if m.role == "consumer" and m.name in self.readers]
+        return [name for reader in read for name in reader.nodes]
+
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Second moments of what those layers read, by the weight's name; empty for criteria that do not need them.
@@ -129,8 +135,7 @@ class Study:
             self.notes.append(
                 f"Statistics of {', '.join(blocks)} are kept in blocks of inputs: too wide to hold whole."
             )
-        context = self.context
-        return gather(self.network, self.readers, context.stream(), context.images, context.progress)
+        return self.context.moments(self.network, self.readers)
 
     @cached_property
     def scores(self) -> dict[Axis, importance.Scores]:
@@ -165,9 +170,7 @@ class Study:
             whole = states.are_whole(axis)
             fitted = eliminate(axis, states, count, stops, removed)
             if fitted is not None:
-                if whole and removed is None:
-                    self._orders[axis.name] = fitted.order
-                return fitted
+                return replace(fitted, fitted=whole and removed is None)
         if removed is not None:
             return Path(tuple(removed), np.zeros(count + 1))
         scores = self.scores[axis]
@@ -256,7 +259,7 @@ class Study:
 
         Where sensitivities were measured the order is known, for layers that no other axis took inputs from.
         """
-        known = self._orders.get(axis.name, ())[:count]
+        known = self.orders.get(axis.name, ())[:count]
         if axis.name in self.config.removed or len(known) < count or not states.are_whole(axis):
             return self.path(axis, states, count).order
         eliminate(axis, states, count, removed=known)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from afina.graph.network import Network
@@ -112,12 +112,13 @@ def damages(
     prepared.simulate(False)
     effect = Effect(prepared.network, images)
     measured = []
-    edges = edges_by_layer(prepared)
+    edges, nodes = edges_by_layer(prepared), _nodes_of_edges(prepared)
     with progress.work("Measuring layers", len(edges)) as bar:
         for layer, (weight, activations) in edges.items():
+            since = [name for edge in (weight, *activations) for name in nodes[edge]]
             for precision in options(layer):
                 switch_precision(prepared, weight, activations, precision)
-                measured.append(Damage(layer, precision, effect.of(prepared.network)))
+                measured.append(Damage(layer, precision, effect.of(prepared.network, since)))
             weight.on = False
             for edge in activations:
                 edge.on = False
@@ -140,6 +141,17 @@ def switch_precision(
             edge.grid = Grid(bits_of(precision.activations), signed=False, scheme="affine")
             edge.choose("mse")
         edge.on = precision.activations != "none"
+
+
+def _nodes_of_edges(prepared: Prepared) -> dict[nn.Module, list[str]]:
+    """The names of the nodes at which each edge stands: for a weight's, of those that multiply by it."""
+    modules = dict(prepared.network.module.named_modules())
+    nodes: dict[nn.Module, list[str]] = {}
+    for node in prepared.network.graph.nodes:
+        if node.op == "call_module":
+            at = [node.name] if isinstance(modules[str(node.target)], ActivationEdge) else [u.name for u in node.users]
+            nodes.setdefault(modules[str(node.target)], []).extend(at)
+    return nodes
 
 
 def edges_by_layer(prepared: Prepared) -> dict[str, tuple[WeightEdge, list[ActivationEdge]]]:

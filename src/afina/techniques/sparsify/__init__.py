@@ -5,6 +5,6 @@
 
 from afina.techniques.sparsify.config import SparsifyConfig
 from afina.techniques.sparsify.sensitivity import layer_sensitivities
-from afina.techniques.sparsify.technique import TECHNIQUE, apply
+from afina.techniques.sparsify.technique import TECHNIQUE, apply, readers_of
 
-__all__ = ["TECHNIQUE", "SparsifyConfig", "apply", "layer_sensitivities"]
+__all__ = ["TECHNIQUE", "SparsifyConfig", "apply", "layer_sensitivities", "readers_of"]

@@ -27,34 +27,29 @@ from afina.errors import AfinaError
 
 _BLOCK = 64
 _DAMPING = 1e-2
+_DOUBLE_UP_TO = 1025
 
 
 def eliminate(
-    matrix: Tensor, moments: Tensor, sparsity: float, pattern: tuple[int, int] | None, order: Tensor, constant: bool
+    matrix: Tensor, factor: Tensor, sparsity: float, pattern: tuple[int, int] | None, order: Tensor
 ) -> Tensor:
     """A matrix with zeros, `[outputs, columns + 1]`; its last column is to be added to the layer's constant.
 
     Args:
         matrix: The layer's matrix, `[outputs, columns]`.
-        moments: Mean of `[x; 1] [x; 1]^T`, `[columns + 1, columns + 1]`.
+        factor: As `factor_of` gives it for these columns.
         sparsity: Share of zeros, where there is no pattern; each block of 64 columns gets this share.
         pattern: N and M; M divides the number of columns.
         order: The columns in the order in which they are gone through, and grouped by M.
-        constant: Whether the layer can take a constant.
-
-    Raises:
-        AfinaError: the moments cannot be inverted.
 
     Example:
         >>> h = torch.tensor([[5.0, 4, 0, 0], [4, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
-        >>> sparse = eliminate(torch.tensor([[2, 3, 1.5]]), h, 1 / 3, None, torch.arange(3), constant=False)
+        >>> factor = factor_of(h, torch.arange(3), constant=False)
+        >>> sparse = eliminate(torch.tensor([[2, 3, 1.5]]), factor, 1 / 3, None, torch.arange(3))
         >>> sparse.numpy().round(1)
         array([[0. , 4.6, 1.5, 0. ]])
     """
     count = len(order)
-    # The constant comes last, so that it takes up what no weight can.
-    index = torch.cat((order, torch.tensor([count], device=order.device)))
-    factor = _factor(moments[index][:, index], constant)
     w = torch.nn.functional.pad(matrix[:, order], (0, 1)).to(factor)
     step = _BLOCK if pattern is None else max(pattern[1], _BLOCK // pattern[1] * pattern[1])
     for start in range(0, count, step):
@@ -69,7 +64,7 @@ def eliminate(
         w[:, end:] -= errors @ factor[start:end, end:]
         w[:, start:end][dropped] = 0.0
     result = torch.empty_like(w)
-    result[:, index] = w
+    result[:, _with_constant(order)] = w
     return result
 
 
@@ -103,12 +98,24 @@ def _most_dispensable(cost: Tensor, sparsity: float, pattern: tuple[int, int] | 
     return dropped.reshape(cost.shape)
 
 
-def _factor(moments: Tensor, constant: bool) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped moments, `[columns + 1, columns + 1]`.
+def factor_of(moments: Tensor, order: Tensor, constant: bool) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped moments, in an order of columns: it serves any sparsity.
 
     Where the layer cannot take a constant, the last row and column are those of the identity.
+
+    Args:
+        moments: Mean of `[x; 1] [x; 1]^T`, `[columns + 1, columns + 1]`.
+        order: The columns in the order in which they are gone through.
+        constant: Whether the layer can take a constant.
+
+    Returns:
+        `[columns + 1, columns + 1]`; of wide layers in single precision, which is twice as fast to work with.
+
+    Raises:
+        AfinaError: the moments cannot be inverted.
     """
-    h = moments.double().clone()
+    index = _with_constant(order)
+    h = moments[index][:, index].double()
     inputs = h.diagonal()[:-1]
     h.diagonal()[:-1] += _DAMPING * inputs.mean().clamp_min(1e-12)
     h.diagonal()[-1] += 1e-6
@@ -122,4 +129,9 @@ def _factor(moments: Tensor, constant: bool) -> Tensor:
             fix="Use more calibration images, or the magnitude criterion.",
         )
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return upper
+    return upper if len(upper) <= _DOUBLE_UP_TO else upper.float()
+
+
+def _with_constant(order: Tensor) -> Tensor:
+    """The constant comes last, so that it takes up what no weight can."""
+    return torch.cat((order, torch.tensor([len(order)], device=order.device)))

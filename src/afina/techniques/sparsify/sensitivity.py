@@ -2,11 +2,11 @@
 
 from afina.graph.cost import cost_of
 from afina.graph.network import Network
-from afina.graph.statistics import Effect, gather, tried
+from afina.graph.statistics import Effect, tried
 from afina.graph.stored import attribute
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
-from afina.techniques.sparsify.technique import readers_of, set_zeros
+from afina.techniques.sparsify.technique import factors_of, readers_of, set_zeros
 from afina.types import Sensitivity
 
 
@@ -28,15 +28,15 @@ def layer_sensitivities(
     network = network.copy().eval() if network.training else network
     readers, _ = readers_of(network, config)
     effect = Effect(network, context.first(len(readers) * len(levels) * cost_of(network).macs))
-    moments = gather(network, readers, context.stream(), context.images) if config.criterion == "fit" else {}
+    moments = context.moments(network, readers) if config.criterion == "fit" else {}
     scratch, results = network.copy(), dict[str, Sensitivity]()
     with context.progress.work("Measuring layers", len(readers)) as bar:
         for name, reader in readers.items():
-            measured = []
+            measured, factors = [], factors_of(reader, moments[name]) if name in moments else None
             for level in levels:
                 with tried(scratch, [reader]):
-                    set_zeros(scratch, reader, level, config, moments.get(name))
-                    measured.append(effect.of(scratch))
+                    set_zeros(scratch, reader, level, config, factors)
+                    measured.append(effect.of(scratch, since=reader.nodes))
             size = attribute(network.module, name).numel()
             zeros = tuple(round(size * level) for level in levels)
             results[reader.name] = Sensitivity(reader.name, "weights", size, (reader.name,), (), zeros, tuple(measured))

@@ -24,7 +24,7 @@ from afina.graph.stored import attribute
 from afina.techniques.base import DENSE_WEIGHTS, FLOAT_WEIGHTS, Technique, step_of_config
 from afina.techniques.context import Context
 from afina.techniques.sparsify.config import SparsifyConfig
-from afina.techniques.sparsify.elimination import by_magnitude, eliminate
+from afina.techniques.sparsify.elimination import by_magnitude, eliminate, factor_of
 from afina.types import Record
 
 
@@ -104,7 +104,15 @@ def readers_of(network: Network, config: SparsifyConfig) -> tuple[dict[str, Read
     return readers, skipped
 
 
-def set_zeros(network: Network, reader: Reader, share: float, config: SparsifyConfig, moments: Moments | None) -> None:
+def factors_of(reader: Reader, moments: Moments) -> list[Tensor]:
+    """For each matrix of a layer what `set_zeros` needs of its moments, whatever the share."""
+    order = _inputs_first(reader, reader.width)
+    return [factor_of(h / moments.rows, order, reader.takes_constant) for h in moments.xx]
+
+
+def set_zeros(
+    network: Network, reader: Reader, share: float, config: SparsifyConfig, factors: list[Tensor] | None
+) -> None:
     """Make one layer sparse, in place.
 
     Args:
@@ -112,18 +120,17 @@ def set_zeros(network: Network, reader: Reader, share: float, config: SparsifyCo
         reader: The layer.
         share: Share of its weights that become zero, where the config has no pattern.
         config: The pattern, if there is one.
-        moments: What the layer reads, for `elimination.eliminate`; None for the smallest weights to go.
+        factors: As `factors_of` gives them; None for the smallest weights to go.
     """
     weight = attribute(network.module, reader.weight)
     pattern = config.kept_of if config.pattern else None
     matrices = reader.matrices(weight.detach()).double()
     order = _inputs_first(reader, matrices.shape[2])
-    if moments is None:
+    if factors is None:
         sparse = torch.stack([by_magnitude(matrix, share, pattern, order) for matrix in matrices])
     else:
         parts = [
-            eliminate(matrix, h / moments.rows, share, pattern, order, reader.takes_constant)
-            for matrix, h in zip(matrices, moments.xx, strict=True)
+            eliminate(matrix, factor, share, pattern, order) for matrix, factor in zip(matrices, factors, strict=True)
         ]
         sparse = torch.stack([part[:, :-1] for part in parts])
         constants = torch.stack([part[:, -1] for part in parts])
@@ -150,7 +157,7 @@ def _fit(
                 reader = readers[name]
                 if reader.blocks == 1:
                     solve(sparse, reader, moments, constant_of(network, sparse, reader, None))
-                set_zeros(sparse, reader, shares.get(name, 0.0), config, moments)
+                set_zeros(sparse, reader, shares.get(name, 0.0), config, factors_of(reader, moments))
             bar.advance(len(measured))
 
 

@@ -23,7 +23,7 @@ from afina.graph.statistics.running import Run, Steps, most_kept
 _WORK = 1.6e13
 _FEWEST_PASSES, _FEWEST_IMAGES = 12, 64
 # Bytes that may be kept of both networks' values between two layers, and of the images themselves.
-_KEPT_BYTES, _IMAGE_BYTES = 4e8, 5e8
+_KEPT_BYTES, _IMAGE_BYTES = 3e8, 5e8
 # Multiply-accumulates of a sweep. In a large network fewer images take part than there are, but so many, and as many as
 # give a layer so many rows for each column. Where memory leaves fewer than the last number, there is no sweep.
 _SWEEP_WORK, _FEWEST_IN_ALL, _ROWS_PER_COLUMN, _FEWEST_IN_SWEEP = 5e11, 128, 4, 16

@@ -7,14 +7,13 @@ what losing units costs.
 
 from afina.techniques.prune.config import CRITERIA, KINDS, PruneConfig
 from afina.techniques.prune.limits import fewest, step_of
-from afina.techniques.prune.sensitivity import LEVELS, sensitivities
+from afina.techniques.prune.sensitivity import sensitivities
 from afina.techniques.prune.study import Study
 from afina.techniques.prune.technique import TECHNIQUE, apply
 
 __all__ = [
     "CRITERIA",
     "KINDS",
-    "LEVELS",
     "TECHNIQUE",
     "PruneConfig",
     "Study",

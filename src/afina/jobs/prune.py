@@ -13,7 +13,7 @@ from afina.jobs.planning.axes import AxisPlanner
 from afina.jobs.planning.blocks import blocks_to_go
 from afina.jobs.planning.expected_time import tell_pruning_time
 from afina.jobs.planning.targets import target_of
-from afina.techniques.prune import PruneConfig, Study
+from afina.techniques.prune import PruneConfig, Study, levels_for
 from afina.types import Record
 
 # Kernels work on channels in eights: other numbers can be slower than the next multiple. Where time is not the target,
@@ -88,8 +88,9 @@ def _once(
             notes = target.shortfall(target.measure(pruned), "blocks go as a whole.", coarse=True)
         return pruned, replace(record, notes=(*record.notes, *notes))
     if study.axes and options.per == "global" and study.config.criterion == "fit":
+        measured = len(study.axes) * len(levels_for(study.context.images))
         tell_pruning_time(
-            subject.progress, network, study.readers.values(), len(study.axes), subject.judged_images, study.context
+            subject.progress, study.network, study.readers.values(), measured, subject.judged_images, study.context
         )
     planner = AxisPlanner(study, options.per, "parameters" if goal.name in ("parameters", "size") else "macs")
     return study.prune(planner.reach(target, last))

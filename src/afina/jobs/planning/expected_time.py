@@ -18,7 +18,7 @@ from afina.units import format_time
 
 # What takes less is not told.
 _WORTH_TELLING = 10.0
-_SIDE, _TRIES = 1536, 3
+_SIDE, _TRIES = 1024, 2  # of matrices that are multiplied to see how fast that is: tens of milliseconds
 # How much longer than a network at once it takes to run node by node and look at what is read, and than a product to
 # gather what it is of; so that the time told is that of ResNet-18 and ResNet-50 with 400 photographs.
 _RUN, _GATHERED = 1.7, 2.7

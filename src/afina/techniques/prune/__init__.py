@@ -7,7 +7,7 @@ what losing units costs.
 
 from afina.techniques.prune.config import CRITERIA, KINDS, PruneConfig
 from afina.techniques.prune.limits import fewest, step_of
-from afina.techniques.prune.sensitivity import sensitivities
+from afina.techniques.prune.sensitivity import levels_for, sensitivities
 from afina.techniques.prune.study import Study
 from afina.techniques.prune.technique import TECHNIQUE, apply
 
@@ -19,6 +19,7 @@ __all__ = [
     "Study",
     "apply",
     "fewest",
+    "levels_for",
     "sensitivities",
     "step_of",
 ]

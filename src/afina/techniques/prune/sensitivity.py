@@ -20,8 +20,18 @@ from afina.types import Sensitivity
 # addition leave the same accuracy, for three times the time. With few images the errors of wide layers are too good to
 # be true, the more so the more units are gone: then three. (A ResNet-18 on 64 photographs ended at an agreement of
 # -0.5 and -0.7 with one level, and 0.0 with three.)
-LEVELS, _LEVELS_OF_FEW_IMAGES, _FEW_IMAGES = (0.5,), (0.25, 0.5, 0.75), 256
+_LEVELS, _LEVELS_OF_FEW_IMAGES, _FEW_IMAGES = (0.5,), (0.25, 0.5, 0.75), 256
 _TINY = 1e-9
+
+
+def levels_for(images: int) -> tuple[float, ...]:
+    """The levels at which sensitivities are measured for a plan, with so many calibration images.
+
+    Example:
+        >>> levels_for(1024), levels_for(64)
+        ((0.5,), (0.25, 0.5, 0.75))
+    """
+    return _LEVELS if images >= _FEW_IMAGES else _LEVELS_OF_FEW_IMAGES
 
 
 def sensitivities(study: Study, levels: tuple[float, ...] | None = None) -> dict[str, Sensitivity]:
@@ -37,7 +47,7 @@ def sensitivities(study: Study, levels: tuple[float, ...] | None = None) -> dict
         Without images nothing is measured, and losses are shares of the units' scores (`Study.path`).
     """
     config = study.config
-    levels = levels or (LEVELS if study.context.images >= _FEW_IMAGES else _LEVELS_OF_FEW_IMAGES)
+    levels = levels or levels_for(study.context.images)
     what = f"sensitivities of {config.criterion} {levels} {list(study.axes)}"
     rows: list[dict[str, Any]] = (
         _measured(study, levels)

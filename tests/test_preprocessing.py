@@ -18,9 +18,9 @@ import afina
 from afina.data import decode, open_data, preprocess
 from afina.errors import InputError
 from afina.graph import Network
-from afina.jobs.options.shared import parse_resize
 from afina.models import Preprocessing, load_model
 from afina.models.inputs import choose_input, described_input
+from afina.models.preprocessing import parse_resize
 from afina.models.sources import torchvision_names
 from afina.models.transforms import timm_input, torchvision_input
 from afina.reporting.words import input_words

@@ -4,13 +4,14 @@ import contextlib
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
 import torchvision
 from timm.models._registry import _module_to_models
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from afina.graph import Network, capture
@@ -50,8 +51,15 @@ def _parameters_of_timm(name: str) -> float:
     return float("inf")
 
 
-def load(name: str) -> Network:
-    """The model at its own input size, captured."""
+Images = Callable[[tuple[int, int, int]], Tensor]
+
+
+def _noise(size: tuple[int, int, int]) -> Tensor:
+    return torch.randn(4, *size)
+
+
+def load(name: str, images: Images = _noise) -> Network:
+    """The model at its own input size, captured; its norms have the statistics of what `images` gives for a size."""
     family, _, model = name.partition(":")
     torch.manual_seed(0)
     with warnings.catch_warnings(action="ignore"):
@@ -59,7 +67,7 @@ def load(name: str) -> Network:
     outputs = getattr(module, "num_classes", _CLASSES) if family == "timm" else _CLASSES
     spec = InputSpec(size[1], size[2], order="RGB" if size[0] == 3 else "L")
     task = TaskSpec("classification", tuple(str(label) for label in range(outputs)))
-    return capture(_settle(module, size), spec, task)
+    return capture(_settle(module, size, images), spec, task)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -79,7 +87,7 @@ def _timm(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return module, (channels, height, width)
 
 
-def _settle(module: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+def _settle(module: nn.Module, size: tuple[int, int, int], images: Images) -> nn.Module:
     """The module with running statistics of some images, then shaken, and no weights that are all the same.
 
     With the statistics that a fresh model has, its answer hardly depends on the image, and mistakes drown. Statistics
@@ -90,14 +98,14 @@ def _settle(module: nn.Module, size: tuple[int, int, int]) -> nn.Module:
     for most in _SHAKES:
         torch.set_rng_state(state)
         settled = copy.deepcopy(module)
-        _shake(settled, size, most)
-        if _amplified(settled, size) < _MOST_AMPLIFIED:
+        _shake(settled, size, most, images)
+        if _amplified(settled, size, images) < _MOST_AMPLIFIED:
             break
     return settled
 
 
 @torch.no_grad()
-def _shake(module: nn.Module, size: tuple[int, int, int], most: float) -> None:
+def _shake(module: nn.Module, size: tuple[int, int, int], most: float, images: Images) -> None:
     for parameter in module.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():
             parameter.add_(torch.empty_like(parameter).uniform_(-0.2, 0.2))
@@ -108,7 +116,7 @@ def _shake(module: nn.Module, size: tuple[int, int, int], most: float) -> None:
     for norm in norms:
         norm.momentum = 1.0
     module.train()
-    module(torch.randn(4, *size))
+    module(images(size))
     module.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -117,10 +125,10 @@ def _shake(module: nn.Module, size: tuple[int, int, int], most: float) -> None:
 
 
 @torch.no_grad()
-def _amplified(module: nn.Module, size: tuple[int, int, int]) -> float:
+def _amplified(module: nn.Module, size: tuple[int, int, int], images: Images) -> float:
     """How much the answer changes, relative to itself, where the image changes in the seventh digit."""
     draw = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *size, generator=draw)
+    image = torch.randn(1, *size, generator=draw) if images is _noise else images(size)[:1]
     module.eval()
     answer, changed = (module(image * (1 + by * torch.randn(image.shape, generator=draw))) for by in (0, 1e-6))
     return float((changed - answer).norm() / answer.norm())

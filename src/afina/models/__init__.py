@@ -4,8 +4,8 @@
 `userfile` and `weights` bring the parts; `inputs` and `head` fit the network to the data.
 """
 
-from afina.models.inputs import Preprocessing
 from afina.models.loading import Loaded, load_model
 from afina.models.names import check_model
+from afina.models.preprocessing import Preprocessing, parse_preprocessing
 
-__all__ = ["Loaded", "Preprocessing", "check_model", "load_model"]
+__all__ = ["Loaded", "Preprocessing", "check_model", "load_model", "parse_preprocessing"]

@@ -2,73 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from afina.errors import InputError, did_you_mean
 from afina.graph.capture import answers_of
+from afina.models.preprocessing import ASSUMED, Preprocessing
 from afina.models.transforms import CROP_MODES, timm_input
-from afina.types import InputSpec, Interpolation, Resize
+from afina.types import InputSpec, Interpolation
 
 _DEFAULT_SIZE = 224
 _GREY = ((0.5,), (0.5,))
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How the user says that images are made ready; None for what the model or the data says.
-
-    Attributes:
-        mean: One number for each channel, of pixels in 0..1.
-        std: Likewise.
-        resize: The way of resizing.
-        crop_share: Of that way, as in `InputSpec`.
-        fill: Of that way: one number of 0..255, or one for each channel; empty for black.
-        interpolation: The filter.
-        known: Whether what the data suggests is known to be right: images come as tensors that are ready, or the user
-            gave a whole `InputSpec`.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize: Resize | None = None
-    crop_share: float = 1.0
-    fill: tuple[int, ...] = ()
-    interpolation: Interpolation | None = None
-    known: bool = False
-
-    def applied(self, input: InputSpec) -> InputSpec:
-        """The input, made ready in this way.
-
-        Raises:
-            InputError: there is not one number for each channel, or a name is not known.
-        """
-        fill = self.fill * input.channels if len(self.fill) == 1 else self.fill
-        for name, numbers, example in (
-            ("mean", self.mean, ["0.5"]), ("std", self.std, ["0.5"]), ("resize letterbox", fill or None, ["114"]),
-        ):  # fmt: skip
-            if numbers is not None and len(numbers) != input.channels:
-                raise InputError(
-                    f"--{name} has {len(numbers)} numbers, and the model takes images of {input.channels} channels.",
-                    fix="Give one number for each channel, as in "
-                    f"--{name}{':' if ' ' in name else ' '}{','.join(example * input.channels)}",
-                )
-        if self.resize is not None:
-            input = replace(input, resize=self.resize, crop_share=self.crop_share, fill=fill)
-        input = replace(
-            input,
-            mean=self.mean or input.mean,
-            std=self.std or input.std,
-            interpolation=self.interpolation or input.interpolation,
-        )
-        _check_names(input)
-        return input
-
-
-ASSUMED = Preprocessing()
 
 
 def choose_input(
@@ -97,11 +43,11 @@ def choose_input(
     configured = None if preprocessing.known or source_input or described else _configured_input(module)
     input, notes = _choose_size(module, source_input, described, configured, hint, size, trained)
     stated = source_input or configured or (described is not None and hasattr(module, "mean")) or preprocessing.known
-    if preprocessing.mean is None and preprocessing.std is None and not stated:
+    if not preprocessing.states_scaling and not stated:
         numbers = [", ".join(f"{number:g}" for number in of) for of in (input.mean, input.std)]
         notes += (
             f"The model does not say how its pixels are scaled: from 0..1, mean {numbers[0]} and std {numbers[1]} are "
-            "assumed; --mean and --std change it.",
+            "assumed; --mean, --std and --scale change it.",
         )
     return preprocessing.applied(input), notes
 
@@ -154,7 +100,7 @@ def described_input(module: nn.Module) -> InputSpec | None:
     channels = int(sides[0]) if len(sides) == 3 else stem_channels(module) or 3
     if channels not in (1, 3):
         return None
-    blank = _blank(channels)
+    blank = blank_input(channels)
     mean, std = _numbers(mean), _numbers(std)
     return replace(
         blank,
@@ -250,23 +196,15 @@ def _assumed(module: nn.Module, configured: InputSpec | None, hint: InputSpec | 
         return hint
     if hint is not None and hint.channels == channels:
         return hint
-    blank = _blank(channels or 3)
+    blank = blank_input(channels or 3)
     return blank if hint is None else replace(blank, height=hint.height, width=hint.width)
 
 
-def _blank(channels: int) -> InputSpec:
+def blank_input(channels: int) -> InputSpec:
+    """The input of a model that states nothing but its channels, 1 or 3."""
     if channels == 1:
         return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE, *_GREY, order="L")
     return InputSpec(_DEFAULT_SIZE, _DEFAULT_SIZE)
-
-
-def _check_names(input: InputSpec) -> None:
-    allowed = {"resize": get_args(Resize), "interpolation": get_args(Interpolation)}
-    if not input.antialias:
-        allowed["interpolation"] = ("nearest", "bilinear", "bicubic")
-    for field, names in allowed.items():
-        if (value := getattr(input, field)) not in names:
-            raise InputError(f"An input cannot have {field} {value!r}.", fix=did_you_mean(str(value), names))
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

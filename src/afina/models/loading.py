@@ -17,8 +17,9 @@ from afina.graph.duplicate import duplicate
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
 from afina.models.head import find_head, set_bias, with_new_head, with_order
-from afina.models.inputs import ASSUMED, Preprocessing, choose_input, output_shapes_of, width_of
-from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_saved, library_and_name, weights_file
+from afina.models.inputs import blank_input, choose_input, output_shapes_of, width_of
+from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_onnx, is_saved, library_and_name, weights_file
+from afina.models.preprocessing import ASSUMED, Preprocessing, described_beside
 from afina.models.sources import BuiltModule, ModelRequest, build_named
 from afina.models.userfile import build_from_file
 from afina.models.weights import Fit, load_weights, looks_trained, reset
@@ -66,7 +67,7 @@ def load_model(
 
     Args:
         model: `resnet18` (timm, else torchvision), `timm:NAME`, `torchvision:NAME`, `file.py:builder`,
-            `builtin:convnet`, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
+            `builtin:convnet`, an ONNX file, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
         weights: None for the trained weights that come with the model, else random ones (with a note); `random`;
             `pretrained`, which fails where there are none; or a weights file.
         task: The task that the outputs should have; None keeps the model's own.
@@ -93,7 +94,7 @@ def load_model(
         )
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
-        if options and not built:
+        if options and (not built or is_onnx(model)):
             raise InputError(
                 f"{name} is built already: {', '.join(options)} cannot be chosen.",
                 fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
@@ -154,6 +155,8 @@ def _source(model: str | Path | nn.Module, request: _LoadRequest) -> BuiltModule
     if isinstance(model, nn.Module):
         return _from_module(model, request)
     text = str(model)
+    if is_onnx(text):
+        return _from_onnx(Path(text), request)
     in_file = FILE.fullmatch(text)
     if in_file:
         module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", request.outputs, request.options)
@@ -169,6 +172,24 @@ def _source(model: str | Path | nn.Module, request: _LoadRequest) -> BuiltModule
         ModelRequest(name, request.outputs, trained, request.size, request.input, request.progress, request.options),
         library,
     )
+
+
+def _from_onnx(path: Path, request: _LoadRequest) -> BuiltModule:
+    """The module of an ONNX file, which has the weights that are in it."""
+    from afina.models.onnx.source import build_onnx
+
+    if request.weights == RANDOM:
+        raise InputError(f"{path} always has weights.", fix=f"Leave `random` out ({WEIGHTS}).")
+    beside = described_beside(path)
+    hint = None if request.input is None else (request.input.height, request.input.width)
+    source = build_onnx(path, request.size, hint if beside is None or beside.size is None else beside.size)
+    input, task, notes = source.input, source.task, source.notes
+    if beside is not None:
+        channels, height, width = source.module.input_size
+        blank = replace(blank_input(channels), height=height, width=width)
+        input = beside.preprocessing.applied(input or blank)
+        task, notes = beside.task or task, (*notes, f"Images are made ready as {beside.file} says.")
+    return BuiltModule(source.module, input, trained=True, task=task, notes=notes)
 
 
 def _from_module(module: nn.Module, request: _LoadRequest) -> BuiltModule:
@@ -191,7 +212,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
     module, task = source.module, request.task
     trained = source.trained or request.file is not None
     input, assumed = choose_input(module, source.input, request.input, request.size, trained, request.preprocessing)
-    notes = list(assumed)
+    notes = [*source.notes, *assumed]
     if source.missing and request.weights is None:
         notes.append(f"{name} starts from random weights: {source.missing}.")
     shapes, fit = output_shapes_of(module, input), Fit()
@@ -200,9 +221,10 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
         fit = load_weights(module, request.file, width_of(shapes), name)
     network = capture(module, input)
     width = width_of(output_shapes(network))
-    known = (request.known_task or (TaskSpec(source.task, ()) if source.task else None)) if task is None else task
+    known = (request.known_task or source.task) if task is None else task
     if width is not None and known is not None:
-        network.task = replace(known, labels=_numbered(width))
+        stated = source.task.labels if source.task is not None and source.task.name == known.name else ()
+        network.task = replace(known, labels=stated if len(stated) == width else _numbered(width))
     return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)
 
 

@@ -12,7 +12,7 @@ RANDOM, PRETRAINED = "random", "pretrained"
 # The options that name weights, for messages.
 WEIGHTS = "--weights (for `afina quantize`: --checkpoint)"
 FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
-_ARTIFACT_SUFFIXES = (".onnx", ".xml")
+_ARTIFACT_SUFFIXES = (".xml",)
 
 
 def check_model(model: Any, weights: str | Path | None = None) -> None:
@@ -29,7 +29,7 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
     if not isinstance(model, (str, Path)):
         return
     in_file = FILE.fullmatch(str(model))
-    if in_file or is_saved(model):
+    if in_file or is_saved(model) or is_onnx(model):
         check_file(Path(in_file["path"] if in_file else model))
     else:
         library, name = library_and_name(str(model))
@@ -39,6 +39,11 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
 def is_saved(model: Any) -> bool:
     """Whether a model is the path of a captured network."""
     return isinstance(model, (str, Path)) and str(model).endswith(".pt2")
+
+
+def is_onnx(model: Any) -> bool:
+    """Whether a model is the path of an ONNX file."""
+    return isinstance(model, (str, Path)) and str(model).lower().endswith(".onnx")
 
 
 def weights_file(weights: str | Path | None) -> Path | None:
@@ -74,6 +79,6 @@ def library_and_name(text: str) -> tuple[str | None, str]:
         raise InputError(
             f"{text!r} is not a model.",
             why="" if not colon else did_you_mean(prefix, LIBRARIES),
-            fix="Write NAME, timm:NAME, torchvision:NAME, path/file.py:builder or path/file.pt2.",
+            fix="Write NAME, timm:NAME, torchvision:NAME, path/file.py:builder, path/file.onnx or path/file.pt2.",
         )
     return None, text

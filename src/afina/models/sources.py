@@ -18,7 +18,7 @@ from afina.models.hub import hub_access, hub_url, is_cached, is_reachable
 from afina.models.transforms import timm_input, torchvision_input
 from afina.progress import Progress
 from afina.tasks.forms import CLASSES
-from afina.types import InputSpec
+from afina.types import InputSpec, TaskSpec
 from afina.userfile import check_options
 
 _CLASSES = 1000
@@ -58,7 +58,8 @@ class BuiltModule:
         trained: Whether it holds trained weights.
         missing: Why it holds none although they were asked for; else empty.
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
-        task: The name of the task that the source makes its models for; empty where it does not say.
+        task: The task that the source makes its models for, with labels where it has them; None where it does not say.
+        notes: What the user should know, one sentence each.
     """
 
     module: nn.Module
@@ -66,7 +67,8 @@ class BuiltModule:
     trained: bool = False
     missing: str = ""
     new_head: int | None = None
-    task: str = ""
+    task: TaskSpec | None = None
+    notes: tuple[str, ...] = ()
 
 
 def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
@@ -83,7 +85,7 @@ def build_named(request: ModelRequest, library: str | None) -> BuiltModule:
         )
     # All that these libraries name here are classifiers; without classes (`num_classes=0`) it gives features.
     built = LIBRARIES[library].build(request)
-    return built if request.outputs == 0 else replace(built, task=CLASSES.task)
+    return built if request.outputs == 0 else replace(built, task=TaskSpec(CLASSES.task, ()))
 
 
 def library_of(name: str, library: str | None) -> str:

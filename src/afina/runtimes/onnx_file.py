@@ -10,8 +10,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported, first_lines
+from afina.graph.metadata import describe
 from afina.graph.propagate import output_shapes
-from afina.runtimes.metadata import describe
 from afina.runtimes.onnx_codes import (
     add_large_biases_apart,
     carry_quantization,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from afina.errors import InputError
+from afina.graph.metadata import parse
 from afina.runtimes.base import Runtime, Session, in_fixed_batches
-from afina.runtimes.metadata import parse
 from afina.types import InputSpec, TaskSpec
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from afina.graph.metadata import parse_values
 from afina.runtimes.base import Runtime, Session
-from afina.runtimes.metadata import parse_values
 from afina.runtimes.policy import IntegerPolicy
 from afina.types import InputSpec, TaskSpec
 

@@ -4,7 +4,7 @@ Everything here is a frozen dataclass of plain values, so that it can be written
 """
 
 from afina.types.measures import CONFIDENCE, Budget, How, JudgedDrop, LabelTable, Measurement, MetricInfo, Verdict
-from afina.types.network import UNKNOWN_TASK, InputSpec, Interpolation, OutputGuide, Resize, TaskSpec, plain_task
+from afina.types.network import UNKNOWN_TASK, InputSpec, Interpolation, Order, OutputGuide, Resize, TaskSpec, plain_task
 from afina.types.outcome import Candidate, Result
 from afina.types.records import Epoch, LayerRow, Record, Sensitivity, Step
 
@@ -22,6 +22,7 @@ __all__ = [
     "LayerRow",
     "Measurement",
     "MetricInfo",
+    "Order",
     "OutputGuide",
     "Record",
     "Resize",

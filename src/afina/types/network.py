@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Resize = Literal["cover", "stretch", "crop", "letterbox"]
+Order = Literal["RGB", "BGR", "L"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
@@ -46,7 +47,7 @@ class InputSpec:
     width: int
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    order: Literal["RGB", "BGR", "L"] = "RGB"
+    order: Order = "RGB"
     resize: Resize = "cover"
     crop_share: float = 1.0
     interpolation: Interpolation = "bilinear"

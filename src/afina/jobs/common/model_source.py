@@ -1,8 +1,8 @@
 """What a user may name as a model: a string from the command line, a module or a network from Python."""
 
 import hashlib
-import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from afina.errors import InputError
 from afina.graph.network import Network
-from afina.jobs.options.shared import InputSize, ModelOptions, Numbers, parse_resize
-from afina.models import Loaded, Preprocessing, check_model, load_model
+from afina.jobs.options.shared import InputSize, ModelOptions
+from afina.models import Loaded, Preprocessing, check_model, load_model, parse_preprocessing
 from afina.progress import Progress
 from afina.tasks import named_task
 from afina.types import InputSpec, TaskSpec
@@ -67,26 +67,8 @@ def preprocessing_of(options: ModelOptions, *, known: bool = False) -> Preproces
         options: Mean, std, resize, interpolation and example.
         known: Whether images come as tensors that are ready for the network.
     """
-    mean, std = _numbers(options.mean, "mean"), _numbers(options.std, "std")
-    if std is not None and min(std) <= 0:
-        raise InputError(f"--std is {options.std}.", fix="Give numbers of more than 0.")
-    resize, crop_share, fill = parse_resize(options.resize)
-    known = known or isinstance(options.example, InputSpec)
-    return Preprocessing(mean, std, resize, crop_share, fill, options.interpolation, known)
-
-
-def _numbers(value: Numbers, name: str) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers or not all(math.isfinite(number) for number in numbers):
-        raise InputError(
-            f"--{name} {value!r} is not a list of numbers.", fix=f"Write one for each channel: --{name} 0.5,0.5,0.5"
-        )
-    return numbers
+    texts = {name: getattr(options, name) for name in ("mean", "std", "scale", "order", "resize", "interpolation")}
+    return replace(parse_preprocessing(texts), known=known or isinstance(options.example, InputSpec))
 
 
 def input_of(example: Any) -> InputSpec | None:

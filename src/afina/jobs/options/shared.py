@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from afina.errors import InputError, did_you_mean
+from afina.errors import InputError
 from afina.jobs.options.declaration import Option
-from afina.types import Interpolation, Resize
+from afina.types import Interpolation, Order
 
 if TYPE_CHECKING:
     from afina.graph.network import Network
@@ -18,8 +18,8 @@ else:
     Network = ModelSource = Progress = InputSpec = Any
 
 MODEL_HELP = (
-    "A name (`resnet18`, `timm:NAME`, `torchvision:NAME`, `builtin:convnet`), `path/file.py:builder`, a saved `.pt2`; "
-    "from Python also an `nn.Module` or a `Network`."
+    "A name (`resnet18`, `timm:NAME`, `torchvision:NAME`, `builtin:convnet`), `path/file.py:builder`, an `.onnx` "
+    "file, a saved `.pt2`; from Python also an `nn.Module` or a `Network`."
 )
 DATA_HELP = (
     "A folder of images, a `.zip` of one, a table `image,target` (CSV), or `digits`; from Python also a `Dataset` or a "
@@ -160,6 +160,24 @@ class ModelOptions(CommonOptions):
             in_recipe=False,
         ),
     ] = None
+    order: Annotated[
+        Order | None,
+        Option(
+            "Order of the channels, where the model's own is wrong.",
+            choices=get_args(Order),
+            metavar="NAME",
+            in_recipe=False,
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        Option(
+            "What a white pixel is for the network, as in `255`, where that is not 1: `--mean` and `--std` are of such "
+            "pixels then, and 0 and 1 where they are not given.",
+            metavar="NUMBER",
+            in_recipe=False,
+        ),
+    ] = None
     example: Annotated[
         Any, Option("For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.", python_only=True)
     ] = None
@@ -213,39 +231,6 @@ def check_training(
         raise InputError(
             f"{flag} is of a training, and there is none.", fix=f"Give {option} EPOCHS too, or leave {flag} out."
         )
-
-
-def parse_resize(text: str | None) -> tuple[Resize | None, float, tuple[int, ...]]:
-    """The way of resizing, its crop share and its fill, from `crop:0.875` or `letterbox:114,114,114`.
-
-    Raises:
-        InputError: there is no such way, or its number is out of range.
-
-    Example:
-        >>> parse_resize("crop:0.875"), parse_resize("letterbox:114"), parse_resize(None)
-        (('crop', 0.875, ()), ('letterbox', 1.0, (114,)), (None, 1.0, ()))
-    """
-    if text is None:
-        return None, 1.0, ()
-    name, colon, detail = str(text).partition(":")
-    if name not in get_args(Resize):
-        raise InputError(f"--resize {text!r} is not a way to resize.", fix=did_you_mean(name, get_args(Resize)))
-    way = cast(Resize, name)
-    try:
-        if not colon:
-            return way, 1.0, ()
-        if name == "letterbox":
-            fill = tuple(int(part) for part in detail.split(","))
-            if 0 <= min(fill) <= max(fill) <= 255:
-                return way, 1.0, fill
-        elif name != "cover" and 0.1 <= float(detail) <= 2:
-            return way, float(detail), ()
-    except ValueError:
-        pass
-    raise InputError(
-        f"--resize {text!r} cannot be understood.",
-        fix="Write cover, stretch, crop, crop:0.875 (a share of 0.1 to 2), letterbox or letterbox:114 (0 to 255).",
-    )
 
 
 def names(value: tuple[str, ...] | list[str] | str | None) -> tuple[str, ...]:

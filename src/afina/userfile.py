@@ -4,8 +4,10 @@ The file is the user's own code: it is imported, under a private name and with i
 use files beside it.
 """
 
+import ast
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import re
@@ -96,7 +98,7 @@ def check_required(name: str, function: Callable[..., Any], available: Container
 
 def _attribute(path: Path, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
     check_file(path)
-    with importable(path.parent):
+    with importable(folder_to_import(path)):
         module = _imported(path)
     value = getattr(module, name, None)
     if name and value is not None and fits(value):
@@ -113,7 +115,30 @@ def _attribute(path: Path, name: str, what: str, fits: Callable[[Any], bool]) ->
     )
 
 
+def folder_to_import(path: Path) -> Path:
+    """The folder that has to be importable for a file: its own, or that of the package that it is a part of."""
+    folder = path.resolve().parent
+    if not _imports_siblings(path):
+        return folder
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _imports_siblings(path: Path) -> bool:
+    """Whether a file of a package imports other parts of it as `from .layers import Block` does."""
+    if not (path.resolve().parent / "__init__.py").is_file():
+        return False
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return any(isinstance(node, ast.ImportFrom) and node.level > 0 for node in ast.walk(tree))
+
+
 def _imported(path: Path) -> ModuleType:
+    if _imports_siblings(path):
+        return _imported_in_package(path)
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"{_PRIVATE}{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -130,6 +155,17 @@ def _imported(path: Path) -> ModuleType:
         reason = reason_in(error, path)
         raise InputError(f"{path} cannot be imported.", reason, "Correct it, then try again.") from error
     return module
+
+
+def _imported_in_package(path: Path) -> ModuleType:
+    """The file as a module of its package, whose folder is importable."""
+    parts = path.resolve().with_suffix("").relative_to(folder_to_import(path)).parts
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(".".join(parts))
+    except (Exception, SystemExit) as error:
+        reason = reason_in(error, path)
+        raise InputError(f"{path} cannot be imported.", reason, "Correct it, then try again.") from error
 
 
 def reason_of(error: BaseException) -> str:

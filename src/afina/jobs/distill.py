@@ -49,7 +49,7 @@ def _distill(options: DistillOptions) -> tuple[Network, Record]:
     network = load_model(
         options.student, task=teacher.task, input=teacher.input, input_size=(teacher.input.height, teacher.input.width),
         targets=judged_images.targets("train") if judged_images.labelled else None, progress=progress, seed=seed,
-        preprocessing=Preprocessing(teacher.input.mean, teacher.input.std),
+        preprocessing=Preprocessing(teacher.input.mean, teacher.input.std), trust=options.trust,
     ).network  # fmt: skip
     network.input = teacher.input  # both see the same images
     if teacher.task == UNKNOWN_TASK:

@@ -3,7 +3,7 @@
 import csv
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from afina.graph.network import Network
 from afina.jobs.common.model_source import load_plain, name_of
 from afina.jobs.options.declaration import command
 from afina.jobs.options.profile import ProfileOptions
+from afina.models.names import RANDOM, has_weights
 from afina.progress import Progress
 from afina.runtimes import RUNTIMES, get_runtime
 from afina.types import InputSpec, LayerRow, Measurement
@@ -64,7 +65,8 @@ def _profile(options: ProfileOptions) -> Profile:
     """
     progress = options.progress or Progress()
     names = _runtimes(options.runtimes)
-    loaded = load_plain(options.model, options, progress)
+    weights = options.weights or (None if has_weights(options.model) else RANDOM)
+    loaded = load_plain(options.model, replace(options, weights=weights), progress)
     threads = options.threads or available_cores()
     measured, failed = {}, {}
     with progress.work("Measuring", len(names)) as bar:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from afina.graph.capture import capture
 from afina.graph.duplicate import duplicate
 from afina.graph.network import Network
 from afina.graph.propagate import output_shapes
+from afina.models.building import LoadRequest, built_module
+from afina.models.exported import is_foreign
 from afina.models.head import find_head, set_bias, with_new_head, with_order
-from afina.models.inputs import blank_input, choose_input, output_shapes_of, width_of
-from afina.models.names import FILE, PRETRAINED, RANDOM, WEIGHTS, is_onnx, is_saved, library_and_name, weights_file
-from afina.models.preprocessing import ASSUMED, Preprocessing, described_beside
-from afina.models.sources import BuiltModule, ModelRequest, build_named
-from afina.models.userfile import build_from_file
-from afina.models.weights import Fit, load_weights, looks_trained, reset
+from afina.models.inputs import choose_input, output_shapes_of, width_of
+from afina.models.names import (
+    PRETRAINED,
+    RANDOM,
+    WEIGHTS,
+    is_onnx,
+    is_saved,
+)
+from afina.models.preprocessing import ASSUMED, Preprocessing
+from afina.models.sources import BuiltModule
+from afina.models.weights import Fit, load_weights
 from afina.progress import Progress
 from afina.tasks import get_task
 from afina.tasks.checking import asked
@@ -62,12 +69,14 @@ def load_model(
     trains: bool = True,
     preprocessing: Preprocessing = ASSUMED,
     known_task: TaskSpec | None = None,
+    trust: bool = False,
 ) -> Loaded:
     """Load a model and fit its head to the task.
 
     Args:
         model: `resnet18` (timm, else torchvision), `timm:NAME`, `torchvision:NAME`, `file.py:builder`,
-            `builtin:convnet`, an ONNX file, a `.pt2` file written by `Network.save`; or an `nn.Module` or a `Network`.
+            `builtin:convnet`, an ONNX file, a folder of `transformers` or `hf:ORG/NAME`, a `.pt2` file
+            written by `Network.save`; or an `nn.Module` or a `Network`.
         weights: None for the trained weights that come with the model, else random ones (with a note); `random`;
             `pretrained`, which fails where there are none; or a weights file.
         task: The task that the outputs should have; None keeps the model's own.
@@ -81,6 +90,7 @@ def load_model(
             from random weights is refused.
         preprocessing: How the user says that images are made ready for the network.
         known_task: The task that the user says the model is for, where `task` is None; without labels.
+        trust: Whether a pickled module may be read, which may run code.
 
     Raises:
         InputError: the model or the weights are not there, broken, or do not fit.
@@ -89,9 +99,10 @@ def load_model(
     with _seeded(seed):
         task = None if task == UNKNOWN_TASK else task
         progress = progress or Progress()
-        request = _LoadRequest(
-            weights, task, input, input_size, targets, progress, options or {}, trains, preprocessing, known_task
-        )
+        request = LoadRequest(
+            weights, task, input, input_size, targets, progress, options or {}, trains, preprocessing, known_task,
+            trust,
+        )  # fmt: skip
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
         if options and (not built or is_onnx(model)):
@@ -99,11 +110,11 @@ def load_model(
                 f"{name} is built already: {', '.join(options)} cannot be chosen.",
                 fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
             )
-        if isinstance(model, (str, Path)) and not built:
+        if isinstance(model, (str, Path)) and not built and not is_foreign(Path(model)):
             model = Network.load(model)
         if isinstance(model, Network):
             return _from_network(model, request, str(name))
-        return _from_source(_source(model, request), request, str(name))
+        return _from_source(built_module(model, request), request, str(name))
 
 
 @contextmanager
@@ -124,84 +135,7 @@ def _seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
-@dataclass(frozen=True)
-class _LoadRequest:
-    """The arguments of `load_model` besides the model itself."""
-
-    weights: str | Path | None
-    task: TaskSpec | None
-    input: InputSpec | None
-    size: tuple[int, int] | None
-    targets: Tensor | None
-    progress: Progress
-    options: Mapping[str, Any] = field(default_factory=dict)
-    trains: bool = True
-    preprocessing: Preprocessing = ASSUMED
-    known_task: TaskSpec | None = None
-
-    @property
-    def outputs(self) -> int | None:
-        return None if self.task is None else asked(get_task(self.task), "head_outputs")
-
-    @property
-    def file(self) -> Path | None:
-        """The weights file, where one is given."""
-        return weights_file(self.weights)
-
-
-def _source(model: str | Path | nn.Module, request: _LoadRequest) -> BuiltModule:
-    """The module that `model` names, with the weights that come with it (not yet those of a file)."""
-    random = request.weights == RANDOM
-    if isinstance(model, nn.Module):
-        return _from_module(model, request)
-    text = str(model)
-    if is_onnx(text):
-        return _from_onnx(Path(text), request)
-    in_file = FILE.fullmatch(text)
-    if in_file:
-        module = build_from_file(Path(in_file["path"]), in_file["builder"] or "", request.outputs, request.options)
-        trained = looks_trained(module, otherwise=False)
-        if trained and random:
-            return BuiltModule(reset(module))
-        return BuiltModule(
-            module, trained=trained, missing="" if trained else "its builder loads none, and none are given"
-        )
-    library, name = library_and_name(text)
-    trained = request.weights == PRETRAINED or (request.weights is None and library != "builtin")
-    return build_named(
-        ModelRequest(name, request.outputs, trained, request.size, request.input, request.progress, request.options),
-        library,
-    )
-
-
-def _from_onnx(path: Path, request: _LoadRequest) -> BuiltModule:
-    """The module of an ONNX file, which has the weights that are in it."""
-    from afina.models.onnx.source import build_onnx
-
-    if request.weights == RANDOM:
-        raise InputError(f"{path} always has weights.", fix=f"Leave `random` out ({WEIGHTS}).")
-    beside = described_beside(path)
-    hint = None if request.input is None else (request.input.height, request.input.width)
-    source = build_onnx(path, request.size, hint if beside is None or beside.size is None else beside.size)
-    input, task, notes = source.input, source.task, source.notes
-    if beside is not None:
-        channels, height, width = source.module.input_size
-        blank = replace(blank_input(channels), height=height, width=width)
-        input = beside.preprocessing.applied(input or blank)
-        task, notes = beside.task or task, (*notes, f"Images are made ready as {beside.file} says.")
-    return BuiltModule(source.module, input, trained=True, task=task, notes=notes)
-
-
-def _from_module(module: nn.Module, request: _LoadRequest) -> BuiltModule:
-    """A module that was passed from Python, with the weights that it holds."""
-    if request.weights == RANDOM:
-        return BuiltModule(reset(module))
-    if looks_trained(module, otherwise=True):
-        return BuiltModule(module, trained=True)
-    return BuiltModule(module, missing="its batch norms have seen no images yet")
-
-
-def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loaded:
+def _from_source(source: BuiltModule, request: LoadRequest, name: str) -> Loaded:
     """Capture a built module, with the weights of a file where one is given, and fit its head."""
     if request.weights == PRETRAINED and not source.trained:
         raise InputError(
@@ -228,7 +162,7 @@ def _from_source(source: BuiltModule, request: _LoadRequest, name: str) -> Loade
     return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)
 
 
-def _from_network(original: Network, request: _LoadRequest, name: str) -> Loaded:
+def _from_network(original: Network, request: LoadRequest, name: str) -> Loaded:
     """A captured network with its head fitted, and with the weights of a file and the image size of the request."""
     if request.weights == RANDOM:
         raise InputError(
@@ -270,7 +204,7 @@ def _not_resizable(network: Network, size: tuple[int, int]) -> InputError:
 
 def _with_head(
     network: Network,
-    request: _LoadRequest,
+    request: LoadRequest,
     name: str,
     notes: list[str],
     fit: Fit,
@@ -326,7 +260,7 @@ def _with_head(
     return Loaded(network, name, trained and not fresh, tuple(notes), layers)
 
 
-def _untrained_head(name: str, task: TaskSpec, request: _LoadRequest, fit: Fit, had: int | None) -> InputError:
+def _untrained_head(name: str, task: TaskSpec, request: LoadRequest, fit: Fit, had: int | None) -> InputError:
     """What to say where the last layer would be random and stay so."""
     if fit.dropped is not None and request.file is not None:
         return InputError(
@@ -368,7 +302,7 @@ def _same_names(model_task: TaskSpec, task: TaskSpec) -> bool:
     return sorted(model_task.labels) == sorted(task.labels)
 
 
-def _bias(request: _LoadRequest, task: TaskSpec) -> Tensor:
+def _bias(request: LoadRequest, task: TaskSpec) -> Tensor:
     bias = None if request.targets is None else asked(get_task(task), "initial_bias", request.targets)
     return torch.zeros(asked(get_task(task), "head_outputs") or task.outputs) if bias is None else bias
 

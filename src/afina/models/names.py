@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from afina.errors import InputError, check_file, did_you_mean
+from afina.models import huggingface
 from afina.models.sources import LIBRARIES, library_of
 from afina.models.weights import SUFFIXES, check_weights
 
 RANDOM, PRETRAINED = "random", "pretrained"
 # The options that name weights, for messages.
 WEIGHTS = "--weights (for `afina quantize`: --checkpoint)"
-FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<builder>.*))?")
+FILE = re.compile(r"(?P<path>.+?\.py)(?::(?P<builder>.*))?", re.DOTALL)
 _ARTIFACT_SUFFIXES = (".xml",)
 
 
@@ -29,8 +30,10 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
     if not isinstance(model, (str, Path)):
         return
     in_file = FILE.fullmatch(str(model))
-    if in_file or is_saved(model) or is_onnx(model):
+    if in_file or is_saved(model) or is_onnx(model) or is_pickled(model):
         check_file(Path(in_file["path"] if in_file else model))
+    elif huggingface.is_named(model) or huggingface.is_folder(model):
+        huggingface.check_installed()
     else:
         library, name = library_and_name(str(model))
         library_of(name, library)
@@ -44,6 +47,16 @@ def is_saved(model: Any) -> bool:
 def is_onnx(model: Any) -> bool:
     """Whether a model is the path of an ONNX file."""
     return isinstance(model, (str, Path)) and str(model).lower().endswith(".onnx")
+
+
+def is_pickled(model: Any) -> bool:
+    """Whether a model is the path of a file as `torch.save` writes it."""
+    return isinstance(model, (str, Path)) and Path(model).suffix.lower() in SUFFIXES
+
+
+def has_weights(model: Any) -> bool:
+    """Whether weights are a part of a model: of a file that holds them, or of what Python was given."""
+    return not isinstance(model, (str, Path)) or is_saved(model) or is_onnx(model) or is_pickled(model)
 
 
 def weights_file(weights: str | Path | None) -> Path | None:
@@ -65,15 +78,17 @@ def library_and_name(text: str) -> tuple[str | None, str]:
     if prefix in LIBRARIES and colon:
         return prefix, name
     suffix = Path(text).suffix.lower()
-    if suffix in SUFFIXES:
-        raise InputError(
-            f"{text} holds weights, not a model.",
-            fix=f"Give the model that they belong to, and {text} with {WEIGHTS}.",
-        )
     if suffix in _ARTIFACT_SUFFIXES:
         raise InputError(
             f"{text} is an exported file, which cannot be trained or compressed further.",
             fix=f"Give the model that it was made from, or judge the file itself: afina benchmark {text}",
+        )
+    if Path(text).is_dir():
+        models = sorted(f.name for f in Path(text).iterdir() if f.suffix.lower() in (".onnx", ".pt2", ".py", *SUFFIXES))
+        raise InputError(
+            f"{text} is a folder without a config.json of transformers.",
+            why=f"It has {', '.join(models[:4])}{', ...' if len(models) > 4 else ''}." if models else "",
+            fix=f"Name one of them: {Path(text) / models[0]}" if models else "Give a model.",
         )
     if colon or "/" in text or not text:
         raise InputError(

@@ -1,5 +1,6 @@
 """A model that a function in the user's own Python file builds: `path/file.py:builder`."""
 
+import ast
 import contextlib
 import inspect
 import sys
@@ -10,9 +11,33 @@ from typing import Any
 from torch import nn
 
 from afina.errors import InputError
-from afina.userfile import check_options, importable, load_function, reason_in
+from afina.userfile import check_options, folder_to_import, importable, load_function, reason_in
 
 _WIDTHS = ("classes", "num_classes")
+
+
+def call_of(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of a builder and its arguments, from `builder` or `builder(width=0.5, classes=10)`.
+
+    Raises:
+        InputError: it is no such text, or an argument has no name or is no plain value.
+
+    Example:
+        >>> call_of("build(width=0.5, name='small')"), call_of("build")
+        (('build', {'width': 0.5, 'name': 'small'}), ('build', {}))
+    """
+    if "(" not in text:
+        return text, {}
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+    except (SyntaxError, ValueError):
+        pass
+    raise InputError(
+        f"{text} is no builder with arguments.",
+        fix="Write plain values with their names, as in file.py:build(width=0.5, num_classes=10).",
+    )
 
 
 def build_from_file(
@@ -33,9 +58,10 @@ def build_from_file(
     Raises:
         InputError: the file or the builder is missing, fails, or does not give an `nn.Module`.
     """
-    with importable(path.parent):
+    with importable(folder_to_import(path)):
         function = load_function(path, builder)
-        arguments = {key: outputs for key in _takes(function)[:1] if outputs is not None}
+        given = options or {}
+        arguments = {key: outputs for key in _takes(function)[:1] if outputs is not None and key not in given}
         check_options(builder, function, options or {}, known=tuple(arguments))
         arguments.update(options or {})
         try:

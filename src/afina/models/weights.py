@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from afina.errors import InputError, check_file
 
 # Moving averages of the weights, which are what a trainer means to deploy, and the weights themselves.
-_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")
 _FORBIDDEN = re.compile(r"Unsupported global: GLOBAL (\S+)")
 _SHOWN = 4
+_MOST_TIMES, _SLACK = 20, 10**6  # torch.save does not compress
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     """The content of a file of `torch.save`, if it is plain data. Raises `InputError`."""
+    check_unpacked_size(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, which mean nothing to the user
@@ -179,6 +182,16 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # torch.load raises almost anything on broken files
         raise _broken(path, next(iter(str(error).splitlines()), "") or type(error).__name__) from error
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Raise `InputError` where an archive unpacks to very much more than it holds, which no weights do."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        whole = sum(entry.file_size for entry in archive.infolist())
+    if whole > _MOST_TIMES * path.stat().st_size + _SLACK:
+        raise _broken(path, f"It unpacks to {whole / 1e9:.3g} GB, {whole / path.stat().st_size:.0f} times its size.")
 
 
 def _plain_classes() -> list[Any]:

@@ -116,6 +116,7 @@ def load_plain(model: ModelSource, options: ModelOptions, progress: Progress) ->
         trains=False,
         preprocessing=preprocessing_of(options),
         known_task=known_task_of(options),
+        trust=options.trust,
     )
     for note in loaded.notes:
         progress.say(note)

@@ -244,6 +244,7 @@ def load_for(
         options=builder_arguments,
         trains=trains,
         known_task=known_task_of(options),
+        trust=options.trust,
         preprocessing=preprocessing_of(options, known=data.prepared),
     )
     data.read(loaded.network.input)

@@ -16,8 +16,8 @@ class ProfileOptions(ModelOptions):
     _: KW_ONLY
     weights: Annotated[
         str | None,
-        Option("Cost does not depend on weights, so that `random` is the default and nothing is downloaded."),
-    ] = "random"
+        Option("Cost does not depend on weights: by default `random`, so that nothing is downloaded, or a file's own."),
+    ] = None
     runtimes: Annotated[
         tuple[str, ...] | Sequence[str],
         Option(

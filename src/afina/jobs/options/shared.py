@@ -178,6 +178,14 @@ class ModelOptions(CommonOptions):
             in_recipe=False,
         ),
     ] = None
+    trust: Annotated[
+        bool,
+        Option(
+            "Unpickle a model file (`.pt` of Ultralytics, or another that `torch.save` wrote of a whole module), which "
+            "may run code that is in it.",
+            in_recipe=False,
+        ),
+    ] = False
     example: Annotated[
         Any, Option("For an `nn.Module`: a tensor of the input's shape, or an `InputSpec`.", python_only=True)
     ] = None

@@ -15,6 +15,7 @@ Where that does not end in outputs with one row for each image, the file keeps i
 parts of it.
 """
 
+import keyword
 import math
 import re
 from collections.abc import Iterable
@@ -116,7 +117,7 @@ class OnnxModule(nn.Module):
 
     def resized(self, step: Step, x: Tensor, sizes: list[Size]) -> list[Size]:
         """The sizes of a reshape of `x`, of which one grows with the number of images where the file has it fixed."""
-        if self._learns and step.outputs[0] in self._shapes:
+        if self._learns and step.inputs[0] in self._shapes and step.outputs[0] in self._shapes:
             place = _growing(self._shapes[step.inputs[0]], tuple(x.shape), self._shapes[step.outputs[0]])
             if place is not None and sizes[place] != -1 and not is_symbol(sizes[place]):
                 self._grows[step.name] = place
@@ -276,7 +277,7 @@ class OnnxModule(nn.Module):
 
     def _kept(self, name: str, values: Tensor, is_weight: bool) -> str:
         """Keep a tensor under the file's name, whose dots are modules; gives the path."""
-        parts = [part for part in re.split(r"\.+", name) if part] or ["constant"]
+        parts = [part + "_" * keyword.iskeyword(part) for part in re.split(r"\.+", name) if part] or ["constant"]
         owner: nn.Module = self
         for index, part in enumerate(parts[:-1]):
             inside = owner._modules.get(part)

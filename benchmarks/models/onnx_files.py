@@ -1,7 +1,7 @@
 """ONNX files read back: outputs on photographs, costs and pruning groups, beside onnx2torch and onnx2pytorch.
 
-    python benchmarks/models/onnx.py SHARED              # what has no row yet; a stopped run goes on
-    python benchmarks/models/onnx.py SHARED --table      # only the table, from the rows
+    python benchmarks/models/onnx_files.py SHARED              # what has no row yet; a stopped run goes on
+    python benchmarks/models/onnx_files.py SHARED --table      # only the table, from the rows
 
 Rows `shared/FILE` are the files of SHARED/models. Rows `MODEL/torch` and `MODEL/afina` are of a sample of 60 networks
 of the zoo of `benchmarks/pruning` (drawn with seed 0), exported in float by torch.onnx and by Afina: the network that
@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# The folder of this file goes: this file is called as the package that it uses.
-sys.path.pop(0)
-sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "pruning"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import onnx

@@ -128,8 +128,9 @@ def test_a_network_without_data_keeps_its_own_outputs() -> None:
         ("tim:resnet18", "Did you mean timm"),
         ("models/resnet18", "path/file.py:builder"),
         ("", "path/file.py:builder"),
-        ("weights.pth", "weights.pth with --weights"),
-        ("model.onnx", "afina benchmark model.onnx"),
+        ("weights.pth", "no file weights.pth"),
+        ("model.onnx", "no file model.onnx"),
+        ("model.xml", "afina benchmark model.xml"),
         ("model.pt2", "no file model.pt2"),
         ("nowhere/model.py:build", "no file nowhere/model.py"),
     ],
@@ -667,12 +668,14 @@ def test_what_a_builder_prints_goes_to_standard_error_and_one_that_leaves_has_fa
 
 def test_the_scaling_of_pixels_that_is_assumed_is_told_and_can_be_given():
     told = load_model(Plain(), input=COLOUR).notes
-    assert any("--mean and --std change it" in note for note in told)
+    assert any("--mean, --std and --scale change it" in note for note in told)
     loaded = load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(HALF, (1.0, 1.0, 1.0)))
     assert (loaded.network.input.mean, loaded.network.input.std) == (HALF, (1.0, 1.0, 1.0))
     assert not any("--mean" in note for note in loaded.notes)
-    with pytest.raises(InputError, match="--std has 1 numbers, and the model takes images of 3 channels"):
-        load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(std=(0.5,)))
+    with pytest.raises(InputError, match="--std has 2 numbers, and the model takes images of 3 channels"):
+        load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(std=(0.5, 0.5)))
+    one = load_model(Plain(), input=COLOUR, preprocessing=Preprocessing(std=(0.5,)))
+    assert one.network.input.std == (0.5, 0.5, 0.5)  # one number is for all channels
 
 
 @pytest.mark.parametrize("classes", [3, 2])

@@ -59,7 +59,7 @@ _FEWER = {
     "decoder_ffn_dim": 128, "decoder_hidden_size": 64, "image_size": 224,
     "width_coefficient": 1.0, "depth_coefficient": 1.0,
 }  # fmt: skip
-_WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size")
+_WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
 _SETTLING, _COMPARED = 16, 4
 
 

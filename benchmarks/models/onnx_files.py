@@ -117,9 +117,8 @@ def read_back(path: Path, photographs: list[Image.Image], origin: Network | None
     """What each reader makes of a file: the largest difference, `refused: why`, or `failed: why`."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (images_of,) = session.get_inputs()
-    batch = images_of.shape[0] if isinstance(images_of.shape[0], int) else None
     images = _images(photographs, images_of.shape)
-    parts = np.split(images, len(images) // batch) if batch else [images]
+    parts = np.split(images, len(images))  # one by one: some files of torch.onnx mix images
     answers = [session.run(None, {images_of.name: part}) for part in parts]
     wanted = [np.concatenate(values) for values in zip(*answers, strict=True)]
     row: Row = {}

@@ -8,6 +8,7 @@ Formats: 1, of versions 0.1 and 0.2; 2, whose input specification says how image
 versions cannot read takes the next number.
 """
 
+import base64
 import io
 import json
 import zipfile
@@ -56,6 +57,7 @@ def packed(network: "Network") -> bytes:
         "frozen": sorted(network.frozen),
         "outputs": list(network.outputs),
         "batch_size": network.batch_size,
+        "tail": base64.b64encode(network.tail).decode(),
     }
     buffer = io.BytesIO()
     torch.export.save(network.exported(), buffer, extra_files={_ENTRY: json.dumps(about)})
@@ -93,6 +95,7 @@ def unpacked(data: bytes, path: str | Path = "The network") -> "Network":
             # Files of before 0.3 have neither: their networks give one tensor, for any number of images.
             outputs=tuple(about.get("outputs", (SINGLE,))),
             batch_size=about.get("batch_size"),
+            tail=base64.b64decode(about.get("tail", "")),
         )
     except Exception as error:
         raise InputError(

@@ -53,6 +53,8 @@ class Network:
         outputs: The names of the tensors that the graph gives, in its order.
         batch_size: The number of images that the graph is fixed to; None where it takes any.
         notes: What the user should know of the capture, one sentence each.
+        tail: What an ONNX file did behind the network (the choice of boxes), as an ONNX file that takes its outputs;
+            empty where there is nothing.
 
     It takes images `[N, C, H, W]` (float32) and gives a tensor `[N, ...]` for each of `outputs`.
     """
@@ -67,9 +69,10 @@ class Network:
         outputs: tuple[str, ...] = (SINGLE,),
         batch_size: int | None = None,
         notes: tuple[str, ...] = (),
+        tail: bytes = b"",
     ) -> None:
         self.module, self.input, self.task, self.frozen = module, input, task or UNKNOWN_TASK, frozen
-        self.outputs, self.batch_size, self.notes = outputs, batch_size, notes
+        self.outputs, self.batch_size, self.notes, self.tail = outputs, batch_size, notes, tail
         self.training = False
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -152,6 +155,7 @@ class Network:
             outputs=self.outputs,
             batch_size=self.batch_size,
             notes=self.notes,
+            tail=self.tail,
         )
 
     def retraced(self) -> "Network":

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from afina.capacity import available_cores
+from afina.graph.network import Network
 from afina.graph.quantized import activation_bits
 from afina.jobs.common.model_source import load_plain, name_of
 from afina.jobs.options.declaration import command
 from afina.jobs.options.export import ExportOptions
 from afina.progress import Progress
 from afina.runtimes import Runtime, check_parity, runtime_of_format
+from afina.runtimes.tail import with_tail
 from afina.store.files import check_target
 from afina.techniques import quantize
 from afina.techniques.context import Context
@@ -61,12 +63,22 @@ def _export(options: ExportOptions) -> Exported:
     runtime.export(network, path)
     try:
         parity = check_parity(network, path, None, threads=available_cores())
+        if network.tail:
+            progress.say(_put_back(network, path))
     except BaseException:
         for part in runtime.files(path):
             part.unlink(missing_ok=True)
         raise
     size = sum(part.stat().st_size for part in runtime.files(path))
     return Exported(str(path), Measurement(size, "B", "measured", where="bytes on disk"), parity, wide_layers)
+
+
+def _put_back(network: Network, path: Path) -> str:
+    """Put what followed the network in the ONNX file that it was read from behind it again; gives what was done."""
+    if path.suffix != ".onnx":
+        return "The choice of boxes that the original file had is left to the host: only ONNX files get it back."
+    with_tail(path, network.tail)
+    return "The choice of boxes that the original file had is behind the network again."
 
 
 export = command(ExportOptions, _export)

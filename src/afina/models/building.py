@@ -121,7 +121,7 @@ def _from_onnx(path: Path, request: LoadRequest) -> BuiltModule:
         blank = replace(blank_input(channels), height=height, width=width)
         input = beside.preprocessing.applied(input or blank)
         task, notes = beside.task or task, (*notes, f"Images are made ready as {beside.file} says.")
-    return BuiltModule(source.module, input, trained=True, task=task, notes=notes)
+    return BuiltModule(source.module, input, trained=True, task=task, notes=notes, tail=source.tail)
 
 
 def _from_module(module: nn.Module, request: LoadRequest) -> BuiltModule:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from afina.errors import InputError, Unsupported, first_lines
 from afina.models.hub import hub_access, hub_url, is_reachable
 from afina.models.preprocessor_config import input_of_preprocessor, sides_of
+from afina.models.transforms import timm_input
 from afina.progress import Progress
 from afina.tasks.forms import CLASSES
 from afina.types import InputSpec, TaskSpec
@@ -125,10 +126,13 @@ def build_transformers(
             is not one for images.
         Unsupported: the model needs code that comes with it.
     """
+    folder = _downloaded(str(model).removeprefix(PREFIX), progress) if is_named(model) else Path(model)
+    plain = _plain_configuration(folder)
+    if "architecture" in plain and "model_type" not in plain:
+        return _of_timm(folder, plain, trained, outputs)
     transformers = _library()
     with _quiet():
-        folder = _downloaded(str(model).removeprefix(PREFIX), progress) if is_named(model) else Path(model)
-        config = _configuration(transformers, folder)
+        config = _configuration(transformers, folder, plain)
         kind = _kind(transformers, config, folder)
         before = None
         if outputs is not None and kind.task == CLASSES.task and outputs != config.num_labels:
@@ -197,17 +201,42 @@ def _downloaded(name: str, progress: Progress) -> Path:
         ) from error
 
 
-def _configuration(transformers: Any, folder: Path) -> Any:
-    """The configuration. Raises `InputError` where it is broken or of no kind that the library knows."""
+def _plain_configuration(folder: Path) -> Mapping[str, Any]:
+    """The content of `config.json`. Raises `InputError`."""
     try:
         plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} cannot be read.", why=first_lines(error, 1)) from error
-    if not isinstance(plain, Mapping) or "model_type" not in plain:
+    if not isinstance(plain, Mapping) or not {"model_type", "architecture"} & set(plain):
         raise InputError(
-            f"{folder / CONFIG} is not a configuration of transformers: it has no model_type.",
-            fix="Give a folder that `save_pretrained` wrote.",
+            f"{folder / CONFIG} is not a configuration of transformers (it has no model_type) or timm.",
+            fix="Give a folder that `save_pretrained` wrote, or that timm wrote for the hub.",
         )
+    return plain
+
+
+def _of_timm(folder: Path, plain: Mapping[str, Any], trained: bool, outputs: int | None) -> HuggingFaceSource:
+    """A model of timm, as timm writes it for the hub."""
+    import timm
+
+    classes = plain.get("num_classes")
+    changed = outputs is not None and outputs != classes
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            module = timm.create_model(
+                f"local-dir:{folder}", pretrained=trained, **({"num_classes": outputs} if changed else {})
+            )
+    except Exception as error:  # timm raises several kinds for broken files and unknown names
+        raise InputError(f"{folder} cannot be read as a model of timm.", why=first_lines(error, 2)) from error
+    labels = () if changed else tuple(map(str, plain.get("label_names") or ()))
+    input = timm_input(module.pretrained_cfg)
+    return HuggingFaceSource(
+        module, input, TaskSpec(CLASSES.task, labels), trained and not changed, classes if changed else None
+    )
+
+
+def _configuration(transformers: Any, folder: Path, plain: Mapping[str, Any]) -> Any:
+    """The configuration. Raises `InputError` where it is broken or of no kind that the library knows."""
     if plain.get("auto_map"):
         known = plain["model_type"] in transformers.CONFIG_MAPPING
         if not known:
@@ -230,8 +259,9 @@ def _kind(transformers: Any, config: Any, folder: Path) -> Kind:
         if type(config) not in mapping:
             continue
         classes = mapping[type(config)]
-        names = [c.__name__ for c in (classes if isinstance(classes, (tuple, list)) else (classes,))]
-        if not named or named in names:
+        these = classes if isinstance(classes, (tuple, list)) else (classes,)
+        takes_images = getattr(these[0], "main_input_name", "") == "pixel_values"
+        if takes_images and (not named or named in [each.__name__ for each in these]):
             return kind
     raise InputError(
         f"{folder.name} is no model for images that is read: {named or config.model_type}.",

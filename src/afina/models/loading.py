@@ -154,6 +154,7 @@ def _from_source(source: BuiltModule, request: LoadRequest, name: str) -> Loaded
         module = duplicate(module).cpu()
         fit = load_weights(module, request.file, width_of(shapes), name)
     network = capture(module, input)
+    network.tail = source.tail
     width = width_of(output_shapes(network))
     known = (request.known_task or source.task) if task is None else task
     if width is not None and known is not None:

@@ -33,7 +33,7 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
     if in_file or is_saved(model) or is_onnx(model) or is_pickled(model):
         check_file(Path(in_file["path"] if in_file else model))
     elif huggingface.is_named(model) or huggingface.is_folder(model):
-        huggingface.check_installed()
+        return  # what it needs is known once its configuration is read
     else:
         library, name = library_and_name(str(model))
         library_of(name, library)
@@ -83,7 +83,7 @@ def library_and_name(text: str) -> tuple[str | None, str]:
             f"{text} is an exported file, which cannot be trained or compressed further.",
             fix=f"Give the model that it was made from, or judge the file itself: afina benchmark {text}",
         )
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         models = sorted(f.name for f in Path(text).iterdir() if f.suffix.lower() in (".onnx", ".pt2", ".py", *SUFFIXES))
         raise InputError(
             f"{text} is a folder without a config.json of transformers.",

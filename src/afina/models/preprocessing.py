@@ -20,7 +20,7 @@ class Preprocessing:
     """How the user says that images are made ready; None for what the model or the data says.
 
     Attributes:
-        mean: One number for each channel, of pixels in 0..1.
+        mean: One number for each channel, or one for all, of pixels in 0..1.
         std: Likewise.
         resize: The way of resizing.
         crop_share: Of that way, as in `InputSpec`.
@@ -55,8 +55,12 @@ class Preprocessing:
             InputError: there is not one number for each channel, or a name is not known.
         """
         fill = self.fill * input.channels if len(self.fill) == 1 else self.fill
+        mean, std = (
+            None if numbers is None else numbers * (input.channels if len(numbers) == 1 else 1)
+            for numbers in (self.mean, self.std)
+        )
         for name, numbers, example in (
-            ("mean", self.mean, ["0.5"]), ("std", self.std, ["0.5"]), ("resize letterbox", fill or None, ["114"]),
+            ("mean", mean, ["0.5"]), ("std", std, ["0.5"]), ("resize letterbox", fill or None, ["114"]),
         ):  # fmt: skip
             if numbers is not None and len(numbers) != input.channels:
                 raise InputError(
@@ -66,7 +70,7 @@ class Preprocessing:
                 )
         if self.resize is not None:
             input = replace(input, resize=self.resize, crop_share=self.crop_share, fill=fill)
-        input = replace(self._scaled(input), interpolation=self.interpolation or input.interpolation)
+        input = replace(self._scaled(input, mean, std), interpolation=self.interpolation or input.interpolation)
         _check_names(input)
         if self.order is not None and len(self.order) != input.channels:
             raise InputError(
@@ -75,11 +79,11 @@ class Preprocessing:
             )
         return input if self.order is None else replace(input, order=cast(Order, self.order))
 
-    def _scaled(self, input: InputSpec) -> InputSpec:
+    def _scaled(self, input: InputSpec, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> InputSpec:
         """The input with the mean and std of its pixels in 0..1."""
         if self.scale is None:
-            return replace(input, mean=self.mean or input.mean, std=self.std or input.std)
-        mean, std = self.mean or (0.0,) * input.channels, self.std or (1.0,) * input.channels
+            return replace(input, mean=mean or input.mean, std=std or input.std)
+        mean, std = mean or (0.0,) * input.channels, std or (1.0,) * input.channels
         return replace(input, mean=tuple(n / self.scale for n in mean), std=tuple(n / self.scale for n in std))
 
 

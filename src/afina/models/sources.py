@@ -60,6 +60,7 @@ class BuiltModule:
         new_head: Outputs of the trained model, where its last layer was replaced by a new one; else None.
         task: The task that the source makes its models for, with labels where it has them; None where it does not say.
         notes: What the user should know, one sentence each.
+        tail: What an ONNX file does behind the network, as an ONNX file; empty where there is nothing.
     """
 
     module: nn.Module
@@ -69,6 +70,7 @@ class BuiltModule:
     new_head: int | None = None
     task: TaskSpec | None = None
     notes: tuple[str, ...] = ()
+    tail: bytes = b""
 
 
 def build_named(request: ModelRequest, library: str | None) -> BuiltModule:

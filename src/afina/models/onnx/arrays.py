@@ -17,6 +17,9 @@ _KINDS = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: 
           10: np.float32, 11: np.float32, 12: np.uint32, 13: np.uint64, 16: np.float32}  # fmt: skip
 
 
+_MOST_REPEATED = 2**20
+
+
 def kind_of(number: int) -> Any:
     """numpy's type of ONNX's number of a type; fractions of all widths in 32 bits; None for others."""
     return _KINDS.get(int(number))
@@ -107,6 +110,17 @@ def where(call: Call) -> np.ndarray:
     if condition.dtype == object:
         raise call.refuse("It asks about the number of images.")
     return _same_kind(_each(lambda c, x, y: x if c else y, condition, a, b), a, b)
+
+
+@on_arrays("Expand", "Tile")
+def repeated(call: Call) -> np.ndarray:
+    """Repeated along dimensions of size one, or end to end."""
+    array, sizes = call.known(0), call.sizes(1)
+    if any(map(is_symbol, sizes)) or math.prod(sizes) * array.size > _MOST_REPEATED:
+        raise call.refuse("It repeats what is known by the number of images, or very often.")
+    if call.step.operator == "Tile":
+        return np.tile(array, sizes)
+    return np.array(np.broadcast_to(array, np.broadcast_shapes(array.shape, tuple(sizes))))
 
 
 @on_arrays("Concat")

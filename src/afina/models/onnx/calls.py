@@ -22,7 +22,7 @@ from afina.models.onnx.file import Step, unsupported_step
 if TYPE_CHECKING:
     from afina.models.onnx.module import OnnxModule
 
-Value = Any  # Tensor | np.ndarray | None
+Value = Any  # Tensor | np.ndarray | list of Tensor | None
 Size = Any  # int | torch.SymInt
 OPERATORS: dict[str, Callable[["Call"], Value | tuple[Value, ...]]] = {}
 ON_ARRAYS: dict[str, Callable[["Call"], Value | tuple[Value, ...]]] = {}

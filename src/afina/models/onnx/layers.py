@@ -50,7 +50,7 @@ def convolution(call: Call, x: Tensor | None = None, weight: Tensor | None = Non
     """A convolution; padding that is not the same on both sides is a step of its own."""
     x = call.tensor(0) if x is None else x
     weight = call.tensor(1) if weight is None else weight
-    bias = call.optional(2) if bias is None else bias
+    bias = _bias(call, 2) if bias is None else bias
     kernel = [int(n) for n in weight.shape[2:]]
     strides, dilations = (_numbers(call, name, 1, len(kernel)) for name in ("strides", "dilations"))
     begin, end = paddings(call, x, kernel, strides, dilations)
@@ -60,6 +60,13 @@ def convolution(call: Call, x: Tensor | None = None, weight: Tensor | None = Non
     if layer is None:
         raise call.refuse(f"It has {len(kernel)} spatial dimensions.")
     return layer(x, weight, bias, strides, begin, dilations, int(call.attribute("group", 1)))
+
+
+def _bias(call: Call, place: int) -> Tensor | None:
+    """A bias; None where exporters fill in zeros for one that is not there."""
+    if call.has(place) and call.is_known(place) and not call.known(place).any():
+        return call.tensor(place) if call.module.is_weight(call.step.inputs[place]) else None
+    return call.optional(place)
 
 
 @operator("ConvTranspose")
@@ -78,7 +85,7 @@ def transposed(call: Call) -> Tensor:
     layer = _TRANSPOSED.get(len(kernel))
     if layer is None:
         raise call.refuse(f"It has {len(kernel)} spatial dimensions.")
-    groups, bias = int(call.attribute("group", 1)), call.optional(2)
+    groups, bias = int(call.attribute("group", 1)), _bias(call, 2)
     extra = [a - b + n for a, b, n in zip(begin, end, more, strict=True)]
     if all(0 <= e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)) and min(begin) >= 0:
         return layer(x, weight, bias, strides, begin, extra, groups, dilations)

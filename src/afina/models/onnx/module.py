@@ -34,6 +34,7 @@ _MOST_ELEMENTS = 2**31  # of one value, for two images
 # What leaves weights what they are, in another form: folded, and known by the weight's name still.
 _FORMS = frozenset("Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast DequantizeLinear".split())
 _NOT_FOLDED = frozenset("Dropout QuantizeLinear".split())
+_SIZES = frozenset(("Shape", "Size"))
 _DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 _CHANNELS = (1, 3)
 
@@ -67,6 +68,7 @@ class OnnxModule(nn.Module):
         self._grows: dict[str, int] = {}
         self._repeats: dict[str, tuple[int, ...]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._sizes: dict[str, list[Size]] = {}
         self._learns = False
         self.arrays: dict[str, np.ndarray] = dict(graph.constants)
         self._weights = dict.fromkeys(graph.weights, "")
@@ -108,16 +110,22 @@ class OnnxModule(nn.Module):
                 values = _tensor_of(array.swapaxes(-1, -2) if transposed else array.reshape(-1) if flat else array)
                 if self._folding:
                     return values
-                is_weight = weight or (trained and values.is_floating_point() and bool(self._weights.get(name)))
+                is_weight = weight or (trained and values.is_floating_point() and self.is_weight(name))
                 self._places[key] = self._kept(self._weights.get(name) or name, values, is_weight)
         path = self._places[key]
         owner, _, attribute = path.rpartition(".")
         tensor: Tensor = getattr(self.get_submodule(owner), attribute)
         return tensor
 
+    def is_weight(self, name: str) -> bool:
+        """Whether a value is one of the file's initializers, in whatever form."""
+        return bool(self._weights.get(name))
+
     def resized(self, step: Step, x: Tensor, sizes: list[Size]) -> list[Size]:
         """The sizes of a reshape of `x`, of which one grows with the number of images where the file has it fixed."""
-        if self._learns and step.inputs[0] in self._shapes and step.outputs[0] in self._shapes:
+        if self._following and not self._learns:
+            self._sizes[step.name] = list(sizes)
+        if self._learns and step.inputs[0] in self._shapes and self._sizes.get(step.name) == sizes:
             place = _growing(self._shapes[step.inputs[0]], tuple(x.shape), self._shapes[step.outputs[0]])
             if place is not None and sizes[place] != -1 and not is_symbol(sizes[place]):
                 self._grows[step.name] = place
@@ -213,7 +221,7 @@ class OnnxModule(nn.Module):
         if not all(name in self.arrays for name in inputs) or step.operator in _NOT_FOLDED:
             return False
         fractions = [n for n in inputs if self._weights.get(n) and self.arrays[n].dtype.kind == "f"]
-        return not any(self.arrays[n].size > 1 for n in fractions) or step.operator in _FORMS
+        return not any(self.arrays[n].size > 1 for n in fractions) or step.operator in _FORMS | _SIZES
 
     def _computed_once(self, step: Step) -> list[np.ndarray]:
         """What a node of arrays gives, looked at without data first: it may ask for more memory than there is."""
@@ -225,6 +233,8 @@ class OnnxModule(nn.Module):
     def _check(self, step: Step, given: tuple[Value, ...]) -> None:
         """Note the shapes of what a node gives. Raises `InputError` for absurd ones."""
         for name, value in zip(step.outputs, given, strict=False):
+            if isinstance(value, list):
+                continue
             shape = tuple(value.shape)
             if math.prod(shape) > _MOST_ELEMENTS:
                 raise InputError(
@@ -239,31 +249,25 @@ class OnnxModule(nn.Module):
         """Follow shapes without data: sizes are checked, weights become parameters, and sizes that grow are noted."""
         self._spent = _last_uses(self.steps, self.outputs)
         once = self._followed(self.file_batch or 1)
-        twice = None
+        self._learns = True
         try:
-            self._learns = True
             twice = self._followed(2 * (self.file_batch or 1))
         except AfinaError:
-            if self.file_batch is None:
-                raise
+            twice = None
         finally:
             self._learns = False
         if twice is None or any(b != (2 * a[0], *a[1:]) if a else True for a, b in zip(once, twice, strict=True)):
-            if self.file_batch is None:
-                raise Unsupported(
-                    f"{self.path} mixes its images: what it gives for one depends on the others.",
-                    fix="Export it with one row of outputs for each image.",
-                )
-            self.batch_size = self.file_batch
+            self.batch_size = self.file_batch or 1
             self._grows.clear()
             self._repeats.clear()
-            if any(not shape or shape[0] != self.file_batch for shape in once):
+            if any(not shape or shape[0] != self.batch_size for shape in once):
                 raise Unsupported(
                     f"{self.path} gives outputs that do not have the images as their first dimension.",
-                    why=f"For {self.file_batch} images they are {', '.join(map(str, map(list, once)))}.",
+                    why=f"For {self.batch_size} images they are {', '.join(map(str, map(list, once)))}.",
                     fix="Export it with outputs [N, ...].",
                 )
         self._shapes.clear()
+        self._sizes.clear()
 
     def _followed(self, count: int) -> list[tuple[int, ...]]:
         self._following = True

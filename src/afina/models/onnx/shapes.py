@@ -84,6 +84,37 @@ def split(call: Call) -> tuple[Tensor, ...]:
     return tuple(torch.split(x, part_sizes(call, x.shape[axis]), axis))
 
 
+@operator("SplitToSequence")
+def split_to_list(call: Call) -> tuple[list[Tensor]]:
+    """Several parts along one dimension, as one list."""
+    x, axis = call.tensor(0), int(call.attribute("axis", 0))
+    if not call.has(1):
+        parts = list(torch.split(x, 1, axis))
+        return (parts if call.attribute("keepdims", 1) else [part.squeeze(axis) for part in parts],)
+    sizes = call.sizes(1)
+    return (list(torch.split(x, sizes if call.known(1).ndim else sizes[0], axis)),)
+
+
+@operator("SequenceConstruct")
+def listed(call: Call) -> tuple[list[Tensor]]:
+    """Tensors as one list."""
+    return ([call.tensor(place) for place in range(len(call.values))],)
+
+
+@operator("SequenceAt")
+def element(call: Call) -> Tensor:
+    """One of a list."""
+    part: Tensor = call.values[0][int(call.number(1))]
+    return part
+
+
+@operator("ConcatFromSequence")
+def concat_list(call: Call) -> Tensor:
+    """A list end to end, along a dimension that there is or a new one."""
+    axis = int(call.attribute("axis", 0))
+    return torch.stack(call.values[0], axis) if call.attribute("new_axis", 0) else torch.cat(call.values[0], axis)
+
+
 @operator("Slice")
 def cut(call: Call) -> Tensor:
     """A part along some dimensions."""
@@ -158,12 +189,19 @@ def size(call: Call) -> np.ndarray:
     return array_of([call.tensor(0).numel()]).reshape(())
 
 
-@operator("Cast", "CastLike")
+@operator("CastLike")
+def cast_like(call: Call) -> Any:
+    """Numbers of the type that another value has."""
+    kind = call.tensor(1).dtype
+    if not call.is_known(0):
+        return call.tensor(0).to(kind)
+    return call.known(0).astype(next(of for of, to in _TORCH.items() if to == kind))
+
+
+@operator("Cast")
 def cast(call: Call) -> Tensor:
     """Numbers of another type; fractions stay in 32 bits."""
     x = call.tensor(0)
-    if call.step.operator == "CastLike":
-        return x.to(call.tensor(1).dtype)
     kind = kind_of(call.attribute("to"))
     if kind is None:
         raise call.refuse("It makes numbers of a type that is not known.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from sklearn import datasets
 from sklearn.utils import Bunch
@@ -17,11 +18,25 @@ from typer.testing import CliRunner
 
 import afina
 from afina.cli import app
+from afina.models import load_model
 from afina.models.builtin import convnet
 from afina.store.result import read_result
 from afina.types import Measurement
 
 WHOLE = datasets.load_digits()
+_NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width=16, num_classes=2):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(x).relu()).relu().mean((2, 3)))
+"""
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -67,6 +82,7 @@ def home(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("docs")
     folder_of_digits(folder / "photos", classes=range(2), count=52)
     (folder / "small.yaml").write_text(_small_recipe())
+    _bring_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for job in ("benchmark", "profile", "candidates.judging"):
@@ -76,6 +92,21 @@ def home(tmp_path_factory) -> Iterator[Path]:
         afina.optimize(convnet(10, width=8), "digits", size="40KB", epochs=1, out="runs/demo")
         patch.setattr(convnet, "__defaults__", (1, 8, 2, 2, 3))
         yield folder
+
+
+def _bring_models(folder: Path) -> None:
+    """The models of the page on models: an ONNX file, a folder of transformers, a Python file, a pickled module."""
+    import transformers
+
+    (folder / "net.py").write_text(_NET)
+    network = load_model(f"{folder / 'net.py'}:Net", input_size=(32, 32)).network
+    network.save(folder / "net.pt2")
+    afina.export(folder / "net.pt2", to="onnx", out=folder / "net.onnx")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
+    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()), folder / "whole.pt")
 
 
 @pytest.mark.parametrize(("page", "commands"), _commands(), ids=lambda value: value if isinstance(value, str) else "")

@@ -83,7 +83,13 @@ class HuggingFaceSource:
 
 
 class ForImages(nn.Module):
-    """A model of `transformers` as a module of images alone, which gives the outputs that a device needs."""
+    """A model of `transformers` as a module of images alone, which gives the outputs that a device needs.
+
+    Attributes:
+        input_size: Channels, height and width of its images; None where its configuration does not say.
+    """
+
+    input_size: tuple[int, int, int] | None = None
 
     def __init__(self, model: nn.Module, outputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -142,8 +148,11 @@ def build_transformers(
     if kind.task is not None:
         labels = getattr(config, "id2label", None) or {}
         task = TaskSpec(kind.task, tuple(str(labels[key]) for key in sorted(labels, key=int)) if before is None else ())
-    input = _input(folder, config, size)
-    return HuggingFaceSource(ForImages(module, kind.outputs).eval(), input, task, is_trained, before)
+    wrapped = ForImages(module, kind.outputs).eval()
+    sides = size or sides_of(getattr(config, "image_size", None))
+    if sides is not None:
+        wrapped.input_size = (getattr(config, "num_channels", 3), *sides)
+    return HuggingFaceSource(wrapped, _input(folder, sides), task, is_trained, before)
 
 
 def check_installed() -> None:
@@ -305,10 +314,9 @@ def _module(transformers: Any, kind: Kind, config: Any, folder: Path, trained: b
     return model, not wrong
 
 
-def _input(folder: Path, config: Any, size: tuple[int, int] | None) -> InputSpec | None:
-    """How images are made ready, by the preprocessor's configuration."""
+def _input(folder: Path, sides: tuple[int, int] | None) -> InputSpec | None:
+    """How images are made ready, by the preprocessor's configuration; None where there is none."""
     file = next((folder / name for name in _PREPROCESSOR if (folder / name).is_file()), None)
-    sides = size or sides_of(getattr(config, "image_size", None))
     if file is None:
         return None
     try:

@@ -329,6 +329,26 @@ def test_another_fault_of_an_export_is_told_as_what_it_is(small_network, tmp_pat
     assert not isinstance(caught.value, Unsupported)
 
 
+class _ViewedAttention(nn.Module):
+    """Attention whose output is viewed as the kernel's strides allow, and a copy's do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.values, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        tokens = self.values(x.flatten(2).transpose(1, 2).expand(-1, -1, 8))
+        heads = tokens.reshape(x.shape[0], -1, 2, 4).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(heads, heads, heads).permute(0, 2, 1, 3)
+        return self.head(mixed.contiguous().view(x.shape[0], -1, 8).mean(1))
+
+
+def test_a_view_that_fits_the_strides_of_one_kernel_alone_is_exported(tmp_path):
+    network = capture(_ViewedAttention(), GREY)
+    path = get_runtime("onnxruntime").export(network, tmp_path / "net.onnx")
+    assert check_parity(network, path, None, threads=1) < 1e-3
+
+
 def test_an_export_leaves_torch_onnx_as_it_was(small_network, tmp_path):
     registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
     fills = registration.ONNXRegistry.__dict__["from_torchlib"]

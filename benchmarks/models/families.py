@@ -5,7 +5,7 @@
 
 One small configuration of each family (fewer layers, narrower where the configuration allows it), with random weights,
 is saved with `save_pretrained` and read as `afina ... FOLDER` does. A step passes, is refused (a clear error of Afina,
-or a family that cannot be built from its default configuration), or fails. Statistics are of 16 photographs; the files
+or a family that cannot be built from its default configuration), or fails. Statistics are of 8 photographs; the files
 are compared with the networks on 4. Pruning takes a fifth of the units of each axis.
 """
 
@@ -57,10 +57,10 @@ _FEWER = {
     "num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "hidden_size": 96, "num_attention_heads": 4,
     "intermediate_size": 192, "num_queries": 20, "num_detection_tokens": 20, "encoder_ffn_dim": 128,
     "decoder_ffn_dim": 128, "decoder_hidden_size": 64, "image_size": 224,
-    "width_coefficient": 1.0, "depth_coefficient": 1.0,
+    "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640,
 }  # fmt: skip
 _WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
-_SETTLING, _COMPARED = 16, 4
+_SETTLING, _COMPARED = 8, 4
 
 
 class FamilyRows(Rows):
@@ -198,8 +198,10 @@ def smaller(kind: type) -> Any:
             changes[name] = value
     if isinstance(getattr(usual, "image_size", None), tuple):
         changes["image_size"] = (224, 224)
-    if isinstance(getattr(usual, "depths", None), list):
-        changes["depths"] = [2 if depth % 2 == 0 else 1 for depth in usual.depths]
+    for name in ("depths", "depth", "layers"):
+        each = getattr(usual, name, None)
+        if isinstance(each, (list, tuple)) and all(isinstance(n, int) for n in each):
+            changes[name] = [2 if n % 2 == 0 else 1 for n in each]
     for name in ("backbone_config", "vision_config", "text_config"):
         inside = getattr(usual, name, None)
         if inside is not None and not isinstance(inside, dict):

@@ -158,18 +158,23 @@ def _compared(network: Network, origin: Network) -> Row:
 
 
 def _weights(network: Network) -> int:
-    """The numbers in the weights of layers that are used: some modules have layers for training alone."""
-    used = {node.target for node in network.graph.nodes if node.op == "get_attr" and node.users}
-    return sum(p.numel() for name, p in network.module.named_parameters() if p.ndim > 1 and name in used)
+    """The numbers in the weights of layers: of those that write or sum over an axis."""
+    axes = analyse(network)
+    names = {m.name for axis in (*axes.free, *axes.fixed) for m in axis.members if m.role != "other"}
+    return sum(p.numel() for name, p in network.module.named_parameters() if name in names and p.ndim > 1)
 
 
 def groups(network: Network) -> list[Any]:
-    """For each axis that can shrink: its size, and the shapes of layers' weights with the dimension that shrinks."""
+    """For each axis that can shrink: its size, and the shapes of layers' weights with the dimension that shrinks.
+
+    What exporters compute ahead (tables of positions, coordinates, rows of one parameter) belongs to no layer.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in network.module.named_parameters()}
     return sorted(
-        (axis.size, sorted((shapes[m.name], m.dim) for m in axis.members if len(shapes.get(m.name, ())) > 1))
+        (axis.size, sorted((shapes[m.name], m.dim) for m in axis.members
+                           if m.role != "other" and len(shapes.get(m.name, ())) > 1))
         for axis in analyse(network).free
-    )
+    )  # fmt: skip
 
 
 def _photographs(archive: Path) -> list[Image.Image]:

@@ -175,7 +175,8 @@ def _with_plain_attention(network: "Network") -> "Network":
 
     A copy follows each attention: torch.onnx decides by the strides that one kernel gives whether a reshape needs a
     copy, and then decomposes attention to ops that give others. In ONNX a copy is nothing. Attention over more than
-    batch and heads (windows) is written out as matrix products and a softmax.
+    batch and heads (windows) is written out as matrix products and a softmax. Views become reshapes, which fit all
+    strides.
     """
     if not any(node.target is _ATTENTION for node in network.graph.nodes):
         return network
@@ -188,6 +189,9 @@ def _with_plain_attention(network: "Network") -> "Network":
             copy = twin.graph.call_function(_aten.clone.default, (node,), whole)
         copy.meta = dict(node.meta)
         node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+    for node in twin.graph.nodes:
+        if node.target is _aten.view.default:  # it fitted the strides that the kernel gave, not those of a copy
+            node.target = _aten.reshape.default
     twin.module.recompile()
     return twin
 

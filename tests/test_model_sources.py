@@ -55,9 +55,12 @@ def test_a_folder_of_transformers_is_a_model_with_labels_and_input(vit: Path) ->
 
 
 def test_a_folder_with_other_classes_gets_a_new_last_layer(vit: Path) -> None:
-    loaded = load_model(vit, task=TaskSpec("classification", ("a", "b")))
+    loaded = load_model(vit, task=TaskSpec("classification", ("a", "b")), weights="pretrained")
     assert not loaded.pretrained
     assert any("new last layer" in note for note in loaded.notes)
+    assert not any("random" in note for note in loaded.notes)  # all but the last layer is trained
+    with pytest.raises(InputError, match="copy of the folder"):
+        load_model(vit, weights=vit / "model.safetensors")
     kept = load_model(vit, task=TaskSpec("classification", ("dog", "cat", "owl")))
     assert kept.pretrained  # the same labels in another order: its rows are put into that order
 
@@ -229,6 +232,39 @@ def test_a_builder_takes_arguments_a_class_builds_and_a_package_imports_itself(t
         load_model(f"{package / 'net.py'}:Net(6)")
     with pytest.raises(InputError, match="depth"):
         load_model(f"{package / 'net.py'}:Net(depth=6)")
+
+
+def test_packages_of_one_name_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    for folder, width in (("a", 3), ("b", 5)):
+        package = tmp_path / folder / "mods"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "part.py").write_text(f"WIDTH = {width}\n")
+        (package / "net.py").write_text(
+            "from torch import nn\nfrom .part import WIDTH\n\ndef build():\n"
+            "    return nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.Flatten())\n"
+        )
+    sys.path.insert(0, str(tmp_path / "a"))
+    try:
+        import mods.net  # type: ignore[import-not-found]
+
+        loaded = load_model(f"{tmp_path / 'b' / 'mods' / 'net.py'}:build", input_size=(8, 8), trains=False)
+        assert loaded.network.module.get_parameter("0.weight").shape[0] == 5
+        assert sys.modules["mods.net"] is mods.net
+    finally:
+        sys.path.remove(str(tmp_path / "a"))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mods"]:
+            del sys.modules[name]
+
+
+def test_a_damaged_archive_is_one_clear_error(tmp_path: Path) -> None:
+    torch.save(Net(), tmp_path / "bad.pt")
+    content = bytearray((tmp_path / "bad.pt").read_bytes())
+    content[content.rindex(b"PK\x01\x02") : content.rindex(b"PK\x01\x02") + 4] = b"XXXX"
+    for name in ("bad.pt", "bad.pt2"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="bad"):
+            load_model(tmp_path / name, trust=True)
 
 
 def test_a_folder_of_models_asks_which(tmp_path: Path) -> None:

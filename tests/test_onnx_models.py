@@ -220,6 +220,44 @@ def test_a_file_that_mixes_sizes_and_images_keeps_its_number(tmp_path: Path) -> 
     assert network.batch_size == 1
 
 
+def test_a_file_whose_images_would_change_each_other_keeps_its_number(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("ReduceMax", ["c"], ["top"], keepdims=0),  # of one image, and of all where there are more
+        helper.make_node("Div", ["c", "top"], ["y"]),
+    ]
+    network = _same_as_onnx_runtime(_file(tmp_path / "m.onnx", nodes, {"w": _weights(4, 3, 3, 3)}))
+    assert network.batch_size == 1
+
+
+def test_a_file_for_two_images_is_filled_up_for_three(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2]),
+        helper.make_node("Reshape", ["c", "flat"], ["f"]),
+        helper.make_node("Concat", ["tokens", "f"], ["y"], axis=2),  # two tokens, one for each image
+    ]
+    weights = {"w": _weights(4, 3, 3, 3), "flat": np.array([2, 4, 9]), "tokens": _weights(2, 4, 1)}
+    path = _file(tmp_path / "m.onnx", nodes, weights, (2, 3, 8, 8))
+    network, images = _loaded(path), torch.randn(4, 3, 8, 8)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    wanted = [session.run(None, {"x": torch.stack([image, image]).numpy()})[0][0] for image in images]
+    assert np.allclose(network(images)["y"].detach().numpy(), np.stack(wanted), atol=1e-4)
+
+
+def test_weights_in_constants_are_parameters_and_a_shared_one_stays_one(tmp_path: Path) -> None:
+    kernel = numpy_helper.from_array(_weights(4, 3, 3, 3))
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=kernel),
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("ReduceMean", ["c"], ["v"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["v", "w"], ["one"]),
+        helper.make_node("Einsum", ["v", "w"], ["two"], equation="ni,ij->nj"),
+        helper.make_node("Add", ["one", "two"], ["y"]),
+    ]
+    network = _same_as_onnx_runtime(_file(tmp_path / "m.onnx", nodes, {"w": _weights(4, 5)}))
+    assert sorted(name for name, _ in network.module.named_parameters()) == ["k", "w"]
+
+
 def test_channels_last_files_take_images_like_all_others(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),

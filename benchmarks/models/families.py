@@ -108,7 +108,7 @@ def measure(kind: str, family: str, shared: Path) -> Row:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            save(kind, family, folder / "model")
+            save(kind, family, folder / "model", shared / "data" / "photos.zip")
         except Exception as error:
             return {
                 "load": f"refused: it cannot be built from its default configuration: {first_lines(error, 1)}"[:200]
@@ -123,7 +123,7 @@ def measure(kind: str, family: str, shared: Path) -> Row:
         if not networks:
             return row
         original = networks["float"]
-        images = _photographs(shared / "data" / "photos.zip", original)
+        images = _photographs(shared / "data" / "photos.zip", original.input.height, original.input.width)
         context = Context(calibration=lambda: iter(images.split(4)), images=len(images))
 
         def export(key: str) -> None:
@@ -155,8 +155,8 @@ def _outcome(step: Callable[[], None]) -> str:
     return "pass"
 
 
-def save(kind: str, family: str, folder: Path) -> None:
-    """A small model of that family, as `save_pretrained` writes it, with the configuration of its preprocessor."""
+def save(kind: str, family: str, folder: Path, archive: Path) -> None:
+    """A small model of that family as `save_pretrained` writes it, its batch norms with statistics of photographs."""
     import transformers as t
 
     if f"{kind}/{family}" in BY_HAND:
@@ -174,12 +174,28 @@ def save(kind: str, family: str, folder: Path) -> None:
     for parameter in model.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():
             parameter.data.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))
-    model.save_pretrained(folder)
     side = getattr(config, "image_size", 224)
     side = side if isinstance(side, int) else side[0] if isinstance(side, (list, tuple)) else 224
+    _settle(model, _photographs(archive, side, side))
+    model.save_pretrained(folder)
     size = {"height": side, "width": side}
     said = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_rescale": True, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
+
+
+@torch.no_grad()
+def _settle(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Give batch norms the statistics of images: without, nothing is left of an image after a few random layers."""
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    model(pixel_values=images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
 
 
 def smaller(kind: type) -> Any:
@@ -198,7 +214,7 @@ def smaller(kind: type) -> Any:
             changes[name] = value
     if isinstance(getattr(usual, "image_size", None), tuple):
         changes["image_size"] = (224, 224)
-    for name in ("depths", "depth", "layers"):
+    for name in ("depths", "layers"):
         each = getattr(usual, name, None)
         if isinstance(each, (list, tuple)) and all(isinstance(n, int) for n in each):
             changes[name] = [2 if n % 2 == 0 else 1 for n in each]
@@ -211,8 +227,7 @@ def smaller(kind: type) -> Any:
     return kind(**changes)
 
 
-def _photographs(archive: Path, network: Network) -> torch.Tensor:
-    height, width = network.input.height, network.input.width
+def _photographs(archive: Path, height: int, width: int) -> torch.Tensor:
     with zipfile.ZipFile(archive) as files:
         names = sorted(name for name in files.namelist() if name.endswith(".jpg"))[:_SETTLING]
         pictures = [Image.open(files.open(name)).convert("RGB").resize((width, height)) for name in names]

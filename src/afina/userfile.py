@@ -160,12 +160,19 @@ def _imported(path: Path) -> ModuleType:
 def _imported_in_package(path: Path) -> ModuleType:
     """The file as a module of its package, whose folder is importable."""
     parts = path.resolve().with_suffix("").relative_to(folder_to_import(path)).parts
+    # Another package of that name may have been imported: it steps aside.
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == parts[0]}
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return importlib.import_module(".".join(parts))
     except (Exception, SystemExit) as error:
         reason = reason_in(error, path)
         raise InputError(f"{path} cannot be imported.", reason, "Correct it, then try again.") from error
+    finally:
+        if others:
+            for name in [name for name in sys.modules if name.partition(".")[0] == parts[0]]:
+                del sys.modules[name]
+            sys.modules.update(others)
 
 
 def reason_of(error: BaseException) -> str:

@@ -46,7 +46,8 @@ def _doctor(options: DoctorOptions) -> tuple[dict[str, Any], tuple[Check, ...]]:
         [True]
     """
     machine = describe_machine(available_cores())
-    checks = [*_runtimes(), _int8(machine["features"]), _training(), _ray(), _browser(), _disk(), *_load()]
+    extras = (_ray(), _transformers(), _browser())
+    checks = [*_runtimes(), _int8(machine["features"]), _training(), *extras, _disk(), *_load()]
     return machine, tuple(checks)
 
 
@@ -94,6 +95,13 @@ def _training() -> Check:
     if not devices and torch.backends.mps.is_available():
         devices = ["Apple GPU (MPS)"]
     return Check("training device", True, ", ".join(devices) or f"CPU, {available_cores()} cores")
+
+
+def _transformers() -> Check:
+    installed = find_spec("transformers") is not None
+    fix = "" if installed else 'pip install "afina[transformers]"'
+    named = version("transformers") if installed else "not installed"
+    return Check("transformers (for models of Hugging Face)", installed, named, fix)
 
 
 def _ray() -> Check:

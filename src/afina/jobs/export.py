@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from afina.capacity import available_cores
+from afina.errors import Unsupported
 from afina.graph.network import Network
 from afina.graph.quantized import activation_bits
 from afina.jobs.common.model_source import load_plain, name_of
@@ -75,9 +76,14 @@ def _export(options: ExportOptions) -> Exported:
 
 def _put_back(network: Network, path: Path) -> str:
     """Put what followed the network in the ONNX file that it was read from behind it again; gives what was done."""
+    if path.suffix == ".pt2":
+        return "The choice of boxes that the original file had goes with it, for an export to ONNX."
     if path.suffix != ".onnx":
         return "The choice of boxes that the original file had is left to the host: only ONNX files get it back."
-    with_tail(path, network.tail)
+    try:
+        with_tail(path, network.tail)
+    except Unsupported as error:
+        return f"{error} The file holds the network alone."
     return "The choice of boxes that the original file had is behind the network again."
 
 

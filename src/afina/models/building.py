@@ -96,12 +96,18 @@ def built_module(model: str | Path | nn.Module, request: LoadRequest) -> BuiltMo
 
 def _from_transformers(model: str, request: LoadRequest) -> BuiltModule:
     """The module of a folder of transformers, or of a name on the hub."""
+    if request.file is not None:
+        raise InputError(
+            f"{model} has weights of its own, and cannot take those of {request.file}.",
+            why="The library calls them otherwise in files than in its modules.",
+            fix="Put them into a copy of the folder, as model.safetensors.",
+        )
     source = huggingface.build_transformers(
-        model, trained=request.weights != RANDOM and request.file is None, outputs=request.outputs,
+        model, trained=request.weights != RANDOM, outputs=request.outputs,
         size=request.size, progress=request.progress,
     )  # fmt: skip
     return BuiltModule(
-        source.module, source.input, source.trained, "" if source.trained else "its last layer is new",
+        source.module, source.input, source.trained, "",
         source.new_head, source.task,
     )  # fmt: skip
 
@@ -114,7 +120,7 @@ def _from_onnx(path: Path, request: LoadRequest) -> BuiltModule:
         raise InputError(f"{path} always has weights.", fix=f"Leave `random` out ({WEIGHTS}).")
     beside = described_beside(path)
     hint = None if request.input is None else (request.input.height, request.input.width)
-    source = build_onnx(path, request.size, hint if beside is None or beside.size is None else beside.size)
+    source = build_onnx(path, request.size or (None if beside is None else beside.size), hint)
     input, task, notes = source.input, source.task, source.notes
     if beside is not None:
         channels, height, width = source.module.input_size

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from afina.errors import InputError, check_file, first_lines
 from afina.graph.network import unlifted
+from afina.graph.outputs import named_tensors
 from afina.graph.screening import reason_to_refuse
 
 _OWN = "/afina.json"
@@ -20,15 +21,23 @@ class ExportedModule(nn.Module):
 
     Attributes:
         input_size: Channels, height and width of the images that it was exported with.
+        batch_size: The number of images that it is fixed to; None where it takes any.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram, size: tuple[int, int, int]) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, size: tuple[int, int, int], batch: int | None) -> None:
         super().__init__()
         self.program = unlifted(program)
-        self.input_size = size
+        self.input_size, self.batch_size = size, batch
 
     def forward(self, images: Tensor) -> object:
-        return self.program(images)
+        if self.batch_size is None or images.shape[0] == self.batch_size:
+            return self.program(images)
+        if self.batch_size != 1:
+            raise ValueError(
+                f"the program takes {self.batch_size} images at a time: export it for one, or for any number"
+            )
+        parts = [named_tensors(self.program(part))[0] for part in images.split(1)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def train(self, mode: bool = True) -> "ExportedModule":
         self.training = mode
@@ -39,8 +48,11 @@ def is_foreign(path: Path) -> bool:
     """Whether a `.pt2` file is a program that was not written by this library."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return not any(name.endswith(_OWN) for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith(_OWN) for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def build_exported(path: Path) -> ExportedModule:
@@ -70,4 +82,5 @@ def build_exported(path: Path) -> ExportedModule:
             f"{path} does not take images alone: its inputs are {[list(getattr(i, 'shape', ())) for i in inputs]}.",
             fix="Export a program of one tensor of images [N, C, H, W].",
         )
-    return ExportedModule(program, (shape[1], shape[2], shape[3]))
+    batch = shape[0] if isinstance(shape[0], int) else None
+    return ExportedModule(program, (shape[1], shape[2], shape[3]), batch)

@@ -143,7 +143,7 @@ def build_transformers(
         before = None
         if outputs is not None and kind.task == CLASSES.task and outputs != config.num_labels:
             before, config.num_labels = config.num_labels, outputs
-        module, is_trained = _module(transformers, kind, config, folder, trained)
+        module, is_trained = _module(transformers, kind, config, folder, trained, before is not None)
     task = None
     if kind.task is not None:
         labels = getattr(config, "id2label", None) or {}
@@ -239,9 +239,7 @@ def _of_timm(folder: Path, plain: Mapping[str, Any], trained: bool, outputs: int
         raise InputError(f"{folder} cannot be read as a model of timm.", why=first_lines(error, 2)) from error
     labels = () if changed else tuple(map(str, plain.get("label_names") or ()))
     input = timm_input(module.pretrained_cfg)
-    return HuggingFaceSource(
-        module, input, TaskSpec(CLASSES.task, labels), trained and not changed, classes if changed else None
-    )
+    return HuggingFaceSource(module, input, TaskSpec(CLASSES.task, labels), trained, classes if changed else None)
 
 
 def _configuration(transformers: Any, folder: Path, plain: Mapping[str, Any]) -> Any:
@@ -280,8 +278,10 @@ def _kind(transformers: Any, config: Any, folder: Path) -> Kind:
     )
 
 
-def _module(transformers: Any, kind: Kind, config: Any, folder: Path, trained: bool) -> tuple[nn.Module, bool]:
-    """The model with its weights, or with random ones; and whether they are trained."""
+def _module(
+    transformers: Any, kind: Kind, config: Any, folder: Path, trained: bool, changed: bool
+) -> tuple[nn.Module, bool]:
+    """The model with its weights, or with random ones; and whether they are trained. `changed`: of other classes."""
     auto = getattr(transformers, kind.auto)
     if not trained:
         return auto.from_config(config), False
@@ -300,8 +300,9 @@ def _module(transformers: Any, kind: Kind, config: Any, folder: Path, trained: b
     except Exception as error:  # the library raises several kinds for broken files
         raise InputError(f"The weights in {folder} cannot be read.", why=first_lines(error, 2)) from error
     missing = sorted(report["missing_keys"])
-    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
-    if missing or (wrong and len(wrong) > 2):
+    # Of a classifier with other classes the last layer differs: in its outputs, and in nothing else.
+    wrong = sorted(key for key, was, now in report["mismatched_keys"] if not changed or was[1:] != now[1:])
+    if missing or wrong:
         raise InputError(
             f"The weights in {folder} do not fit its configuration.",
             why="; ".join(
@@ -311,7 +312,7 @@ def _module(transformers: Any, kind: Kind, config: Any, folder: Path, trained: b
             ),
             fix="Give the folder as save_pretrained wrote it.",
         )
-    return model, not wrong
+    return model, True
 
 
 def _input(folder: Path, sides: tuple[int, int] | None) -> InputSpec | None:

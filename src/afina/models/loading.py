@@ -24,6 +24,7 @@ from afina.models.names import (
     PRETRAINED,
     RANDOM,
     WEIGHTS,
+    is_file_of_model,
     is_onnx,
     is_saved,
 )
@@ -105,7 +106,7 @@ def load_model(
         )  # fmt: skip
         name = model if isinstance(model, (str, Path)) else type(model).__name__
         built = isinstance(model, (str, Path)) and not is_saved(model)
-        if options and (not built or is_onnx(model)):
+        if options and (not built or is_file_of_model(model)):
             raise InputError(
                 f"{name} is built already: {', '.join(options)} cannot be chosen.",
                 fix="Give builtin:convnet, builtin:mlp, or a function of your own as path/file.py:builder.",
@@ -159,6 +160,11 @@ def _from_source(source: BuiltModule, request: LoadRequest, name: str) -> Loaded
     known = (request.known_task or source.task) if task is None else task
     if width is not None and known is not None:
         stated = source.task.labels if source.task is not None and source.task.name == known.name else ()
+        if stated and len(stated) != width and is_onnx(name):
+            raise InputError(
+                f"{name} gives {width} numbers, and {len(stated)} labels are said to be theirs.",
+                fix="Name one label for each output in the YAML file beside it.",
+            )
         network.task = replace(known, labels=stated if len(stated) == width else _numbered(width))
     return _with_head(network, request, name, [*notes, *network.notes], fit, trained, source.new_head)
 

@@ -54,6 +54,12 @@ def is_pickled(model: Any) -> bool:
     return isinstance(model, (str, Path)) and Path(model).suffix.lower() in SUFFIXES
 
 
+def is_file_of_model(model: Any) -> bool:
+    """Whether a model is a file or folder of a network that is built already, or a name of such a folder."""
+    built = is_onnx(model) or is_pickled(model)
+    return built or (isinstance(model, (str, Path)) and (huggingface.is_named(model) or huggingface.is_folder(model)))
+
+
 def has_weights(model: Any) -> bool:
     """Whether weights are a part of a model: of a file that holds them, or of what Python was given."""
     return not isinstance(model, (str, Path)) or is_saved(model) or is_onnx(model) or is_pickled(model)

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from afina.errors import InputError, did_you_mean
+from afina.tasks import named_task
 from afina.types import InputSpec, Interpolation, Order, Resize, TaskSpec
 
 _KEYS = ("mean", "std", "scale", "order", "resize", "interpolation")
@@ -241,4 +242,4 @@ def _task(given: Mapping[str, Any], file: Path) -> TaskSpec | None:
     labels, name = given.get("labels", []), given.get("task", "classification" if "labels" in given else None)
     if not isinstance(labels, list) or not (name is None or isinstance(name, str)):
         raise InputError(f"{file}: labels or task are not as they should be.", fix="Write `labels: [cat, dog]`.")
-    return None if name is None else TaskSpec(name, tuple(map(str, labels)))
+    return None if name is None else replace(named_task(name), labels=tuple(map(str, labels)))

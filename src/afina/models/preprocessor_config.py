@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from afina.errors import InputError, first_lines
 from afina.types import InputSpec, Interpolation, Resize
 
 _DEFAULT_SIZE = 224
+_WARPED_FROM = 384  # from here on ConvNeXt resizes whole images
 # Pillow's numbers of filters, as configurations have them.
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -24,6 +26,17 @@ def input_of_preprocessor(said: Mapping[str, Any], sides: tuple[int, int] | None
         >>> spec.shape, spec.resize, spec.crop_share, spec.mean
         ((3, 224, 224), 'crop', 0.875, (0.5, 0.5, 0.5))
     """
+    try:
+        return _input(said, sides)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "How images are made ready cannot be read from the preprocessor's configuration.",
+            why=first_lines(error, 1),
+            fix="Say it in options: --input-size, --mean, --std, --resize; or correct the file.",
+        ) from error
+
+
+def _input(said: Mapping[str, Any], sides: tuple[int, int] | None) -> InputSpec:
     edge, whole = said.get("size"), sides_of(said.get("size"))
     crop = sides_of(said.get("crop_size")) if said.get("do_center_crop") else None
     shortest = edge.get("shortest_edge") if isinstance(edge, Mapping) else edge if isinstance(edge, int) else None
@@ -32,7 +45,7 @@ def input_of_preprocessor(said: Mapping[str, Any], sides: tuple[int, int] | None
     share = 1.0
     if crop is not None:
         resize, share = "crop", min(crop) / min((shortest, shortest) if shortest else whole or crop)
-    elif said.get("crop_pct"):
+    elif said.get("crop_pct") and not (shortest and shortest >= _WARPED_FROM):
         resize, share = "crop", float(said["crop_pct"])
     elif said.get("do_pad"):
         resize = "letterbox"
@@ -45,7 +58,8 @@ def input_of_preprocessor(said: Mapping[str, Any], sides: tuple[int, int] | None
         mean, std = (_triple(said[key]) for key in ("image_mean", "image_std"))
     return InputSpec(
         height, width, tuple(m / scale for m in mean), tuple(s / scale for s in std), resize=resize,
-        crop_share=share, interpolation=_FILTERS.get(int(said.get("resample") or 2), "bilinear"),
+        crop_share=share, interpolation=_FILTERS[2 if said.get("resample") is None else int(said["resample"])],
+        order="BGR" if said.get("do_flip_channel_order") else "RGB",
     )  # fmt: skip
 
 

@@ -30,9 +30,10 @@ def call_of(text: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     try:
         call = ast.parse(text, mode="eval").body
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-    except (SyntaxError, ValueError):
+        named = isinstance(call, ast.Call) and all(keyword.arg is not None for keyword in call.keywords)
+        if isinstance(call, ast.Call) and named and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, TypeError, ValueError):
         pass
     raise InputError(
         f"{text} is no builder with arguments.",

@@ -188,8 +188,11 @@ def check_unpacked_size(path: Path) -> None:
     """Raise `InputError` where an archive unpacks to very much more than it holds, which no weights do."""
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        whole = sum(entry.file_size for entry in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise _broken(path, f"Its archive is damaged: {error}.") from error
     if whole > _MOST_TIMES * path.stat().st_size + _SLACK:
         raise _broken(path, f"It unpacks to {whole / 1e9:.3g} GB, {whole / path.stat().st_size:.0f} times its size.")
 
@@ -250,6 +253,8 @@ def _matching_prefix(file_weights: dict[str, Tensor], module_weights: Mapping[st
             key in module_weights for key in file_weights
         ):
             return {key.removeprefix(prefix): value for key, value in file_weights.items()}
+        if all(f"{prefix}{key}" in module_weights for key in file_weights):
+            return {f"{prefix}{key}": value for key, value in file_weights.items()}
     return file_weights
 
 

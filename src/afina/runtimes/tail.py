@@ -1,11 +1,13 @@
 """The part of an ONNX file that chooses boxes, put behind an exported file again: see `models.onnx.cutting`."""
 
+import json
 from pathlib import Path
 
 from afina.errors import Unsupported, first_lines
 from afina.store.files import write
 
 _PREFIX = "tail/"
+_OUTPUTS = "afina.outputs"  # what `models.onnx.cutting` notes in a tail
 
 
 def with_tail(path: Path, tail: bytes) -> None:
@@ -17,16 +19,18 @@ def with_tail(path: Path, tail: bytes) -> None:
     import onnx
     import onnxruntime
 
-    head, rest = onnx.load(path), onnx.load_model_from_string(tail)
+    head = onnx.load(path)
     opset = next(entry.version for entry in head.opset_import if entry.domain in ("", "ai.onnx"))
     try:
+        rest = onnx.load_model_from_string(tail)
+        outputs = next((json.loads(entry.value) for entry in rest.metadata_props if entry.key == _OUTPUTS), None)
         if any(entry.version != opset for entry in rest.opset_import if entry.domain in ("", "ai.onnx")):
             rest = onnx.version_converter.convert_version(rest, opset)
         rest.ir_version = head.ir_version
         joins = [(value.name, _PREFIX + value.name) for value in rest.graph.input]
         rest = onnx.compose.add_prefix(rest, _PREFIX, rename_outputs=False)
         kept = {entry.key: entry.value for entry in head.metadata_props}
-        whole = onnx.compose.merge_models(head, rest, joins)
+        whole = onnx.compose.merge_models(head, rest, joins, outputs=outputs)
         onnx.helper.set_model_props(whole, kept)
         content = whole.SerializeToString()
         onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ _KINDS = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: 
           10: np.float32, 11: np.float32, 12: np.uint32, 13: np.uint64, 16: np.float32}  # fmt: skip
 
 
-_MOST_REPEATED = 2**20
+_MOST_REPEATED, _MOST_JOINED = 2**20, 2**26
 
 
 def kind_of(number: int) -> Any:
@@ -50,6 +50,8 @@ _SINGLES: dict[str, Callable[[Any], Any]] = {
 
 def _each(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
     """A function of numbers on arrays, as numpy broadcasts them."""
+    if math.prod(np.broadcast_shapes(*(array.shape for array in arrays))) > _MOST_REPEATED:
+        raise ValueError("more numbers than sizes are")
     spread = np.broadcast_arrays(*(array.astype(object) for array in arrays))
     result = np.empty(spread[0].shape, object)
     for index in np.ndindex(result.shape):
@@ -127,6 +129,8 @@ def repeated(call: Call) -> np.ndarray:
 def concatenated(call: Call) -> np.ndarray:
     """Arrays end to end."""
     arrays = [call.known(place) for place in range(len(call.values))]
+    if sum(array.size for array in arrays) > _MOST_JOINED:
+        raise call.refuse("It joins more numbers than are known.")
     if any(array.dtype == object for array in arrays):
         arrays = [array.astype(object) for array in arrays]
     return np.concatenate(arrays, int(call.attribute("axis", 0)))

@@ -7,12 +7,14 @@ How many boxes are left depends on the images, so that nothing behind the cut ca
 it is the network, whose outputs are what the tail reads; `runtimes.tail` puts the tail behind an exported file again.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from afina.errors import Unsupported
 from afina.models.onnx.file import OnnxGraph, Step
 
+OUTPUTS = "afina.outputs"  # in the tail: what the whole file gave
 _CHOOSES = "NonMaxSuppression"
 # Sizes: they are computed again in the tail, from what it reads.
 _SIZES = frozenset("Shape Size Gather Unsqueeze Squeeze Concat Cast Slice Mul Div Add Sub".split())
@@ -49,11 +51,12 @@ def without_tail(graph: OnnxGraph) -> tuple[OnnxGraph, bytes]:
             f"{graph.path} chooses boxes from what is no output of layers.",
             fix="Export the network without the choice of boxes (without NMS).",
         )
+    read = list(needed)
     needed += [name for name in graph.outputs if name not in made and name not in needed]
     gone = {id(step) for step in tail}
     head = tuple(step for step in graph.steps if id(step) not in gone)
     names = {name for step in (*tail, *sizes) for name in step.outputs if name}
-    return graph.with_steps(head, tuple(needed)), _tail_model(graph.path, names, needed, graph.outputs)
+    return graph.with_steps(head, tuple(needed)), _tail_model(graph.path, names, read, graph.outputs)
 
 
 def _depending(steps: tuple[Step, ...], start: set[str]) -> list[Step]:
@@ -88,10 +91,11 @@ def _tail_model(path: Path, names: set[str], inputs: list[str], outputs: tuple[s
         [*constants, *nodes],
         "tail",
         [known.get(name) or onnx.helper.make_tensor_value_info(name, floats, None) for name in inputs],
-        [value for value in model.graph.output if value.name in outputs],
+        [value for value in model.graph.output if value.name in names],
         [tensor for tensor in model.graph.initializer if tensor.name in read],
     )
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.SetInParent()  # which the checker of onnx insists on, known or not
     whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    onnx.helper.set_model_props(whole, {OUTPUTS: json.dumps(outputs)})
     return bytes(whole.SerializeToString())

@@ -136,6 +136,9 @@ def _tensors(proto: Any) -> Iterator[Any]:
         for node in nodes:
             for attribute in node.attribute:
                 yield from (attribute.t, *attribute.tensors)
+    for function in proto.functions:
+        for attribute in function.attribute_proto:
+            yield from (attribute.t, *attribute.tensors)
 
 
 def _check_external(proto: Any, path: Path) -> None:
@@ -144,14 +147,14 @@ def _check_external(proto: Any, path: Path) -> None:
 
     if proto.graph.sparse_initializer:
         raise Unsupported(f"{path} holds sparse weights.", fix="Export it with dense ones.")
-    folder = path.resolve().parent
+    folder = path.absolute().parent
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        file = folder / location
-        if not location or os.path.isabs(location) or not file.resolve().is_relative_to(folder):
+        file = Path(os.path.normpath(folder / location))
+        if not location or os.path.isabs(location) or not file.is_relative_to(os.path.normpath(folder)):
             raise InputError(
                 f"{path} is refused: its data is said to lie in {location!r}.",
                 why="Only files in its own folder are read.",
@@ -202,7 +205,8 @@ def _check_structure(proto: Any, path: Path) -> None:
             tensor.dims.append(0)
             tensor.raw_data = b""
     for value in (*plain.graph.output, *plain.graph.value_info):
-        value.type.tensor_type.shape.SetInParent()  # many files leave the shapes of outputs out
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()  # many files leave the shapes of outputs out
     if any(node.domain == "com.microsoft" for node in plain.graph.node):
         return  # the checker knows none of its operators
     try:
@@ -218,9 +222,9 @@ def _inlined(proto: Any, path: Path) -> Any:
 
     try:
         model = ir.serde.deserialize_model(proto)
-        ir.external_data.set_base_dir(model.graph, path.resolve().parent)
         if model.functions:
             model = common.InlinePass()(model).model
+        ir.external_data.set_base_dir(model.graph, path.absolute().parent)
         common.TopologicalSortPass()(model)
     except Exception as error:  # onnx_ir raises whatever a broken file makes it stumble over
         raise _broken(path, f"It is no valid ONNX: {first_lines(error, 2)}") from error

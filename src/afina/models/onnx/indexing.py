@@ -27,6 +27,7 @@ def gather(call: Call) -> Tensor:
         which = _from_front(call, x, axis)
     else:
         which = call.tensor(1)
+        which = which if call.is_known(1) else _positive(which.long(), x.shape[axis])
     if axis == 0 and x.ndim == 2 and not call.is_known(1):
         return F.embedding(which.long(), x)
     picked = x.index_select(axis, which.reshape(-1).long())
@@ -104,7 +105,7 @@ def one_hot(call: Call) -> Tensor:
     """A place as a vector with one entry that differs."""
     places, depth, axis = call.tensor(0).long(), int(call.number(1)), int(call.attribute("axis", -1))
     off, on = call.tensor(2).unbind(0)
-    hot = _positive(places, depth).unsqueeze(-1) == torch.arange(depth)
+    hot = _positive(places, depth).unsqueeze(-1) == torch.arange(depth, device=places.device)
     return torch.where(hot, on, off).movedim(-1, axis)
 
 

@@ -22,12 +22,12 @@ def join_layers(steps: Sequence[Step], arrays: Mapping[str, np.ndarray], outputs
     products = {
         step.outputs[0]: step
         for step in steps
-        if step.operator == "MatMul" and step.inputs[1] in arrays and arrays[step.inputs[1]].ndim == 2
-        and step.inputs[0] not in arrays and uses[step.outputs[0]] == 1
+        if step.operator == "MatMul" and len(step.inputs) == 2 and step.inputs[1] in arrays
+        and arrays[step.inputs[1]].ndim == 2 and step.inputs[0] not in arrays and uses[step.outputs[0]] == 1
     }  # fmt: skip
     joined, gone = [], set[str]()
     for step in steps:
-        if step.operator == "Add":
+        if step.operator == "Add" and len(step.inputs) == 2:
             bias, product = sorted(step.inputs, key=lambda name: name not in arrays)
             known = products.get(product)
             if known is not None and bias in arrays and arrays[bias].shape == arrays[known.inputs[1]].shape[1:]:

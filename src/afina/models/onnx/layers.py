@@ -347,7 +347,7 @@ def attention(call: Call) -> Tensor:
         )
     mask, causal = call.optional(3), bool(call.attribute("is_causal", 0))
     if mask is not None and causal:
-        below = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+        below = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         mask = mask & below if mask.dtype == torch.bool else mask.masked_fill(~below, -math.inf)
     groups, alone = query.shape[1] != key.shape[1], causal and mask is None
     result = F.scaled_dot_product_attention(

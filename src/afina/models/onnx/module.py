@@ -36,7 +36,20 @@ _FORMS = frozenset("Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast De
 _NOT_FOLDED = frozenset("Dropout QuantizeLinear".split())
 _SIZES = frozenset(("Shape", "Size"))
 _DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-_CHANNELS = (1, 3)
+_CHANNELS, _USUAL = (1, 3), (224, 224)
+_WITH_WEIGHTS = frozenset("Conv ConvTranspose Gemm MatMul PRelu BatchNormalization LayerNormalization".split())
+# What torch and numpy raise for nodes that do not fit together.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_MIXED = 1e-2  # relative; rounding alone changes less where an image is computed beside another
 
 
 class OnnxModule(nn.Module):
@@ -44,7 +57,8 @@ class OnnxModule(nn.Module):
 
     Args:
         graph: The file.
-        size: Height and width of the images, where the file leaves them open.
+        size: Height and width that the images have to have.
+        suggested: Those that they should have where the file leaves them open.
 
     Attributes:
         input_size: Channels, height and width of its images.
@@ -57,11 +71,13 @@ class OnnxModule(nn.Module):
         Unsupported: an operator, or a form of it, is not read.
     """
 
-    def __init__(self, graph: OnnxGraph, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, graph: OnnxGraph, size: tuple[int, int] | None = None, suggested: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.path, self.opset, self.outputs = graph.path, graph.opset, graph.outputs
         self.images, self.kind = graph.input, graph.kind
-        self.channels_last, self.input_size = _layout(graph, size)
+        self.channels_last, self.input_size = _layout(graph, size, suggested)
         self.file_batch = graph.shape[0]
         self.batch_size: int | None = None
         self._places: dict[tuple[str, bool, bool, bool], str] = {}
@@ -72,9 +88,9 @@ class OnnxModule(nn.Module):
         self._learns = False
         self.arrays: dict[str, np.ndarray] = dict(graph.constants)
         self._weights = dict.fromkeys(graph.weights, "")
-        for name, array in graph.weights.items():
-            self.arrays[name] = array
-            self._weights[name] = name
+        self.arrays.update(graph.weights)
+        self._weights.update((name, name) for name in graph.weights)
+        self._weights.update((name, name) for name in _constant_weights(graph))
         for step in graph.steps:
             if step.operator not in OPERATORS and step.operator not in ON_ARRAYS:
                 why = "It draws random numbers." if step.operator in _DRAWING else ""
@@ -84,10 +100,12 @@ class OnnxModule(nn.Module):
         self._follow()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        if self.batch_size is None or images.shape[0] == self.batch_size:
+        size = self.batch_size
+        if size is None or images.shape[0] == size:
             return self._run(images)
-        parts = [self._run(part) for part in images.split(self.batch_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.outputs}
+        # Each image by itself, as often as the file wants it: then its place among others does not matter.
+        parts = [self._run(part.expand(size, *part.shape[1:])) for part in images.split(1)]
+        return {name: torch.cat([part[name][:1] for part in parts]) for name in self.outputs}
 
     def stored(
         self,
@@ -105,6 +123,9 @@ class OnnxModule(nn.Module):
                 array.shape
             )
         key = (name, transposed, trained, flat)
+        other = (name, not transposed, trained, flat)
+        if key not in self._places and other in self._places:  # one weight, read in two forms
+            return self._kept_tensor(self._places[other]).transpose(-1, -2)
         if key not in self._places:
             with unset_fake_temporarily():
                 values = _tensor_of(array.swapaxes(-1, -2) if transposed else array.reshape(-1) if flat else array)
@@ -112,7 +133,9 @@ class OnnxModule(nn.Module):
                     return values
                 is_weight = weight or (trained and values.is_floating_point() and self.is_weight(name))
                 self._places[key] = self._kept(self._weights.get(name) or name, values, is_weight)
-        path = self._places[key]
+        return self._kept_tensor(self._places[key])
+
+    def _kept_tensor(self, path: str) -> Tensor:
         owner, _, attribute = path.rpartition(".")
         tensor: Tensor = getattr(self.get_submodule(owner), attribute)
         return tensor
@@ -155,7 +178,7 @@ class OnnxModule(nn.Module):
                 given = self._computed(step, values)
             except (AfinaError, torch.fx.experimental.symbolic_shapes.ConstraintViolationError):
                 raise
-            except (IndexError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            except _FAULTS as error:
                 if torch.compiler.is_exporting():
                     raise
                 raise InputError(
@@ -206,7 +229,7 @@ class OnnxModule(nn.Module):
             try:
                 with torch.no_grad():
                     given = self._computed_once(step)
-            except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            except _FAULTS as error:
                 raise InputError(
                     f"{self.path}: {step.operator} ({step.name}) cannot be computed.", why=first_lines(error, 2)
                 ) from error
@@ -257,9 +280,7 @@ class OnnxModule(nn.Module):
         finally:
             self._learns = False
         if twice is None or any(b != (2 * a[0], *a[1:]) if a else True for a, b in zip(once, twice, strict=True)):
-            self.batch_size = self.file_batch or 1
-            self._grows.clear()
-            self._repeats.clear()
+            self._fix_batch()
             if any(not shape or shape[0] != self.batch_size for shape in once):
                 raise Unsupported(
                     f"{self.path} gives outputs that do not have the images as their first dimension.",
@@ -268,6 +289,30 @@ class OnnxModule(nn.Module):
                 )
         self._shapes.clear()
         self._sizes.clear()
+        if self.batch_size is None and self.file_batch is not None and self._mixes():
+            self._fix_batch()
+
+    def _fix_batch(self) -> None:
+        """Keep to the file's number of images."""
+        self.batch_size = self.file_batch or 1
+        self._grows.clear()
+        self._repeats.clear()
+
+    def _mixes(self) -> bool:
+        """Whether an image changes what the network gives for another, which a file of a fixed number may do."""
+        count = self.file_batch or 1
+        images = torch.randn(2 * count, *self.input_size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            try:
+                together = self._run(images)
+            except AfinaError:
+                return True
+            apart = [self._run(part) for part in images.split(count)]
+        for name, value in together.items():
+            wanted = torch.cat([part[name] for part in apart]).double()
+            if not float((value.double() - wanted).norm()) <= _MIXED * float(wanted.norm().clamp_min(1e-12)):
+                return True
+        return False
 
     def _followed(self, count: int) -> list[tuple[int, ...]]:
         self._following = True
@@ -309,7 +354,9 @@ def _tensor_of(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def _layout(graph: OnnxGraph, size: tuple[int, int] | None) -> tuple[bool, tuple[int, int, int]]:
+def _layout(
+    graph: OnnxGraph, size: tuple[int, int] | None, suggested: tuple[int, int] | None
+) -> tuple[bool, tuple[int, int, int]]:
     """Whether the file wants channels last, and the channels, height and width of its images."""
     _, *sizes = graph.shape
     channels_last = sizes[0] not in _CHANNELS and sizes[-1] in _CHANNELS
@@ -320,20 +367,28 @@ def _layout(graph: OnnxGraph, size: tuple[int, int] | None) -> tuple[bool, tuple
         raise InputError(
             f"{graph.path} takes images of {channels} channels.", fix="Give a network for pictures of 1 or 3 channels."
         )
-    height, width = (fixed or asked for fixed, asked in zip(sides, size or (224, 224), strict=True))
+    height, width = (fixed or asked for fixed, asked in zip(sides, size or suggested or _USUAL, strict=True))
     if size is not None and (height, width) != tuple(size):
         raise InputError(
             f"{graph.path} takes images of {height}x{width}, and cannot take {size[0]}x{size[1]}.",
             why="The size is fixed in the file.",
             fix="Leave --input-size out, or export the file for that size.",
         )
-    return channels_last, (channels, height or 224, width or 224)
+    return channels_last, (channels, height, width)
+
+
+def _constant_weights(graph: OnnxGraph) -> set[str]:
+    """The names of weights that exporters wrote as constants."""
+    read = {name for step in graph.steps if step.operator in _WITH_WEIGHTS for name in step.inputs[1:]}
+    return {
+        name for name, array in graph.constants.items() if name in read and array.dtype.kind == "f" and array.size > 1
+    }
 
 
 def _stem_channels(graph: OnnxGraph) -> int:
     """Channels that the first convolution takes, where the file leaves them open."""
     for step in graph.steps:
-        if step.operator == "Conv" and step.inputs[1] in graph.weights:
+        if step.operator == "Conv" and len(step.inputs) > 1 and step.inputs[1] in graph.weights:
             return int(graph.weights[step.inputs[1]].shape[1]) * int(step.attributes.get("group", 1))
     return 3
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.models.onnx.arrays import kind_of
 from afina.models.onnx.calls import Call, Value, operator
 from afina.models.onnx.layers import convolution
 
@@ -28,7 +29,8 @@ _SIX = 0.02  # how near to 6 the highest number is where it is meant
 @operator("QuantizeLinear")
 def quantize(call: Call) -> Tensor:
     """The numbers as they are, without those that no integer stands for on the side of zero."""
-    return _limited(call.tensor(0), call.known(1), call.values[2] if call.has(2) else None)
+    kind = kind_of(call.attribute("output_dtype", 2)) or np.uint8
+    return _limited(call.tensor(0), call.known(1), call.known(2) if call.has(2) else np.zeros((), kind))
 
 
 def _limited(x: Tensor, scale: np.ndarray, zero: np.ndarray | None) -> Tensor:

@@ -92,7 +92,10 @@ def _rules(
         assert sizes is not None
         output = [int(n) for n in sizes[2:]]
     else:
-        output = [math.floor(int(size) * scale) for size, scale in zip(x.shape[2:], scales[2:], strict=True)]
+        output = [
+            math.floor(np.float32(int(size)) * np.float32(scale))
+            for size, scale in zip(x.shape[2:], scales[2:], strict=True)
+        ]
     return mode, rule, rounding, output
 
 

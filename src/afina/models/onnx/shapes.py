@@ -12,7 +12,7 @@ from afina.models.onnx.arrays import filled_in, kind_of, part_sizes, slices
 from afina.models.onnx.calls import Call, array_of, is_symbol, on_arrays, operator, part_of
 from afina.models.onnx.layers import padded
 
-_MOST_ELEMENTS = 2**31
+_MOST_ELEMENTS = 2**27
 _FURTHEST = 2**31 - 1  # "to the end"
 _TORCH = {np.uint8: torch.uint8, np.int8: torch.int8, np.int16: torch.int16, np.int32: torch.int32,
           np.int64: torch.int64, np.float32: torch.float32, np.bool_: torch.bool, np.uint16: torch.int64,
@@ -206,6 +206,8 @@ def cast(call: Call) -> Tensor:
     if kind is None:
         raise call.refuse("It makes numbers of a type that is not known.")
     if x.is_floating_point() and kind is np.uint8 and call.step.inputs[0] == call.module.images:
+        return x
+    if x.is_floating_point() and kind is np.float32:  # in whatever precision the network is computed
         return x
     return x if x.dtype == _TORCH[kind] else x.to(_TORCH[kind])
 

@@ -10,7 +10,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from afina.errors import AfinaError, Unsupported, first_lines
-from afina.graph.metadata import describe
 from afina.graph.propagate import output_shapes
 from afina.runtimes.onnx_codes import (
     add_large_biases_apart,
@@ -24,6 +23,7 @@ from afina.runtimes.onnx_edit import constant, new_constant, replace
 from afina.runtimes.onnx_plain import plain_program
 from afina.runtimes.onnx_prepare import for_onnx
 from afina.runtimes.torch_onnx import torch_onnx
+from afina.types.metadata import describe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from afina.errors import InputError
-from afina.graph.metadata import parse
 from afina.runtimes.base import Runtime, Session, in_fixed_batches
 from afina.types import InputSpec, TaskSpec
+from afina.types.metadata import parse
 
 if TYPE_CHECKING:
     from afina.graph import Network

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from afina.errors import AfinaError, InputError, Unsupported, first_lines
-from afina.graph.metadata import INPUT_KEY, TASK_KEY, describe, parse
 from afina.runtimes.base import Runtime, Session, in_fixed_batches
 from afina.runtimes.openvino_library import openvino
 from afina.runtimes.policy import IntegerPolicy
 from afina.types import InputSpec, TaskSpec
+from afina.types.metadata import INPUT_KEY, TASK_KEY, describe, parse
 
 if TYPE_CHECKING:
     from afina.graph import Network

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afina.graph.metadata import parse_values
 from afina.runtimes.base import Runtime, Session
 from afina.runtimes.policy import IntegerPolicy
 from afina.types import InputSpec, TaskSpec
+from afina.types.metadata import parse_values
 
 if TYPE_CHECKING:
     from afina.graph import Network

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from afina.errors import AfinaError, InputError, Unsupported, first_lines
 from afina.graph.duplicate import duplicate
-from afina.graph.metadata import parse
 from afina.models.onnx.cutting import without_tail
 from afina.models.onnx.file import OnnxGraph, open_onnx
 from afina.models.onnx.module import OnnxModule
 from afina.models.onnx.quantized import QUANTIZED
 from afina.types import InputSpec, TaskSpec
+from afina.types.metadata import parse
 
 _TOLERANCE = 1e-3  # of the norm of an output; kernels that add in another order give 1e-6 to 1e-5
 _HALF_TOLERANCE = 2e-2  # of a file in 16 bits, which is computed in 32 here

@@ -317,6 +317,17 @@ def test_integers_of_a_quantized_file_are_undone(tmp_path: Path) -> None:
     assert outputs.min() == 0  # integers from 0 on cut off what is below: the rectifier that was left out
 
 
+def test_names_that_exporters_give_to_values_are_exported_again(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "val_0"], ["c"]),
+        helper.make_node("Mul", ["c", "conv2d"], ["m"]),
+        helper.make_node("Reshape", ["m", "val_1"], ["y"]),
+    ]
+    weights = {"val_0": _weights(4, 3, 3, 3), "conv2d": _weights(4, 1, 1), "val_1": np.array([1, 144])}
+    network = _same_as_onnx_runtime(_file(tmp_path / "m.onnx", nodes, weights))
+    assert afina.export(network, to="onnx", out=tmp_path / "again.onnx").parity < 1e-3
+
+
 def test_short_names_that_are_words_of_python_are_taken(tmp_path: Path) -> None:
     nodes = [helper.make_node("Conv", ["x", "if"], ["as"]), helper.make_node("Mul", ["as", "is.in"], ["y"])]
     _same_as_onnx_runtime(_file(tmp_path / "m.onnx", nodes, {"if": _weights(4, 3, 3, 3), "is.in": _weights(4, 1, 1)}))

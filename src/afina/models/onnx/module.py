@@ -29,6 +29,15 @@ from afina.errors import AfinaError, InputError, Unsupported, first_lines
 from afina.models.onnx.calls import ON_ARRAYS, OPERATORS, Call, Size, Value, is_symbol
 from afina.models.onnx.file import OnnxGraph, Step, unsupported_step
 from afina.models.onnx.joined import join_layers
+from afina.models.onnx.preparing import (
+    constant_weights,
+    growing,
+    is_of_exporter,
+    last_uses,
+    layout,
+    needed,
+    tensor_of,
+)
 
 _MOST_ELEMENTS = 2**31  # of one value, for two images
 # What leaves weights what they are, in another form: folded, and known by the weight's name still.
@@ -36,8 +45,6 @@ _FORMS = frozenset("Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast De
 _NOT_FOLDED = frozenset("Dropout QuantizeLinear".split())
 _SIZES = frozenset(("Shape", "Size"))
 _DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-_CHANNELS, _USUAL = (1, 3), (224, 224)
-_WITH_WEIGHTS = frozenset("Conv ConvTranspose Gemm MatMul PRelu BatchNormalization LayerNormalization".split())
 # What torch and numpy raise for nodes that do not fit together.
 _FAULTS = (
     ArithmeticError,
@@ -77,7 +84,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.path, self.opset, self.outputs = graph.path, graph.opset, graph.outputs
         self.images, self.kind = graph.input, graph.kind
-        self.channels_last, self.input_size = _layout(graph, size, suggested)
+        self.channels_last, self.input_size = layout(graph, size, suggested)
         self.file_batch = graph.shape[0]
         self.batch_size: int | None = None
         self._places: dict[tuple[str, bool, bool, bool], str] = {}
@@ -90,12 +97,12 @@ class OnnxModule(nn.Module):
         self._weights = dict.fromkeys(graph.weights, "")
         self.arrays.update(graph.weights)
         self._weights.update((name, name) for name in graph.weights)
-        self._weights.update((name, name) for name in _constant_weights(graph))
+        self._weights.update((name, name) for name in constant_weights(graph))
         for step in graph.steps:
             if step.operator not in OPERATORS and step.operator not in ON_ARRAYS:
                 why = "It draws random numbers." if step.operator in _DRAWING else ""
                 raise unsupported_step(step, self.path, why)
-        steps = self._folded(_needed(graph.steps, graph.outputs))
+        steps = self._folded(needed(graph.steps, graph.outputs))
         self.steps = join_layers(steps, self.arrays, graph.outputs)
         self._follow()
 
@@ -128,7 +135,7 @@ class OnnxModule(nn.Module):
             return self._kept_tensor(self._places[other]).transpose(-1, -2)
         if key not in self._places:
             with unset_fake_temporarily():
-                values = _tensor_of(array.swapaxes(-1, -2) if transposed else array.reshape(-1) if flat else array)
+                values = tensor_of(array.swapaxes(-1, -2) if transposed else array.reshape(-1) if flat else array)
                 if self._folding:
                     return values
                 is_weight = weight or (trained and values.is_floating_point() and self.is_weight(name))
@@ -149,7 +156,7 @@ class OnnxModule(nn.Module):
         if self._following and not self._learns:
             self._sizes[step.name] = list(sizes)
         if self._learns and step.inputs[0] in self._shapes and self._sizes.get(step.name) == sizes:
-            place = _growing(self._shapes[step.inputs[0]], tuple(x.shape), self._shapes[step.outputs[0]])
+            place = growing(self._shapes[step.inputs[0]], tuple(x.shape), self._shapes[step.outputs[0]])
             if place is not None and sizes[place] != -1 and not is_symbol(sizes[place]):
                 self._grows[step.name] = place
         place = self._grows.get(step.name)
@@ -270,7 +277,7 @@ class OnnxModule(nn.Module):
 
     def _follow(self) -> None:
         """Follow shapes without data: sizes are checked, weights become parameters, and sizes that grow are noted."""
-        self._spent = _last_uses(self.steps, self.outputs)
+        self._spent = last_uses(self.steps, self.outputs)
         once = self._followed(self.file_batch or 1)
         self._learns = True
         try:
@@ -337,6 +344,8 @@ class OnnxModule(nn.Module):
                 inside = nn.Module()
                 owner.add_module(part, inside)
             owner = inside
+        if len(parts) == 1 and is_of_exporter(parts[0]):
+            parts = [f"{parts[0]}_{'weight' if is_weight else 'constant'}"]
         last, number = parts[-1], 2
         while hasattr(owner, last):
             last, number = f"{parts[-1]}_{number}", number + 1
@@ -345,85 +354,3 @@ class OnnxModule(nn.Module):
         else:
             owner.register_buffer(last, values)
         return ".".join([*parts[:-1], last])
-
-
-def _tensor_of(array: np.ndarray) -> Tensor:
-    """A tensor with memory of its own; unsigned numbers that torch hardly computes with become wider ones."""
-    if array.dtype.kind == "u" and array.dtype != np.uint8:
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _layout(
-    graph: OnnxGraph, size: tuple[int, int] | None, suggested: tuple[int, int] | None
-) -> tuple[bool, tuple[int, int, int]]:
-    """Whether the file wants channels last, and the channels, height and width of its images."""
-    _, *sizes = graph.shape
-    channels_last = sizes[0] not in _CHANNELS and sizes[-1] in _CHANNELS
-    channels, *sides = (sizes[-1], *sizes[:2]) if channels_last else sizes
-    if channels is None:
-        channels = _stem_channels(graph)
-    if channels not in _CHANNELS:
-        raise InputError(
-            f"{graph.path} takes images of {channels} channels.", fix="Give a network for pictures of 1 or 3 channels."
-        )
-    height, width = (fixed or asked for fixed, asked in zip(sides, size or suggested or _USUAL, strict=True))
-    if size is not None and (height, width) != tuple(size):
-        raise InputError(
-            f"{graph.path} takes images of {height}x{width}, and cannot take {size[0]}x{size[1]}.",
-            why="The size is fixed in the file.",
-            fix="Leave --input-size out, or export the file for that size.",
-        )
-    return channels_last, (channels, height, width)
-
-
-def _constant_weights(graph: OnnxGraph) -> set[str]:
-    """The names of weights that exporters wrote as constants."""
-    read = {name for step in graph.steps if step.operator in _WITH_WEIGHTS for name in step.inputs[1:]}
-    return {
-        name for name, array in graph.constants.items() if name in read and array.dtype.kind == "f" and array.size > 1
-    }
-
-
-def _stem_channels(graph: OnnxGraph) -> int:
-    """Channels that the first convolution takes, where the file leaves them open."""
-    for step in graph.steps:
-        if step.operator == "Conv" and len(step.inputs) > 1 and step.inputs[1] in graph.weights:
-            return int(graph.weights[step.inputs[1]].shape[1]) * int(step.attributes.get("group", 1))
-    return 3
-
-
-def _growing(before: tuple[int, ...], after: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:
-    """The place in `sizes`, for which `before` was reshaped, that grows as `before` became `after`; None for none.
-
-    Example:
-        >>> _growing((1, 255, 52, 52), (2, 255, 52, 52), (1, 3, 85, 2704))
-        0
-        >>> _growing((8, 1, 64), (8, 2, 64), (8, 1, 4, 16))
-        1
-    """
-    place = next((i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b), None)
-    if place is None:
-        return None
-    ahead = math.prod(before[:place])
-    return next((i for i in range(len(sizes)) if math.prod(sizes[:i]) == ahead), None)
-
-
-def _needed(steps: Iterable[Step], outputs: Iterable[str]) -> list[Step]:
-    """The nodes that outputs depend on."""
-    wanted, needed = set(outputs), []
-    for step in reversed(list(steps)):
-        if wanted & set(step.outputs):
-            wanted |= set(step.inputs)
-            needed.append(step)
-    return needed[::-1]
-
-
-def _last_uses(steps: Iterable[Step], outputs: Iterable[str]) -> list[list[str]]:
-    """For each node, the values that no later one reads."""
-    seen, spent = set(outputs), []
-    for step in reversed(list(steps)):
-        last = [name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name and name not in seen]
-        seen.update(last)
-        spent.append(last)
-    return spent[::-1]

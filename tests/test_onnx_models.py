@@ -258,6 +258,20 @@ def test_weights_in_constants_are_parameters_and_a_shared_one_stays_one(tmp_path
     assert sorted(name for name, _ in network.module.named_parameters()) == ["k", "w"]
 
 
+def test_nodes_without_names_are_told_apart(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["a"], mode="nearest", nearest_mode="ceil"),
+        helper.make_node("Resize", ["a", "", "others"], ["b"], mode="nearest", nearest_mode="ceil"),
+        helper.make_node("Reshape", ["b", "one"], ["c"]),
+        helper.make_node("Reshape", ["c", "two"], ["y"]),
+    ]
+    weights = {
+        "scales": np.array([1, 1, 0.5, 1.5], np.float32), "others": np.array([1, 1, 2.5, 0.5], np.float32),
+        "one": np.array([1, 30, 6]), "two": np.array([1, 3, 60]),
+    }  # fmt: skip
+    assert _same_as_onnx_runtime(_file(tmp_path / "m.onnx", nodes, weights)).batch_size is None
+
+
 def test_channels_last_files_take_images_like_all_others(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),

@@ -41,7 +41,7 @@ def _counted(places: np.ndarray, size: object) -> np.ndarray:
 
 def _from_front(call: Call, x: Tensor, axis: int) -> Tensor:
     """Known places, counted from the front."""
-    return call.module.stored(f"{call.step.name}.places", _counted(call.known(1), x.shape[axis]))
+    return call.module.stored(f"{call.step.outputs[0]}.places", _counted(call.known(1), x.shape[axis]))
 
 
 def _is_even(places: np.ndarray) -> bool:
@@ -125,7 +125,7 @@ def compress(call: Call) -> Tensor:
     axis = call.step.attributes.get("axis")
     x, axis = (x.flatten(), 0) if axis is None else (x, int(axis))
     where = np.flatnonzero(mask)
-    return x.index_select(axis, call.module.stored(f"{call.step.name}.places", where))
+    return x.index_select(axis, call.module.stored(f"{call.step.outputs[0]}.places", where))
 
 
 @operator("NonZero")

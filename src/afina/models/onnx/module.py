@@ -94,10 +94,8 @@ class OnnxModule(nn.Module):
         self._sizes: dict[str, list[Size]] = {}
         self._learns = False
         self.arrays: dict[str, np.ndarray] = dict(graph.constants)
-        self._weights = dict.fromkeys(graph.weights, "")
         self.arrays.update(graph.weights)
-        self._weights.update((name, name) for name in graph.weights)
-        self._weights.update((name, name) for name in constant_weights(graph))
+        self._weights = {name: name for name in (*graph.weights, *constant_weights(graph))}
         for step in graph.steps:
             if step.operator not in OPERATORS and step.operator not in ON_ARRAYS:
                 why = "It draws random numbers." if step.operator in _DRAWING else ""
@@ -154,12 +152,12 @@ class OnnxModule(nn.Module):
     def resized(self, step: Step, x: Tensor, sizes: list[Size]) -> list[Size]:
         """The sizes of a reshape of `x`, of which one grows with the number of images where the file has it fixed."""
         if self._following and not self._learns:
-            self._sizes[step.name] = list(sizes)
-        if self._learns and step.inputs[0] in self._shapes and self._sizes.get(step.name) == sizes:
+            self._sizes[step.outputs[0]] = list(sizes)
+        if self._learns and step.inputs[0] in self._shapes and self._sizes.get(step.outputs[0]) == sizes:
             place = growing(self._shapes[step.inputs[0]], tuple(x.shape), self._shapes[step.outputs[0]])
             if place is not None and sizes[place] != -1 and not is_symbol(sizes[place]):
-                self._grows[step.name] = place
-        place = self._grows.get(step.name)
+                self._grows[step.outputs[0]] = place
+        place = self._grows.get(step.outputs[0])
         if place is None or self.file_batch is None:
             return sizes
         sizes = list(sizes)
@@ -172,8 +170,8 @@ class OnnxModule(nn.Module):
             most = max(int(tensor.shape[0]) for tensor in tensors)
             single = tuple(i for i, tensor in enumerate(tensors) if tensor.shape[0] == 1 < most)
             if single:
-                self._repeats[step.name] = single
-        for place in self._repeats.get(step.name, ()):
+                self._repeats[step.outputs[0]] = single
+        for place in self._repeats.get(step.outputs[0], ()):
             tensors[place] = tensors[place].expand(self.count, *tensors[place].shape[1:])
         return tensors
 

@@ -43,7 +43,7 @@ def resize(call: Call) -> Tensor:
         length, size = int(x.shape[axis]), output[axis - 2]
         factor = scales[axis] if scales is not None else size / length
         where = _COORDINATES[rule](np.arange(size, dtype=np.float64), length, size, factor)
-        name = f"{call.step.name}.{axis}"
+        name = f"{call.step.outputs[0]}.{axis}"
         if mode == "nearest":
             places = np.clip(_ROUNDINGS[rounding](where), 0, length - 1).astype(np.int64)
             x = x.index_select(axis, call.module.stored(f"{name}.places", places))

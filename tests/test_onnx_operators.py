@@ -34,7 +34,6 @@ _KINDS = ("uint16", "uint32", "uint64", "float16", "bfloat16", "fp16", "bf16", "
 _ALL_TENSORS = frozenset(
     "Einsum Concat Max Min Sum Mean Where GatherND ScatterND ScatterElements Attention Add Mul Pow MatMul Gemm".split()
 )
-_ARRAYS_TOO = frozenset(ON_ARRAYS)
 
 
 class _Holder:

@@ -32,9 +32,7 @@ def check_model(model: Any, weights: str | Path | None = None) -> None:
     in_file = FILE.fullmatch(str(model))
     if in_file or is_saved(model) or is_onnx(model) or is_pickled(model):
         check_file(Path(in_file["path"] if in_file else model))
-    elif huggingface.is_named(model) or huggingface.is_folder(model):
-        return  # what it needs is known once its configuration is read
-    else:
+    elif not (huggingface.is_named(model) or huggingface.is_folder(model)):  # of those the configuration says more
         library, name = library_and_name(str(model))
         library_of(name, library)
 

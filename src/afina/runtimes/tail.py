@@ -5,9 +5,9 @@ from pathlib import Path
 
 from afina.errors import Unsupported, first_lines
 from afina.store.files import write
+from afina.types.metadata import TAIL_OUTPUTS_KEY
 
 _PREFIX = "tail/"
-_OUTPUTS = "afina.outputs"  # what `models.onnx.cutting` notes in a tail
 
 
 def with_tail(path: Path, tail: bytes) -> None:
@@ -23,7 +23,9 @@ def with_tail(path: Path, tail: bytes) -> None:
     opset = next(entry.version for entry in head.opset_import if entry.domain in ("", "ai.onnx"))
     try:
         rest = onnx.load_model_from_string(tail)
-        outputs = next((json.loads(entry.value) for entry in rest.metadata_props if entry.key == _OUTPUTS), None)
+        outputs = next(
+            (json.loads(entry.value) for entry in rest.metadata_props if entry.key == TAIL_OUTPUTS_KEY), None
+        )
         if any(entry.version != opset for entry in rest.opset_import if entry.domain in ("", "ai.onnx")):
             rest = onnx.version_converter.convert_version(rest, opset)
         rest.ir_version = head.ir_version

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 INPUT_KEY = "afina.input"
 TASK_KEY = "afina.task"
+# In the tail of an ONNX file (see `models.onnx.cutting`): the names of what the whole file gave.
+TAIL_OUTPUTS_KEY = "afina.outputs"
 
 
 def describe(network: "Network") -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from afina.errors import Unsupported
 from afina.models.onnx.file import OnnxGraph, Step
+from afina.types.metadata import TAIL_OUTPUTS_KEY
 
-OUTPUTS = "afina.outputs"  # in the tail: what the whole file gave
 _CHOOSES = "NonMaxSuppression"
 # Sizes: they are computed again in the tail, from what it reads.
 _SIZES = frozenset("Shape Size Gather Unsqueeze Squeeze Concat Cast Slice Mul Div Add Sub".split())
@@ -97,5 +97,5 @@ def _tail_model(path: Path, names: set[str], inputs: list[str], outputs: tuple[s
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.SetInParent()  # which the checker of onnx insists on, known or not
     whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    onnx.helper.set_model_props(whole, {OUTPUTS: json.dumps(outputs)})
+    onnx.helper.set_model_props(whole, {TAIL_OUTPUTS_KEY: json.dumps(outputs)})
     return bytes(whole.SerializeToString())
